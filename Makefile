@@ -1,0 +1,86 @@
+# Everything a developer types. `make` alone lists it.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) \
+	  | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+
+.PHONY: demo
+demo: $(STAMP) ## a scene becomes a video: no account, no Docker, half a minute
+	@exec $(BIN)/python -m vidgen_worker demo
+
+.PHONY: sandbox
+sandbox: $(STAMP) ## keep the demo's stack running, to play with
+	@exec $(BIN)/python -m vidgen_worker sandbox
+
+.PHONY: test
+test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+.PHONY: check
+check: $(STAMP) ## format, lint, types and layers, as CI sees them
+	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory lint
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: lint
+lint: $(STAMP) ## ruff alone
+	$(BIN)/ruff check .
+
+.PHONY: format
+format: $(STAMP) ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: dist
+dist: $(STAMP) ## wheel and source archive in dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+.PHONY: lock
+lock: ## renew requirements.lock with the newest versions that pyproject.toml admits
+	rm -rf build/lock
+	$(call make_venv,build/lock)
+	build/lock/bin/python -m pip install -q -e '.[sandbox,dev]'
+	{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --exclude-editable; } \
+	  > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf build/lock
+
+.PHONY: venv
+venv: $(STAMP) ## the environment in .venv, with the locked versions
+
+.PHONY: clean
+clean: ## remove what these commands made
+	rm -rf .venv build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache .coverage .coverage.*
+	find vidgen_worker tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Debian's python3 has no ensurepip unless python3-venv is installed; its pip can fill a virtual
+# environment from outside.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vidgen-worker needs Python 3.11 or newer; '$(PYTHON)' is not. Say which: make PYTHON=python3.12 …" >&2; exit 1; }
+	@test -x $(1)/bin/python || $(PYTHON) -m venv --without-pip $(1)
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 \
+	  || $(1)/bin/python -m ensurepip >/dev/null 2>&1 \
+	  || $(PYTHON) -m pip --python $(1)/bin/python install -q pip \
+	  || { echo "There is no pip for '$(PYTHON)'. On Debian: apt-get install python3-venv python3-pip" >&2; exit 1; }
+endef
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "Setting up .venv (once; a minute or two)"
+	$(call make_venv,.venv)
+	@$(BIN)/python -m pip install -q -r requirements.lock
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,224 @@
+"""The fixtures everybody uses: a real PostgreSQL, and the doubles of Runway and Supabase Storage.
+
+The server comes from the wheel unless `--postgres` says otherwise; every test gets a database of
+its own, cloned from a migrated template. The doubles speak HTTP from a thread of this process.
+Nothing here replaces code of ours.
+"""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote, unquote, urlsplit
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from vidgen_worker.sandbox.control import RunwayControl, StorageControl
+from vidgen_worker.sandbox.postgres import SUPERUSER, EmbeddedPostgres
+from vidgen_worker.sandbox.serving import BackgroundServer
+from vidgen_worker.sandbox.supabase import bootstrap
+
+CONTAINER_IMAGE = "postgres:17-alpine"
+
+
+class PostgresServer(Protocol):
+    """A server with the roles `supabase_admin` (or another superuser) and `postgres`."""
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """Return a URL for role `postgres`, or for `user` with the same password."""
+        ...
+
+    def admin_url(self, database: str = "postgres") -> str:
+        """Return a URL for the superuser."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExistingServer:
+    """A server that somebody else started, known by the URL of its superuser.
+
+    Role `postgres` is given the superuser's password.
+    """
+
+    superuser_url: str = field(repr=False)
+
+    @property
+    def password(self) -> str | None:
+        """The superuser's password; None where the server trusts us."""
+        password = urlsplit(self.superuser_url).password
+        return None if password is None else unquote(password)
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """Return a URL for `user`, with the superuser's password."""
+        parts = urlsplit(self.superuser_url)
+        password = "" if self.password is None else f":{quote(self.password)}"
+        host = parts.netloc.rpartition("@")[2]
+        return parts._replace(
+            netloc=f"{quote(user)}{password}@{host}", path=f"/{quote(database)}"
+        ).geturl()
+
+    def admin_url(self, database: str = "postgres") -> str:
+        """Return a URL for the superuser."""
+        return self.url(database, unquote(urlsplit(self.superuser_url).username or SUPERUSER))
+
+
+@dataclass(frozen=True)
+class Database:
+    """One test's database, as `postgres` (no superuser) and as the superuser."""
+
+    name: str
+    url: str = field(repr=False)
+    admin_url: str = field(repr=False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--postgres`."""
+    parser.addoption(
+        "--postgres",
+        default="wheel",
+        metavar="wheel|container|URL",
+        help="where PostgreSQL comes from: the embedded wheel (default), a container, or the URL "
+        "of a superuser of a server whose role postgres, if any, is no superuser",
+    )
+
+
+@pytest.fixture(scope="session")
+def postgres_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
+    """Provide the session's server, with Supabase's roles on it."""
+    choice: str = pytestconfig.getoption("--postgres")
+    match choice:
+        case "wheel":
+            with EmbeddedPostgres.start(durable=False) as embedded:
+                bootstrap(embedded.admin_url())
+                yield embedded
+        case "container":
+            from testcontainers.postgres import PostgresContainer  # noqa: PLC0415 - needs Docker
+
+            container = PostgresContainer(
+                CONTAINER_IMAGE, username=SUPERUSER, password=uuid.uuid4().hex, dbname="postgres"
+            ).with_command("-c wal_level=logical -c max_connections=200 -c fsync=off")
+            with container as running:
+                yield _existing(running.get_connection_url(driver=None))
+        case url:
+            yield _existing(url)
+
+
+def _existing(superuser_url: str) -> ExistingServer:
+    server = ExistingServer(superuser_url)
+    bootstrap(server.admin_url(), postgres_password=server.password)
+    return server
+
+
+@pytest.fixture(scope="session")
+def bare_template(postgres_server: PostgresServer) -> Iterator[str]:
+    """Provide the name of a database with Supabase's objects and none of ours."""
+    with _database(postgres_server, "template_bare") as name:
+        bootstrap(postgres_server.admin_url(name))
+        yield name
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: PostgresServer, bare_template: str) -> Iterator[str]:
+    """Provide the name of a database with all migrations, applied as role `postgres`."""
+    from vidgen_worker.migrate import migrate  # noqa: PLC0415 - tests below it go without
+
+    with _database(postgres_server, "template_migrated", bare_template) as name:
+        migrate(postgres_server.url(name))
+        yield name
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer, migrated_template: str) -> Iterator[Database]:
+    """Provide a fresh migrated database."""
+    with _database(postgres_server, "test", migrated_template) as name:
+        yield Database(name, postgres_server.url(name), postgres_server.admin_url(name))
+
+
+@pytest.fixture
+def bare_database(postgres_server: PostgresServer, bare_template: str) -> Iterator[Database]:
+    """Provide a fresh database without our migrations."""
+    with _database(postgres_server, "bare", bare_template) as name:
+        yield Database(name, postgres_server.url(name), postgres_server.admin_url(name))
+
+
+@pytest.fixture
+def database_url(database: Database) -> str:
+    """Provide the URL of a fresh migrated database, as role `postgres`."""
+    return database.url
+
+
+@pytest.fixture
+def admin_database_url(database: Database) -> str:
+    """Provide the superuser's URL of the same database as `database_url`."""
+    return database.admin_url
+
+
+@pytest.fixture
+def bare_database_url(bare_database: Database) -> str:
+    """Provide the URL of a fresh database without our migrations, as role `postgres`."""
+    return bare_database.url
+
+
+class _database:  # noqa: N801 - reads as the verb it is: `with _database(...)`
+    """Create a database for the length of a block."""
+
+    def __init__(
+        self, server: PostgresServer, purpose: str, template: str = "template0"
+    ) -> None:
+        self.server = server
+        self.name = f"vidgen_{purpose}_{uuid.uuid4().hex[:12]}"
+        self.template = template
+
+    def __enter__(self) -> str:
+        self._execute(
+            sql.SQL("create database {} template {} owner postgres").format(
+                sql.Identifier(self.name), sql.Identifier(self.template)
+            )
+        )
+        return self.name
+
+    def __exit__(self, *_: object) -> None:
+        self._execute(
+            sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(self.name))
+        )
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.server.admin_url(), autocommit=True) as connection:
+            connection.execute(statement)
+
+
+@pytest.fixture
+def runway(tmp_path: Path) -> Iterator[RunwayControl]:
+    """Provide Runway's double: generations end at the first look, outputs are plain files."""
+    from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings  # noqa: PLC0415
+
+    double = RunwayDouble(
+        tmp_path / "runway",
+        RunwaySettings(image_seconds=0, video_seconds=0, render="cached"),
+        allow_loopback_assets=True,
+    )
+    with BackgroundServer(double.app) as server:
+        yield RunwayControl(server.url, double.key)
+
+
+@pytest.fixture
+def storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
+    """Provide Storage's double on the test's migrated database."""
+    yield from _storage(tmp_path, database)
+
+
+@pytest.fixture
+def bare_storage(tmp_path: Path, bare_database: Database) -> Iterator[StorageControl]:
+    """Provide Storage's double on a database without our migrations."""
+    yield from _storage(tmp_path, bare_database)
+
+
+def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
+    from vidgen_worker.sandbox.storage import StorageDouble  # noqa: PLC0415
+
+    double = StorageDouble(tmp_path / "storage", database.admin_url)
+    with BackgroundServer(double.app) as server:
+        yield StorageControl(server.url, double.keys)

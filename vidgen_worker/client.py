@@ -1,0 +1,314 @@
+"""The database as programs and operators see it: short, synchronous, with sentences for errors.
+
+Used by the Python service and the command line; it needs `DATABASE_URL` and nothing else. The
+statements are the named blocks of `client.sql`, and each may be sent twice. It never runs a task,
+and it never lets an exception of psycopg out.
+"""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import dict_row
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from vidgen_worker.config import REMEDIES, Settings, SettingsError
+from vidgen_worker.db import load_queries
+
+Row = dict[str, Any]
+Claims = Mapping[str, str]
+
+SERVICE_ROLE: Claims = {"role": "service_role"}
+QUERIES = load_queries("client.sql")
+CONNECT_SECONDS = 10
+MOST_IDLE = 4
+
+
+def user_claims(user_id: object) -> Claims:
+    """Return the claims of a signed-in user: what it does is checked as if it came from its app."""
+    return {"role": "authenticated", "sub": str(user_id)}
+
+
+class ClientSettings(BaseSettings):
+    """What the service and the command line read; only the database is mandatory."""
+
+    model_config = Settings.model_config
+
+    database_url: SecretStr
+    supabase_url: str | None = None
+    supabase_service_role_key: SecretStr | None = None
+    storage_bucket_videos: str = "video-files"
+    vidgen_log_level: str = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the same places in the same order as the worker."""
+        return Settings.settings_customise_sources(
+            settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+        )
+
+
+def load_client_settings() -> ClientSettings:
+    """Read them. Raises SettingsError where the database's URL is missing or no URL."""
+    try:
+        settings = ClientSettings()  # type: ignore[call-arg]  # from the environment
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            name = str(item["loc"][0])
+            missing = item["type"] == "missing"
+            said = f"missing; find it in {REMEDIES[name]}" if missing else item["msg"]
+            problems.append(f"{name.upper()}: {said}")
+        raise SettingsError(problems) from error
+    if not settings.database_url.get_secret_value().startswith(("postgres://", "postgresql://")):
+        raise SettingsError(["DATABASE_URL: write postgresql://user:password@host:5432/postgres"])
+    return settings
+
+
+class ClientError(Exception):
+    """Something that was asked for can't be done; the message says what, to what, and what now."""
+
+
+class DatabaseUnreachableError(ClientError):
+    """No connection, or it broke."""
+
+
+class NotMigratedError(ClientError):
+    """The database lacks our tables, or this version's."""
+
+
+class RefusedError(ClientError):
+    """The database refused the statement: `sqlstate` says why, `hint` what to do about it."""
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, hint: str | None = None):
+        self.sqlstate = sqlstate
+        self.hint = hint
+        super().__init__(f"{message} {hint}" if hint else message)
+
+
+class Database:
+    """Connections to one database, opened when they are needed. Safe to share by threads."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._idle: list[psycopg.Connection[Row]] = []
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def rows(
+        self, name: str, parameters: Mapping[str, object] | None = None, claims: Claims | None = None
+    ) -> list[Row]:
+        """Run a named block, as the role of `claims` where given. Raises ClientError.
+
+        A connection that had died while it lay idle is replaced and the statement sent again.
+        """
+        while True:
+            connection, reused = self._take()
+            try:
+                found = _run(connection, name, parameters or {}, claims)
+            except psycopg.Error as error:
+                if connection.closed and reused:
+                    continue
+                self._give_back(connection)
+                raise _translated(error, self._url) from error
+            except BaseException:
+                connection.close()  # interrupted: nobody knows what it is still doing
+                raise
+            self._give_back(connection)
+            return found
+
+    def row(
+        self, name: str, parameters: Mapping[str, object] | None = None, claims: Claims | None = None
+    ) -> Row | None:
+        """Run a named block that finds at most one row."""
+        found = self.rows(name, parameters, claims)
+        return found[0] if found else None
+
+    def close(self) -> None:
+        """Close what is open. It opens again when it is used again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self) -> tuple[psycopg.Connection[Row], bool]:
+        with self._lock:
+            if self._pid != os.getpid():
+                # After a fork these sockets are the parent's: forget them, close nothing.
+                self._pid, self._idle = os.getpid(), []
+            if self._idle:
+                return self._idle.pop(), True
+        return connect(self._url), False
+
+    def _give_back(self, connection: psycopg.Connection[Row]) -> None:
+        with self._lock:
+            if not connection.closed and len(self._idle) < MOST_IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def connect(url: str) -> psycopg.Connection[Row]:
+    """Open a connection that works through every pooler. Raises DatabaseUnreachableError."""
+    try:
+        return psycopg.connect(
+            url,
+            autocommit=True,
+            prepare_threshold=None,
+            row_factory=dict_row,
+            connect_timeout=CONNECT_SECONDS,
+            application_name="vidgen-worker client",
+        )
+    except psycopg.OperationalError as error:
+        raise DatabaseUnreachableError(explain_connect(str(error), url)) from error
+    except psycopg.ProgrammingError as error:
+        # Its text repeats parts of the URL, perhaps the password: it is left out.
+        message = (
+            "DATABASE_URL can't be read as a PostgreSQL URL. Percent-encode special characters "
+            "in the password (@ is %40, / is %2F, # is %23)."
+        )
+        raise DatabaseUnreachableError(message) from error
+
+
+def _run(
+    connection: psycopg.Connection[Row],
+    name: str,
+    parameters: Mapping[str, object],
+    claims: Claims | None,
+) -> list[Row]:
+    statement = QUERIES[name]
+    if claims is None:
+        return connection.execute(statement, parameters).fetchall()
+    with connection.transaction():
+        who = {"role": claims["role"], "claims": json.dumps(dict(claims))}
+        connection.execute(QUERIES["act_as"], who)
+        return connection.execute(statement, parameters).fetchall()
+
+
+def _translated(error: psycopg.Error, url: str) -> ClientError:
+    """Turn an error of psycopg into one of ours."""
+    said = error.diag.message_primary or str(error)
+    match error:
+        case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedFunction():
+            return NotMigratedError(
+                f"The database at {_where(url)} is not set up for this version ({said}). "
+                "Run: vidgen-worker migrate"
+            )
+        case errors.InsufficientPrivilege() if "row-level security" not in said:
+            hint = "Use the URL of role postgres in DATABASE_URL, or grant the right."
+            return RefusedError(f"{said}.", sqlstate=error.sqlstate, hint=hint)
+        case psycopg.OperationalError() if error.sqlstate is None or error.sqlstate[:2] in (
+            "08",
+            "57",
+        ):
+            return DatabaseUnreachableError(
+                f"The connection to the database at {_where(url)} broke ({said.strip()}). Try again."
+            )
+        case _:
+            return RefusedError(
+                said, sqlstate=error.sqlstate, hint=error.diag.message_hint or None
+            )
+
+
+# psycopg reports every failure to connect without an SQLSTATE: only the text tells them apart.
+CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("password authentication failed", "SASL authentication failed"),
+        "The password or the user name is wrong. Copy the URL again (dashboard → Connect), or reset "
+        "the password (Project Settings → Database). A project that is just waking up from a pause "
+        "answers like this too: look at it in the dashboard.",
+    ),
+    (
+        ("Tenant or user not found", "tenant/user"),
+        "The pooler doesn't know this project. Its user name is postgres.<project ref>, and its "
+        "host must be the one of your project's region (dashboard → Connect).",
+    ),
+    (
+        (
+            "could not translate host name",
+            "Name or service not known",
+            "nodename nor servname",
+            "failed to resolve host",
+            "Temporary failure in name resolution",
+            "No address associated with hostname",
+        ),
+        "The host name can't be resolved. Check it for typing errors; db.<ref>.supabase.co "
+        "has only an IPv6 address, so on a machine without IPv6 take the Session pooler's URL.",
+    ),
+    (
+        ("Network is unreachable", "Cannot assign requested address", "No route to host"),
+        "This machine can't reach the address, most likely because it is an IPv6 one: take the "
+        "Session pooler's URL (dashboard → Connect), which has IPv4.",
+    ),
+    (
+        ("Connection refused",),
+        "Nothing listens there. Check host and port (5432 direct and session pooler, 6543 "
+        "transaction pooler), and that the server runs.",
+    ),
+    (
+        ("timeout expired", "timed out", "Connection timed out"),
+        "No answer. A firewall or the project's network restrictions may be in the way, or the "
+        "project is paused (dashboard).",
+    ),
+    (
+        ("MaxClientsInSessionMode", "Max client connections", "too many clients", "remaining connection"),
+        "All connections are taken. Lower VIDGEN_DATABASE_POOL, stop what else is connected, or "
+        "raise the pool size (Project Settings → Database).",
+    ),
+    (
+        ("no pg_hba.conf entry", "SSL", "certificate"),
+        "The server wants another kind of connection. Add ?sslmode=require to the URL.",
+    ),
+    (
+        ("does not exist",),
+        "The server is there, but not this database or role. Supabase's are both called postgres.",
+    ),
+    (
+        ("starting up", "shutting down", "not yet accepting", "in recovery mode"),
+        "The server is starting or stopping. Try again in a moment.",
+    ),
+)
+
+
+def explain_connect(said: str, url: str) -> str:
+    """Return one paragraph: what failed, for which host, why probably, and what now."""
+    remedy = "Check DATABASE_URL."
+    for needles, sentence in CONNECT_REMEDIES:
+        if any(needle.lower() in said.lower() for needle in needles):
+            remedy = sentence
+            break
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = lines[0].removeprefix("connection failed: ") if lines else "no reason given"
+    return f"Can't connect to the database at {_where(url)}: {reason}. {remedy}"
+
+
+def _where(url: str) -> str:
+    """Return user, host and database of a URL, never the password."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        return f"{parts.username or ''}@{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+    return "the address of DATABASE_URL"
+
+
+@contextlib.contextmanager
+def open_database(url: str) -> Iterator[Database]:
+    """Provide a Database for the length of a block."""
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        database.close()

@@ -1,0 +1,143 @@
+-- What the Python service and the command line ask, one named block each.
+
+-- act_as --
+-- For the rest of the transaction, be who PostgREST would make of these claims.
+select set_config('role', %(role)s, true), set_config('request.jwt.claims', %(claims)s, true);
+
+-- insert_task --
+-- Insert a task; a second insert with the same id returns the row that is there.
+with made as (
+  insert into public.video_generation_tasks (id, scene_id, user_id, priority, run_after)
+  values (
+    %(id)s, %(scene_id)s, %(user_id)s, %(priority)s,
+    coalesce(%(run_after)s::timestamptz, now())
+  )
+  on conflict (id) do nothing
+  returning *
+)
+select * from made
+union all
+select * from public.video_generation_tasks
+ where id = %(id)s and not exists (select from made);
+
+-- task --
+-- One task by its id.
+select * from public.video_generation_tasks where id = %(task_id)s;
+
+-- tasks --
+-- The newest tasks, of one user and one status where these are given.
+select *
+  from public.video_generation_tasks
+ where (%(user_id)s::uuid is null or user_id = %(user_id)s)
+   and (%(status)s::text is null or status = %(status)s)
+ order by created_at desc, id
+ limit %(limit)s;
+
+-- cancel_task --
+-- Cancel a task, or ask its worker to.
+select * from public.cancel_video_generation_task(%(task_id)s);
+
+-- retry_task --
+-- Put a failed or cancelled task back into the queue.
+select * from public.retry_video_generation_task(%(task_id)s);
+
+-- scenario_resolution --
+-- What the scenario of a scene says; no row when the scene is absent.
+select s.id, c.resolution
+  from public.video_scenes as s
+  left join public.video_scenarios as c on c.id = s.scenario_id
+ where s.id = %(scene_id)s;
+
+-- checkpoints_of_task --
+-- How far each stage of a task has come.
+select stage, state, generation_id, path, size, updated_at
+  from vidgen.checkpoints
+ where task_id = %(task_id)s
+ order by created_at;
+
+-- submissions_of_task --
+-- Every paid POST of a task, oldest first.
+select stage, attempt, model, sent_at, answer, generation_id, estimated_cost, ended_state, cost
+  from vidgen.submissions
+ where task_id = %(task_id)s
+ order by sent_at;
+
+-- grant_credits --
+-- Add to a user's balance, once per reference.
+select * from public.grant_video_credits(%(user_id)s, %(amount)s, %(reference)s);
+
+-- user_credits --
+-- A user's balance and what of it is held; no row for a user who never had any.
+select balance, held from public.user_credits where user_id = %(user_id)s;
+
+-- credit_entries_of_user --
+-- The newest entries of a user's ledger.
+select id, task_id, kind, amount, reference, created_at
+  from public.credit_entries
+ where user_id = %(user_id)s
+ order by created_at desc, id desc
+ limit %(limit)s;
+
+-- credit_prices --
+-- What each action costs.
+select action, credits from public.credit_prices order by action;
+
+-- add_scenario --
+-- A scenario for the demo.
+insert into public.video_scenarios (id, resolution)
+values (%(id)s, %(resolution)s)
+on conflict (id) do update set resolution = excluded.resolution
+returning id;
+
+-- add_scene --
+-- A scene for the demo.
+insert into public.video_scenes (
+  id, user_id, scenario_id, image_prompt, visual_prompt, product_reference_image_url, duration
+)
+values (
+  %(id)s, %(user_id)s, %(scenario_id)s, %(image_prompt)s, %(visual_prompt)s, %(reference)s,
+  %(duration)s
+)
+on conflict (id) do update set product_reference_image_url = excluded.product_reference_image_url
+returning id;
+
+-- server --
+-- What `check` wants to know of the server, in one round trip.
+select current_setting('server_version_num')::integer as version,
+       current_setting('server_version') as version_text,
+       current_user as role,
+       current_database() as database,
+       pg_is_in_recovery() as read_only,
+       clock_timestamp() as clock,
+       to_regclass('public.video_generation_tasks') is not null as has_tasks;
+
+-- worker_rights --
+-- The rights that a worker can't do without, by name; null where the object is absent.
+select what, granted
+  from (values
+    ('update public.video_generation_tasks',
+     has_table_privilege(to_regclass('public.video_generation_tasks'), 'UPDATE')),
+    ('insert into vidgen.workers',
+     case when has_schema_privilege('vidgen', 'USAGE')
+          then has_table_privilege(to_regclass('vidgen.workers'), 'INSERT') end),
+    ('insert into vidgen.submissions',
+     case when has_schema_privilege('vidgen', 'USAGE')
+          then has_table_privilege(to_regclass('vidgen.submissions'), 'INSERT') end)
+  ) as rights (what, granted);
+
+-- live_workers --
+-- Workers that are not declared dead, and when each was last heard of.
+select id, host, pid, version, running, heartbeat_at, now() - heartbeat_at as silence
+  from vidgen.workers
+ where dead_at is null
+ order by started_at;
+
+-- notify_self --
+-- A round trip through LISTEN: it arrives only where the connection is a session of its own.
+select pg_notify(%(channel)s, %(payload)s);
+
+-- credit_audit --
+-- Balances, holds and ledger that don't agree; must be empty.
+select user_id, balance, held, entries_total, holds_total
+  from vidgen.credit_discrepancies
+ order by user_id;

@@ -1,0 +1,88 @@
+"""Applying `migrations/`, interchangeably with the Supabase CLI.
+
+Each file is one transaction, recorded in supabase_migrations.schema_migrations exactly where the
+CLI records it, so that `vidgen-worker migrate` and `supabase db push` may follow each other in any
+order. Files are immutable once released; nothing here ever goes backwards.
+"""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import LiteralString, cast
+
+import psycopg
+
+_LOCK = 0x7669_6467_656E  # "vidgen": one migration at a time, whatever the connection mode
+
+_BOOKKEEPING: tuple[LiteralString, ...] = (
+    "create schema if not exists supabase_migrations",
+    "create table if not exists supabase_migrations.schema_migrations "
+    "(version text not null primary key)",
+    "alter table supabase_migrations.schema_migrations add column if not exists statements text[]",
+    "alter table supabase_migrations.schema_migrations add column if not exists name text",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file: `<version>_<name>.sql`."""
+
+    version: str
+    name: str
+    sql: str
+
+
+def migrations() -> list[Migration]:
+    """All migrations in order: from the installed package, else from the checkout."""
+    packaged = Path(str(resources.files("vidgen_worker"))) / "migrations"
+    folder = packaged if packaged.is_dir() else packaged.parent.parent / "migrations"
+    files = sorted(folder.glob("[0-9]*_*.sql"))
+    if not files:
+        msg = f"no migrations in {folder}: the installation is incomplete, install the wheel again"
+        raise FileNotFoundError(msg)
+    return [
+        Migration(*file.stem.split("_", 1), sql=file.read_text(encoding="utf-8")) for file in files
+    ]
+
+
+def migrate(url: str) -> list[str]:
+    """Apply what is missing and return its file names without ending; [] when nothing is.
+
+    Raises psycopg.Error when a file is refused: that file is then undone as a whole.
+    """
+    applied = []
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None, connect_timeout=10) as conn:
+        for migration in migrations():
+            with conn.transaction():
+                # A transaction lock: it works behind a transaction pooler, where a session's lock
+                # would belong to whoever gets that server connection next.
+                conn.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+                if migration.version in _recorded(conn):
+                    continue
+                for statement in _BOOKKEEPING:
+                    conn.execute(statement)
+                conn.execute(cast("LiteralString", migration.sql))
+                conn.execute(
+                    "insert into supabase_migrations.schema_migrations (version, statements, name) "
+                    "values (%s, %s, %s)",
+                    (migration.version, [migration.sql], migration.name),
+                )
+            applied.append(f"{migration.version}_{migration.name}")
+    return applied
+
+
+def pending(url: str) -> list[str]:
+    """File names, without ending, of the migrations that `migrate` would apply."""
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None, connect_timeout=10) as conn:
+        recorded = _recorded(conn)
+    return [f"{m.version}_{m.name}" for m in migrations() if m.version not in recorded]
+
+
+def _recorded(conn: psycopg.Connection) -> set[str]:
+    row = conn.execute(
+        "select to_regclass('supabase_migrations.schema_migrations') is not null"
+    ).fetchone()
+    if row is None or not row[0]:
+        return set()
+    rows = conn.execute("select version from supabase_migrations.schema_migrations").fetchall()
+    return {version for (version,) in rows}

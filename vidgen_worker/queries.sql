@@ -1,0 +1,852 @@
+-- What only the worker runs: named blocks, one statement each (see db.load_queries).
+--
+-- The fence is (id, attempt, worker_id, status = 'processing'). A write outside the task's row
+-- begins with `mine`, which locks that row (for no key update: `for share` deadlocks when the
+-- statement also updates it), and takes its rows from `mine`: a fence in the WHERE of another
+-- table's UPDATE would be re-checked against that table only and let a zombie through.
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+
+-- register_worker --
+-- A worker's row, once per id: a repeated INSERT finds its own.
+insert into vidgen.workers
+  (id, host, pid, version, provider, key_fingerprint, concurrency, lease)
+values
+  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s,
+   %(concurrency)s, %(lease)s)
+on conflict (id) do nothing
+
+-- share_buckets --
+-- The storage policy reads the buckets' names from here; written only when they differ.
+update vidgen.settings
+   set images_bucket = %(images_bucket)s, videos_bucket = %(videos_bucket)s
+ where (images_bucket, videos_bucket) is distinct from (%(images_bucket)s, %(videos_bucket)s)
+
+-- heartbeat --
+-- One row written however many tasks are held. Zero rows of kind 'alive': declared dead. Then the
+-- verdict on each held task, and, when `sweep` says that no claim is in flight, the orphans: rows
+-- that name this worker but that it doesn't run (a claim whose answer was lost, a coroutine that
+-- died) go back at once.
+with beat as (
+  update vidgen.workers
+     set heartbeat_at = now(), running = %(running)s,
+         steady_since = case when %(steady)s then coalesce(steady_since, now()) end
+   where id = %(worker_id)s and dead_at is null
+  returning id
+),
+held as materialized (
+  select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
+),
+orphans as materialized (
+  select t.id
+    from public.video_generation_tasks as t, beat
+   where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
+     and not exists (
+       select from held where held.task_id = t.id and held.attempt = t.attempt
+     )
+   order by t.id
+     for no key update of t skip locked
+),
+handed_back as (
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, run_after = now()
+    from orphans
+   where t.id = orphans.id
+  returning t.id
+)
+select 'alive' as kind, beat.id, null::integer as attempt from beat
+union all
+select case
+         when t.id is null then 'lost'
+         else 'cancel'
+       end,
+       held.task_id, held.attempt
+  from held
+  left join public.video_generation_tasks as t
+    on t.id = held.task_id and t.attempt = held.attempt
+       and t.worker_id = %(worker_id)s and t.status = 'processing'
+ where t.id is null or t.cancel_requested_at is not null
+union all
+select 'orphan', handed_back.id, null from handed_back
+
+-- line_up --
+-- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
+-- written in user order, so two of these can't deadlock; claims skip what is locked here.
+with mail as materialized (
+  select id, user_id, due_at
+    from vidgen.arrivals
+   order by id
+   limit 2000
+     for update skip locked
+),
+emptied as (
+  delete from vidgen.arrivals as a using mail where a.id = mail.id
+),
+due as materialized (
+  select user_id, due_at
+    from vidgen.turns
+   where waiting_since is null and due_at <= now()
+   order by due_at
+   limit 500
+     for update skip locked
+)
+insert into vidgen.turns as t (user_id, waiting_since, due_at, arrivals)
+select user_id, case when min(due_at) <= now() then clock_timestamp() end,
+       case when min(due_at) <= now() then 'infinity' else min(due_at) end, 1
+  from (select user_id, due_at from mail union all select user_id, due_at from due) as both_of_them
+ group by user_id
+ order by user_id
+on conflict (user_id) do update
+   set waiting_since = coalesce(t.waiting_since, excluded.waiting_since),
+       due_at = case
+                  when excluded.waiting_since is not null then 'infinity'
+                  else least(t.due_at, excluded.due_at)
+                end,
+       arrivals = t.arrivals + 1
+
+-- claim --
+-- Take up to `slots` waiting rows and begin an attempt on each: first tasks whose generation lives
+-- at the provider (they cost nothing to resume), then tasks past their image, then turns: the users
+-- who have waited longest, each a share, in their own order of priority, run_after, created_at.
+-- Work-conserving: `more` says that rows are still waiting. The row lock on a user's turn makes
+-- this the only claim that looks at this user; a client that holds a task's row is skipped.
+with gate as materialized (
+  select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
+         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
+    from vidgen.gates
+   where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
+),
+resumed as materialized (
+  select t.id
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+    left join vidgen.budgets as b on b.task_id = t.id
+   where r.resume_at <= now() and t.status = 'pending'
+     and (r.class = 0 or not (select video_closed from gate))
+     and (coalesce(b.crashes, 0) < %(max_crashes)s - 1 or %(idle)s)
+   order by r.class, r.resume_at
+   limit %(slots)s
+     for no key update of t skip locked
+),
+line as materialized (
+  select user_id, waiting_since, arrivals
+    from vidgen.turns
+   where waiting_since is not null
+     and not (select image_closed or video_closed from gate)
+     and (select count(*) from resumed) < %(slots)s
+   order by waiting_since
+   limit least(%(slots)s, 200)
+     for update skip locked
+),
+share as materialized (
+  select ceil(%(slots)s::numeric / greatest(count(*), 1))::integer as rows from line
+),
+waiting as materialized (
+  select line.user_id, line.waiting_since, ready.id,
+         row_number() over (
+           partition by line.user_id order by ready.priority desc, ready.run_after, ready.created_at
+         ) as rank,
+         coalesce(running.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
+         running.tasks
+    from line
+   cross join lateral (
+     select count(*) as tasks
+       from public.video_generation_tasks as t
+      where t.user_id = line.user_id and t.status = 'processing'
+        and %(max_running_per_user)s::integer is not null
+   ) as running
+   cross join lateral (
+     -- One probe per priority: rows for later, however many, are never walked.
+     select found.*
+       from generate_series(10, -10, -1) as p (priority)
+      cross join lateral (
+        select t.id, t.priority, t.run_after, t.created_at
+          from public.video_generation_tasks as t
+         where t.user_id = line.user_id and t.priority = p.priority
+           and t.status = 'pending' and t.run_after <= now()
+           and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+         order by t.run_after, t.created_at
+         limit (select rows + 1 from share)
+      ) as found
+      order by found.priority desc, found.run_after, found.created_at
+      limit (select rows + 1 from share)
+   ) as ready
+),
+chosen as materialized (
+  select w.id
+    from waiting as w
+    left join vidgen.budgets as b on b.task_id = w.id
+   where w.rank <= (select rows from share)
+     and (%(max_running_per_user)s::integer is null
+          or w.rank + w.tasks <= %(max_running_per_user)s::integer)
+     and (coalesce(b.crashes, 0) < %(max_crashes)s - 1 or %(idle)s)
+   order by w.rank, w.waiting_since
+   limit greatest(%(slots)s - (select count(*) from resumed), 0)
+),
+fresh as materialized (
+  select t.id
+    from public.video_generation_tasks as t
+    join chosen on chosen.id = t.id
+   where t.status = 'pending' and t.run_after <= now()
+   order by t.id
+     for no key update of t skip locked
+),
+claimed as (
+  update public.video_generation_tasks as t
+     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
+         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
+         current_step = 'Initializing video generation pipeline',
+         message = 'Video generation started', stage_progress = null
+    from (select id from resumed union select id from fresh) as picked,
+         -- A worker declared dead claims nothing.
+         vidgen.workers as me
+   where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
+  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+),
+left_over as materialized (
+  select line.user_id, line.waiting_since,
+         row_number() over (order by line.waiting_since) as place,
+         count(fresh.id) as taken,
+         -- Rows beyond those taken; or rows that came in after this statement's snapshot.
+         count(waiting.id) > count(fresh.id)
+         or line.arrivals is distinct from (
+           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+         ) as more,
+         bool_or(waiting.at_cap) as at_cap
+    from line
+    left join waiting on waiting.user_id = line.user_id
+    left join fresh on fresh.id = waiting.id
+   group by line.user_id, line.waiting_since, line.arrivals
+),
+moved as (
+  update vidgen.turns as t
+     set waiting_since = case
+           when o.more and o.at_cap then null
+           when o.more and o.taken = 0 then t.waiting_since
+           when o.more then clock_timestamp() + o.place * interval '1 microsecond'
+         end,
+         due_at = case
+           when o.more and o.at_cap then now() + interval '1 second'
+           when o.more then 'infinity'
+           else coalesce(
+             (
+               select min(later.run_after)
+                 from generate_series(10, -10, -1) as p (priority)
+                cross join lateral (
+                  select l.run_after
+                    from public.video_generation_tasks as l
+                   where l.user_id = o.user_id and l.priority = p.priority
+                     and l.status = 'pending' and l.run_after > now()
+                   order by l.run_after
+                   limit 1
+                ) as later
+             ),
+             'infinity'
+           )
+         end
+    from left_over as o
+   where t.user_id = o.user_id
+     and exists (select from vidgen.workers as me where me.id = %(worker_id)s and me.dead_at is null)
+  returning t.waiting_since
+)
+select c.*, coalesce(b.crashes, 0) >= %(max_crashes)s - 1 as alone,
+       extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
+       exists (select from moved where waiting_since is not null)
+       or exists (
+         select from vidgen.turns as t
+          where t.waiting_since is not null and not (select image_closed or video_closed from gate)
+            and not exists (select from line where line.user_id = t.user_id)
+       ) as more
+  from claimed as c
+  left join vidgen.budgets as b on b.task_id = c.id
+ order by c.run_after, c.created_at
+
+-- still_waiting --
+-- Whether a claim that came back with nothing should be repeated soon: somebody is in the line
+-- (another claim may have held that user's turn), or the mailbox isn't empty.
+select exists (select from vidgen.turns where waiting_since is not null)
+    or exists (select from vidgen.arrivals) as waiting
+
+-- claim_cancelled --
+-- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
+-- RUNWAYML_ENABLED.
+with asked as materialized (
+  select t.id
+    from public.video_generation_tasks as t, vidgen.workers as me
+   where t.status = 'pending' and t.cancel_requested_at is not null
+     and me.id = %(worker_id)s and me.dead_at is null
+   order by t.cancel_requested_at
+   limit 100
+     for no key update of t skip locked
+)
+update public.video_generation_tasks as t
+   set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
+       started_at = coalesce(t.started_at, now()), stage_progress = null
+  from asked
+ where t.id = asked.id
+returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+          t.progress, t.created_at, true as cancel_requested, false as alone, 0.0::float as waited
+
+-- take_over --
+-- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
+-- win) and take their tasks. A death counts once for every task in flight there; at the limit the
+-- task ends here as WORKER_LOST; one death below it, it is taken only by a worker that runs
+-- nothing else, so that it can't condemn its neighbours.
+with died as (
+  update vidgen.workers as w
+     set dead_at = now()
+   where w.dead_at is null and w.id <> %(worker_id)s
+     and w.heartbeat_at < now() - w.lease and %(steady)s
+  returning w.id
+),
+holders as materialized (
+  -- Distinct worker ids of running rows, by skipping through the index.
+  with recursive holder as (
+    (select worker_id from public.video_generation_tasks
+      where status = 'processing' order by worker_id limit 1)
+    union all
+    select (select t.worker_id from public.video_generation_tasks as t
+             where t.status = 'processing' and t.worker_id > holder.worker_id
+             order by t.worker_id limit 1)
+      from holder where holder.worker_id is not null
+  )
+  select h.worker_id
+    from holder as h
+    left join vidgen.workers as w on w.id = h.worker_id
+   where h.worker_id is not null and h.worker_id <> %(worker_id)s
+     and (w.dead_at is not null or w.id in (select id from died) or (w.id is null and %(steady)s))
+),
+victims as materialized (
+  select t.id, t.user_id, t.scene_id, coalesce(b.crashes, 0) + 1 as crashes
+    from holders as h
+    join public.video_generation_tasks as t
+      on t.worker_id = h.worker_id and t.status = 'processing'
+    left join vidgen.budgets as b on b.task_id = t.id
+   where coalesce(b.crashes, 0) + 1 <> %(max_crashes)s - 1 or %(idle)s
+   order by coalesce(b.crashes, 0) desc, t.id
+   limit %(slots)s
+     for no key update of t skip locked
+),
+counted as (
+  insert into vidgen.budgets as b (task_id, crashes)
+  select id, crashes from victims order by id
+  on conflict (task_id) do update set crashes = excluded.crashes
+),
+lost as (
+  update public.video_generation_tasks as t
+     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+         error_code = 'WORKER_LOST', error_message = %(lost_message)s, message = %(lost_message)s,
+         current_step = 'Failed',
+         error = jsonb_build_object(
+           'error', 'Video generation failed', 'details', %(lost_message)s,
+           'code', 'WORKER_LOST', 'timestamp', now()
+         )
+    from victims as v
+   where t.id = v.id and v.crashes >= %(max_crashes)s
+  returning t.id, t.user_id, t.scene_id
+),
+released as materialized (
+  select l.id, vidgen.release_credits(l.id),
+         case when %(scene_updates)s
+           then vidgen.write_scene(l.scene_id, l.user_id, 'failed', null, null)
+         end as scene_refused
+    from lost as l
+),
+taken as (
+  update public.video_generation_tasks as t
+     set attempt = t.attempt + 1, worker_id = %(worker_id)s, stage_progress = null
+    from victims as v
+   where t.id = v.id and v.crashes < %(max_crashes)s
+  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+            t.progress, t.created_at, t.cancel_requested_at is not null as cancel_requested,
+            v.crashes >= %(max_crashes)s - 1 as alone
+)
+select 'taken' as kind, t.*, 0.0::float as waited from taken as t
+union all
+select 'lost', v.id, 0, %(worker_id)s, v.user_id, v.scene_id, 0, 0, 0, now(), false, false, 0.0
+  from victims as v
+  join released as r on r.id = v.id
+
+-- load_task --
+-- What an attempt starts from: the scene as it is, and how far each stage has come.
+select t.cancel_requested_at is not null as cancel_requested,
+       scene.found as scene, md5(scene.found::text) as inputs,
+       c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
+       c.bucket, c.path, c.media_type, c.size, c.sha256,
+       s.sent_at, s.answer, s.ended_at, now() as now
+  from public.video_generation_tasks as t
+ cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+  left join vidgen.checkpoints as c on c.task_id = t.id
+  left join vidgen.submissions as s on s.id = c.submission_id
+ where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+   and t.status = 'processing'
+
+-- start_task --
+-- Hold the user's credits for the stages still to do (prices are read here and copied into the
+-- hold), show what was looked up, and tell the scene. Nothing of it when the hold is refused.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+price as materialized (
+  select case when %(image_due)s
+           then (select credits from public.credit_prices where action = 'generate_image') else 0
+         end as image,
+         case when %(video_due)s
+           then (select credits from public.credit_prices where action = 'generate_scene') else 0
+         end as video
+),
+hold as materialized (
+  select mine.id, mine.user_id, mine.scene_id,
+         case
+           when not %(credits)s then 'held'
+           when price.image is null or price.video is null then 'price_missing'
+           when vidgen.hold_credits(mine.id, mine.user_id, price.image, price.video) then 'held'
+           else 'refused'
+         end as verdict
+    from mine, price
+),
+shown as (
+  update public.video_generation_tasks as t
+     set resolution = %(resolution)s, video_ratio = %(video_ratio)s, image_ratio = %(image_ratio)s,
+         progress = greatest(t.progress, 15),
+         current_step = 'Fetching scene configuration and prompts',
+         message = 'Scene configuration loaded'
+    from hold
+   where t.id = hold.id and hold.verdict = 'held'
+  returning t.id
+)
+select hold.verdict, price.image as image_price, price.video as video_price,
+       case when %(scene_updates)s and hold.verdict = 'held'
+         then vidgen.write_scene(hold.scene_id, hold.user_id, 'processing', null, null)
+       end as scene_refused
+  from hold, price
+
+-- begin_submission --
+-- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
+-- Refused (no row) where the stage's possibly paid submissions have reached the cap: unknown,
+-- gone, or ended with a cost. A repeat finds its own submission and changes nothing.
+with mine as materialized (
+  select t.id, t.user_id, t.attempt, t.worker_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing' and t.cancel_requested_at is null
+     for no key update
+),
+paid as materialized (
+  select count(*) as submissions
+    from vidgen.submissions as s, mine
+   where s.task_id = mine.id and s.stage = %(stage)s and s.counted and s.id <> %(submission_id)s
+     and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
+           s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
+           or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+),
+begun as (
+  insert into vidgen.submissions (
+    id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint
+  )
+  select %(submission_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id,
+         %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
+    from mine, paid
+   where paid.submissions < %(max_submissions)s
+  on conflict (id) do nothing
+),
+checkpointed as (
+  insert into vidgen.checkpoints as c (task_id, stage, state, request, inputs, submission_id)
+  select mine.id, %(stage)s, 'submitting', %(request)s, %(inputs)s, %(submission_id)s
+    from mine, paid
+   where paid.submissions < %(max_submissions)s
+  on conflict (task_id, stage) do update
+     set state = 'submitting', request = excluded.request, submission_id = excluded.submission_id,
+         generation_id = null, generation_started_at = null, updated_at = now()
+   where c.state <> 'done'
+     and not exists (
+       -- A repeat after the answer was recorded must not take the checkpoint back.
+       select from vidgen.submissions as s where s.id = %(submission_id)s and s.answer is not null
+     )
+  returning c.task_id
+),
+shown as (
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
+         message = %(message)s, stage_progress = 0
+    from mine, paid
+   where t.id = mine.id and paid.submissions < %(max_submissions)s
+)
+select paid.submissions, (select count(*) from checkpointed) as checkpointed from mine, paid
+
+-- answer_submission --
+-- The provider's answer is a fact: it goes to the submission row without a fence, so that a late
+-- one is never thrown away. The checkpoint follows it only under the fence, and only while it still
+-- waits for this submission. `fate` says what became of it: followed, kept (a successor will attach
+-- to it), superseded (nobody will: the caller ends it at the provider).
+with answered as (
+  update vidgen.submissions as s
+     set answer = %(answer)s, answered_at = now(), generation_id = %(generation_id)s,
+         estimated_cost = %(estimated_cost)s, details = %(details)s,
+         ended_at = case when %(answer)s = 'refused' then now() end,
+         ended_state = case when %(answer)s = 'refused' then 'refused' end,
+         cost = case when %(answer)s = 'refused' then 0 end
+   where s.id = %(submission_id)s
+     and (s.answer is null or (s.answer = 'unknown' and %(answer)s = 'generation'))
+  returning s.id
+),
+mine as materialized (
+  select t.id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+followed as (
+  update vidgen.checkpoints as c
+     set state = 'generating', generation_id = %(generation_id)s, generation_started_at = now(),
+         updated_at = now()
+    from mine
+   where c.task_id = mine.id and c.stage = %(stage)s and c.submission_id = %(submission_id)s
+     and c.state = 'submitting' and %(answer)s = 'generation'
+  returning c.task_id
+)
+select (select count(*) from mine) = 1 as mine,
+       case
+         when exists (select from followed) then 'followed'
+         when exists (
+           select from vidgen.checkpoints as c
+            where c.task_id = %(task_id)s and c.stage = %(stage)s
+              and c.submission_id = %(submission_id)s
+              and (c.state = 'submitting' or c.generation_id = %(generation_id)s)
+         ) then 'kept'
+         else 'superseded'
+       end as fate
+
+-- read_submission --
+-- What has become of a submission whose answer another worker waits for.
+select s.answer, s.generation_id, s.sent_at, now() as now
+  from vidgen.submissions as s
+ where s.id = %(submission_id)s
+
+-- end_generation --
+-- A generation is over: its end and cost are facts (no fence); the checkpoint follows under the
+-- fence: to `storing` where there is an output, back to `submitting` where there is none.
+with ended as (
+  update vidgen.submissions as s
+     set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
+         cost = coalesce(%(cost)s, s.cost), cost_read_at = now()
+   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+),
+mine as materialized (
+  select t.id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+checkpointed as (
+  update vidgen.checkpoints as c
+     set state = case when %(ended_state)s = 'succeeded' then 'storing' else 'submitting' end,
+         generation_id = case when %(ended_state)s = 'succeeded' then c.generation_id end,
+         updated_at = now()
+    from mine
+   where c.task_id = mine.id and c.stage = %(stage)s and c.state in ('generating', 'storing')
+     and c.generation_id = %(generation_id)s
+),
+progressed as (
+  -- A checkpoint that advances is a life well spent: deaths are counted from here anew.
+  update vidgen.budgets as b
+     set crashes = 0
+    from mine
+   where b.task_id = mine.id and b.crashes > 0 and %(ended_state)s = 'succeeded'
+),
+shown as (
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
+         message = %(message)s, stage_progress = 100
+    from mine
+   where t.id = mine.id and %(ended_state)s = 'succeeded'
+)
+select id from mine
+
+-- close_generation --
+-- The end and cost of a generation that nobody follows any more (late answers, cancels).
+update vidgen.submissions as s
+   set ended_at = coalesce(s.ended_at, now()), ended_state = coalesce(s.ended_state, %(ended_state)s),
+       cost = coalesce(%(cost)s, s.cost), cost_read_at = now()
+ where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+
+-- finish_stage --
+-- The artifact is stored: checkpoint `done`, the user's charge (written first; its primary key lets
+-- a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
+-- checkpoint done and charges nothing.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+open_stage as materialized (
+  select c.task_id, c.stage, mine.user_id
+    from vidgen.checkpoints as c
+    join mine on mine.id = c.task_id
+   where c.stage = %(stage)s and c.state <> 'done'
+     for no key update of c
+),
+charged as (
+  insert into vidgen.charges (task_id, stage, user_id)
+  select task_id, stage, user_id from open_stage where %(credits)s
+  returning task_id, stage
+),
+settled as materialized (
+  select vidgen.settle_credits(charged.task_id, charged.stage) from charged
+),
+done as (
+  update vidgen.checkpoints as c
+     set state = 'done', bucket = %(bucket)s, path = %(path)s, media_type = %(media_type)s,
+         size = %(size)s, sha256 = %(sha256)s, updated_at = now()
+    from open_stage
+   where c.task_id = open_stage.task_id and c.stage = open_stage.stage
+),
+shown as (
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
+         message = %(message)s, stage_progress = null,
+         image_path = coalesce(%(image_path)s, t.image_path),
+         image_url = coalesce(%(image_url)s, t.image_url),
+         video_path = coalesce(%(video_path)s, t.video_path)
+    from mine
+   where t.id = mine.id
+)
+select (select count(*) from settled) as settled,
+       case when %(scene_updates)s and %(image_url)s::text is not null
+         then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
+       end as scene_refused
+  from mine
+
+-- report --
+-- Progress of many tasks in one statement, in id order, never downwards.
+with reported as materialized (
+  select * from unnest(
+    %(task_ids)s::uuid[], %(attempts)s::integer[], %(progress)s::float8[],
+    %(stage_progress)s::float8[], %(messages)s::text[]
+  ) as r (task_id, attempt, progress, stage_progress, message)
+),
+mine as materialized (
+  select t.id, r.progress, r.stage_progress, r.message
+    from public.video_generation_tasks as t
+    join reported as r on r.task_id = t.id and r.attempt = t.attempt
+   where t.worker_id = %(worker_id)s and t.status = 'processing'
+   order by t.id
+     for no key update of t
+)
+update public.video_generation_tasks as t
+   set progress = greatest(t.progress, mine.progress), stage_progress = mine.stage_progress,
+       message = mine.message
+  from mine
+ where t.id = mine.id
+
+-- complete --
+-- The end of a task that went well: row, scene and whatever is left of the hold, in one statement.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+ended as (
+  update public.video_generation_tasks as t
+     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
+         stage_progress = null, current_step = 'Completed',
+         message = 'Video generation completed successfully',
+         video_url = %(video_url)s, video_url_expires_at = %(expires_at)s
+    from mine
+   where t.id = mine.id
+  returning t.id, t.user_id, t.scene_id,
+            extract(epoch from now() - t.started_at)::float as seconds
+)
+select vidgen.release_credits(ended.id), ended.seconds,
+       case when %(scene_updates)s
+         then vidgen.write_scene(ended.scene_id, ended.user_id, 'completed', null, %(video_url)s)
+       end as scene_refused
+  from ended
+
+-- requeue --
+-- Not now: back to pending. The hold stays, the checkpoints stay.
+update public.video_generation_tasks as t
+   set status = 'pending', worker_id = null, stage_progress = null,
+       run_after = now() + %(delay)s, message = %(message)s,
+       failures = least(t.failures + %(failures)s, 100)::smallint
+ where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+   and t.status = 'processing'
+returning t.id
+
+-- fail --
+-- The end of a task that can't go on, with the reason in the row; the hold is released.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+rejected as (
+  -- Rejected content is retried only when the scene has changed.
+  insert into vidgen.budgets as b (task_id, rejected_inputs)
+  select mine.id, (
+           select c.inputs from vidgen.checkpoints as c
+            where c.task_id = mine.id and c.state <> 'done' order by c.stage desc limit 1
+         )
+    from mine
+   where %(code)s = 'CONTENT_REJECTED'
+  on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs
+),
+ended as (
+  update public.video_generation_tasks as t
+     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+         failures = least(t.failures + %(failures)s, 100)::smallint,
+         current_step = 'Failed', message = %(message)s,
+         error_code = %(code)s, error_message = %(message)s,
+         error = jsonb_build_object(
+           'error', 'Video generation failed', 'details', %(message)s::text,
+           'code', %(code)s::text, 'timestamp', now()
+         ) || %(visible)s::jsonb
+    from mine
+   where t.id = mine.id
+  returning t.id, t.user_id, t.scene_id
+)
+select vidgen.release_credits(ended.id),
+       case when %(scene_updates)s
+         then vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null)
+       end as scene_refused
+  from ended
+
+-- cancel --
+-- The end its owner asked for: what is stored and settled stays, the rest of the hold goes back.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+closed as (
+  delete from vidgen.checkpoints as c
+   using mine
+   where c.task_id = mine.id and c.state in ('submitting', 'generating')
+),
+ended as (
+  update public.video_generation_tasks as t
+     set status = 'cancelled', worker_id = null, completed_at = now(), stage_progress = null,
+         current_step = 'Cancelled', message = 'Video generation cancelled'
+    from mine
+   where t.id = mine.id
+  returning t.id, t.user_id, t.scene_id
+)
+select vidgen.release_credits(ended.id),
+       case when %(scene_updates)s
+         then vidgen.write_scene(ended.scene_id, ended.user_id, 'pending', null, null)
+       end as scene_refused
+  from ended
+
+-- hand_back --
+-- This worker stops: its tasks wait for another one, which resumes at their checkpoints.
+update public.video_generation_tasks as t
+   set status = 'pending', worker_id = null, run_after = now()
+  from (
+    select id
+      from public.video_generation_tasks
+     where worker_id = %(worker_id)s and status = 'processing'
+       and (%(task_ids)s::uuid[] is null or id = any (%(task_ids)s::uuid[]))
+     order by id
+       for no key update
+  ) as held
+ where t.id = held.id
+returning t.id
+
+-- leave --
+-- The last word of a worker that holds nothing.
+delete from vidgen.workers as w
+ where w.id = %(worker_id)s
+   and not exists (
+     select from public.video_generation_tasks as t
+      where t.worker_id = w.id and t.status = 'processing'
+   )
+
+-- close_gate --
+-- Nothing paid of this model starts with this key until a probe or an operator opens it. A gate
+-- that is closed already keeps its probes.
+insert into vidgen.gates as g
+  (provider, key_fingerprint, model, reason, message, details, probe_at, until)
+values
+  (%(provider)s, %(key_fingerprint)s, %(model)s, %(reason)s, %(message)s, %(details)s,
+   now() + %(probe)s, now() + %(probe)s)
+on conflict (provider, key_fingerprint, model) do nothing
+returning g.model
+
+-- take_probe --
+-- One worker probes a closed gate; the next probe is twice as far away, up to five minutes.
+update vidgen.gates as g
+   set probes = g.probes + 1,
+       probe_at = now() + least(%(probe)s * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
+       until = now() + least(%(probe)s * 2 ^ least(g.probes + 1, 20), interval '5 minutes')
+  from (
+    select provider, key_fingerprint, model
+      from vidgen.gates
+     where provider = %(provider)s and key_fingerprint = %(key_fingerprint)s and probe_at <= now()
+     order by probe_at
+     limit 1
+       for update skip locked
+  ) as due
+ where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
+returning g.model, g.reason, g.probes, extract(epoch from now() - g.closed_at)::float as seconds
+
+-- open_gate --
+-- A probe went well.
+delete from vidgen.gates as g
+ where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s and g.model = %(model)s
+returning extract(epoch from now() - g.closed_at)::float as seconds
+
+-- read_gates --
+-- What is closed for this key.
+select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
+  from vidgen.gates as g
+ where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+ order by g.model
+
+-- sweep_workers --
+-- Rows of dead workers that hold nothing any more, an hour after their death.
+delete from vidgen.workers as w
+ where w.dead_at < now() - interval '1 hour'
+   and not exists (
+     select from public.video_generation_tasks as t
+      where t.worker_id = w.id and t.status = 'processing'
+   )
+returning w.id
+
+-- sweep_turns --
+-- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
+delete from vidgen.turns as t
+ where t.waiting_since is null and t.due_at = 'infinity'
+
+-- stray_submissions --
+-- Generations that no checkpoint follows and whose end nobody has booked: answers that came too
+-- late, tasks that ended by another way. Also costs worth reading again, some minutes after a
+-- failure: they are the truth about refunds.
+select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
+  from vidgen.submissions as s
+ where s.answer = 'generation' and s.ended_at is null
+   and s.answered_at < now() - interval '1 minute'
+   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   and not exists (
+     select from vidgen.checkpoints as c
+      where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+   )
+ order by s.sent_at
+ limit 20
+
+-- clock --
+-- The database's clock, and whether this is a connection we can use.
+select now() as now

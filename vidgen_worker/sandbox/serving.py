@@ -1,0 +1,198 @@
+"""An ASGI application behind a real socket, in a thread of this process.
+
+uvicorn does the HTTP; who starts the server decides when it ends, and it ends at once: nothing waits
+for requests that a prompt word keeps hanging. An application served here may also cut a connection
+without an answer (`drop_connection`), which ASGI has no word for. It never handles signals.
+"""
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+START_SECONDS = 10.0
+STOP_SECONDS = 10.0
+CONNECTION = "vidgen.connection"
+
+
+class ServingError(RuntimeError):
+    """The server could not be started, or did not end."""
+
+
+class ConnectionDropped(Exception):  # noqa: N818 - an event of a handler, not an error of ours
+    """Raised in a handler after its connection is gone, so that it answers nothing."""
+
+
+class BackgroundServer:
+    """Serves `app` on 127.0.0.1. `start` or the context begins it, `stop` ends it."""
+
+    def __init__(self, app: ASGIApp, port: int = 0) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            _silent_when_dropped(app),
+            http=_Connection,
+            ws="none",
+            log_config=None,
+            log_level=logging.ERROR,
+            access_log=False,
+            lifespan="on",
+            server_header=False,
+        )
+        self._server = _Server(config)
+        self._thread = threading.Thread(target=self._run, name=f"http-{self.port}", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> Self:
+        """Start to serve; returns once requests are answered. Raises `ServingError`."""
+        self._thread.start()
+        if not self._server.ready.wait(START_SECONDS) or not self._server.started:
+            message = (
+                f"The server at {self.url} did not start: its application failed to begin. "
+                "The log of uvicorn.error says why."
+            )
+            raise ServingError(message)
+        return self
+
+    def stop(self) -> None:
+        """Stop serving and cut every connection. Any number of calls is fine."""
+        self._server.ask_to_end()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_SECONDS)
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        """Start to serve."""
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop serving."""
+        self.stop()
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._server.ready.set()
+
+
+async def drop_connection(request: Request) -> NoReturn:
+    """Cut the request's TCP connection; the client gets no further byte.
+
+    Raises `ConnectionDropped`, for the handler to end with.
+    """
+    connection: _Connection = request.scope[CONNECTION]
+    connection.transport.close()
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+    raise ConnectionDropped
+
+
+async def hold(request: Request, seconds: float) -> bool:
+    """Keep a request waiting; return False when its client left before the time was over."""
+
+    async def client_leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+
+    try:
+        await asyncio.wait_for(client_leaves(), timeout=seconds)
+    except TimeoutError:
+        return True
+    return False
+
+
+def truncated(request: Request, content: bytes, media_type: str) -> Response:
+    """Return an answer that promises all of `content` and ends, with the connection, half-way."""
+
+    async def half() -> AsyncIterator[bytes]:
+        yield content[: len(content) // 2]
+        await drop_connection(request)
+
+    length = {"content-length": str(len(content))}
+    return StreamingResponse(half(), headers=length, media_type=media_type)
+
+
+def _silent_when_dropped(app: ASGIApp) -> ASGIApp:
+    """Let a handler that dropped its connection end without a traceback in the log."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except ConnectionDropped:
+            return
+
+    return application
+
+
+class _Connection(H11Protocol):
+    """Tells the application which connection its request came by."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        application = self.app
+
+        async def with_connection(scope: Any, receive: Any, send: Any) -> None:
+            await application({**scope, CONNECTION: self}, receive, send)
+
+        self.app = with_connection
+
+
+class _Server(uvicorn.Server):
+    """Says when it is up, and ends at once when it is told to."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end = asyncio.Event()
+
+    def ask_to_end(self) -> None:
+        self.should_exit = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end.set)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        seconds = 0
+        while not await self.on_tick(seconds * 10):
+            seconds += 1
+            try:
+                await asyncio.wait_for(self._end.wait(), timeout=1)
+            except TimeoutError:
+                continue
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+        requests = list(self.server_state.tasks)
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await self.lifespan.shutdown()

@@ -1,0 +1,368 @@
+"""Supabase Storage: buckets, uploads, signed URLs.
+
+Uploads overwrite (the paths are deterministic) and stream from the file. What passes by itself is
+tried again in place; every other failure is a `Fault` from `classify`, the one place that knows how
+Storage and its gateway answer. Never decides what follows, and never changes the settings of a
+bucket that exists.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from httpx import codes
+from pydantic import ValidationError
+from storage3.exceptions import StorageApiError
+from storage3.types import CreateOrUpdateBucketOptions, FileOptions
+from storage3.utils import StorageException
+from supabase import AsyncClient, AsyncClientOptions, SupabaseException, acreate_client
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
+
+from vidgen_worker.errors import Fault
+
+TRIES = 4
+"""How often a request is sent before `storage_unavailable` leaves this module."""
+LONGEST_WAIT = timedelta(seconds=5)
+"""A Retry-After beyond this is the pipeline's to wait for: it does so without a slot."""
+CONNECT_SECONDS = 10.0
+"""How long a connection, or a place in the pool, may take to come about."""
+CACHE_CONTROL = "3600"
+"""Seconds that browsers and the CDN keep an object: a generation's output never changes."""
+REMOVE_BATCH = 1000
+"""Objects per removal: the most that Storage takes in one request."""
+
+T = TypeVar("T")
+
+# What supabase-py lets through: its own errors, httpx's, and those of reading a broken answer.
+_FOREIGN = (
+    StorageException,
+    SupabaseException,
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    ValueError,
+    KeyError,
+    TypeError,
+)
+# Statuses below 500 that pass by themselves; 409 is two uploads of one object that met.
+_PASSING = (
+    codes.REQUEST_TIMEOUT,
+    codes.CONFLICT,
+    codes.LOCKED,
+    codes.TOO_EARLY,
+    codes.TOO_MANY_REQUESTS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket as it is created when missing. `max_bytes` limits each object."""
+
+    name: str
+    public: bool
+    max_bytes: int
+    media_types: tuple[str, ...]
+
+
+class Storage:
+    """One project's file store. Opens its connections at the first use."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        buckets: Sequence[Bucket],
+        timeout: timedelta = timedelta(seconds=60),
+        max_connections: int = 50,
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._key = key
+        self._buckets: Mapping[str, Bucket] = {bucket.name: bucket for bucket in buckets}
+        seconds = timeout.total_seconds()
+        # HTTP/1.1, because idle and long HTTP/2 connections of supabase-py drop requests
+        # (supabase-py issue 1064); a client of ours, because the default one is deprecated.
+        self._http = httpx.AsyncClient(
+            http2=False,
+            timeout=httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
+            limits=httpx.Limits(max_connections=max_connections),
+        )
+        self._client: AsyncClient | None = None
+        self._opening = asyncio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        key: str,
+        *,
+        buckets: Sequence[Bucket],
+        timeout: timedelta = timedelta(seconds=60),  # noqa: ASYNC109 - of each request
+    ) -> Self:
+        """Return a storage whose buckets exist. Raises Fault."""
+        storage = cls(url, key, buckets=buckets, timeout=timeout)
+        try:
+            await storage.ensure_buckets()
+        except BaseException:
+            await storage.aclose()
+            raise
+        return storage
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def ensure_buckets(self) -> None:
+        """Create every missing bucket of the settings. Raises Fault."""
+        for bucket in self._buckets.values():
+            await self.ensure_bucket(
+                bucket.name,
+                public=bucket.public,
+                max_bytes=bucket.max_bytes,
+                media_types=bucket.media_types,
+            )
+
+    async def ensure_bucket(
+        self, name: str, *, public: bool, max_bytes: int, media_types: Sequence[str]
+    ) -> bool:
+        """Create a bucket unless it exists; return whether it was created here.
+
+        An existing bucket keeps its settings, and a race with another creator is fine. Raises
+        Fault.
+        """
+        client = await self._open()
+
+        async def exists() -> None:
+            try:
+                await client.storage.get_bucket(name)
+            except ValidationError:
+                # Storage described the bucket, only not as this storage3 expects it (an owner
+                # that is null, say): it exists.
+                return
+
+        async def create(options: CreateOrUpdateBucketOptions) -> None:
+            await client.storage.create_bucket(name, options=options)
+
+        try:
+            await self._persist(f"reading bucket {name}", exists)
+        except Fault as fault:
+            if fault.name != "bucket_missing":
+                raise
+        else:
+            return False
+        options: CreateOrUpdateBucketOptions = {
+            "public": public,
+            "file_size_limit": max_bytes,
+            "allowed_mime_types": list(media_types),
+        }
+        what = f"creating bucket {name}"
+        try:
+            return await self._persist(what, lambda: _created(create(options)))
+        except Fault as fault:
+            if _status(fault.__cause__) != codes.REQUEST_ENTITY_TOO_LARGE:
+                raise
+            # The project's own limit is lower than ours (50 MB on the free plan): it then holds.
+            del options["file_size_limit"]
+            return await self._persist(what, lambda: _created(create(options)))
+
+    async def put(self, bucket: str, path: str, file: Path, media_type: str) -> None:
+        """Upload `file`, over whatever is there; a missing bucket is created once.
+
+        Raises Fault `storage_unavailable`, `storage_denied` or `storage_refused`.
+        """
+        what = f"uploading {bucket}/{path}"
+        if (await asyncio.to_thread(file.stat)).st_size == 0:
+            raise Fault("storage_refused", details=f"{what}: the file is empty, nothing was sent")
+        client = await self._open()
+        options: FileOptions = {
+            "content-type": media_type,  # the default is text/plain, whatever the bytes are
+            "cache-control": CACHE_CONTROL,
+            "upsert": "true",  # the string: storage3 puts it into a header as it is
+        }
+
+        async def upload() -> None:
+            await client.storage.from_(bucket).upload(path, file, options)
+
+        try:
+            await self._persist(what, upload)
+        except Fault as fault:
+            if fault.name != "bucket_missing":
+                raise
+            await self._create_again(bucket, fault)
+            await self._persist(what, upload)
+
+    async def _create_again(self, bucket: str, fault: Fault) -> None:
+        known = self._buckets.get(bucket)
+        if known is None:
+            details = f"{fault.details}; {bucket} is not a bucket of the settings, so it stays so"
+            raise Fault("storage_refused", details=details) from fault
+        await self.ensure_bucket(
+            bucket, public=known.public, max_bytes=known.max_bytes, media_types=known.media_types
+        )
+
+    def public_url(self, bucket: str, path: str) -> str:
+        """Return the URL by which anybody may read an object of a public bucket."""
+        return f"{self._url}/storage/v1/object/public/{quote(bucket)}/{quote(path)}"
+
+    async def sign(self, bucket: str, path: str, lifetime: timedelta) -> str:
+        """Return an absolute URL that reads the object for `lifetime`, in whole seconds.
+
+        Raises Fault; `storage_refused` where there is no such object.
+        """
+        client = await self._open()
+        seconds = max(1, round(lifetime.total_seconds()))
+
+        async def sign() -> str:
+            answer = await client.storage.from_(bucket).create_signed_url(path, seconds)
+            url = answer["signedURL"]
+            if url is None:
+                raise ValueError("the answer holds no signed URL")
+            return url
+
+        return await self._persist(f"signing {bucket}/{path}", sign)
+
+    async def exists(self, bucket: str, path: str) -> bool:
+        """Whether there is such an object. Raises Fault when that can't be found out."""
+        client = await self._open()
+
+        async def exists() -> bool:
+            return await client.storage.from_(bucket).exists(path)
+
+        try:
+            return await self._persist(f"reading {bucket}/{path}", exists)
+        except Fault as fault:
+            if fault.name == "bucket_missing":
+                return False
+            raise
+
+    async def remove(self, bucket: str, paths: Sequence[str]) -> None:
+        """Remove objects; absent ones are fine. Raises Fault."""
+        client = await self._open()
+        for start in range(0, len(paths), REMOVE_BATCH):
+            batch = list(paths[start : start + REMOVE_BATCH])
+
+            async def remove(batch: list[str] = batch) -> None:
+                await client.storage.from_(bucket).remove(batch)
+
+            what = f"removing {len(batch)} objects of {bucket}, from {batch[0]}"
+            await self._persist(what, remove)
+
+    async def _open(self) -> AsyncClient:
+        async with self._opening:
+            if self._client is None:
+                options = AsyncClientOptions(
+                    httpx_client=self._http, auto_refresh_token=False, persist_session=False
+                )
+                try:
+                    self._client = await acreate_client(self._url, self._key, options)
+                except _FOREIGN as error:
+                    raise classify(error, f"opening {self._url}") from error
+            return self._client
+
+    async def _persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try `attempt` up to `TRIES` times. Raises Fault."""
+
+        async def classified() -> T:
+            try:
+                return await attempt()
+            except _FOREIGN as error:
+                raise classify(error, what) from error
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_passes_soon),
+            stop=stop_after_attempt(TRIES),
+            wait=_wait,
+            reraise=True,
+        )
+        return await retrying(classified)
+
+
+async def _created(creating: Awaitable[None]) -> bool:
+    """Await the creation of a bucket; False if somebody else was faster."""
+    try:
+        await creating
+    except StorageApiError as error:
+        if error.code == "Duplicate":
+            return False
+        raise
+    return True
+
+
+def classify(error: BaseException, what: str) -> Fault:
+    """Turn whatever supabase-py raised into a fault; `what` says what was being done.
+
+    Storage wraps its status in a 400 and in a string; a gateway before it answers for itself, with
+    or without JSON; transport errors come raw from httpx (facts observed with storage3 2.34).
+    """
+    details = f"{what}: {type(error).__name__}: {error}"
+    status = _status(error)
+    if isinstance(error, SupabaseException | httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return Fault("storage_denied", details=f"{details}; check SUPABASE_URL and the key")
+    if status is None:
+        return Fault("storage_unavailable", details=details)
+    if status in (codes.UNAUTHORIZED, codes.FORBIDDEN):
+        return Fault("storage_denied", details=details)
+    if status in _PASSING or status >= codes.INTERNAL_SERVER_ERROR:
+        wait = _retry_after(error)
+        return Fault("storage_unavailable", details=details, retry_after=wait)
+    if isinstance(error, StorageApiError) and error.message == "Bucket not found":
+        return Fault("bucket_missing", details=details)
+    if _from_a_gateway(error) and status != codes.REQUEST_ENTITY_TOO_LARGE:
+        # Not Storage's own words (a paused project, a page of a proxy): no verdict on the file.
+        return Fault("storage_unavailable", details=details)
+    return Fault("storage_refused", details=details)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Storage's own status: a string in its JSON, a number where a gateway spoke; None if none."""
+    if not isinstance(error, StorageApiError):
+        return None
+    try:
+        return int(str(error.status))
+    except ValueError:
+        return None
+
+
+def _from_a_gateway(error: BaseException) -> bool:
+    return isinstance(error, StorageApiError) and error.code == "InternalError"
+
+
+def _retry_after(error: BaseException) -> timedelta | None:
+    """Read Retry-After; where the body could not be parsed, the answer is one context deeper."""
+    cause = error.__cause__
+    for candidate in (cause, cause.__context__ if cause else None):
+        if isinstance(candidate, httpx.HTTPStatusError):
+            header = candidate.response.headers.get("retry-after", "")
+            # Only seconds: dates are never seen here, and would depend on two clocks.
+            return (
+                timedelta(seconds=int(header)) if header.isdecimal() and len(header) < 6 else None
+            )  # noqa: PLR2004
+    return None
+
+
+def _passes_soon(error: BaseException) -> bool:
+    return (
+        isinstance(error, Fault)
+        and error.name == "storage_unavailable"
+        and (error.retry_after or timedelta()) <= LONGEST_WAIT
+    )
+
+
+_backoff = wait_exponential_jitter(initial=0.2, max=LONGEST_WAIT.total_seconds(), jitter=0.3)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Back off, and never less than Storage asked for."""
+    error: Any = state.outcome.exception() if state.outcome else None
+    asked: timedelta = getattr(error, "retry_after", None) or timedelta()
+    return max(_backoff(state), asked.total_seconds())

@@ -1,0 +1,185 @@
+"""The nouns: what a task, a checkpoint, an artifact and an outcome are.
+
+Values only: frozen dataclasses and enums. Nothing here does input or output, reads a clock or
+knows of a database or a provider. The words are the vocabulary of the README, one per thing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+
+class Status(StrEnum):
+    """The five words of `video_generation_tasks.status`."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a task that says this has ended."""
+        return self in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+
+class StageName(StrEnum):
+    """The paid steps, in the order in which the pipeline walks them."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+
+
+class CheckpointState(StrEnum):
+    """How far a stage has come: each word is written after what it names is safe in Postgres."""
+
+    SUBMITTING = "submitting"
+    GENERATING = "generating"
+    STORING = "storing"
+    DONE = "done"
+
+
+class Answer(StrEnum):
+    """What the provider said to a paid POST."""
+
+    GENERATION = "generation"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to write to one task: every statement about it carries all three values.
+
+    Attempt alone is no fence: after a hand-back or a cancel the number is still the same.
+    """
+
+    task_id: UUID
+    attempt: int
+    worker_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A claimed row of `public.video_generation_tasks`, as the claim returned it."""
+
+    fence: Fence
+    user_id: UUID
+    scene_id: UUID | None
+    failures: int
+    max_failures: int
+    progress: float
+    created_at: datetime
+    cancel_requested: bool = False
+    alone: bool = False
+
+    @property
+    def id(self) -> UUID:
+        """The task's id."""
+        return self.fence.task_id
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the application's `video_scenes` and `video_scenarios` say about a task's scene.
+
+    `resolution` is None when the scenario is missing or names none. `duration` is in seconds.
+    """
+
+    id: UUID
+    image_prompt: str | None
+    visual_prompt: str | None
+    product_reference_image_url: str | None
+    duration: int | None
+    resolution: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A stored output. `size` is in bytes, `sha256` is the hex digest of those bytes."""
+
+    bucket: str
+    path: str
+    media_type: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far one stage of one task has come, as Postgres holds it.
+
+    `request` is frozen when the stage first goes to `submitting`; `generation_id` is set from
+    `generating` on, `artifact` when the stage is `done`. `sent_at` and `now` are the database's
+    clock, so that their difference needs no agreement between machines.
+    """
+
+    stage: StageName
+    state: CheckpointState
+    request: Mapping[str, Any]
+    submission_id: UUID
+    sent_at: datetime
+    answer: Answer | None
+    generation_id: UUID | None
+    generation_started_at: datetime | None
+    artifact: Artifact | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the user pays, in whole credits, copied into the hold when an attempt starts."""
+
+    image: int
+    video: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The clip is stored: `video_url` is signed and works until `expires_at`."""
+
+    video_url: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """Not now: back to `pending` after `delay`. `failed` says whether it costs one failure."""
+
+    delay: timedelta
+    failed: bool
+    code: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task ends here: `message` is for the user, `details` for the operator's log."""
+
+    code: str
+    message: str
+    details: str
+    error: str
+    visible: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The user asked, and nothing of it runs at the provider any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """This worker stops; another one resumes at the checkpoint. It costs no budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The lease is lost: somebody else writes about this task now, we fall silent."""
+
+
+Outcome = Completed | Requeued | Failed | Cancelled | HandedBack | Abandoned
