@@ -201,6 +201,7 @@ create function vidgen.grant_credits(user_id uuid, amount integer, reference tex
 returns public.user_credits
 language plpgsql security definer set search_path = ''
 as $$
+#variable_conflict use_column
 declare
   credits public.user_credits;
   earlier public.credit_entries;

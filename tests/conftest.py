@@ -162,12 +162,16 @@ def bare_database_url(bare_database: Database) -> str:
     return bare_database.url
 
 
+@pytest.fixture
+def bare_admin_url(bare_database: Database) -> str:
+    """Provide the superuser's URL of the same database as `bare_database_url`."""
+    return bare_database.admin_url
+
+
 class _database:  # noqa: N801 - reads as the verb it is: `with _database(...)`
     """Create a database for the length of a block."""
 
-    def __init__(
-        self, server: PostgresServer, purpose: str, template: str = "template0"
-    ) -> None:
+    def __init__(self, server: PostgresServer, purpose: str, template: str = "template0") -> None:
         self.server = server
         self.name = f"vidgen_{purpose}_{uuid.uuid4().hex[:12]}"
         self.template = template

@@ -11,15 +11,15 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 from psycopg.rows import dict_row
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from vidgen_worker.config import REMEDIES, Settings, SettingsError
+from vidgen_worker.connect_errors import explain_connect, place_of
 from vidgen_worker.db import load_queries
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ class ClientSettings(BaseSettings):
 def load_client_settings() -> ClientSettings:
     """Read them. Raises SettingsError where the database's URL is missing or no URL."""
     try:
-        settings = ClientSettings()  # type: ignore[call-arg]  # from the environment
+        settings = ClientSettings()
     except ValidationError as error:
         problems = []
         for item in error.errors():
@@ -94,7 +94,9 @@ class NotMigratedError(ClientError):
 class RefusedError(ClientError):
     """The database refused the statement: `sqlstate` says why, `hint` what to do about it."""
 
-    def __init__(self, message: str, *, sqlstate: str | None = None, hint: str | None = None):
+    def __init__(
+        self, message: str, *, sqlstate: str | None = None, hint: str | None = None
+    ) -> None:
         self.sqlstate = sqlstate
         self.hint = hint
         super().__init__(f"{message} {hint}" if hint else message)
@@ -110,7 +112,10 @@ class Database:
         self._pid = os.getpid()
 
     def rows(
-        self, name: str, parameters: Mapping[str, object] | None = None, claims: Claims | None = None
+        self,
+        name: str,
+        parameters: Mapping[str, object] | None = None,
+        claims: Claims | None = None,
     ) -> list[Row]:
         """Run a named block, as the role of `claims` where given. Raises ClientError.
 
@@ -132,7 +137,10 @@ class Database:
             return found
 
     def row(
-        self, name: str, parameters: Mapping[str, object] | None = None, claims: Claims | None = None
+        self,
+        name: str,
+        parameters: Mapping[str, object] | None = None,
+        claims: Claims | None = None,
     ) -> Row | None:
         """Run a named block that finds at most one row."""
         found = self.rows(name, parameters, claims)
@@ -184,6 +192,18 @@ def connect(url: str) -> psycopg.Connection[Row]:
         raise DatabaseUnreachableError(message) from error
 
 
+def listens(
+    ear: psycopg.Connection[Row], mouth: psycopg.Connection[Row], channel: str, seconds: float
+) -> bool:
+    """Whether a NOTIFY of one connection reaches the other; behind a transaction pooler none does.
+
+    Raises psycopg.Error.
+    """
+    ear.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+    mouth.execute(QUERIES["notify"], {"channel": channel})
+    return any(True for _ in ear.notifies(timeout=seconds, stop_after=1))
+
+
 def _run(
     connection: psycopg.Connection[Row],
     name: str,
@@ -205,7 +225,7 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
     match error:
         case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedFunction():
             return NotMigratedError(
-                f"The database at {_where(url)} is not set up for this version ({said}). "
+                f"The database at {place_of(url)} is not set up for this version ({said}). "
                 "Run: vidgen-worker migrate"
             )
         case errors.InsufficientPrivilege() if "row-level security" not in said:
@@ -216,92 +236,11 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
             "57",
         ):
             return DatabaseUnreachableError(
-                f"The connection to the database at {_where(url)} broke ({said.strip()}). Try again."
+                f"The connection to the database at {place_of(url)} broke ({said.strip()}). "
+                "Try again."
             )
         case _:
-            return RefusedError(
-                said, sqlstate=error.sqlstate, hint=error.diag.message_hint or None
-            )
-
-
-# psycopg reports every failure to connect without an SQLSTATE: only the text tells them apart.
-CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("password authentication failed", "SASL authentication failed"),
-        "The password or the user name is wrong. Copy the URL again (dashboard → Connect), or reset "
-        "the password (Project Settings → Database). A project that is just waking up from a pause "
-        "answers like this too: look at it in the dashboard.",
-    ),
-    (
-        ("Tenant or user not found", "tenant/user"),
-        "The pooler doesn't know this project. Its user name is postgres.<project ref>, and its "
-        "host must be the one of your project's region (dashboard → Connect).",
-    ),
-    (
-        (
-            "could not translate host name",
-            "Name or service not known",
-            "nodename nor servname",
-            "failed to resolve host",
-            "Temporary failure in name resolution",
-            "No address associated with hostname",
-        ),
-        "The host name can't be resolved. Check it for typing errors; db.<ref>.supabase.co "
-        "has only an IPv6 address, so on a machine without IPv6 take the Session pooler's URL.",
-    ),
-    (
-        ("Network is unreachable", "Cannot assign requested address", "No route to host"),
-        "This machine can't reach the address, most likely because it is an IPv6 one: take the "
-        "Session pooler's URL (dashboard → Connect), which has IPv4.",
-    ),
-    (
-        ("Connection refused",),
-        "Nothing listens there. Check host and port (5432 direct and session pooler, 6543 "
-        "transaction pooler), and that the server runs.",
-    ),
-    (
-        ("timeout expired", "timed out", "Connection timed out"),
-        "No answer. A firewall or the project's network restrictions may be in the way, or the "
-        "project is paused (dashboard).",
-    ),
-    (
-        ("MaxClientsInSessionMode", "Max client connections", "too many clients", "remaining connection"),
-        "All connections are taken. Lower VIDGEN_DATABASE_POOL, stop what else is connected, or "
-        "raise the pool size (Project Settings → Database).",
-    ),
-    (
-        ("no pg_hba.conf entry", "SSL", "certificate"),
-        "The server wants another kind of connection. Add ?sslmode=require to the URL.",
-    ),
-    (
-        ("does not exist",),
-        "The server is there, but not this database or role. Supabase's are both called postgres.",
-    ),
-    (
-        ("starting up", "shutting down", "not yet accepting", "in recovery mode"),
-        "The server is starting or stopping. Try again in a moment.",
-    ),
-)
-
-
-def explain_connect(said: str, url: str) -> str:
-    """Return one paragraph: what failed, for which host, why probably, and what now."""
-    remedy = "Check DATABASE_URL."
-    for needles, sentence in CONNECT_REMEDIES:
-        if any(needle.lower() in said.lower() for needle in needles):
-            remedy = sentence
-            break
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    reason = lines[0].removeprefix("connection failed: ") if lines else "no reason given"
-    return f"Can't connect to the database at {_where(url)}: {reason}. {remedy}"
-
-
-def _where(url: str) -> str:
-    """Return user, host and database of a URL, never the password."""
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(url)
-        return f"{parts.username or ''}@{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
-    return "the address of DATABASE_URL"
+            return RefusedError(said, sqlstate=error.sqlstate, hint=error.diag.message_hint or None)
 
 
 @contextlib.contextmanager

@@ -132,9 +132,9 @@ select id, host, pid, version, running, heartbeat_at, now() - heartbeat_at as si
  where dead_at is null
  order by started_at;
 
--- notify_self --
--- A round trip through LISTEN: it arrives only where the connection is a session of its own.
-select pg_notify(%(channel)s, %(payload)s);
+-- notify --
+-- The other half of a LISTEN: it arrives only where that connection is a session of its own.
+select pg_notify(%(channel)s, '');
 
 -- credit_audit --
 -- Balances, holds and ledger that don't agree; must be empty.

@@ -305,5 +305,7 @@ def mask(secret: str) -> str:
     if "://" in secret:
         parts = urlsplit(secret)
         host = parts.hostname or ""
-        return f"{parts.scheme}://{parts.username or ''}:****@{host}:{parts.port or 5432}{parts.path}"
+        return (
+            f"{parts.scheme}://{parts.username or ''}:****@{host}:{parts.port or 5432}{parts.path}"
+        )
     return f"{secret[:6]}…" if len(secret) > 12 else "****"  # noqa: PLR2004

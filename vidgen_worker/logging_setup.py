@@ -28,7 +28,7 @@ _CONTROL = {
     for code in (*range(0x20), *range(0x7F, 0xA0))
     if chr(code) not in "\n\r\t"
 } | {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-_CONTROL_BUT_NEWLINE = {code: text for code, text in _CONTROL.items() if code != 0x0A}
+_CONTROL_BUT_NEWLINE = {code: text for code, text in _CONTROL.items() if chr(code) != "\n"}
 
 
 def configure(

@@ -335,10 +335,10 @@ counted as (
 lost as (
   update public.video_generation_tasks as t
      set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         error_code = 'WORKER_LOST', error_message = %(lost_message)s, message = %(lost_message)s,
+         error_code = 'WORKER_LOST', error_message = %(lost_message)s::text, message = %(lost_message)s::text,
          current_step = 'Failed',
          error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', %(lost_message)s,
+           'error', 'Video generation failed', 'details', %(lost_message)s::text,
            'code', 'WORKER_LOST', 'timestamp', now()
          )
     from victims as v
@@ -411,7 +411,9 @@ hold as materialized (
 ),
 shown as (
   update public.video_generation_tasks as t
-     set resolution = %(resolution)s, video_ratio = %(video_ratio)s, image_ratio = %(image_ratio)s,
+     set resolution = coalesce(%(resolution)s, t.resolution),
+         video_ratio = coalesce(%(video_ratio)s, t.video_ratio),
+         image_ratio = coalesce(%(image_ratio)s, t.image_ratio),
          progress = greatest(t.progress, 15),
          current_step = 'Fetching scene configuration and prompts',
          message = 'Scene configuration loaded'
@@ -428,12 +430,12 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
 -- Refused (no row) where the stage's possibly paid submissions have reached the cap: unknown,
--- gone, or ended with a cost. A repeat finds its own submission and changes nothing.
+-- gone, or ended with a cost; or where its owner has asked to cancel. A repeat finds its own submission and changes nothing.
 with mine as materialized (
-  select t.id, t.user_id, t.attempt, t.worker_id
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
    where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing' and t.cancel_requested_at is null
+     and t.status = 'processing'
      for no key update
 ),
 paid as materialized (
@@ -451,14 +453,14 @@ begun as (
   select %(submission_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id,
          %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
     from mine, paid
-   where paid.submissions < %(max_submissions)s
+   where paid.submissions < %(max_submissions)s and not mine.cancel
   on conflict (id) do nothing
 ),
 checkpointed as (
   insert into vidgen.checkpoints as c (task_id, stage, state, request, inputs, submission_id)
   select mine.id, %(stage)s, 'submitting', %(request)s, %(inputs)s, %(submission_id)s
     from mine, paid
-   where paid.submissions < %(max_submissions)s
+   where paid.submissions < %(max_submissions)s and not mine.cancel
   on conflict (task_id, stage) do update
      set state = 'submitting', request = excluded.request, submission_id = excluded.submission_id,
          generation_id = null, generation_started_at = null, updated_at = now()
@@ -474,9 +476,9 @@ shown as (
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
     from mine, paid
-   where t.id = mine.id and paid.submissions < %(max_submissions)s
+   where t.id = mine.id and paid.submissions < %(max_submissions)s and not mine.cancel
 )
-select paid.submissions, (select count(*) from checkpointed) as checkpointed from mine, paid
+select paid.submissions, mine.cancel from mine, paid
 
 -- answer_submission --
 -- The provider's answer is a fact: it goes to the submission row without a fence, so that a late
@@ -521,6 +523,16 @@ select (select count(*) from mine) = 1 as mine,
          ) then 'kept'
          else 'superseded'
        end as fate
+
+-- paid_submissions --
+-- How many submissions of a stage may have been paid for nothing: the number that
+-- VIDGEN_MAX_SUBMISSIONS caps. The same rule as in begin_submission.
+select count(*) as submissions
+  from vidgen.submissions as s
+ where s.task_id = %(task_id)s and s.stage = %(stage)s and s.counted
+   and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
+         s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
+         or coalesce(s.cost, s.estimated_cost, 1) > 0)))
 
 -- read_submission --
 -- What has become of a submission whose answer another worker waits for.
@@ -782,7 +794,7 @@ insert into vidgen.gates as g
   (provider, key_fingerprint, model, reason, message, details, probe_at, until)
 values
   (%(provider)s, %(key_fingerprint)s, %(model)s, %(reason)s, %(message)s, %(details)s,
-   now() + %(probe)s, now() + %(probe)s)
+   now() + %(probe)s::interval, now() + %(probe)s::interval)
 on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 
@@ -790,8 +802,8 @@ returning g.model
 -- One worker probes a closed gate; the next probe is twice as far away, up to five minutes.
 update vidgen.gates as g
    set probes = g.probes + 1,
-       probe_at = now() + least(%(probe)s * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
-       until = now() + least(%(probe)s * 2 ^ least(g.probes + 1, 20), interval '5 minutes')
+       probe_at = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
+       until = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes')
   from (
     select provider, key_fingerprint, model
       from vidgen.gates

@@ -9,10 +9,9 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
 
 from runwayml.types import image_to_video_create_params, text_to_image_create_params
-from typing_extensions import Required
 
 FALLBACK = "720:1280"
 """Used when a scene has no scenario, or the scenario names no resolution."""

@@ -5,16 +5,16 @@ call, so importing it never fails. It orders as the user whose id it is given, u
 policies and limits as a browser. It generates nothing itself: a worker does.
 """
 
+import asyncio
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
-
-import httpx
 
 from vidgen_worker.client import (
     ClientError,
@@ -26,12 +26,13 @@ from vidgen_worker.client import (
     user_claims,
 )
 from vidgen_worker.config import REMEDIES
-from vidgen_worker.resolution import RATIOS, Resolution, look_up
+from vidgen_worker.errors import Fault
+from vidgen_worker.resolution import FALLBACK, look_up
+from vidgen_worker.storage import Storage
 from vidgen_worker.task import Status
 
 SIGNED_FOR = timedelta(hours=1)
 SIGN_AGAIN_BEFORE = timedelta(minutes=1)
-STORAGE_SECONDS = 20.0
 LOOK_AGAIN_SECONDS = 0.5
 
 TaskRow = dict[str, Any]
@@ -51,6 +52,10 @@ class SceneNotFoundError(VideoGenerationError, LookupError):
 
 class TaskTimeoutError(VideoGenerationError, TimeoutError):
     """The task had not ended when the waiting did; it goes on."""
+
+
+class ServiceUnavailableError(VideoGenerationError, ConnectionError):
+    """The database can't be reached."""
 
 
 class VideoGenerationService:
@@ -137,7 +142,7 @@ class VideoGenerationService:
         while True:
             try:
                 row = self._row(task_id)
-            except _UnreachableError as error:
+            except ServiceUnavailableError as error:
                 if deadline is None or time.monotonic() >= deadline:
                     raise
                 seen = str(error)
@@ -166,7 +171,7 @@ class VideoGenerationService:
 
         Raises UnsupportedResolutionError, a ValueError.
         """
-        found: Resolution = look_up(resolution)
+        found = look_up(resolution)
         return {"video_ratio": found.video_ratio, "image_ratio": found.image_ratio}
 
     def _get_scenario_resolution(self, scene_id: UUID | str) -> str:
@@ -180,8 +185,7 @@ class VideoGenerationService:
         if row is None:
             message = f"There is no scene {scene_id}. Check the id."
             raise SceneNotFoundError(message)
-        asked = str(row["resolution"] or "").strip()
-        return look_up(asked).resolution if asked in RATIOS or not asked else asked
+        return str(row["resolution"] or "").strip() or FALLBACK
 
     @property
     def _db(self) -> Database:
@@ -229,28 +233,24 @@ class VideoGenerationService:
 
 def sign(supabase_url: str, key: str, bucket: str, path: str) -> str:
     """Sign an object's path with Supabase Storage, for one hour. Raises VideoGenerationError."""
-    # Deferred: it takes a third of a second, which a program that only inserts need not pay.
-    from storage3.utils import StorageException  # noqa: PLC0415
-    from supabase import create_client  # noqa: PLC0415
-    from supabase.lib.client_options import SyncClientOptions  # noqa: PLC0415
 
-    with httpx.Client(timeout=STORAGE_SECONDS, http2=False) as http:
-        client = create_client(supabase_url, key, SyncClientOptions(httpx_client=http))
+    async def once() -> str:
+        storage = Storage(supabase_url, key, buckets=())
         try:
-            signed = client.storage.from_(bucket).create_signed_url(
-                path, int(SIGNED_FOR.total_seconds())
-            )
-        except (StorageException, httpx.HTTPError) as error:
-            message = (
-                f"The URL of {bucket}/{path} has run out and could not be signed again: {error}. "
-                "Check SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY, or try again."
-            )
-            raise VideoGenerationError(message) from error
-    return str(signed["signedURL"])
+            return await storage.sign(bucket, path, SIGNED_FOR)
+        finally:
+            await storage.aclose()
 
-
-class _UnreachableError(VideoGenerationError, ConnectionError):
-    """The database can't be reached."""
+    try:
+        # In a thread of its own, because the caller's may have a running loop.
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(asyncio.run, once()).result()
+    except Fault as fault:
+        message = (
+            f"The URL of {bucket}/{path} has run out and could not be signed again: "
+            f"{fault.details}. Check SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY, or try again."
+        )
+        raise VideoGenerationError(message) from fault
 
 
 @contextmanager
@@ -259,7 +259,7 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except DatabaseUnreachableError as error:
-        raise _UnreachableError(str(error)) from error
+        raise ServiceUnavailableError(str(error)) from error
     except ClientError as error:
         raise VideoGenerationError(str(error)) from error
 

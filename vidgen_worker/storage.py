@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from storage3.exceptions import StorageApiError
 from storage3.types import CreateOrUpdateBucketOptions, FileOptions
 from storage3.utils import StorageException
-from supabase import AsyncClient, AsyncClientOptions, SupabaseException, acreate_client
+from supabase import AsyncClient, AsyncClientOptions, AsyncSupabaseException, acreate_client
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -35,8 +35,12 @@ TRIES = 4
 """How often a request is sent before `storage_unavailable` leaves this module."""
 LONGEST_WAIT = timedelta(seconds=5)
 """A Retry-After beyond this is the pipeline's to wait for: it does so without a slot."""
+LONGEST_RETRY_AFTER = timedelta(hours=1)
+"""A Retry-After beyond this is not believed."""
 CONNECT_SECONDS = 10.0
 """How long a connection, or a place in the pool, may take to come about."""
+CONNECTIONS = 50
+"""The most connections at once; uploads beyond it wait for a place."""
 CACHE_CONTROL = "3600"
 """Seconds that browsers and the CDN keep an object: a generation's output never changes."""
 REMOVE_BATCH = 1000
@@ -47,7 +51,7 @@ T = TypeVar("T")
 # What supabase-py lets through: its own errors, httpx's, and those of reading a broken answer.
 _FOREIGN = (
     StorageException,
-    SupabaseException,
+    AsyncSupabaseException,
     httpx.HTTPError,
     httpx.InvalidURL,
     ValueError,
@@ -75,7 +79,11 @@ class Bucket:
 
 
 class Storage:
-    """One project's file store. Opens its connections at the first use."""
+    """One project's file store. Opens its connections at the first use.
+
+    `timeout` is how long a request may stand still, `first_wait` the pause before the second try;
+    it doubles.
+    """
 
     def __init__(
         self,
@@ -84,7 +92,7 @@ class Storage:
         *,
         buckets: Sequence[Bucket],
         timeout: timedelta = timedelta(seconds=60),
-        max_connections: int = 50,
+        first_wait: timedelta = timedelta(milliseconds=200),
     ) -> None:
         self._url = url.rstrip("/")
         self._key = key
@@ -95,7 +103,12 @@ class Storage:
         self._http = httpx.AsyncClient(
             http2=False,
             timeout=httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
-            limits=httpx.Limits(max_connections=max_connections),
+            limits=httpx.Limits(max_connections=CONNECTIONS),
+        )
+        self._backoff = wait_exponential_jitter(
+            multiplier=first_wait.total_seconds(),
+            max=LONGEST_WAIT.total_seconds(),
+            jitter=first_wait.total_seconds(),
         )
         self._client: AsyncClient | None = None
         self._opening = asyncio.Lock()
@@ -281,10 +294,16 @@ class Storage:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_passes_soon),
             stop=stop_after_attempt(TRIES),
-            wait=_wait,
+            wait=self._wait,
             reraise=True,
         )
         return await retrying(classified)
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Back off, and never for less than Storage asked for."""
+        fault = state.outcome.exception() if state.outcome else None
+        asked = fault.retry_after if isinstance(fault, Fault) else None
+        return max(self._backoff(state), (asked or timedelta()).total_seconds())
 
 
 async def _created(creating: Awaitable[None]) -> bool:
@@ -304,23 +323,30 @@ def classify(error: BaseException, what: str) -> Fault:
     Storage wraps its status in a 400 and in a string; a gateway before it answers for itself, with
     or without JSON; transport errors come raw from httpx (facts observed with storage3 2.34).
     """
-    details = f"{what}: {type(error).__name__}: {error}"
-    status = _status(error)
-    if isinstance(error, SupabaseException | httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return Fault("storage_denied", details=f"{details}; check SUPABASE_URL and the key")
-    if status is None:
-        return Fault("storage_unavailable", details=details)
-    if status in (codes.UNAUTHORIZED, codes.FORBIDDEN):
-        return Fault("storage_denied", details=details)
-    if status in _PASSING or status >= codes.INTERNAL_SERVER_ERROR:
-        wait = _retry_after(error)
-        return Fault("storage_unavailable", details=details, retry_after=wait)
-    if isinstance(error, StorageApiError) and error.message == "Bucket not found":
-        return Fault("bucket_missing", details=details)
-    if _from_a_gateway(error) and status != codes.REQUEST_ENTITY_TOO_LARGE:
-        # Not Storage's own words (a paused project, a page of a proxy): no verdict on the file.
-        return Fault("storage_unavailable", details=details)
-    return Fault("storage_refused", details=details)
+    return Fault(
+        _fault_name(error, _status(error)),
+        details=f"{what}: {type(error).__name__}: {error}",
+        retry_after=_retry_after(error),
+    )
+
+
+def _fault_name(error: BaseException, status: int | None) -> str:
+    match error, status:
+        case AsyncSupabaseException() | httpx.InvalidURL() | httpx.UnsupportedProtocol(), _:
+            return "storage_denied"  # an address or a key that can't be right
+        case _, codes.UNAUTHORIZED | codes.FORBIDDEN:
+            return "storage_denied"
+        case StorageApiError(message="Bucket not found"), _:
+            return "bucket_missing"
+        case StorageApiError(code=code), int(status):
+            if status in _PASSING or status >= codes.INTERNAL_SERVER_ERROR:
+                return "storage_unavailable"
+            # Not Storage's own words (a paused project, a proxy's page) are no verdict on the
+            # file, unless they are about its size.
+            foreign = code == "InternalError" and status != codes.REQUEST_ENTITY_TOO_LARGE
+            return "storage_unavailable" if foreign else "storage_refused"
+        case _:
+            return "storage_unavailable"
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -333,21 +359,15 @@ def _status(error: BaseException | None) -> int | None:
         return None
 
 
-def _from_a_gateway(error: BaseException) -> bool:
-    return isinstance(error, StorageApiError) and error.code == "InternalError"
-
-
 def _retry_after(error: BaseException) -> timedelta | None:
-    """Read Retry-After; where the body could not be parsed, the answer is one context deeper."""
-    cause = error.__cause__
-    for candidate in (cause, cause.__context__ if cause else None):
-        if isinstance(candidate, httpx.HTTPStatusError):
-            header = candidate.response.headers.get("retry-after", "")
-            # Only seconds: dates are never seen here, and would depend on two clocks.
-            return (
-                timedelta(seconds=int(header)) if header.isdecimal() and len(header) < 6 else None
-            )  # noqa: PLR2004
-    return None
+    """Read Retry-After off the answer, which lies deeper where its body could not be parsed."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, httpx.HTTPStatusError):
+        cause = cause.__cause__ or cause.__context__
+    header = cause.response.headers.get("retry-after", "") if cause else ""
+    # Only seconds: a date would depend on two clocks.
+    wait = timedelta(seconds=int(header[:9])) if header.isdecimal() else timedelta()
+    return wait if timedelta() < wait <= LONGEST_RETRY_AFTER else None
 
 
 def _passes_soon(error: BaseException) -> bool:
@@ -356,13 +376,3 @@ def _passes_soon(error: BaseException) -> bool:
         and error.name == "storage_unavailable"
         and (error.retry_after or timedelta()) <= LONGEST_WAIT
     )
-
-
-_backoff = wait_exponential_jitter(initial=0.2, max=LONGEST_WAIT.total_seconds(), jitter=0.3)
-
-
-def _wait(state: RetryCallState) -> float:
-    """Back off, and never less than Storage asked for."""
-    error: Any = state.outcome.exception() if state.outcome else None
-    asked: timedelta = getattr(error, "retry_after", None) or timedelta()
-    return max(_backoff(state), asked.total_seconds())

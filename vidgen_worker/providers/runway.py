@@ -100,7 +100,7 @@ class Runway:
         certificates = httpx.create_ssl_context()
 
         def client(seconds: float, keepalive: int | None) -> AsyncRunwayML:
-            connect = min(CONNECT_SECONDS, seconds)
+            connect = min(CONNECT_SECONDS, seconds / 4)
             http = httpx.AsyncClient(
                 http2=False,
                 verify=certificates,

@@ -104,7 +104,7 @@ def _url_problem(url: str, *, allow_loopback: bool) -> str:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "can't be read as a URL."
+        return "is a URL that can't be read."
     if allow_loopback and (parts.scheme, parts.hostname) == ("http", "127.0.0.1") and port:
         return "is a URL with a user name." if "@" in parts.netloc else ""
     if parts.scheme != "https":

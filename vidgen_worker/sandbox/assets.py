@@ -1,8 +1,8 @@
 """Fetching the pictures that a request to Runway names, as strictly as Runway does.
 
-A URL must answer HEAD and GET with 200, without a redirect, with a known image type and a length, and
-the picture must decode and have a shape the model takes. It never accepts what Runway would refuse,
-save that loopback URLs may be plain http where the double was told so.
+A URL must answer HEAD and GET with 200, without a redirect, with a known image type and a length,
+and the picture must decode and have a shape the model takes. It never accepts what Runway would
+refuse, save that loopback URLs may be plain http where the double was told so.
 """
 
 import base64

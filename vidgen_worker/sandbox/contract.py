@@ -1,8 +1,8 @@
 """What Runway takes: models, fields, ratios and limits, and the check of a request against them.
 
 Fields, models and ratios are read from the SDK's own parameter types, so they can't drift. Lengths
-and ranges, which those types only mention in prose, are written down here with their source. A check
-answers with the issues of a Zod validation, as the real API does. It never fetches anything.
+and ranges, which those types only mention in prose, are written down here with their source. A
+check answers with the issues of a Zod validation, as the real API does. It never fetches anything.
 """
 
 import collections.abc
@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 
 from runwayml.types.image_to_video_create_params import ImageToVideoCreateParams
 from runwayml.types.text_to_image_create_params import TextToImageCreateParams
-from typing_extensions import Required as ExtensionsRequired
 from typing_extensions import is_typeddict
 
 Kind = Literal["image", "video"]
@@ -100,7 +99,7 @@ def fields(variant: type) -> Mapping[str, Field]:
         required = False
         json_name = name
         peeled = annotation
-        while (origin := get_origin(peeled)) in (Required, ExtensionsRequired, Annotated):
+        while (origin := get_origin(peeled)) in (Required, Annotated):
             if origin is Annotated:
                 peeled, *notes = get_args(peeled)
                 aliases = [note.alias for note in notes if getattr(note, "alias", None)]
@@ -186,11 +185,7 @@ def _check_value(kind: Any, value: object, path: Path) -> Iterator[Issue]:  # no
             # The deepest complaint comes from the option that was meant.
             yield from max(attempts, key=lambda issues: max(len(issue.path) for issue in issues))
     elif origin is not None and issubclass(origin, collections.abc.Iterable):
-        if not isinstance(value, list):
-            yield Issue("invalid_type", path, "Invalid input: expected array")
-            return
-        for index, entry in enumerate(value):
-            yield from _check_value(get_args(kind)[0], entry, (*path, index))
+        yield from _check_array(get_args(kind)[0], value, path)
     elif kind in _SCALARS:
         name, types = _SCALARS[kind]
         is_number_but_bool = isinstance(value, bool) and kind is not bool
@@ -204,6 +199,14 @@ _SCALARS: dict[Any, tuple[str, tuple[type, ...]]] = {
     float: ("number", (int, float)),
     bool: ("boolean", (bool,)),
 }
+
+
+def _check_array(kind: Any, value: object, path: Path) -> Iterator[Issue]:  # noqa: ANN401 - types
+    if not isinstance(value, list):
+        yield Issue("invalid_type", path, "Invalid input: expected array")
+        return
+    for index, entry in enumerate(value):
+        yield from _check_value(kind, entry, (*path, index))
 
 
 def _check_object(variant: type, value: object, path: Path) -> Iterator[Issue]:
@@ -263,11 +266,15 @@ def _problem_of_uri(uri: str, *, allow_loopback: bool) -> str | None:
         if not re.match(r"data:image/[a-z.+-]+;base64,", uri):
             return "Data URI must have an image content type and be base64 encoded"
         return None if len(uri) <= DATA_CHARACTERS else "Data URI is larger than 5 MB"
-    if len(uri) not in URL_CHARACTERS:
-        return "URL must be 13 to 2048 characters long"
     if allow_loopback and uri.startswith("http://") and is_loopback(uri):
         return None
-    parts = urlsplit(uri)
+    return _problem_of_url(uri)
+
+
+def _problem_of_url(url: str) -> str | None:
+    if len(url) not in URL_CHARACTERS:
+        return "URL must be 13 to 2048 characters long"
+    parts = urlsplit(url)
     if parts.scheme != "https":
         return "Invalid URL: only HTTPS URLs are supported"
     if not parts.hostname or "." not in parts.hostname or _is_address(parts.hostname):

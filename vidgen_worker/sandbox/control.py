@@ -23,9 +23,7 @@ class RunwayControl:
     def generations(self, **wanted: object) -> list[dict[str, Any]]:
         """Return the generations in order, those with these values only (`kind="video"`)."""
         found: list[dict[str, Any]] = _ask("GET", f"{self.url}/sandbox/generations")
-        return [
-            one for one in found if all(one[name] == value for name, value in wanted.items())
-        ]
+        return [one for one in found if all(one[name] == value for name, value in wanted.items())]
 
     def requests(self) -> list[dict[str, Any]]:
         """Return every POST: path, body, headers, status (None: unanswered), generation."""

@@ -1,7 +1,7 @@
 """The sandbox's still pictures: what a newcomer sees instead of a generated image.
 
-Everything is drawn with Pillow and its own font, from the prompt and the product's picture alone, so
-the same request gives the same picture on every machine. It never reads a URL.
+Everything is drawn with Pillow and its own font, from the prompt and the product's picture alone,
+so the same request gives the same picture on every machine. It never reads a URL.
 """
 
 import colorsys
@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 SIGNATURE = "vidgen-worker sandbox"
 WHITE = (255, 255, 255)
+MIDDLE_GREY = 127
+# Latin letters with their accents, dashes, quotes and the ellipsis: what Pillow's own font draws.
+DRAWABLE = frozenset(map(chr, (*range(0x250), *range(0x2010, 0x2027))))
 Colour = tuple[int, int, int]
 Size = tuple[int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -57,7 +60,10 @@ def still(size: Size, prompt: str, subtitle: str, product: Image.Image | None) -
         corner = (margin, (height - side) // 2)
         text_box = (corner[0] + side + round(6 * unit), corner[1], width - margin, height - margin)
     _frame(picture, product or _landscape(side, palette), corner, side, unit)
-    _caption(picture, text_box, prompt, subtitle, palette, unit)
+    pen = ImageDraw.Draw(picture)
+    left, _, _, bottom = text_box
+    _footer(pen, (left, bottom), subtitle, palette, unit)
+    _caption(pen, text_box, prompt, palette, unit)
     return picture
 
 
@@ -89,7 +95,7 @@ def product() -> bytes:
         fill=255,
     )
     outline = outline.filter(ImageFilter.GaussianBlur(9 * factor)).point(
-        lambda value: 255 if value > 127 else 0
+        lambda value: 255 if value > MIDDLE_GREY else 0
     )
     liquid = ImageOps.colorize(
         Image.linear_gradient("L").rotate(90).resize((large, large)),
@@ -132,7 +138,11 @@ def _background(size: Size, palette: Palette) -> Image.Image:
     slope = Image.linear_gradient("L").resize(small)
     picture = ImageOps.colorize(slope, palette.top, palette.bottom)
     reach = max(small)
-    for x, y, radius, strength in ((0.9, 0.05, 0.5, 150), (0.05, 0.95, 0.45, 110), (0.6, 0.7, 0.3, 60)):
+    for x, y, radius, strength in (
+        (0.9, 0.05, 0.5, 150),
+        (0.05, 0.95, 0.45, 110),
+        (0.6, 0.7, 0.3, 60),
+    ):
         light = Image.new("L", small, 0)
         centre, r = (x * small[0], y * small[1]), radius * reach
         ImageDraw.Draw(light).ellipse(
@@ -154,7 +164,12 @@ def _frame(
     scale = 4
     shade = Image.new("L", ((side + 4 * reach) // scale, (side + 4 * reach) // scale), 0)
     ImageDraw.Draw(shade).rounded_rectangle(
-        (2 * reach // scale, 2 * reach // scale, (2 * reach + side) // scale, (2 * reach + side) // scale),
+        (
+            2 * reach // scale,
+            2 * reach // scale,
+            (2 * reach + side) // scale,
+            (2 * reach + side) // scale,
+        ),
         radius // scale,
         fill=120,
     )
@@ -167,23 +182,26 @@ def _frame(
     picture.paste(fitted, (x + border, y + border), _rounded(inner, radius - border))
 
 
+def _footer(
+    pen: ImageDraw.ImageDraw, corner: Size, subtitle: str, palette: Palette, unit: float
+) -> None:
+    """Write who made the picture, and as what, in one small line above `corner`."""
+    left, bottom = corner
+    font = _font(max(11, round(2.5 * unit)), SIGNATURE + subtitle)
+    pen.text((left, bottom), SIGNATURE, WHITE, font, anchor="ld")
+    left += round(pen.textlength(SIGNATURE, font) + 2 * unit)
+    pen.text((left, bottom), subtitle, _mixed(WHITE, palette.top, 0.45), font, anchor="ld")
+
+
 def _caption(
-    picture: Image.Image,
+    pen: ImageDraw.ImageDraw,
     box: tuple[int, int, int, int],
     prompt: str,
-    subtitle: str,
     palette: Palette,
     unit: float,
 ) -> None:
-    """Write the prompt as large as it fits, with a line above and the signature at the bottom."""
+    """Write the prompt as large as it fits, below a short line and above the footer."""
     left, top, right, bottom = box
-    pen = ImageDraw.Draw(picture)
-    small = _font(max(11, round(2.5 * unit)), SIGNATURE + subtitle)
-    pen.text((left, bottom), SIGNATURE, (*WHITE,), small, anchor="ld")
-    signature_width = pen.textlength(SIGNATURE, small)
-    pen.text(
-        (left + signature_width + 2 * unit, bottom), subtitle, _faded(palette), small, anchor="ld"
-    )
     bar = max(2, round(0.9 * unit))
     pen.rounded_rectangle((left, top, left + round(11 * unit), top + bar), bar, fill=palette.accent)
     top += round(4 * unit)
@@ -250,7 +268,7 @@ def _built_in_font(points: int) -> Font:
 
 def _font(points: int, text: str = "") -> Font:
     """Pillow's own font; for other alphabets than the Latin one the system's, where it has one."""
-    if all(ord(character) < 0x250 or 0x2010 <= ord(character) <= 0x2026 for character in text):
+    if DRAWABLE.issuperset(text):
         return _built_in_font(points)
     try:
         return ImageFont.truetype("DejaVuSans.ttf", points)
@@ -266,10 +284,6 @@ def _hsl(hue: float, lightness: float, saturation: float) -> Colour:
 def _mixed(one: Colour, other: Colour, share: float) -> Colour:
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return red, green, blue
-
-
-def _faded(palette: Palette) -> Colour:
-    return _mixed(WHITE, palette.top, 0.45)
 
 
 def _scaled(box: tuple[float, ...], factor: int) -> list[float]:

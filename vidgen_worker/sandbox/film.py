@@ -65,11 +65,12 @@ def _encoded(pictures: Iterable[Image.Image], size: Size, container: Container) 
     # A file with a name, because faststart reads it again to move the index to its beginning.
     with tempfile.NamedTemporaryFile(suffix=f".{container}") as file:
         with av.open(file.name, "w", format=container, options=muxing) as output:
-            stream: VideoStream = output.add_stream(codec, rate=FRAMES_PER_SECOND, options=options)
+            stream = output.add_stream(codec, rate=FRAMES_PER_SECOND, options=options)
+            assert isinstance(stream, VideoStream)  # noqa: S101 - the codec says so
             stream.width, stream.height = size
             stream.pix_fmt = "yuv420p"
             for picture in pictures:
-                for packet in stream.encode(av.VideoFrame.from_image(picture)):
+                for packet in stream.encode(av.VideoFrame.from_image(picture)):  # type: ignore[no-untyped-call]
                     output.mux(packet)
             for packet in stream.encode(None):
                 output.mux(packet)

@@ -1,7 +1,7 @@
 """Runway's side of a generation: queueing, states, credits, limits, all computed from the clock.
 
-Nothing runs in the background: whoever looks at a generation learns where it is by now. Over-concurrent
-ones wait in order as THROTTLED. It never speaks HTTP and never renders anything.
+Nothing runs in the background: whoever looks at a generation learns where it is by now. Those
+beyond the concurrency wait in order as THROTTLED. It never speaks HTTP and never renders anything.
 """
 
 import heapq

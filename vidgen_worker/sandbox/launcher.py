@@ -2,9 +2,9 @@
 
 It runs as a script of its own (`python -I -S launcher.py PLAN`), in its own session, so that the
 terminal's Ctrl-C does not reach the server. Its standard input is a pipe that the program holds:
-when that ends, by whatever kind of death, the server is shut down and the folders named in the plan
-are deleted. If the launcher itself is killed, Linux tells the server (PR_SET_PDEATHSIG). It reports
-`ready PID` or `failed`, one line, on standard output, and ends with the server.
+`stop MODE` there shuts the server down, `finish MODE` also deletes the folders named in the plan,
+and so does the end of the pipe, by whatever kind of death. If the launcher itself is killed, Linux
+tells the server (PR_SET_PDEATHSIG). It reports `ready PID` or `failed`, and ends with the server.
 
 It never decides anything about the cluster, and imports nothing but the standard library.
 """
@@ -67,7 +67,8 @@ class Launcher:
         self.plan = plan
         self.child: subprocess.Popen[bytes] | None = None
         self.stopping_since: float | None = None
-        self.orphaned = False
+        self.is_alone = False
+        self.sweeps = False
         self.buffer = b""
         self.wakeup, ringer = os.pipe()
         os.set_blocking(ringer, False)
@@ -77,10 +78,7 @@ class Launcher:
 
     def spawn(self, command: list[str]) -> None:
         """Start `command` as the plan's account, in a process group of its own."""
-        as_account: dict[str, int | list[int]] = {}
-        if self.plan.account is not None:
-            user, group = self.plan.account
-            as_account = {"user": user, "group": group, "extra_groups": []}
+        user, group = self.plan.account or (None, None)
         with Path(self.plan.log).open("ab") as log:
             self.child = subprocess.Popen(  # noqa: S603 - the command is our own
                 command,
@@ -90,7 +88,9 @@ class Launcher:
                 cwd="/",
                 start_new_session=True,
                 preexec_fn=dies_with_its_parent(),  # noqa: PLW1509 - this process has one thread
-                **as_account,  # type: ignore[arg-type]
+                user=user,
+                group=group,
+                extra_groups=None if user is None else [],
             )
 
     def shut_down(self, mode: str) -> None:
@@ -102,7 +102,7 @@ class Launcher:
 
     def listen(self, seconds: float | None) -> None:
         """Wait for a command, the end of our parent, the end of the child, or `seconds`."""
-        watched = [self.wakeup] if self.orphaned else [self.wakeup, 0]
+        watched = [self.wakeup] if self.is_alone else [self.wakeup, 0]
         readable, _, _ = select.select(watched, [], [], seconds)
         if self.wakeup in readable:
             os.read(self.wakeup, 4096)
@@ -110,11 +110,13 @@ class Launcher:
             return
         received = os.read(0, 4096)
         if not received:
-            self.orphaned = True
+            self.is_alone = self.sweeps = True
             self.shut_down("fast")
         *lines, self.buffer = (self.buffer + received).split(b"\n")
         for line in lines:
-            self.shut_down(line.decode())
+            verb, mode = line.decode().split()
+            self.sweeps = self.sweeps or verb == "finish"
+            self.shut_down(mode)
 
     def await_child(self, *, until_ready: bool = False) -> int | None:
         """Serve commands until the child has ended (its exit status) or is ready (None)."""
@@ -157,7 +159,7 @@ class Launcher:
             return self.create_and_serve()
         finally:
             bury()
-            if self.orphaned:
+            if self.sweeps:
                 self.sweep()
 
     def create_and_serve(self) -> int:

@@ -1,7 +1,7 @@
 """Runway's double over HTTP: the endpoints this project calls, as strict as the real ones.
 
-Prompt words (`words.py`) make it misbehave; `/sandbox/...` shows what it saw and changes its settings.
-It costs nothing, generates nothing, and never calls Runway.
+Prompt words (`words.py`) make it misbehave; `/sandbox/...` shows what it saw and changes its
+settings. It costs nothing, generates nothing, and never calls Runway.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class Received:
 class RunwayDouble:
     """The application and its state. Serve `app`; give clients `key`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default and is given by name
         self,
         folder: Path,
         settings: RunwaySettings | None = None,
@@ -133,7 +133,7 @@ class RunwayDouble:
                 Route("/sandbox/product.png", self._product, methods=["GET"]),
             ],
             exception_handlers={RefusedError: _answer_refusal},
-            lifespan=self._lifespan,
+            lifespan=self.lifespan,
         )
 
     @property
@@ -142,7 +142,8 @@ class RunwayDouble:
         return self.generations.settings
 
     @asynccontextmanager
-    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        """Run what the application needs while it serves."""
         yield
         await self._outputs.aclose()
         await self._assets.client.aclose()
@@ -166,7 +167,11 @@ class RunwayDouble:
         return response
 
     async def _accept(
-        self, request: Request, kind: Kind, body: Any, received: Received  # noqa: ANN401 - JSON
+        self,
+        request: Request,
+        kind: Kind,
+        body: Any,  # noqa: ANN401 - JSON
+        received: Received,
     ) -> Response:
         self._authenticate(request)
         issues = contract.check(kind, body, allow_loopback_assets=self._allow_loopback_assets)
@@ -189,7 +194,10 @@ class RunwayDouble:
     def _authenticate(self, request: Request) -> None:
         if self.settings.outage:
             raise RefusedError(503, "Service unavailable.")
-        if self.settings.key_disabled or request.headers.get("authorization") != f"Bearer {self.key}":
+        if (
+            self.settings.key_disabled
+            or request.headers.get("authorization") != f"Bearer {self.key}"
+        ):
             raise RefusedError(401, "The API key is invalid, disabled or suspended.")
         if request.headers.get("x-runway-version") != VERSION:
             issue = Issue("invalid_value", ("X-Runway-Version",), f'Expected "{VERSION}"')
@@ -266,17 +274,8 @@ class RunwayDouble:
                     await drop_connection(request)
                 case "late":
                     await hold(request, spoken.seconds(5))
-                case "html-200":
-                    return HTMLResponse(PAGE)
-                case "empty-200":
-                    return JSONResponse({})
-                case "broken-json-200":
-                    return Response(json.dumps(answer)[:-15], media_type="application/json")
-                case "bad-id-200":
-                    answer["id"] = "../organization"
                 case _:
-                    status = int(name[:3])
-                    return JSONResponse({"error": "Something went wrong."}, status)
+                    return _spoilt(name, answer)
 
         def delivered() -> None:
             generation.delivered = True
@@ -345,9 +344,7 @@ class RunwayDouble:
 
     def _output_url(self, request: Request, generation: Generation) -> str:
         """Return a fresh URL, dead on arrival when the prompt says so."""
-        words = self._script.firing(
-            generation.kind, generation.prompt, Moment.POLL, "expire-urls"
-        )
+        words = self._script.firing(generation.kind, generation.prompt, Moment.POLL, "expire-urls")
         name = f"{generation.id}.{'png' if generation.kind == 'image' else 'mp4'}"
         seconds = -1 if "expire-urls" in words else self.settings.url_seconds
         claims = {"name": name, "exp": time.time() + seconds, "jti": secrets.token_hex(8)}
@@ -423,6 +420,21 @@ class RunwayDouble:
         if balance is not None:
             self.generations.credits_left = int(balance)
         return await self._show_settings(request)
+
+
+def _spoilt(word: str, answer: Mapping[str, Any]) -> Response:
+    """Return what arrives in place of a good answer."""
+    match word:
+        case "html-200":
+            return HTMLResponse(PAGE)
+        case "empty-200":
+            return JSONResponse({})
+        case "broken-json-200":
+            return Response(json.dumps(answer)[:-15], media_type="application/json")
+        case "bad-id-200":
+            return JSONResponse({**answer, "id": "../organization"})
+        case _:
+            return JSONResponse({"error": "Something went wrong."}, int(word[:3]))
 
 
 async def _answer_refusal(_request: Request, refused: Exception) -> Response:

@@ -1,8 +1,9 @@
 """An ASGI application behind a real socket, in a thread of this process.
 
-uvicorn does the HTTP; who starts the server decides when it ends, and it ends at once: nothing waits
-for requests that a prompt word keeps hanging. An application served here may also cut a connection
-without an answer (`drop_connection`), which ASGI has no word for. It never handles signals.
+uvicorn does the HTTP; who starts the server decides when it ends, and it ends at once: nothing
+waits for requests that a prompt word keeps hanging. An application served here may also cut a
+connection without an answer (`drop_connection`), for which ASGI has no word. It never handles
+signals.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
@@ -146,11 +148,17 @@ def _silent_when_dropped(app: ASGIApp) -> ASGIApp:
 class _Connection(H11Protocol):
     """Tells the application which connection its request came by."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        application = self.app
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        application: ASGIApp = self.app
 
-        async def with_connection(scope: Any, receive: Any, send: Any) -> None:
+        async def with_connection(scope: Scope, receive: Receive, send: Send) -> None:
             await application({**scope, CONNECTION: self}, receive, send)
 
         self.app = with_connection
@@ -184,7 +192,7 @@ class _Server(uvicorn.Server):
             except TimeoutError:
                 continue
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):

@@ -1,7 +1,7 @@
 """The Supabase objects that migrations expect, put into a plain PostgreSQL database.
 
-The objects themselves are in `supabase.sql`; this module runs it. It never touches a hosted project:
-there all of it exists, and the role for it (a superuser) does not.
+The objects themselves are in `supabase.sql`; this module runs it. It never touches a hosted
+project: there all of it exists, and the role for it (a superuser) does not.
 """
 
 from pathlib import Path

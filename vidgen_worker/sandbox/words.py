@@ -1,8 +1,8 @@
 """Prompt words: `[[word arguments xN]]` anywhere in a prompt chooses how the double behaves.
 
-One table, which the command line and the README print. `xN` says how often a word fires for the same
-prompt at the same endpoint; without it a transient word fires once and a lasting one always. It never
-decides what a word does: `runway.py` does.
+One table, which the command line and the README print. `xN` says how often a word fires for the
+same prompt at the same endpoint; without it a transient word fires once and a lasting one always.
+It never decides what a word does: `runway.py` does.
 """
 
 import re
@@ -153,9 +153,7 @@ class Script:
 
     _fired: Counter[tuple[Kind, str, str]] = field(default_factory=Counter)
 
-    def firing(
-        self, kind: Kind, prompt: str, moment: Moment, *among: str
-    ) -> dict[str, Spoken]:
+    def firing(self, kind: Kind, prompt: str, moment: Moment, *among: str) -> dict[str, Spoken]:
         """Return the words (`among` some, if given) that fire now, and count them as fired."""
         firing: dict[str, Spoken] = {}
         if "[[" not in prompt:

@@ -1,0 +1,662 @@
+"""Downloads, and files looked at by real children: good ones, odd ones, broken ones, hostile ones."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import psutil
+import pytest
+from PIL import Image, ImageDraw
+
+from vidgen_worker import media as media_module
+from vidgen_worker.errors import Fault
+from vidgen_worker.media import Downloaded, Media
+from vidgen_worker.sandbox.control import RunwayControl
+
+RATIO = "320:180"
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture
+async def media() -> AsyncIterator[Media]:
+    """Provide the module under test, and see that it leaves no process behind."""
+    media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE)
+    yield media
+    await media.aclose()
+    assert media.child_pids == ()
+
+
+# Files
+
+
+def picture(file: Path, size: tuple[int, int] = (320, 180), mode: str = "RGB") -> Path:
+    """Draw a picture whose centre is red, on blue with noise (so that it has some bytes)."""
+    image = Image.effect_noise(size, 40).convert("RGB")
+    image.paste((0, 0, 255), (0, 0, size[0], size[1] // 4))
+    middle = (size[0] // 2, size[1] // 2)
+    ImageDraw.Draw(image).circle(middle, min(size) // 6, fill=(255, 0, 0))
+    image.convert(mode).save(file)
+    return file
+
+
+def film(  # noqa: PLR0913 - what a film can be
+    file: Path,
+    codec: str = "libx264",
+    *,
+    size: tuple[int, int] = (320, 180),
+    pixels: str = "yuv420p",
+    frames: int = 48,
+    sound: str | None = None,
+    faststart: bool = True,
+) -> Path:
+    """Render a film of 24 frames a second whose centre is red."""
+    still = Image.new("RGB", size, (0, 0, 255))
+    middle = (size[0] // 2, size[1] // 2)
+    options = {"movflags": "+faststart"} if faststart and file.suffix == ".mp4" else {}
+    with av.open(str(file), "w", options=options) as output:
+        stream = output.add_stream(codec, rate=24)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
+        audio = output.add_stream(sound, rate=48_000) if sound else None
+        for number in range(frames):
+            ImageDraw.Draw(still).rectangle((0, 0, number, 9), fill=(255, 255, 255))
+            ImageDraw.Draw(still).circle(middle, min(size) // 6, fill=(255, 0, 0))
+            output.mux(stream.encode(av.VideoFrame.from_image(still)))
+        output.mux(stream.encode(None))
+        if isinstance(audio, av.AudioStream):
+            for frame in silence(audio, frames / 24):
+                output.mux(audio.encode(frame))
+            output.mux(audio.encode(None))
+    return file
+
+
+def silence(stream: av.AudioStream, seconds: float) -> list[av.AudioFrame]:
+    samples = 960
+    found = []
+    for number in range(int(seconds * 48_000 / samples)):
+        frame = av.AudioFrame(format="fltp", layout="stereo", samples=samples)
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        frame.sample_rate, frame.pts = 48_000, number * samples
+        frame.time_base = Fraction(1, 48_000)
+        found.append(frame)
+    del stream
+    return found
+
+
+def cut(file: Path, share: float) -> Path:
+    """Keep the first part of a file."""
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    return file
+
+
+def filled(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
+
+
+def digest(file: Path) -> tuple[int, str]:
+    content = file.read_bytes()
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def opened(file: Path) -> tuple[str | None, tuple[int, int], tuple[int, int, int]]:
+    """Return format, size, and the colour in the centre of a picture."""
+    with Image.open(file) as image:
+        colour = image.convert("RGB").getpixel((image.width // 2, image.height // 2))
+        assert isinstance(colour, tuple)
+        return image.format, image.size, (colour[0], colour[1], colour[2])
+
+
+def played(file: Path) -> tuple[list[str], tuple[int, int], int, tuple[int, int, int]]:
+    """Return codecs, size, frames and the colour in the centre of the last frame of a film."""
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        codecs = [stream.codec_context.name, str(stream.codec_context.pix_fmt)]
+        codecs += [audio.codec_context.name for audio in container.streams.audio]
+        frames = list(container.decode(video=0))
+        image = frames[-1].to_image()
+        pixel = image.getpixel((image.width // 2, image.height // 2))
+        return codecs, image.size, len(frames), pixel
+
+
+def moov_first(file: Path) -> bool:
+    content = file.read_bytes()
+    return content.index(b"moov") < content.index(b"mdat")
+
+
+def reddish(colour: tuple[int, int, int]) -> bool:
+    return colour[0] > 200 and max(colour[1:]) < 60
+
+
+# Pictures
+
+
+async def test_a_png_of_the_right_size_is_stored_as_it_is(media: Media, tmp_path: Path) -> None:
+    file = picture(tmp_path / "a.png")
+    found = await media.check_image(file, RATIO)
+    assert (found.width, found.height, found.format) == (320, 180, "png")
+    assert (found.file, found.conformed) == (file, False)
+    assert (found.size, found.sha256) == digest(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "size", "format_"),
+    [
+        ("a.jpg", "RGB", (320, 180), "mjpeg"),
+        ("a.jpg", "L", (500, 100), "mjpeg"),
+        ("a.webp", "RGBA", (180, 320), "webp"),
+        ("a.gif", "P", (320, 180), "gif"),
+        ("a.png", "RGB", (1000, 1000), "png"),
+        ("a.png", "RGBA", (321, 179), "png"),
+        ("a.png", "P", (16, 9), "png"),
+    ],
+)
+async def test_a_wrong_type_or_size_becomes_a_png_of_the_right_size(
+    media: Media, tmp_path: Path, name: str, mode: str, size: tuple[int, int], format_: str
+) -> None:
+    file = picture(tmp_path / name, size, mode)
+    found = await media.check_image(file, RATIO)
+    assert (found.width, found.height, found.format) == (*size, format_)
+    assert (found.file, found.conformed) == (tmp_path / f"{name}.conformed.png", True)
+    kind, new_size, colour = opened(found.file)
+    assert (kind, new_size) == ("PNG", (320, 180))
+    assert reddish(colour) or mode == "L" or min(size) < 20
+    assert (found.size, found.sha256) == digest(found.file)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9, 0.99])
+async def test_a_picture_cut_short_does_not_decode(
+    media: Media, tmp_path: Path, name: str, share: float
+) -> None:
+    with pytest.raises(Fault) as raised:
+        await media.check_image(cut(picture(tmp_path / name), share), RATIO)
+    assert raised.value.name == "output_undecodable"
+
+
+async def test_a_png_with_a_flipped_bit_does_not_decode(media: Media, tmp_path: Path) -> None:
+    content = bytearray(picture(tmp_path / "a.png").read_bytes())
+    content[len(content) // 2] ^= 1
+    with pytest.raises(Fault, match="damaged"):
+        await media.check_image(filled(tmp_path / "b.png", bytes(content)), RATIO)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"<html>403</html>" * 9, bytes(5000), b"\x89PNG\r\n\x1a\n"]
+)
+async def test_bytes_that_are_no_picture_and_no_film_do_not_decode(
+    media: Media, tmp_path: Path, content: bytes
+) -> None:
+    file = filled(tmp_path / "a", content)
+    with pytest.raises(Fault) as raised:
+        await media.check_image(file, RATIO)
+    assert raised.value.name == "output_undecodable"
+    with pytest.raises(Fault) as raised:
+        await media.check_video(file, RATIO, 2)
+    assert raised.value.name == "output_undecodable"
+
+
+async def test_a_picture_of_a_billion_pixels_fails_alone(media: Media, tmp_path: Path) -> None:
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(Fault) as raised:
+        await media.check_image(tmp_path / "bomb.png", RATIO)
+    assert raised.value.name == "output_undecodable"
+    assert not (await media.check_image(picture(tmp_path / "a.png"), RATIO)).conformed
+
+
+async def test_a_picture_that_would_become_too_large_is_refused(tmp_path: Path) -> None:
+    small = Media(max_image_bytes=2000, max_video_bytes=2000)
+    with pytest.raises(Fault) as raised:
+        await small.check_image(picture(tmp_path / "a.jpg"), RATIO)
+    assert raised.value.name == "output_too_large"
+    await small.aclose()
+
+
+# Films
+
+
+async def test_an_mp4_of_the_right_size_is_stored_as_it_is(media: Media, tmp_path: Path) -> None:
+    file = film(tmp_path / "a.mp4", sound="aac")
+    found = await media.check_video(file, RATIO, 2)
+    assert (found.width, found.height, found.codec) == (320, 180, "h264")
+    assert (found.file, found.conformed, found.right_duration) == (file, False, True)
+    assert found.seconds == pytest.approx(2.0, abs=0.05)
+    assert (found.size, found.sha256) == digest(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels", "size", "sound"),
+    [
+        ("a.mp4", "libx264", "yuv420p", (640, 640), None),
+        ("a.mp4", "libx264", "yuv420p", (640, 640), "aac"),
+        ("a.mp4", "libx264", "yuv420p", (322, 178), None),
+        ("a.mp4", "libx264", "yuv444p", (320, 180), None),
+        ("a.mov", "libx264", "yuv420p", (320, 180), "aac"),
+        ("a.mkv", "libx264", "yuv420p", (320, 180), "libmp3lame"),
+        ("a.webm", "libvpx-vp9", "yuv420p", (320, 180), "libopus"),
+        ("a.avi", "mpeg4", "yuv420p", (160, 90), None),
+        ("a.gif", "gif", "rgb8", (320, 180), None),
+    ],
+)
+async def test_a_wrong_type_or_size_becomes_an_mp4_of_the_right_size(  # noqa: PLR0913
+    media: Media,
+    tmp_path: Path,
+    name: str,
+    codec: str,
+    pixels: str,
+    size: tuple[int, int],
+    sound: str | None,
+) -> None:
+    file = film(tmp_path / name, codec, size=size, pixels=pixels, sound=sound)
+    found = await media.check_video(file, RATIO, 2)
+    assert (found.width, found.height) == size
+    assert (found.file, found.conformed) == (tmp_path / f"{name}.conformed.mp4", True)
+    codecs, new_size, frames, colour = played(found.file)
+    assert codecs == ["h264", "yuv420p", *(["aac"] if sound else [])]
+    assert (new_size, frames, reddish(colour)) == ((320, 180), 48, True)
+    assert moov_first(found.file)
+    assert (found.size, found.sha256) == digest(found.file)
+    again = await media.check_video(found.file, RATIO, 2)
+    assert (again.conformed, again.right_duration) == (False, True)
+
+
+async def test_a_wrong_duration_is_accepted_and_reported(media: Media, tmp_path: Path) -> None:
+    found = await media.check_video(film(tmp_path / "a.mp4", frames=72), RATIO, 2)
+    assert (found.conformed, found.right_duration) == (False, False)
+    assert found.seconds == pytest.approx(3.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["first.mp4", "last.mp4", "a.webm"])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.99])
+async def test_a_film_cut_short_does_not_decode(
+    media: Media, tmp_path: Path, name: str, share: float
+) -> None:
+    codec = "libvpx" if name.endswith("webm") else "libx264"
+    file = film(tmp_path / name, codec, frames=120, faststart=name == "first.mp4")
+    if name.endswith("webm") and share > 0.5:
+        pytest.skip("a WebM may end between any two frames: only its length tells")
+    with pytest.raises(Fault) as raised:
+        await media.check_video(cut(file, share), RATIO, 5)
+    assert raised.value.name == "output_undecodable"
+
+
+async def test_a_film_whose_pictures_are_garbage_does_not_decode(
+    media: Media, tmp_path: Path
+) -> None:
+    content = film(tmp_path / "a.mp4").read_bytes()
+    start = content.index(b"mdat") + 4
+    file = filled(tmp_path / "b.mp4", content[:start] + os.urandom(len(content) - start))
+    with pytest.raises(Fault) as raised:
+        await media.check_video(file, RATIO, 2)
+    assert raised.value.name == "output_undecodable"
+
+
+async def test_a_single_picture_is_no_film(media: Media, tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="no film") as raised:
+        await media.check_video(picture(tmp_path / "a.png"), RATIO, 2)
+    assert raised.value.name == "output_undecodable"
+
+
+async def test_a_film_without_pictures_does_not_decode(media: Media, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.m4a"), "w") as output:
+        stream = output.add_stream("aac", rate=48_000)
+        assert isinstance(stream, av.AudioStream)
+        for frame in silence(stream, 1):
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    with pytest.raises(Fault, match="neither picture nor film"):
+        await media.check_video(tmp_path / "a.m4a", RATIO, 2)
+
+
+# Children
+
+
+async def busy(media: Media) -> int:
+    """Return the child that waits at a pipe which nobody fills."""
+    while True:
+        for pid in media.child_pids:
+            if any("fifo" in file for file in held(pid)):
+                return pid
+        await asyncio.sleep(0)
+
+
+def held(pid: int) -> list[str]:
+    """Return what the threads of a process wait in the kernel for: a FIFO being opened."""
+    try:
+        waits = Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return []
+    return [waits]
+
+
+async def looked_at(file: Path, media: Media) -> asyncio.Task[object]:
+    """Start to look at a FIFO, which keeps the child in the middle of its job."""
+    os.mkfifo(file)
+    return asyncio.create_task(media.check_image(file, RATIO))
+
+
+async def test_a_child_killed_in_mid_job_is_replaced_and_the_file_looked_at_again(
+    media: Media, tmp_path: Path
+) -> None:
+    job = await looked_at(tmp_path / "a.png", media)
+    pid = await busy(media)
+    picture(tmp_path / "b.png").rename(tmp_path / "a.png")
+    os.kill(pid, signal.SIGKILL)
+    await job
+    assert pid not in media.child_pids
+
+
+async def test_a_file_that_kills_two_children_does_not_decode_and_harms_nobody_else(
+    media: Media, tmp_path: Path
+) -> None:
+    job = await looked_at(tmp_path / "a.png", media)
+    first = await busy(media)
+    neighbour = await media.check_image(picture(tmp_path / "b.png"), RATIO)
+    os.kill(first, signal.SIGSEGV)
+    second = await busy(media)
+    os.kill(second, signal.SIGABRT)
+    with pytest.raises(Fault, match="by SIGSEGV and again by SIGABRT") as raised:
+        await job
+    assert (raised.value.name, neighbour.conformed) == ("output_undecodable", False)
+    assert not (await media.check_image(tmp_path / "b.png", RATIO)).conformed
+
+
+async def test_a_child_that_does_not_answer_in_time_is_ended(
+    media: Media, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await media.check_image(picture(tmp_path / "b.png"), RATIO)
+    monkeypatch.setattr(media_module, "JOB_SECONDS", 0.3)
+    [slow] = media.child_pids
+    job = await looked_at(tmp_path / "a.png", media)
+    with pytest.raises(Fault, match="without an answer") as raised:
+        await job
+    assert raised.value.name == "output_undecodable"
+    assert not psutil.pid_exists(slow)
+
+
+async def test_who_is_cancelled_ends_the_child_and_not_the_pool(
+    media: Media, tmp_path: Path
+) -> None:
+    job = await looked_at(tmp_path / "a.png", media)
+    pid = await busy(media)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert not psutil.pid_exists(pid)
+    assert not (await media.check_image(picture(tmp_path / "b.png"), RATIO)).conformed
+
+
+async def test_children_start_when_needed_and_never_more_than_allowed(tmp_path: Path) -> None:
+    media = Media(children=2, max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE)
+    assert media.child_pids == ()
+    file = picture(tmp_path / "a.jpg")
+    files = [filled(tmp_path / f"{n}.jpg", file.read_bytes()) for n in range(6)]
+    found = await asyncio.gather(*(media.check_image(each, RATIO) for each in files))
+    assert len({each.sha256 for each in found}) == 1
+    assert len(media.child_pids) == 2
+    pids = media.child_pids
+    await media.aclose()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises(Fault) as raised:
+        await media.check_image(file, RATIO)
+    assert raised.value.name == "draining"
+
+
+async def test_closing_ends_a_busy_child(tmp_path: Path) -> None:
+    media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE)
+    job = await looked_at(tmp_path / "a.png", media)
+    pid = await busy(media)
+    await media.aclose()
+    with pytest.raises(Fault) as raised:
+        await job
+    assert raised.value.name == "draining"
+    assert not psutil.pid_exists(pid)
+
+
+async def test_a_child_ignores_the_terminal_and_has_no_secrets(
+    media: Media, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNWAYML_API_SECRET", "key_secret")
+    await media.check_image(picture(tmp_path / "a.png"), RATIO)
+    [pid] = media.child_pids
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    assert os.getsid(pid) == pid
+    assert "RUNWAYML_API_SECRET" not in psutil.Process(pid).environ()
+    await media.check_image(tmp_path / "a.png", RATIO)
+    assert media.child_pids == (pid,)
+
+
+async def test_a_child_ends_with_its_parent_in_mid_job(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    program = (
+        "import asyncio, sys, pathlib\n"
+        "from vidgen_worker.media import Media\n"
+        "async def main():\n"
+        "    media = Media(max_image_bytes=9999, max_video_bytes=9999)\n"
+        "    job = asyncio.create_task(media.check_image(pathlib.Path(sys.argv[1]), '320:180'))\n"
+        "    while not media.child_pids:\n"
+        "        await asyncio.sleep(0)\n"
+        "    print(*media.child_pids, flush=True)\n"
+        "    await job\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        media_module.sys.executable,
+        "-c",
+        program,
+        str(tmp_path / "a.png"),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(media_module.__file__).parents[1])},
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(await parent.stdout.readline()))
+    parent.kill()
+    await parent.wait()
+    await asyncio.to_thread(child.wait, 10)
+    assert not child.is_running()
+
+
+async def test_a_child_that_can_not_start_is_no_fault_of_the_file(
+    media: Media, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_module, "_CHILD", tmp_path / "absent.py")
+    with pytest.raises(Fault, match="can't start") as raised:
+        await media.check_image(picture(tmp_path / "a.png"), RATIO)
+    assert raised.value.name == "internal_error"
+
+
+async def test_an_absent_file_is_no_fault_of_the_file(media: Media, tmp_path: Path) -> None:
+    with pytest.raises(Fault) as raised:
+        await media.check_image(tmp_path / "absent.png", RATIO)
+    assert raised.value.name == "internal_error"
+    with pytest.raises(Fault) as raised:
+        await media.check_video(tmp_path / "absent.mp4", RATIO, 2)
+    assert raised.value.name == "internal_error"
+
+
+# Downloads
+
+
+@asynccontextmanager
+async def server(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[str]:
+    """Answer every request by writing anything; the connection ends afterwards."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await answer(writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.transport.abort()
+        finally:
+            writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/out.png?_jwt=SECRET"
+    finally:
+        listening.close()
+        await listening.wait_closed()
+
+
+async def downloaded(
+    media: Media, target: Path, *pieces: bytes, max_bytes: int = MEGABYTE
+) -> Downloaded:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+
+    async with server(answer) as url:
+        return await media.download(url, target, max_bytes)
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n"
+
+
+async def test_a_download_says_size_digest_and_type(media: Media, tmp_path: Path) -> None:
+    body = os.urandom(300_000)
+    head = OK + b"content-length: 300000\r\n\r\n"
+    found = await downloaded(media, tmp_path / "a", head, body)
+    assert found == Downloaded(300_000, hashlib.sha256(body).hexdigest(), "image/png")
+    assert digest(tmp_path / "a") == (found.size, found.sha256)
+
+
+async def test_a_download_needs_no_length(media: Media, tmp_path: Path) -> None:
+    assert (await downloaded(media, tmp_path / "a", OK + b"\r\n", b"abc")).size == 3
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 1\r\n\r\n", b"x"),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 1\r\n\r\n", b"x"),
+        (b"HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n", b""),
+        (b"HTTP/1.1 503 Unavailable\r\ncontent-length: 1\r\n\r\n", b"x"),
+        (b"HTTP/1.1 206 Partial\r\ncontent-length: 1\r\n\r\n", b"x"),
+        (OK + b"content-length: 500\r\n\r\n", b"x" * 499),
+        (OK + b"content-length: 0\r\n\r\n", b""),
+        (OK + b"transfer-encoding: chunked\r\n\r\n", b"5\r\nabcde\r\n"),
+        (OK + b"content-encoding: gzip\r\ncontent-length: 1\r\n\r\n", b"x"),
+        (b"HTTP/1.1 302 Found\r\nlocation: ftp://x/y\r\ncontent-length: 0\r\n\r\n", b""),
+        (b"nonsense\r\n\r\n", b""),
+        (b"", b""),
+    ],
+)
+async def test_what_does_not_arrive_whole_is_unavailable_and_leaves_no_file(
+    media: Media, tmp_path: Path, head: bytes, body: bytes
+) -> None:
+    with pytest.raises(Fault) as raised:
+        await downloaded(media, tmp_path / "a", head, body)
+    assert raised.value.name == "output_unavailable"
+    assert "/out.png" in raised.value.details
+    assert "SECRET" not in raised.value.details
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("head", [OK + b"content-length: 1001\r\n\r\n", OK + b"\r\n"])
+async def test_more_bytes_than_the_limit_are_too_large(
+    media: Media, tmp_path: Path, head: bytes
+) -> None:
+    with pytest.raises(Fault) as raised:
+        await downloaded(media, tmp_path / "a", head, b"x" * 1001, max_bytes=1000)
+    assert raised.value.name == "output_too_large"
+    assert list(tmp_path.iterdir()) == []
+    assert (await downloaded(media, tmp_path / "a", OK + b"\r\n", b"x" * 1000)).size == 1000
+
+
+@pytest.mark.parametrize(("idle", "total"), [(0.2, 30.0), (30.0, 0.2)])
+async def test_a_download_that_stands_still_ends(tmp_path: Path, idle: float, total: float) -> None:
+    media = Media(
+        max_image_bytes=MEGABYTE,
+        max_video_bytes=MEGABYTE,
+        idle_timeout=timedelta(seconds=idle),
+        total_timeout=timedelta(seconds=total),
+    )
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"content-length: 9\r\n\r\nabc")
+        await writer.drain()
+        await writer.wait_closed()
+
+    async with server(answer) as url:
+        with pytest.raises(Fault) as raised:
+            await media.download(url, tmp_path / "a", MEGABYTE)
+    assert raised.value.name == "output_unavailable"
+    await media.aclose()
+
+
+async def test_a_cancelled_download_leaves_no_file(media: Media, tmp_path: Path) -> None:
+    began = asyncio.Event()
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"content-length: 9\r\n\r\nabc")
+        began.set()
+        await writer.wait_closed()
+
+    async with server(answer) as url:
+        download = asyncio.create_task(media.download(url, tmp_path / "a", MEGABYTE))
+        await began.wait()
+        download.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await download
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/a", "not a url", "http://127.0.0.1:1/a"])
+async def test_an_address_that_can_not_be_fetched_is_unavailable(
+    media: Media, tmp_path: Path, url: str
+) -> None:
+    with pytest.raises(Fault) as raised:
+        await media.download(url, tmp_path / "a", MEGABYTE)
+    assert raised.value.name == "output_unavailable"
+
+
+async def test_eight_downloads_at_once_take_constant_memory(media: Media, tmp_path: Path) -> None:
+    size, piece = 16 * 2**20, bytes(2**16)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + f"content-length: {size}\r\n\r\n".encode())
+        for _ in range(size // len(piece)):
+            writer.write(piece)
+            await writer.drain()
+
+    async with server(answer) as url:
+        tracemalloc.start()
+        found = await asyncio.gather(
+            *(media.download(url, tmp_path / str(n), size) for n in range(8))
+        )
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert [each.size for each in found] == [size] * 8
+    assert peak < 10 * 2**20
+
+
+async def test_the_doubles_outputs_pass(
+    media: Media, runway: RunwayControl, tmp_path: Path
+) -> None:
+    """See that what the sandbox renders is what a provider would deliver."""
+    from vidgen_worker.providers.runway import Runway, image_request, video_request  # noqa: PLC0415
+    from vidgen_worker.resolution import image_models, video_models  # noqa: PLC0415
+
+    provider = Runway(runway.key, base_url=runway.url, submit_timeout=timedelta(seconds=30))
+    still = image_request(image_models()["gen4_image"], "p", "1280:720", None)
+    frame = (await provider.poll((await provider.submit(still)).generation_id)).outputs[0]
+    await media.download(frame, tmp_path / "a.png", MEGABYTE)
+    assert not (await media.check_image(tmp_path / "a.png", "1280:720")).conformed
+    clip = video_request(video_models()["gen4_turbo"], "p", frame, "1280:720", 5)
+    output = (await provider.poll((await provider.submit(clip)).generation_id)).outputs[0]
+    await media.download(output, tmp_path / "a.mp4", MEGABYTE)
+    found = await media.check_video(tmp_path / "a.mp4", "1280:720", 5)
+    assert (found.conformed, found.right_duration) == (False, True)
+    await provider.aclose()

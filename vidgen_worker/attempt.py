@@ -1,0 +1,172 @@
+"""One attempt, from claim to conclude: one outcome, one write.
+
+Walks the pipeline, lets the one table of faults decide what follows from trouble, and writes the
+task's end or its return to the queue. It raises nothing but cancellation: a lost lease is an
+outcome too, and then it writes nothing.
+"""
+
+import traceback
+from datetime import timedelta
+from typing import assert_never
+
+from vidgen_worker.errors import Disposition, Fault, backoff
+from vidgen_worker.events import (
+    GateClosed,
+    LeaseLost,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskHandedBack,
+    TaskRequeued,
+    UnexpectedError,
+    emit,
+)
+from vidgen_worker.pipeline import Pipeline, Run, Tools
+from vidgen_worker.queue import CancelAskedError, LeaseLostError, SubmissionCapError
+from vidgen_worker.task import (
+    Abandoned,
+    Cancelled,
+    Completed,
+    Failed,
+    HandedBack,
+    Outcome,
+    Requeued,
+    StageName,
+)
+
+ERROR = "Video generation failed"
+LONG_WAIT = timedelta(minutes=2)
+ALL_MODELS = "*"
+
+
+async def attempt(tools: Tools, run: Run) -> Outcome:
+    """Run one attempt to its end, and conclude it. Only asyncio.CancelledError comes out."""
+    outcome = await decide(tools, run)
+    run.concluding = True
+    try:
+        return await conclude(tools, run, outcome)
+    except LeaseLostError:
+        emit(LeaseLost(fence=run.task.fence))
+        return Abandoned()
+
+
+async def decide(tools: Tools, run: Run) -> Outcome:
+    """Walk the pipeline; every way it can end is an outcome."""
+    try:
+        return await Pipeline(tools, run).walk()
+    except LeaseLostError:
+        emit(LeaseLost(fence=run.task.fence))
+        return Abandoned()
+    except CancelAskedError:
+        # Asked while nothing of it ran at the provider.
+        return Cancelled()
+    except SubmissionCapError:
+        details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
+        fault = Fault("submission_unknown", details=details)
+        return _failed(fault)
+    except Fault as fault:
+        return await follow(tools, run, fault)
+    except Exception as error:  # noqa: BLE001 - the table's last row: anything else
+        details = f"{type(error).__name__}: {error}"
+        emit(UnexpectedError(
+            fence=run.task.fence, code="INTERNAL_ERROR", details=details,
+            traceback=traceback.format_exc(),
+        ))  # fmt: skip
+        return await follow(tools, run, Fault("internal_error", details=details))
+
+
+async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:
+    """What follows from a fault: the disposition of its row in the table."""
+    settings, task = tools.settings, run.task
+    first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
+    match fault.disposition:
+        case Disposition.FAIL:
+            return _failed(fault)
+        case Disposition.RETRY:
+            if task.failures + 1 >= task.max_failures or await _cap_reached(tools, run, fault):
+                return _failed(fault)
+            delay = backoff(first, task.failures, longest=longest)
+            return Requeued(delay, failed=True, code=fault.code, details=fault.details)
+        case Disposition.WAIT | Disposition.IN_PLACE:
+            start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
+            delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
+            return Requeued(delay, failed=False, code=fault.code, details=fault.details)
+        case Disposition.GATE:
+            await close_gate(tools, run, fault)
+            return Requeued(
+                settings.vidgen_gate_probe, failed=False, code=fault.code, details=fault.details
+            )
+        case Disposition.CANCEL:
+            return Cancelled()
+        case Disposition.HAND_BACK:
+            return HandedBack()
+        case Disposition.ABANDON:
+            return Abandoned()
+        case _:
+            assert_never(fault.disposition)
+
+
+async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
+    """Whether another try would need a submission that the cap forbids."""
+    if fault.name not in _NEEDS_ANOTHER_SUBMISSION:
+        return False
+    stage = StageName.VIDEO if StageName.IMAGE in run.done else StageName.IMAGE
+    paid = await tools.queue.paid_submissions(run.task.id, stage)
+    return paid >= tools.settings.vidgen_max_submissions
+
+
+_NEEDS_ANOTHER_SUBMISSION = frozenset(
+    {
+        "submission_unknown", "generation_gone", "generation_failed", "generation_overdue",
+        "output_undecodable",
+    }
+)  # fmt: skip
+
+
+async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:
+    """Close the gate for everybody who shares the key; the task that met it just waits."""
+    model = ALL_MODELS
+    if fault.name == "provider_quota":
+        stage = StageName.VIDEO if StageName.IMAGE in run.done else StageName.IMAGE
+        model = tools.queue.key.model(stage)
+    if await tools.queue.close_gate(model, fault.code, fault.message, fault.details):
+        emit(GateClosed(model=model, code=fault.code, details=fault.details))
+
+
+async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
+    """Write the outcome, fenced. Raises LeaseLostError when the task is somebody else's now."""
+    queue, fence = tools.queue, run.task.fence
+    match outcome:
+        case Completed():
+            seconds = await queue.complete(fence, outcome)
+            emit(TaskCompleted(fence=fence, seconds=round(seconds, 3)))
+        case Requeued():
+            await queue.requeue(fence, outcome, _waiting_message(outcome))
+            emit(TaskRequeued(
+                fence=fence, code=outcome.code, details=outcome.details,
+                delay_seconds=round(outcome.delay.total_seconds(), 1), counted=outcome.failed,
+            ))  # fmt: skip
+        case Failed():
+            await queue.fail(fence, outcome, counted=True)
+            emit(TaskFailed(
+                fence=fence, code=outcome.code, message=outcome.message, details=outcome.details,
+            ))  # fmt: skip
+        case Cancelled():
+            await queue.cancel(fence)
+            emit(TaskCancelled(fence=fence))
+        case HandedBack():
+            await queue.hand_back([run.task.id])
+            emit(TaskHandedBack(fence=fence))
+        case Abandoned():
+            pass
+        case _:
+            assert_never(outcome)
+    return outcome
+
+
+def _failed(fault: Fault) -> Failed:
+    return Failed(fault.code, fault.message, fault.details, ERROR, fault.visible())
+
+
+def _waiting_message(outcome: Requeued) -> str:
+    return "Waiting to try again" if outcome.failed else "Waiting for the service to continue"

@@ -1,0 +1,281 @@
+"""`check`: the effective settings, then every dependency in turn, red or green with the remedy.
+
+It reads only: no bucket is created, nothing is submitted, no row is written.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import typer
+from rich.text import Text
+
+from vidgen_worker.cli.output import ExitCode, console, print_json, table
+from vidgen_worker.cli.tasks import Json
+from vidgen_worker.client import ClientError, Database, connect, listens, open_database
+from vidgen_worker.config import Settings, effective, load
+from vidgen_worker.errors import Fault
+from vidgen_worker.migrate import pending
+from vidgen_worker.providers import Account
+from vidgen_worker.providers.runway import Runway
+
+OLDEST_POSTGRES = 150_000
+LISTEN_SECONDS = 2.0
+HTTP_SECONDS = 15.0
+SKEW_NOTED = timedelta(seconds=5)
+SKEW_REFUSED = timedelta(minutes=5)
+LOW_BALANCE = 100
+
+
+class State(StrEnum):
+    """What came out of a check."""
+
+    OK = "ok"
+    NOTE = "note"
+    BAD = "bad"
+
+
+MARKS = {
+    State.OK: Text("✓", style="bold green"),
+    State.NOTE: Text("!", style="bold yellow"),
+    State.BAD: Text("✗", style="bold red"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the result; `remedy` is empty where nothing is to be done."""
+
+    what: str
+    state: State
+    said: str
+    remedy: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(check)
+
+
+def check(json: Json = False) -> None:
+    """Show the effective settings, test each dependency, and say what to do about what is red."""
+    settings = load()
+    rows = effective(settings)
+    out = console()
+    if not json:
+        out.print(table(("setting", "value", "meaning"), rows))
+    findings = []
+    for look in (check_postgres, check_storage, check_runway):
+        for finding in look(settings):
+            findings.append(finding)
+            if not json:
+                out.print(_line(finding), soft_wrap=True)
+    if json:
+        print_json(
+            {
+                "settings": {name: value for name, value, _ in rows},
+                "findings": [asdict(finding) for finding in findings],
+            }
+        )
+    if any(finding.state is State.BAD for finding in findings):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def check_postgres(settings: Settings) -> Iterator[Finding]:
+    """Look at the server, the schema, the rights, LISTEN, the workers and the clocks."""
+    url = settings.database_url.get_secret_value()
+    with ExitStack() as stack:
+        database = stack.enter_context(open_database(url))
+        try:
+            before = datetime.now(UTC)
+            server = database.rows("server")[0]
+            after = datetime.now(UTC)
+        except ClientError as error:
+            yield Finding("PostgreSQL", State.BAD, str(error))
+            return
+        yield _version(server)
+        yield _clock(server["clock"], before + (after - before) / 2)
+        for look in (_schema, _rights, _listen, _workers):
+            try:
+                yield from look(database, settings, server)
+            except (ClientError, psycopg.Error) as error:
+                yield Finding(look.__name__.strip("_"), State.BAD, str(error))
+
+
+def check_storage(settings: Settings) -> Iterator[Finding]:
+    """Look at Supabase Storage and the two buckets."""
+    key = settings.supabase_service_role_key.get_secret_value()
+    try:
+        answer = httpx.get(
+            f"{settings.supabase_url.rstrip('/')}/storage/v1/bucket",
+            headers={"apikey": key, "Authorization": f"Bearer {key}"},
+            timeout=HTTP_SECONDS,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        said = f"{settings.supabase_url} can't be reached: {error}"
+        yield Finding("Storage", State.BAD, said, "Check SUPABASE_URL; is the project paused?")
+        return
+    if not answer.is_success:
+        said = f"{settings.supabase_url} answers {answer.status_code}: {answer.text[:200]}"
+        remedy = (
+            "Copy SUPABASE_SERVICE_ROLE_KEY again: it is the secret key, not the publishable one."
+        )
+        yield Finding("Storage", State.BAD, said, remedy)
+        return
+    found = {bucket["name"]: bool(bucket["public"]) for bucket in answer.json()}
+    yield Finding("Storage", State.OK, f"{settings.supabase_url}, {len(found)} bucket(s)")
+    yield _bucket("stills", settings.storage_bucket_images, found, public=True)
+    yield _bucket("clips", settings.storage_bucket_videos, found, public=False)
+
+
+def check_runway(settings: Settings) -> Iterator[Finding]:
+    """Look at the account behind the key; free."""
+    if not settings.runwayml_enabled:
+        said = "RUNWAYML_ENABLED=false: the worker claims nothing, rows stay pending"
+        yield Finding("Runway", State.NOTE, said, "Set it to true to generate.")
+    try:
+        account = asyncio.run(_account(settings))
+    except (Fault, ValueError) as error:
+        remedy = "Check RUNWAYML_API_SECRET (dev.runwayml.com → API Keys) and RUNWAYML_BASE_URL."
+        yield Finding("Runway", State.BAD, str(error), remedy)
+        return
+    balance = account.credit_balance
+    yield Finding(
+        "Runway",
+        State.OK if balance >= LOW_BALANCE else State.NOTE,
+        f"{settings.runwayml_base_url}, {balance} credits",
+        "" if balance >= LOW_BALANCE else "Top up at dev.runwayml.com → Billing.",
+    )
+    for model in (settings.vidgen_image_model, settings.vidgen_video_model):
+        yield _model(model, account)
+
+
+async def _account(settings: Settings) -> Account:
+    runway = Runway(
+        settings.runwayml_api_secret.get_secret_value(),
+        base_url=settings.runwayml_base_url,
+        submit_timeout=settings.vidgen_submit_timeout,
+    )
+    try:
+        return await runway.account()
+    finally:
+        await runway.aclose()
+
+
+def _version(server: dict[str, Any]) -> Finding:
+    said = f"{server['version_text']}, database {server['database']}, role {server['role']}"
+    if server["version"] < OLDEST_POSTGRES:
+        return Finding("PostgreSQL", State.BAD, said, "PostgreSQL 15 or newer is needed: upgrade.")
+    if server["read_only"]:
+        return Finding("PostgreSQL", State.BAD, f"{said}, read-only", "Use the primary's URL.")
+    return Finding("PostgreSQL", State.OK, said)
+
+
+def _clock(theirs: datetime, ours: datetime) -> Finding:
+    skew = abs(theirs - ours)
+    said = f"{skew.total_seconds():.1f} s between this machine and the database"
+    remedy = "Switch on time synchronisation (timedatectl set-ntp true)."
+    if skew > SKEW_REFUSED:
+        return Finding("Clock", State.BAD, said, remedy)
+    if skew > SKEW_NOTED:
+        return Finding("Clock", State.NOTE, said, remedy)
+    return Finding("Clock", State.OK, said)
+
+
+def _schema(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
+    del database, server
+    missing = pending(settings.database_url.get_secret_value())
+    if missing:
+        said = f"{len(missing)} migration(s) missing: {', '.join(missing)}"
+        yield Finding("Schema", State.BAD, said, "Run: vidgen-worker migrate")
+    else:
+        yield Finding("Schema", State.OK, "up to date")
+
+
+def _rights(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
+    del settings
+    if not server["has_tasks"]:
+        return
+    lacking = [row["what"] for row in database.rows("worker_rights") if not row["granted"]]
+    if lacking:
+        said = f"role {server['role']} may not {', '.join(lacking)}"
+        remedy = f"Run as postgres: grant vidgen_worker to {server['role']}"
+        yield Finding("Rights", State.BAD, said, remedy)
+    else:
+        yield Finding("Rights", State.OK, f"role {server['role']} may do a worker's work")
+
+
+def _listen(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
+    del database, server
+    every = settings.vidgen_queue_poll.total_seconds()
+    if settings.vidgen_listen == "off":
+        said = f"VIDGEN_LISTEN=off: the queue is read every {every:g} s"
+        yield Finding("LISTEN", State.NOTE, said)
+        return
+    url = settings.database_url.get_secret_value()
+    with connect(url) as ear, connect(url) as mouth:
+        heard = listens(ear, mouth, f"vidgen_check_{uuid4().hex}", LISTEN_SECONDS)
+    if heard:
+        yield Finding("LISTEN", State.OK, "new rows wake the worker at once")
+    else:
+        said = f"a transaction pooler is in between: the queue is read every {every:g} s instead"
+        remedy = "For instant starts take the direct URL or the session pooler's (port 5432)."
+        yield Finding("LISTEN", State.NOTE, said, remedy)
+
+
+def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
+    if not server["has_tasks"]:
+        return
+    workers = database.rows("live_workers")
+    silent = [row for row in workers if row["silence"] > settings.vidgen_lease]
+    for row in workers:
+        said = f"{row['host']} pid {row['pid']}, version {row['version']}, {row['running']} task(s)"
+        late = row in silent
+        seconds = row["silence"].total_seconds()
+        yield Finding(
+            "Worker",
+            State.NOTE if late else State.OK,
+            f"{said}, last heard of {seconds:.0f} s ago",
+            "Any other worker takes its tasks over." if late else "",
+        )
+    if len(silent) == len(workers):
+        yield Finding("Workers", State.NOTE, "none is running", "Start one: vidgen-worker run")
+
+
+def _bucket(purpose: str, name: str, found: dict[str, bool], *, public: bool) -> Finding:
+    what = f"Bucket {name}"
+    if name not in found:
+        return Finding(what, State.NOTE, f"for {purpose}: missing; the worker creates it")
+    wanted = "public" if public else "private"
+    if found[name] is public:
+        return Finding(what, State.OK, f"for {purpose}, {wanted}")
+    said = f"for {purpose}: it must be {wanted}"
+    return Finding(what, State.BAD, said, f"Dashboard → Storage → {name} → Edit: make it {wanted}.")
+
+
+def _model(model: str, account: Account) -> Finding:
+    what = f"Model {model}"
+    limits = account.models.get(model)
+    if limits is None:
+        said = "the account lists no limits for it"
+        return Finding(what, State.NOTE, said, "Is it in your tier? See dev.runwayml.com → Usage.")
+    at_once = "any number" if limits.max_concurrent is None else str(limits.max_concurrent)
+    daily = "no limit" if limits.max_daily is None else str(limits.max_daily)
+    said = f"{at_once} at once; {limits.daily_generations} of {daily} used today"
+    if limits.max_daily is not None and limits.daily_generations >= limits.max_daily:
+        return Finding(what, State.NOTE, said, "The daily limit is reached: it resets by itself.")
+    return Finding(what, State.OK, said)
+
+
+def _line(finding: Finding) -> Text:
+    line = Text.assemble(MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), finding.said)
+    if finding.remedy:
+        line.append(f"\n    → {finding.remedy}", style="italic")
+    return line

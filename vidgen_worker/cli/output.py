@@ -1,0 +1,124 @@
+"""What the verbs share in printing: exit codes, tables, JSON for machines, the last word.
+
+Results go to stdout, everything else to stderr. Text from elsewhere is never read as markup.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from typing import Any, NoReturn, Self
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH_OF_A_PIPE = 200
+
+STATUS_STYLES: Mapping[str, str] = {
+    "pending": "yellow",
+    "processing": "cyan",
+    "completed": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+}
+
+
+class ExitCode(IntEnum):
+    """How a verb ends; `--help` prints this list."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """Make a member that carries its meaning."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    OK = 0, "done"
+    FAILED = 1, "it could not be done, a check is red, or the watched task failed"
+    USAGE = 2, "wrong usage, or --yes is missing"
+    UNAVAILABLE = 69, "the database can't be reached"
+    CONFIGURATION = 78, "the configuration is incomplete"
+    INTERRUPTED = 130, "interrupted"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console; a pipe gets long lines rather than wrapped ones."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH_OF_A_PIPE
+    return Console(file=stream, highlight=False, markup=False, width=width)
+
+
+def fail(code: ExitCode, *lines: str) -> NoReturn:
+    """Print the lines on stderr and end the process."""
+    out = console(stderr=True)
+    for number, line in enumerate(lines):
+        out.print(Text(line, style="bold red" if number == 0 else ""), soft_wrap=True)
+    sys.exit(code)
+
+
+def need_yes(plan: str, *, yes: bool) -> None:
+    """Say what is about to happen; go on only with `--yes`."""
+    console(stderr=True).print(plan, soft_wrap=True)
+    if not yes:
+        fail(ExitCode.USAGE, "Nothing was done. Add --yes to do it.")
+
+
+def print_json(value: object) -> None:
+    """Print a value for machines: times in ISO 8601, ids as text."""
+    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def _plain(value: object) -> object:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case _:
+            return str(value)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+    """Return a table in which text stays text."""
+    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for name in columns:
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        made.add_row(*[cell(value) for value in row])
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Table:
+    """Return a two-column table of names and values."""
+    made = Table(box=None, show_header=False, pad_edge=False)
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        made.add_row(name, cell(value))
+    return made
+
+
+def cell(value: object) -> Text:
+    """Return one value as people read it."""
+    match value:
+        case Text():
+            return value
+        case None:
+            return Text("–", style="dim")  # noqa: RUF001 - the dash of the tables
+        case datetime():
+            return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
+        case dict() | list():
+            return Text(json.dumps(value, default=_plain, ensure_ascii=False))
+        case _:
+            return Text(str(value))
+
+
+def status_text(row: Mapping[str, Any]) -> Text:
+    """Return a task's status in its colour."""
+    status = str(row["status"])
+    return Text(status, style=STATUS_STYLES.get(status, ""))

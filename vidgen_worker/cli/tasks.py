@@ -1,0 +1,203 @@
+"""`enqueue` and `tasks`: order a video, look at tasks, cancel and retry them."""
+
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+import typer
+
+from vidgen_worker.cli.output import (
+    ExitCode,
+    console,
+    facts,
+    fail,
+    need_yes,
+    print_json,
+    status_text,
+    table,
+)
+from vidgen_worker.cli.watch import watch
+from vidgen_worker.client import Database, load_client_settings, open_database
+from vidgen_worker.config import parse_duration
+from vidgen_worker.service import VideoGenerationService
+from vidgen_worker.task import Status
+
+tasks_app = typer.Typer(help="Look at tasks, cancel them, try them again.", no_args_is_help=True)
+
+Row = dict[str, Any]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it; without this it only says what.")]
+TaskId = Annotated[UUID, typer.Argument(help="The task's id.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(enqueue)
+    app.add_typer(tasks_app, name="tasks")
+
+
+def enqueue(
+    scene: Annotated[UUID, typer.Option(help="The scene to make a video of.")],
+    user: Annotated[UUID, typer.Option(help="The scene's owner, who pays.")],
+    watch_it: Annotated[bool, typer.Option("--watch", help="Show it until it has ended.")] = False,
+    priority: Annotated[
+        int, typer.Option(min=-10, max=10, help="Higher first, among this user's own tasks.")
+    ] = 0,
+    run_after: Annotated[
+        str | None, typer.Option(help="Not before: a time (ISO 8601) or a duration (15m).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Order the video of a scene, as its owner would: same policies, same limits."""
+    settings = load_client_settings()
+    service = VideoGenerationService(settings)
+    try:
+        task = service.start_video_generation_task(
+            scene, user, task_id=uuid4(), priority=priority, run_after=_moment(run_after)
+        )
+    finally:
+        service.close()
+    task_id = task["task_id"]
+    if not json:
+        console().print(f"Task {task_id} is {task['status']}.", soft_wrap=True)
+    if not watch_it:
+        if json:
+            print_json(task)
+        return
+    try:
+        with open_database(settings.database_url.get_secret_value()) as database:
+            ended = watch(database, task_id, console(stderr=json))
+    except KeyboardInterrupt:
+        fail(
+            ExitCode.INTERRUPTED,
+            f"Stopped watching. The task goes on: vidgen-worker tasks show {task_id}",
+        )
+    if json:
+        print_json(ended)
+    else:
+        _print_task(ended)
+    if ended["status"] != Status.COMPLETED:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@tasks_app.command("list")
+def list_tasks(
+    user: Annotated[UUID | None, typer.Option(help="Only of this user.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only with this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    json: Json = False,
+) -> None:
+    """List the newest tasks."""
+    with _database() as database:
+        values = {"user_id": user, "status": status, "limit": limit}
+        rows = database.rows("tasks", values)
+    if json:
+        print_json(rows)
+        return
+    if not rows:
+        console().print("No tasks.")
+        return
+    columns = ("task", "user", "status", "%", "step", "code", "created")
+    lines = [
+        (
+            row["id"],
+            row["user_id"],
+            status_text(row),
+            f"{row['progress']:.0f}",
+            row["current_step"],
+            row["error_code"],
+            row["created_at"],
+        )
+        for row in rows
+    ]
+    console().print(table(columns, lines))
+
+
+@tasks_app.command()
+def show(task_id: TaskId, json: Json = False) -> None:
+    """Show one task, what it submitted to the provider, and how far its stages are."""
+    with _database() as database:
+        row = _row(database, task_id)
+        row_of = {"task_id": task_id}
+        submissions = database.rows("submissions_of_task", row_of)
+        checkpoints = database.rows("checkpoints_of_task", row_of)
+    if json:
+        print_json({**row, "submissions": submissions, "checkpoints": checkpoints})
+        return
+    _print_task(row)
+    for title, rows in (("Stages", checkpoints), ("Paid submissions", submissions)):
+        if rows:
+            console().print(table(list(rows[0]), [list(r.values()) for r in rows], title))
+
+
+@tasks_app.command()
+def cancel(task_id: TaskId, yes: Yes = False, json: Json = False) -> None:
+    """Cancel a task: what is held for it is released, what runs at the provider is ended."""
+    with _database() as database:
+        row = _row(database, task_id)
+        if Status(row["status"]).terminal:
+            fail(ExitCode.FAILED, f"Task {task_id} has ended already: {row['status']}.")
+        need_yes(
+            f"Cancel task {task_id} ({row['status']}, {row['progress']:.0f} %). The user's hold is "
+            "released; a finished stage stays paid.",
+            yes=yes,
+        )
+        row = database.rows("cancel_task", {"task_id": task_id})[0]
+    if json:
+        print_json(row)
+    elif row["status"] == Status.CANCELLED:
+        console().print(f"Task {task_id} is cancelled.")
+    else:
+        console().print(f"Task {task_id}: its worker was asked to cancel it.")
+
+
+@tasks_app.command()
+def retry(task_id: TaskId, yes: Yes = False, json: Json = False) -> None:
+    """Put a failed or cancelled task back into the queue; finished stages are not paid again."""
+    with _database() as database:
+        row = _row(database, task_id)
+        need_yes(
+            f"Retry task {task_id} ({row['status']}, {row['error_code'] or 'no error'}). Stages "
+            "that are not finished are submitted to the provider again, which costs money.",
+            yes=yes,
+        )
+        row = database.rows("retry_task", {"task_id": task_id})[0]
+    if json:
+        print_json(row)
+    else:
+        console().print(f"Task {task_id} is {row['status']}.")
+
+
+def _database() -> AbstractContextManager[Database]:
+    return open_database(load_client_settings().database_url.get_secret_value())
+
+
+def _row(database: Database, task_id: UUID) -> Row:
+    row = database.row("task", {"task_id": task_id})
+    if row is None:
+        fail(ExitCode.FAILED, f"There is no task {task_id}. Look: vidgen-worker tasks list")
+    return row
+
+
+def _print_task(row: Row) -> None:
+    shown = {**row, "status": status_text(row)}
+    console().print(facts([(k, v) for k, v in shown.items() if v is not None]))
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Read a time or a duration from now on."""
+    if text is None:
+        return None
+    try:
+        length = parse_duration(text)
+    except ValueError:
+        length = None
+    if isinstance(length, timedelta):
+        return datetime.now(UTC) + length
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        message = f"{text!r} is neither a time (2026-12-24T18:00:00+00:00) nor a duration (15m)."
+        raise typer.BadParameter(message, param_hint="--run-after") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,77 @@
+"""`run` and `migrate`: what a deployment calls."""
+
+import asyncio
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import psycopg
+import typer
+
+from vidgen_worker.cli.output import ExitCode, console, fail, print_json
+from vidgen_worker.cli.tasks import Json
+from vidgen_worker.client import connect, load_client_settings
+from vidgen_worker.config import Settings, load
+from vidgen_worker.logging_setup import configure
+from vidgen_worker.migrate import migrate as apply_migrations
+from vidgen_worker.migrate import pending
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(run)
+    app.command()(migrate)
+
+
+def run() -> None:
+    """Run the worker until SIGTERM or SIGINT; then it hands its tasks back and ends."""
+    # Here, because its imports take a second that the other verbs need not wait for.
+    from vidgen_worker.worker import serve  # noqa: PLC0415
+
+    settings = load()
+    configure(settings.vidgen_log_level, settings.vidgen_log_format, secrets=secrets_of(settings))
+    # Said here in a sentence rather than by the first statement that fails.
+    connect(settings.database_url.get_secret_value()).close()
+    missing = pending(settings.database_url.get_secret_value())
+    if missing:
+        fail(
+            ExitCode.FAILED,
+            f"The database lacks {len(missing)} migration(s): {', '.join(missing)}. "
+            "Run: vidgen-worker migrate",
+        )
+    raise typer.Exit(asyncio.run(serve(settings)))
+
+
+def migrate(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is missing.")] = False,
+    json: Json = False,
+) -> None:
+    """Bring the database up to this version. Needs DATABASE_URL only; safe to repeat."""
+    url = load_client_settings().database_url.get_secret_value()
+    connect(url).close()
+    try:
+        versions = pending(url) if dry_run else apply_migrations(url)
+    except psycopg.Error as error:
+        hint = error.diag.message_hint
+        fail(
+            ExitCode.FAILED,
+            f"A migration was refused: {error.diag.message_primary or error}",
+            *([hint] if hint else []),
+            "The file that failed was undone as a whole; those before it are recorded.",
+        )
+    if json:
+        print_json(versions)
+    elif versions:
+        did = "Missing" if dry_run else "Applied"
+        console().print("\n".join(f"{did} {version}" for version in versions), soft_wrap=True)
+    else:
+        console().print("The database is up to date.")
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Return everything that must never stand in a log."""
+    url = settings.database_url.get_secret_value()
+    return [
+        urlsplit(url).password or url,
+        settings.supabase_service_role_key.get_secret_value(),
+        settings.runwayml_api_secret.get_secret_value(),
+    ]

@@ -1,0 +1,109 @@
+"""Why a connection to PostgreSQL failed, and what to do about it, in one paragraph.
+
+libpq's text is all there is to go by. It never shows a password.
+"""
+
+import contextlib
+from urllib.parse import urlsplit
+
+# psycopg reports every failure to connect without an SQLSTATE: only the text tells them apart.
+CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("password authentication failed", "SASL authentication failed"),
+        (
+            "The password or the user name is wrong. Copy the URL again (dashboard → Connect), or "
+            "reset the password (Project Settings → Database). A project that is just waking up "
+            "from a pause answers like this too: look at it in the dashboard."
+        ),
+    ),
+    (
+        ("Tenant or user not found", "tenant/user"),
+        (
+            "The pooler doesn't know this project. Its user name is postgres.<project ref>, and "
+            "its host must be the one of your project's region (dashboard → Connect)."
+        ),
+    ),
+    (
+        (
+            "could not translate host name",
+            "Name or service not known",
+            "nodename nor servname",
+            "failed to resolve host",
+            "Temporary failure in name resolution",
+            "No address associated with hostname",
+        ),
+        (
+            "The host name can't be resolved. Check it for typing errors; db.<ref>.supabase.co "
+            "has only an IPv6 address, so on a machine without IPv6 take the Session pooler's URL."
+        ),
+    ),
+    (
+        ("Network is unreachable", "Cannot assign requested address", "No route to host"),
+        (
+            "This machine can't reach the address, most likely because it is an IPv6 one: take the "
+            "Session pooler's URL (dashboard → Connect), which has IPv4."
+        ),
+    ),
+    (
+        ("Connection refused",),
+        (
+            "Nothing listens there. Check host and port (5432 direct and session pooler, 6543 "
+            "transaction pooler), and that the server runs."
+        ),
+    ),
+    (
+        ("timeout expired", "timed out", "Connection timed out"),
+        (
+            "No answer. A firewall or the project's network restrictions may be in the way, or the "
+            "project is paused (dashboard)."
+        ),
+    ),
+    (
+        (
+            "MaxClientsInSessionMode",
+            "Max client connections",
+            "too many clients",
+            "remaining connection",
+        ),
+        (
+            "All connections are taken. Lower VIDGEN_DATABASE_POOL, stop what else is connected, "
+            "or raise the pool size (Project Settings → Database)."
+        ),
+    ),
+    (
+        ("no pg_hba.conf entry", "SSL", "certificate"),
+        "The server wants another kind of connection. Add ?sslmode=require to the URL.",
+    ),
+    (
+        ("does not exist",),
+        (
+            "The server is there, but not this database or role. Supabase's are both called "
+            "postgres."
+        ),
+    ),
+    (
+        ("starting up", "shutting down", "not yet accepting", "in recovery mode"),
+        "The server is starting or stopping. Try again in a moment.",
+    ),
+)
+
+
+def explain_connect(said: str, url: str) -> str:
+    """Return one paragraph: what failed, for which host, why probably, and what now."""
+    remedy = "Check DATABASE_URL."
+    for needles, sentence in CONNECT_REMEDIES:
+        if any(needle.lower() in said.lower() for needle in needles):
+            remedy = sentence
+            break
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = lines[0].removeprefix("connection failed: ") if lines else "no reason given"
+    return f"Can't connect to the database at {place_of(url)}: {reason}. {remedy}"
+
+
+def place_of(url: str) -> str:
+    """Return user, host and database of a URL, never the password."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        host = f"{parts.hostname or 'localhost'}:{parts.port or 5432}"
+        return f"{parts.username or ''}@{host}{parts.path}"
+    return "the address of DATABASE_URL"

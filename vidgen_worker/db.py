@@ -1,0 +1,247 @@
+"""The connection to Postgres: pool, named queries, what is transient, and LISTEN.
+
+Every statement is a named block of `queries.sql`, runs in autocommit and may be sent twice, so a
+transient error is answered by sending it again. No transaction is ever open across an await for
+something else; all of it works behind a transaction pooler. It never decides what a row means.
+"""
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from importlib import resources
+from types import MappingProxyType
+from typing import Any, LiteralString, cast
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from vidgen_worker.events import DatabaseTrouble, ListenChanged, emit
+
+Row = dict[str, Any]
+
+CHANNEL = "vidgen_tasks"
+TRANSACTION_POOLER_PORT = 6543
+
+# Keepalives find a peer that vanished without a word; libpq's own, so that any pooler takes them.
+CONNECTION: Mapping[str, Any] = MappingProxyType(
+    {
+        "connect_timeout": 10,
+        "keepalives": 1,
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+        "application_name": "vidgen-worker",
+    }
+)
+
+_BLOCK = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+
+
+class DatabaseUnavailableError(Exception):
+    """A statement failed in a transient way and its patience ran out, or there was none."""
+
+
+def load_queries(file: str) -> Mapping[str, LiteralString]:
+    """Read the named blocks of a .sql file of this package: `-- name --`, a comment, SQL.
+
+    Comments go to the server too: they cost nothing and show in pg_stat_activity.
+    """
+    text = resources.files("vidgen_worker").joinpath(file).read_text(encoding="utf-8")
+    parts = _BLOCK.split(text)[1:]
+    blocks: dict[str, LiteralString] = {}
+    for name, body in zip(parts[::2], parts[1::2], strict=True):
+        if name in blocks:
+            msg = f"{file}: block {name} stands there twice"
+            raise ValueError(msg)
+        # A literal by the same right as a string in this file: it ships in the package.
+        blocks[name] = cast("LiteralString", body.strip().removesuffix(";"))
+    return MappingProxyType(blocks)
+
+
+QUERIES = load_queries("queries.sql")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may go through later.
+
+    Connect failures carry no SQLSTATE whatever the server said, and an idle-in-transaction timeout
+    is an InternalError: both are listed by what they are, not by their class alone.
+    """
+    if isinstance(error, PoolTimeout | TimeoutError | OSError):
+        return True
+    if not isinstance(error, psycopg.Error):
+        return False
+    state = error.sqlstate
+    if state is None:
+        return isinstance(error, psycopg.OperationalError)
+    return state[:2] in ("08", "53", "57", "58") or state in (
+        "25P03",  # idle_in_transaction_session_timeout
+        "25006",  # read-only: a failover in progress
+        "40001", "40P01",  # serialization, deadlock
+        "55P03",  # lock_timeout
+        "42P05", "26000",  # prepared statements behind a transaction pooler
+    )  # fmt: skip
+
+
+class Database:
+    """A pool of autocommit connections, and the one way to run a named query."""
+
+    def __init__(self, url: str, *, size: int = 6, deadline: timedelta = timedelta(seconds=15)):
+        self._url = url
+        self._deadline = deadline.total_seconds()
+        self._prepare = urlsplit(url).port != TRANSACTION_POOLER_PORT
+        self._pool = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=size,
+            open=False,
+            timeout=self._deadline,
+            # A pool that is told of every failed try by name fills the log in an outage; our own
+            # line per statement is enough.
+            reconnect_timeout=30.0,
+            configure=self._configure,
+            kwargs={**CONNECTION, "autocommit": True, "row_factory": dict_row},
+        )
+
+    async def open(self) -> None:
+        """Open the pool; connections are made in the background."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._pool.close(timeout=2.0)
+
+    async def _configure(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        # None, never 0: 0 prepares at once (behind a transaction pooler the statement then lives
+        # on somebody else's connection).
+        conn.prepare_threshold = 2 if self._prepare else None
+
+    async def once(self, name: str, **parameters: object) -> list[Row]:
+        """Run a named query once, under a deadline that the driver can't swallow.
+
+        Raises DatabaseUnavailableError for a transient error (the statement may or may not have
+        been carried out) and psycopg.Error for all else.
+        """
+        try:
+            async with asyncio.timeout(self._deadline), self._pool.connection() as conn:
+                cursor = await conn.execute(QUERIES[name], parameters)
+                return await cursor.fetchall() if cursor.description else []
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            if isinstance(
+                error, errors.DuplicatePreparedStatement | errors.InvalidSqlStatementName
+            ):
+                self._prepare = False
+                await self._pool.drain()
+            raise DatabaseUnavailableError(f"{name}: {_one_line(error)}") from error
+
+    async def run(
+        self, name: str, give_up: Callable[[], bool] = lambda: False, **parameters: object
+    ) -> list[Row]:
+        """Run a named query, again and again while the trouble is transient.
+
+        `give_up` is asked between tries; then DatabaseUnavailableError is raised.
+        """
+        tries = 0
+        while True:
+            try:
+                return await self.once(name, **parameters)
+            except DatabaseUnavailableError as error:
+                tries += 1
+                if tries in (1, 5) or tries % 20 == 0:
+                    emit(DatabaseTrouble(query=name, error=str(error), tries=tries))
+                if give_up():
+                    raise
+            await asyncio.sleep(min(0.1 * 2 ** min(tries, 6), 5.0) * random.uniform(0.5, 1.0))  # noqa: S311
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Row]]:
+        """A connection of the pool, for what is more than one statement."""
+        async with self._pool.connection() as conn:
+            yield cast("psycopg.AsyncConnection[Row]", conn)
+
+
+class Listener:
+    """LISTEN on a connection of its own that proves itself, and heals.
+
+    Behind a transaction pooler LISTEN is accepted and nothing ever arrives: so a NOTIFY round trip
+    now and then decides, not the absence of an error.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        wake: Callable[[str], Awaitable[None] | None],
+        *,
+        prove_every: timedelta = timedelta(seconds=30),
+        patience: timedelta = timedelta(seconds=5),
+    ) -> None:
+        self._url = url
+        self._wake = wake
+        self._prove_every = prove_every.total_seconds()
+        self._patience = patience.total_seconds()
+        self.listening = False
+        self.proved = asyncio.Event()
+
+    async def run(self, worker_id: UUID) -> None:
+        """Listen until cancelled; on trouble reconnect with a growing pause."""
+        failures = 0
+        while True:
+            try:
+                await self._listen(f"vidgen_{worker_id.hex}")
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                failures = 1 if self.listening else failures + 1
+                self._say(listening=False, why=_one_line(error))
+            self.proved.set()
+            await asyncio.sleep(min(2.0 ** min(failures, 6), 60.0) * random.uniform(0.5, 1.0))  # noqa: S311
+
+    async def _listen(self, own_channel: str) -> None:
+        conn = await psycopg.AsyncConnection.connect(
+            self._url, autocommit=True, prepare_threshold=None, **CONNECTION
+        )
+        async with conn:
+            await conn.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(CHANNEL)))
+            await conn.execute(
+                psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(own_channel))
+            )
+            while True:
+                async with asyncio.timeout(self._patience + 5):
+                    await conn.execute("select pg_notify(%s, 'proof')", (own_channel,))
+                if not await self._hear(conn, own_channel, self._patience):
+                    msg = "a NOTIFY of our own did not arrive (a transaction pooler in between?)"
+                    raise TimeoutError(msg)
+                self._say(listening=True, why="a NOTIFY of our own arrived")
+                self.proved.set()
+                await self._hear(conn, None, self._prove_every)
+
+    async def _hear(
+        self, conn: psycopg.AsyncConnection[Any], until: str | None, seconds: float
+    ) -> bool:
+        """Pass notifications on for so long, or until one on the channel `until` came."""
+        async for notify in conn.notifies(timeout=seconds):
+            if notify.channel == CHANNEL:
+                result = self._wake(notify.payload)
+                if result is not None:
+                    await result
+            elif notify.channel == until:
+                return True
+        return False
+
+    def _say(self, *, listening: bool, why: str) -> None:
+        if listening != self.listening or not self.proved.is_set():
+            emit(ListenChanged(listening=listening, why=why))
+        self.listening = listening
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {text}"[:500]

@@ -1,0 +1,94 @@
+"""The periodic sweep: probing closed gates, ending stray generations, removing stale rows.
+
+Any worker may do any of it at any time: each piece is one fenced or locked statement, and a piece
+that fails is tried again at the next turn. It never touches a task that somebody runs.
+"""
+
+import asyncio
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from vidgen_worker.errors import Fault
+from vidgen_worker.events import GateOpened, GateProbed, StrayGeneration, emit
+from vidgen_worker.lease import boot_time
+from vidgen_worker.pipeline import end_at_provider
+
+if TYPE_CHECKING:
+    from vidgen_worker.worker import Worker
+
+SWEEP_EVERY = timedelta(seconds=60)
+
+
+class Janitor:
+    """Sweeps on behalf of one worker."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+
+    async def loop(self) -> None:
+        """Probe at the pace of the queue poll, sweep once a minute."""
+        worker = self._worker
+        pace = min(worker.settings.vidgen_queue_poll, worker.settings.vidgen_gate_probe)
+        sweep_at = boot_time() + SWEEP_EVERY.total_seconds() * random.random()  # noqa: S311
+        while not worker.stopping.is_set():
+            await self.probe()
+            if boot_time() >= sweep_at:
+                sweep_at = boot_time() + SWEEP_EVERY.total_seconds()
+                await self.sweep()
+            await asyncio.sleep(pace.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
+
+    async def probe(self) -> None:
+        """Probe one closed gate whose time has come; open it where the probe goes well."""
+        queue = self._worker.queue
+        due = await queue.take_probe()
+        if due is None:
+            return
+        problem = await self._problem(due["reason"], due["model"])
+        if problem is None:
+            seconds = await queue.open_gate(due["model"])
+            if seconds is not None:
+                emit(GateOpened(
+                    model=due["model"], code=due["reason"], closed_seconds=round(seconds, 1)
+                ))  # fmt: skip
+        else:
+            emit(GateProbed(model=due["model"], code=due["reason"], details=problem))
+
+    async def _problem(self, reason: str, model: str) -> str | None:
+        """Why the gate must stay closed; None when it may open."""
+        if reason.startswith("STORAGE"):
+            try:
+                await self._worker.storage.ensure_buckets()
+            except Fault as fault:
+                return fault.details
+            return None
+        try:
+            account = await self._worker.provider.account()
+        except Fault as fault:
+            return fault.details
+        if reason == "PROVIDER_UNFUNDED" and account.credit_balance <= 0:
+            return "the provider's account is empty"
+        limits = account.models.get(model)
+        if (
+            reason == "PROVIDER_QUOTA"
+            and limits is not None
+            and limits.max_daily is not None
+            and limits.daily_generations >= limits.max_daily
+        ):
+            return f"{limits.daily_generations} of {limits.max_daily} generations today"
+        return None
+
+    async def sweep(self) -> None:
+        """Stale rows, and generations that nobody follows."""
+        queue = self._worker.queue
+        await queue.sweep()
+        for row in await queue.strays():
+            try:
+                state, cost = await end_at_provider(
+                    self._worker.provider, queue, row["task_id"], row["generation_id"]
+                )
+            except Fault:
+                continue  # the provider can't be asked now; the row stays and is met again
+            emit(StrayGeneration(
+                task=str(row["task_id"]), generation=row["generation_id"], state=state, cost=cost
+            ))  # fmt: skip

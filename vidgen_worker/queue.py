@@ -1,0 +1,471 @@
+"""The queue's verbs, one named query each: claim, heartbeat, checkpoint, report, conclude.
+
+Typed and thin: what a row means is decided here once, what follows from it elsewhere. Every write
+about a task carries its fence; a write that hits no row raises `LeaseLostError`, and the caller
+falls silent about that task.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
+
+from vidgen_worker.config import Settings
+from vidgen_worker.db import Database, Row
+from vidgen_worker.errors import FAULTS
+from vidgen_worker.events import SceneWriteRefused, emit
+from vidgen_worker.providers import Accepted, Request
+from vidgen_worker.resolution import Resolution
+from vidgen_worker.task import (
+    Answer,
+    Artifact,
+    Checkpoint,
+    CheckpointState,
+    Completed,
+    Failed,
+    Fence,
+    Requeued,
+    Scene,
+    StageName,
+    Task,
+)
+
+
+class LeaseLostError(Exception):
+    """A fenced write hit no row: another worker has this task, or it was taken back."""
+
+
+class CancelAskedError(Exception):
+    """The task's owner has asked to cancel it."""
+
+
+class SubmissionCapError(Exception):
+    """The stage's possibly paid submissions have reached the cap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A milestone: what the row shows. `progress` is 0 to 100."""
+
+    progress: float
+    current_step: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which key at which provider, and the models it is used for: what gates belong to."""
+
+    provider: str
+    fingerprint: str
+    image_model: str
+    video_model: str
+
+    def model(self, stage: StageName) -> str:
+        """The model of a stage."""
+        return self.image_model if stage is StageName.IMAGE else self.video_model
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim took, and whether rows are still waiting."""
+
+    tasks: list[tuple[Task, float]]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a heartbeat came back with."""
+
+    alive: bool
+    lost: list[tuple[UUID, int]]
+    cancel: list[tuple[UUID, int]]
+    orphans: list[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an attempt starts from. `scene` is None when absent or somebody else's."""
+
+    cancel_requested: bool
+    scene: Mapping[str, Any] | None
+    inputs: str
+    checkpoints: Mapping[StageName, Checkpoint]
+    closed: frozenset[StageName]
+    """Stages whose checkpoint is `submitting` although its submission has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Progress of one task, to be written with others in one statement."""
+
+    fence: Fence
+    progress: float
+    stage_progress: float | None
+    message: str
+
+
+class Queue:
+    """One worker's view of the queue. `worker_id` is new for every life of a worker."""
+
+    def __init__(
+        self, db: Database, settings: Settings, key: Key, give_up: Callable[[], bool]
+    ) -> None:
+        self.db = db
+        self.settings = settings
+        self.key = key
+        self.worker_id = uuid4()
+        self._give_up = give_up
+
+    # The worker.
+
+    async def register(self, host: str, pid: int, version: str) -> None:
+        """Write the worker's row, and the buckets' names for the storage policy."""
+        await self.db.run(
+            "register_worker", self._give_up, worker_id=self.worker_id, host=host, pid=pid,
+            version=version, provider=self.key.provider, key_fingerprint=self.key.fingerprint,
+            concurrency=self.settings.vidgen_concurrency, lease=self.settings.vidgen_lease,
+        )  # fmt: skip
+        await self.db.run(
+            "share_buckets", self._give_up,
+            images_bucket=self.settings.storage_bucket_images,
+            videos_bucket=self.settings.storage_bucket_videos,
+        )  # fmt: skip
+
+    async def heartbeat(
+        self, held: Sequence[Fence], running: int, *, sweep: bool, steady: bool
+    ) -> Verdict:
+        """Renew the lease once; raises DatabaseUnavailableError, which says nothing about it."""
+        rows = await self.db.once(
+            "heartbeat", worker_id=self.worker_id, running=running, steady=steady, sweep=sweep,
+            task_ids=[fence.task_id for fence in held], attempts=[fence.attempt for fence in held],
+        )  # fmt: skip
+
+        def pick(kind: str) -> list[tuple[UUID, int]]:
+            return [(row["id"], row["attempt"]) for row in rows if row["kind"] == kind]
+
+        return Verdict(
+            alive=bool(pick("alive")),
+            lost=pick("lost"),
+            cancel=pick("cancel"),
+            orphans=[task_id for task_id, _ in pick("orphan")],
+        )
+
+    async def line_up(self) -> None:
+        """Merge new and newly due rows into the line of turns."""
+        await self.db.once("line_up")
+
+    async def claim(self, slots: int, *, idle: bool) -> Claimed:
+        """Begin an attempt on up to `slots` waiting tasks."""
+        rows = await self.db.once(
+            "claim", worker_id=self.worker_id, slots=slots, idle=idle,
+            provider=self.key.provider, key_fingerprint=self.key.fingerprint,
+            image_model=self.key.image_model, video_model=self.key.video_model,
+            max_crashes=self.settings.vidgen_max_crashes,
+            max_running_per_user=self.settings.vidgen_max_running_per_user,
+        )  # fmt: skip
+        if rows:
+            return Claimed([_task(row) for row in rows], more=any(row["more"] for row in rows))
+        waiting = await self.db.once("still_waiting")
+        return Claimed([], more=bool(waiting[0]["waiting"]))
+
+    async def claim_cancelled(self) -> list[tuple[Task, float]]:
+        """Take waiting tasks that are to be cancelled at the provider."""
+        rows = await self.db.once("claim_cancelled", worker_id=self.worker_id)
+        return [_task(row) for row in rows]
+
+    async def take_over(
+        self, slots: int, *, idle: bool, steady: bool
+    ) -> tuple[list[tuple[Task, float]], list[tuple[Task, float]]]:
+        """Declare the silent dead and take their tasks: (taken, ended as WORKER_LOST)."""
+        rows = await self.db.once(
+            "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
+            max_crashes=self.settings.vidgen_max_crashes,
+            scene_updates=self.settings.vidgen_scene_updates,
+            lost_message=FAULTS["worker_lost"].message,
+        )  # fmt: skip
+        taken = [_task(row) for row in rows if row["kind"] == "taken"]
+        return taken, [_task(row) for row in rows if row["kind"] == "lost"]
+
+    async def hand_back(self, task_ids: Sequence[UUID] | None = None) -> list[UUID]:
+        """Give back what this worker holds (all of it, or some), for others to resume."""
+        rows = await self.db.run(
+            "hand_back", self._give_up, worker_id=self.worker_id,
+            task_ids=None if task_ids is None else list(task_ids),
+        )  # fmt: skip
+        return [row["id"] for row in rows]
+
+    async def leave(self) -> None:
+        """Delete the worker's row, once it holds nothing."""
+        await self.db.run("leave", self._give_up, worker_id=self.worker_id)
+
+    # One attempt.
+
+    async def load(self, fence: Fence) -> Loaded:
+        """Read scene and checkpoints. Raises LeaseLostError."""
+        rows = await self._fenced("load_task", fence)
+        checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
+        return Loaded(
+            cancel_requested=rows[0]["cancel_requested"],
+            scene=rows[0]["scene"],
+            inputs=rows[0]["inputs"] or "",
+            checkpoints=checkpoints,
+            closed=frozenset(
+                StageName(r["stage"])
+                for r in rows
+                if r["state"] == "submitting"
+                and (r["ended_at"] is not None or r["answer"] in ("refused", "unknown"))
+            ),
+        )
+
+    async def start(
+        self, fence: Fence, resolution: Resolution | None,
+        due: frozenset[StageName],
+    ) -> str:  # fmt: skip
+        """Hold credits for the stages `due`: "held", "refused" or "price_missing"."""
+        rows = await self._fenced(
+            "start_task", fence, resolution=resolution.resolution if resolution else None,
+            video_ratio=resolution.video_ratio if resolution else None,
+            image_ratio=resolution.image_ratio if resolution else None, image_due=StageName.IMAGE in due,
+            video_due=StageName.VIDEO in due, credits=self.settings.credits,
+            scene_updates=self.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        self._scene(fence, rows[0])
+        return str(rows[0]["verdict"])
+
+    async def begin_submission(
+        self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
+        submission_id: UUID,
+    ) -> None:  # fmt: skip
+        """Record what is about to be paid for.
+
+        Raises SubmissionCapError, CancelAskedError, or LeaseLostError; nothing is written then.
+        """
+        rows = await self._fenced(
+            "begin_submission", fence, stage=request.stage, submission_id=submission_id,
+            provider=self.key.provider, key_fingerprint=self.key.fingerprint, model=request.model,
+            fingerprint=request.fingerprint(), inputs=inputs,
+            request=Jsonb(dict(frozen)),
+            max_submissions=self.settings.vidgen_max_submissions, **_shown(step),
+        )  # fmt: skip
+        if rows[0]["cancel"]:
+            raise CancelAskedError
+        if rows[0]["submissions"] >= self.settings.vidgen_max_submissions:
+            raise SubmissionCapError
+
+    async def answer(
+        self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
+        accepted: Accepted | None, details: str,
+    ) -> tuple[bool, str]:  # fmt: skip
+        """Record the provider's answer, fence or not: (still ours, fate of the generation)."""
+        rows = await self.db.run(
+            "answer_submission", self._give_up, **_fence(fence), stage=stage,
+            submission_id=submission_id, answer=answer,
+            generation_id=accepted.generation_id if accepted else None,
+            estimated_cost=accepted.estimated_cost if accepted else None,
+            details=details[:2000],
+        )  # fmt: skip
+        return bool(rows[0]["mine"]), str(rows[0]["fate"])
+
+    async def paid_submissions(self, task_id: UUID, stage: StageName) -> int:
+        """How many submissions of this stage may have been paid for nothing."""
+        rows = await self.db.run("paid_submissions", self._give_up, task_id=task_id, stage=stage)
+        return int(rows[0]["submissions"])
+
+    async def read_submission(self, submission_id: UUID) -> Row | None:
+        """Read answer, generation id, sent_at and the database's now of a submission."""
+        rows = await self.db.run("read_submission", self._give_up, submission_id=submission_id)
+        return rows[0] if rows else None
+
+    async def end_generation(
+        self, fence: Fence, stage: StageName, generation_id: UUID, ended_state: str,
+        cost: float | None, step: Step,
+    ) -> None:  # fmt: skip
+        """Book a generation's end. Raises LeaseLostError after the facts are written."""
+        await self._fenced(
+            "end_generation", fence, stage=stage, generation_id=generation_id,
+            ended_state=ended_state, cost=cost, **_shown(step),
+        )  # fmt: skip
+
+    async def close_generation(
+        self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None
+    ) -> None:
+        """Book the end of a generation that nobody follows."""
+        await self.db.run(
+            "close_generation", self._give_up, task_id=task_id, generation_id=generation_id,
+            ended_state=ended_state, cost=cost,
+        )  # fmt: skip
+
+    async def finish_stage(
+        self, fence: Fence, stage: StageName, artifact: Artifact, image_url: str | None, step: Step
+    ) -> None:
+        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
+        rows = await self._fenced(
+            "finish_stage", fence, stage=stage, credits=self.settings.credits,
+            scene_updates=self.settings.vidgen_scene_updates,
+            bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
+            size=artifact.size, sha256=artifact.sha256, image_url=image_url,
+            image_path=artifact.path if stage is StageName.IMAGE else None,
+            video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
+        )  # fmt: skip
+        self._scene(fence, rows[0])
+
+    async def report(self, reports: Sequence[Reported]) -> None:
+        """Write progress of many tasks in one statement; a lost fence is simply left out."""
+        await self.db.once(
+            "report", worker_id=self.worker_id,
+            task_ids=[r.fence.task_id for r in reports],
+            attempts=[r.fence.attempt for r in reports],
+            progress=[r.progress for r in reports],
+            stage_progress=[r.stage_progress for r in reports],
+            messages=[r.message for r in reports],
+        )  # fmt: skip
+
+    async def complete(self, fence: Fence, outcome: Completed) -> float:
+        """Conclude as completed; returns the seconds since the first claim."""
+        rows = await self._fenced(
+            "complete", fence, video_url=outcome.video_url, expires_at=outcome.expires_at,
+            scene_updates=self.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        self._scene(fence, rows[0])
+        return float(rows[0]["seconds"])
+
+    async def requeue(self, fence: Fence, outcome: Requeued, message: str) -> None:
+        """Conclude this attempt: back to pending after the delay."""
+        await self._fenced(
+            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed)
+        )
+
+    async def fail(self, fence: Fence, outcome: Failed, *, counted: bool) -> None:
+        """Conclude as failed."""
+        rows = await self._fenced(
+            "fail", fence, code=outcome.code, message=outcome.message[:2000],
+            visible=Jsonb(dict(outcome.visible)), failures=int(counted),
+            scene_updates=self.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        self._scene(fence, rows[0])
+
+    async def cancel(self, fence: Fence) -> None:
+        """Conclude as cancelled."""
+        rows = await self._fenced("cancel", fence, scene_updates=self.settings.vidgen_scene_updates)
+        self._scene(fence, rows[0])
+
+    # Gates.
+
+    async def close_gate(self, model: str, reason: str, message: str, details: str) -> bool:
+        """Close the gate for this key and model; False when it was closed already."""
+        rows = await self.db.run(
+            "close_gate", self._give_up, provider=self.key.provider,
+            key_fingerprint=self.key.fingerprint, model=model, reason=reason, message=message,
+            details=details[:2000], probe=self.settings.vidgen_gate_probe,
+        )  # fmt: skip
+        return bool(rows)
+
+    async def take_probe(self) -> Row | None:
+        """Take the due probe of one closed gate: model, reason, probes, seconds closed."""
+        rows = await self.db.once(
+            "take_probe", provider=self.key.provider, key_fingerprint=self.key.fingerprint,
+            probe=self.settings.vidgen_gate_probe,
+        )  # fmt: skip
+        return rows[0] if rows else None
+
+    async def open_gate(self, model: str) -> float | None:
+        """Open a gate; the seconds that it was closed, None when it was open."""
+        rows = await self.db.run(
+            "open_gate", self._give_up, provider=self.key.provider,
+            key_fingerprint=self.key.fingerprint, model=model,
+        )  # fmt: skip
+        return float(rows[0]["seconds"]) if rows else None
+
+    async def read_gates(self) -> list[Row]:
+        """What is closed for this key."""
+        return await self.db.once(
+            "read_gates", provider=self.key.provider, key_fingerprint=self.key.fingerprint
+        )
+
+    # The sweep.
+
+    async def sweep(self) -> None:
+        """Rows that are of no use any more: long dead workers, users who left the line."""
+        await self.db.once("sweep_workers")
+        await self.db.once("sweep_turns")
+
+    async def strays(self) -> list[Row]:
+        """Generations that no task follows: id, task_id, generation_id."""
+        return await self.db.once(
+            "stray_submissions", provider=self.key.provider, key_fingerprint=self.key.fingerprint
+        )
+
+    async def _fenced(self, name: str, fence: Fence, **parameters: object) -> list[Row]:
+        rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
+        if not rows:
+            raise LeaseLostError(str(fence.task_id))
+        return rows
+
+    def _scene(self, fence: Fence, row: Row) -> None:
+        if row.get("scene_refused"):
+            emit(SceneWriteRefused(fence=fence, error=str(row["scene_refused"])))
+
+
+def _fence(fence: Fence) -> dict[str, Any]:
+    return {"task_id": fence.task_id, "attempt": fence.attempt, "worker_id": fence.worker_id}
+
+
+def _shown(step: Step) -> dict[str, Any]:
+    return {
+        "progress": step.progress,
+        "current_step": step.current_step,
+        "message": step.message,
+    }
+
+
+def _task(row: Row) -> tuple[Task, float]:
+    task = Task(
+        fence=Fence(row["id"], row["attempt"], row["worker_id"]),
+        user_id=row["user_id"],
+        scene_id=row["scene_id"],
+        failures=row["failures"],
+        max_failures=row["max_failures"],
+        progress=row["progress"],
+        created_at=row["created_at"],
+        cancel_requested=row["cancel_requested"],
+        alone=row["alone"],
+    )
+    return task, max(float(row["waited"]), 0.0)
+
+
+def _checkpoint(row: Row) -> Checkpoint:
+    return Checkpoint(
+        stage=StageName(row["stage"]),
+        state=CheckpointState(row["state"]),
+        request=row["request"],
+        submission_id=row["submission_id"],
+        sent_at=row["sent_at"],
+        answer=Answer(row["answer"]) if row["answer"] else None,
+        generation_id=row["generation_id"],
+        generation_started_at=row["generation_started_at"],
+        artifact=Artifact(row["bucket"], row["path"], row["media_type"], row["size"], row["sha256"])
+        if row["path"]
+        else None,
+        now=row["now"],
+    )
+
+
+def scene_of(found: Mapping[str, Any]) -> Scene:
+    """The scene as `vidgen.read_scene` found it; text that isn't text counts as text."""
+
+    def text(name: str) -> str | None:
+        value = found.get(name)
+        return None if value is None else str(value)
+
+    return Scene(
+        id=UUID(str(found["id"])),
+        image_prompt=text("image_prompt"),
+        visual_prompt=text("visual_prompt"),
+        product_reference_image_url=text("product_reference_image_url"),
+        duration=found.get("duration"),
+        resolution=text("resolution"),
+    )

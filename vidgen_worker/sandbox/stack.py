@@ -1,0 +1,187 @@
+"""The whole sandbox: PostgreSQL, Runway's double and Storage's, in one folder that disappears.
+
+The server is a process of its own; the doubles share one HTTP server in a thread. Whatever ends
+this process, kill -9 included, ends PostgreSQL and deletes the temporary folder. It never applies
+our migrations and never starts a worker: that is the caller's business.
+"""
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+from uuid import UUID
+
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vidgen_worker.sandbox.control import RunwayControl, StorageControl
+from vidgen_worker.sandbox.keys import StorageKeys
+from vidgen_worker.sandbox.postgres import EmbeddedPostgres
+from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings
+from vidgen_worker.sandbox.serving import BackgroundServer
+from vidgen_worker.sandbox.storage import StorageDouble
+from vidgen_worker.sandbox.supabase import bootstrap
+
+Part = TypeVar("Part")
+
+POLL_INTERVAL = "500ms"
+STORAGE_PATHS = ("/storage/", "/sandbox/storage/")
+
+
+class Sandbox:
+    """A Supabase project and a Runway account on this machine. `start` makes one."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._temporary = folder is None
+        name = f"vidgen-sandbox-{secrets.token_hex(6)}"
+        self.folder = (folder or Path(tempfile.gettempdir()) / name).absolute()
+        self._postgres: EmbeddedPostgres | None = None
+        self._server: BackgroundServer | None = None
+        self._runway_key = ""
+        self._keys = StorageKeys.generate()
+
+    @classmethod
+    def start(  # noqa: PLR0913 - each has a default and is given by name
+        cls,
+        folder: Path | None = None,
+        *,
+        port: int = 0,
+        postgres_port: int = 0,
+        settings: RunwaySettings | None = None,
+        durable: bool = False,
+        fetch_remote_assets: bool = False,
+    ) -> Self:
+        """Start everything; the ports are free ones unless given.
+
+        Without a `folder` all of it lives in a temporary one, which `stop` deletes. With one, the
+        database and the stored objects are there again next time; Runway's generations are not.
+        """
+        sandbox = cls(folder)
+        try:
+            sandbox._start(port, postgres_port, settings, durable, fetch_remote_assets)
+        except BaseException:
+            sandbox.stop()
+            raise
+        return sandbox
+
+    @property
+    def postgres(self) -> EmbeddedPostgres:
+        """The database server."""
+        return _running(self._postgres)
+
+    @property
+    def url(self) -> str:
+        """Where both doubles listen."""
+        return _running(self._server).url
+
+    @property
+    def runway(self) -> RunwayControl:
+        """What Runway's double saw, and how it shall behave."""
+        return RunwayControl(self.url, self._runway_key)
+
+    @property
+    def storage(self) -> StorageControl:
+        """What Storage's double holds, and how it shall fail."""
+        return StorageControl(self.url, self._keys)
+
+    @property
+    def product_image_url(self) -> str:
+        """A product's picture, for a scene's `product_reference_image_url`."""
+        return f"{self.url}/sandbox/product.png"
+
+    def environment(self) -> dict[str, str]:
+        """Return the settings with which a worker runs against this sandbox."""
+        return {
+            "DATABASE_URL": self.postgres.url(),
+            "SUPABASE_URL": self.url,
+            "SUPABASE_SERVICE_ROLE_KEY": self._keys.service_role,
+            "SUPABASE_ANON_KEY": self._keys.anon,
+            "RUNWAYML_API_SECRET": self._runway_key,
+            "RUNWAYML_BASE_URL": self.url,
+            "VIDGEN_POLL_INTERVAL": POLL_INTERVAL,
+            # Its pictures are on http://127.0.0.1, which the worker refuses elsewhere.
+            "VIDGEN_ALLOW_LOOPBACK_ASSETS": "true",
+        }
+
+    def user_token(self, user_id: UUID | str) -> str:
+        """Return the access token of a signed-in user."""
+        return self._keys.user_token(user_id)
+
+    def stop(self) -> None:
+        """Stop what runs and delete the temporary folder. Any number of calls is fine."""
+        if self._server is not None:
+            self._server.stop()
+        if self._postgres is not None:
+            self._postgres.stop()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        """Return the running sandbox."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    def _start(
+        self,
+        port: int,
+        postgres_port: int,
+        settings: RunwaySettings | None,
+        durable: bool,  # noqa: FBT001 - handed on by `start`, by name there
+        fetch_remote_assets: bool,  # noqa: FBT001 - likewise
+    ) -> None:
+        self.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._postgres = EmbeddedPostgres.start(
+            None if self._temporary else self.folder / "postgres",
+            port=postgres_port,
+            durable=durable,
+            sweep=(self.folder,) if self._temporary else (),
+        )
+        bootstrap(self._postgres.admin_url())
+        runway = RunwayDouble(
+            self.folder / "runway", settings, fetch_remote_assets=fetch_remote_assets
+        )
+        storage = StorageDouble(
+            self.folder / "storage", self._postgres.admin_url(), keys=self._keys
+        )
+        self._runway_key = runway.key
+        self._server = BackgroundServer(_both(runway, storage), port)
+        self._server.start()
+
+
+def _both(runway: RunwayDouble, storage: StorageDouble) -> ASGIApp:
+    """Return one application that is both, by path."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with runway.lifespan(app), storage.lifespan(app):
+            yield
+
+    shell = Starlette(lifespan=lifespan)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await shell(scope, receive, send)
+        elif scope["path"].startswith(STORAGE_PATHS):
+            await storage.app(scope, receive, send)
+        else:
+            await runway.app(scope, receive, send)
+
+    return application
+
+
+def _running(part: Part | None) -> Part:
+    if part is None:
+        raise RuntimeError("The sandbox does not run. Begin with Sandbox.start().")
+    return part

@@ -1,0 +1,49 @@
+"""The still: made from the image prompt, with the product's picture as its reference."""
+
+from uuid import UUID
+
+from vidgen_worker.config import Settings
+from vidgen_worker.errors import Fault
+from vidgen_worker.providers.runway_inputs import check_asset_url, image_request
+from vidgen_worker.queue import Step
+from vidgen_worker.resolution import Resolution, image_models
+from vidgen_worker.stages.stage import Order, Stage
+from vidgen_worker.task import Scene, StageName
+
+
+def order(scene: Scene, resolution: Resolution, settings: Settings, _frame_url: str) -> Order:
+    """What to ask for. Raises Fault naming the scene's field at fault."""
+    model = image_models()[settings.vidgen_image_model]
+    prompt = scene.image_prompt
+    if not (prompt or "").strip():
+        prompt = scene.visual_prompt
+    if not (prompt or "").strip():
+        message = (
+            "The fields image_prompt and visual_prompt are both empty. "
+            "Write at least one, then retry."
+        )
+        raise Fault("scene_invalid", field="image_prompt", message=message, details=message)
+    reference = (scene.product_reference_image_url or "").strip() or None
+    if reference is not None:
+        check_asset_url(
+            "product_reference_image_url", reference,
+            allow_loopback=settings.vidgen_allow_loopback_assets,
+        )  # fmt: skip
+    request = image_request(model, prompt, model.nearest(resolution.image_ratio), reference)
+    return Order(request, resolution.image_ratio, 0)
+
+
+def path(user_id: UUID, generation_id: UUID) -> str:
+    """Deterministic: a repeated store overwrites itself and nothing else."""
+    return f"generated_images/{user_id}/{generation_id}.png"
+
+
+IMAGE = Stage(
+    name=StageName.IMAGE,
+    generating=Step(35, "Generating scene image with AI", "Generating the scene's image"),
+    storing=Step(40, "Storing generated image", "Storing the scene's image"),
+    stored=Step(40, "Storing generated image", "The scene's image is stored"),
+    media_type="image/png",
+    order=order,
+    path=path,
+)

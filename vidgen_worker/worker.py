@@ -1,0 +1,485 @@
+"""The daemon: slots, claim loop, heartbeat, progress, drain.
+
+One process holds many tasks and one lease, renewed by one row. Loops never end by an error of the
+database or the provider; they say so and go on. Nothing here knows what a stage is.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import tempfile
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+from vidgen_worker import __version__
+from vidgen_worker.attempt import attempt
+from vidgen_worker.config import Settings
+from vidgen_worker.db import Database, DatabaseUnavailableError, Listener
+from vidgen_worker.events import (
+    ClaimsDisabled,
+    LoopFailed,
+    OrphansHandedBack,
+    TaskFailed,
+    TaskHandedBack,
+    TaskStarted,
+    WorkerDeclaredDead,
+    WorkerDraining,
+    WorkerStarted,
+    WorkerStopped,
+    emit,
+)
+from vidgen_worker.janitor import Janitor
+from vidgen_worker.lease import Lease, boot_time
+from vidgen_worker.media import Media
+from vidgen_worker.notify import sd_notify
+from vidgen_worker.pipeline import Run, Tools
+from vidgen_worker.providers import Provider
+from vidgen_worker.providers.runway import Runway
+from vidgen_worker.queue import Key, Queue, Reported
+from vidgen_worker.storage import Bucket, Storage
+from vidgen_worker.task import Abandoned, Fence, Task
+
+REPORT_EVERY = timedelta(seconds=1)
+CLAIM_AGAIN = timedelta(milliseconds=30)
+MOST_EMPTY_CLAIMS = 10
+EXIT_OK, EXIT_FORCED = 0, 1
+
+
+class Worker:
+    """One process. `run` returns its exit status."""
+
+    def __init__(
+        self, settings: Settings, provider: Provider, storage: Storage, media: Media
+    ) -> None:
+        self.settings = settings
+        self.provider = provider
+        self.storage = storage
+        self.media = media
+        url = settings.database_url.get_secret_value()
+        self.db = Database(url, size=settings.vidgen_database_pool)
+        self.key = Key(
+            provider.name, provider.key_fingerprint,
+            settings.vidgen_image_model, settings.vidgen_video_model,
+        )  # fmt: skip
+        self.lease = Lease(settings)
+        self.queue = Queue(self.db, settings, self.key, self._gives_up)
+        self.listener = Listener(url, self._woken)
+        self.janitor = Janitor(self)
+        self.running: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
+        self.posting: set[asyncio.Task[UUID]] = set()
+        self.stopping = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._cancel_wake = asyncio.Event()
+        self._claiming = asyncio.Lock()
+        self._renewed = asyncio.Event()
+        self._reports: dict[UUID, Reported] = {}
+        self._more = True
+        self._drain_deadline: float | None = None
+
+    # From start to stop.
+
+    async def run(self) -> int:
+        """Work until told to stop, then drain."""
+        with contextlib.ExitStack() as stack:
+            self._folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="vidgen-worker-"))
+            )
+            await self.db.open()
+            loops: list[asyncio.Task[None]] = []
+            try:
+                if not await self._or_stop(self._begin()):
+                    return EXIT_OK
+                loops = [
+                    asyncio.create_task(self._turning(loop), name=loop.__name__)
+                    for loop in (self._claim_loop, self._report_loop, self.janitor.loop)
+                ]
+                loops.append(asyncio.create_task(self._turning(self._heartbeat_loop)))
+                if self.settings.vidgen_listen != "off":
+                    loops.append(asyncio.create_task(self.listener.run(self.queue.worker_id)))
+                await self.stopping.wait()
+                return await self._drain(loops)
+            finally:
+                for loop in loops:
+                    loop.cancel()
+                await asyncio.gather(*loops, return_exceptions=True)
+                await self.media.aclose()
+                await self.storage.aclose()
+                await self.provider.aclose()
+                await self.db.close()
+
+    def stop(self) -> None:
+        """Begin to drain."""
+        self.stopping.set()
+        self._wake.set()
+
+    async def _begin(self) -> None:
+        await self._register()
+        emit(WorkerStarted(
+            worker=self.queue.worker_id, concurrency=self.settings.vidgen_concurrency,
+            enabled=self.settings.runwayml_enabled,
+            listening=self.settings.vidgen_listen != "off",
+        ))  # fmt: skip
+        if not self.settings.runwayml_enabled:
+            emit(ClaimsDisabled())
+        sd_notify("READY=1", f"STATUS=0 of {self.settings.vidgen_concurrency} tasks running")
+
+    async def _register(self) -> None:
+        sent = boot_time()
+        await self.queue.register(socket.gethostname(), os.getpid(), __version__)
+        self.lease.renewed(sent, boot_time())
+        self._renewed.set()
+
+    async def _or_stop(self, work: Awaitable[None]) -> bool:
+        """Do this, unless told to stop meanwhile."""
+        working = asyncio.ensure_future(work)
+        stopped = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if working.done():
+            working.result()
+            return True
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        return False
+
+    async def _turning(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """Keep a loop turning: what nobody expected is said, and the loop goes on."""
+        while not self.stopping.is_set():
+            try:
+                await loop()
+            except DatabaseUnavailableError:
+                # Said once per statement by the database layer; the next turn tries again.
+                await self._sleep(timedelta(seconds=random.uniform(0.5, 1.5)))  # noqa: S311
+            except Exception as error:  # noqa: BLE001 - a loop that dies is a worker that hangs
+                emit(LoopFailed(
+                    loop=loop.__name__, error=f"{type(error).__name__}: {error}"[:500],
+                    traceback=traceback.format_exc(),
+                ))  # fmt: skip
+                await self._sleep(timedelta(seconds=1))
+
+    # Claiming.
+
+    def _woken(self, payload: str) -> None:
+        if payload == "cancel":
+            self._cancel_wake.set()
+        self._wake.set()
+
+    async def _claim_loop(self) -> None:
+        """One claim, then wait for a reason for the next: NOTIFY, a free slot, the poll."""
+        empty = 0
+        due = 0.0
+        while not self.stopping.is_set():
+            self._wake.clear()
+            polled = boot_time() >= due
+            if polled:
+                poll = self.settings.vidgen_queue_poll.total_seconds()
+                due = boot_time() + poll * random.uniform(0.9, 1.1)  # noqa: S311
+            if polled or self._cancel_wake.is_set():
+                self._cancel_wake.clear()
+                async with self._claiming:
+                    self._start(await self.queue.claim_cancelled())
+            if polled:
+                await self._take_over()
+            taken = await self._claim()
+            empty = 0 if taken else empty + 1
+            if self._more and self._slots() > 0 and empty <= MOST_EMPTY_CLAIMS:
+                await self._sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5) * (0 if taken else 1))  # noqa: S311
+                continue
+            empty = 0
+            await self._wait_for_wake(max(due - boot_time(), 0.0))
+
+    async def _wait_for_wake(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    def _slots(self) -> int:
+        """How many tasks may be claimed now."""
+        if not self.settings.runwayml_enabled or self.stopping.is_set() or not self.lease.held():
+            return 0
+        if any(run.task.alone for run, _ in self.running.values()):
+            return 0
+        return max(self.settings.vidgen_concurrency - len(self.running), 0)
+
+    async def _claim(self) -> int:
+        slots = self._slots()
+        if slots == 0:
+            return 0
+        async with self._claiming:
+            await self.queue.line_up()
+            claimed = await self.queue.claim(slots, idle=not self.running)
+            self._start(claimed.tasks)
+        self._more = claimed.more
+        return len(claimed.tasks)
+
+    async def _take_over(self) -> None:
+        slots = self._slots()
+        if slots == 0:
+            return
+        async with self._claiming:
+            taken, lost = await self.queue.take_over(
+                slots, idle=not self.running, steady=self.lease.steady()
+            )
+            self._start(taken)
+        for task, _ in lost:
+            emit(TaskFailed(
+                fence=task.fence, code="WORKER_LOST", message="The worker died several times",
+                details=f"{self.settings.vidgen_max_crashes} deaths without progress",
+            ))  # fmt: skip
+
+    def _start(self, claimed: list[tuple[Task, float]]) -> None:
+        for task, waited in claimed:
+            run = Run(task)
+            if task.cancel_requested:
+                run.cancel.set()
+            emit(TaskStarted(
+                fence=task.fence, user=task.user_id, waited_seconds=round(waited, 3)
+            ))  # fmt: skip
+            self.running[task.id] = (run, asyncio.create_task(self._attempt(run)))
+
+    async def _attempt(self, run: Run) -> None:
+        """Run one attempt and free its slot, whatever happened."""
+        task = run.task
+        tools = Tools(
+            settings=self.settings, queue=self.queue, provider=self.provider,
+            storage=self.storage, media=self.media, license=self._license,
+            report=self._report, folder=self._folder,
+        )  # fmt: skip
+        try:
+            outcome = await attempt(tools, run)
+            if isinstance(outcome, Abandoned):
+                self._keep_posting(run)
+        except DatabaseUnavailableError as error:
+            # Only while giving up: the drain's deadline has passed, or this life is over.
+            emit(LoopFailed(loop=f"task {task.id}", error=str(error), traceback=""))
+        finally:
+            self._keep_posting(run)
+            self._reports.pop(task.id, None)
+            held = self.running.get(task.id)
+            if held is not None and held[0] is run:
+                del self.running[task.id]
+            if self._more:
+                self._wake.set()
+
+    def _keep_posting(self, run: Run) -> None:
+        """A POST in flight outlives its attempt: keep it until its answer is recorded."""
+        posting = run.posting
+        if posting is not None and not posting.done():
+            self.posting.add(posting)
+            posting.add_done_callback(self._posted)
+
+    def _posted(self, posting: "asyncio.Task[UUID]") -> None:
+        self.posting.discard(posting)
+        if not posting.cancelled() and posting.exception() is not None:
+            # Nobody awaits it any more; what it had to say was said as events.
+            posting.exception()
+
+    async def _license(self) -> None:
+        """Return once something paid may be started: the lease is held, beyond its margin."""
+        while not self.lease.may_spend():
+            self._renewed.clear()
+            await self._renewed.wait()
+
+    # Progress.
+
+    def _report(self, report: Reported) -> None:
+        self._reports[report.fence.task_id] = report
+
+    async def _report_loop(self) -> None:
+        """One statement a second for all tasks whose progress has changed."""
+        last: dict[UUID, Reported] = {}
+        while not self.stopping.is_set():
+            await self._sleep(REPORT_EVERY)
+            pending, self._reports = self._reports, {}
+            changed = [r for r in pending.values() if last.get(r.fence.task_id) != r]
+            if changed:
+                await self.queue.report(changed)
+            last = {t: r for t, r in (last | pending).items() if t in self.running}
+
+    # The lease.
+
+    async def _heartbeat_loop(self) -> None:
+        """Renew the lease; act on what comes back. It never waits for a claim or a task."""
+        while True:
+            began = boot_time()
+            with contextlib.suppress(DatabaseUnavailableError):
+                await self._beat()
+            sd_notify(
+                "WATCHDOG=1",
+                f"STATUS={len(self.running)} of {self.settings.vidgen_concurrency} tasks running",
+            )
+            rest = self.settings.heartbeat.total_seconds() - (boot_time() - began)
+            await asyncio.sleep(max(rest, 0.05))
+
+    async def _beat(self) -> None:
+        held = [run.task.fence for run, _ in self.running.values()]
+        sent = boot_time()
+        # Orphans are told apart only while no claim is in flight: then every row that names this
+        # worker is one that it knows of. The lock keeps a new claim away meanwhile, not this beat.
+        sweep = not self._claiming.locked()
+        async with self._claiming if sweep else contextlib.nullcontext():
+            try:
+                verdict = await self.queue.heartbeat(
+                    held, len(held), sweep=sweep, steady=self.lease.unbroken
+                )
+            except DatabaseUnavailableError:
+                self.lease.missed()
+                raise
+        if not verdict.alive:
+            await self._start_over()
+            return
+        self.lease.renewed(sent, boot_time())
+        self._renewed.set()
+        for task_id, number in verdict.lost:
+            self._drop(task_id, number)
+        for task_id, number in verdict.cancel:
+            run = self._held(task_id, number)
+            if run:
+                run.cancel.set()
+        if verdict.orphans:
+            emit(OrphansHandedBack(tasks=[str(task_id) for task_id in verdict.orphans]))
+
+    def _held(self, task_id: UUID, number: int) -> Run | None:
+        held = self.running.get(task_id)
+        return held[0] if held and held[0].task.fence.attempt == number else None
+
+    def _drop(self, task_id: UUID, number: int) -> None:
+        """The task is somebody else's: stop working on it, write nothing."""
+        run = self._held(task_id, number)
+        if run is not None and not run.concluding:
+            _, working = self.running.pop(task_id)
+            working.cancel()
+
+    async def _start_over(self) -> None:
+        """Declared dead: drop everything and begin a new life under a new id."""
+        dropped = list(self.running.values())
+        emit(WorkerDeclaredDead(worker=self.queue.worker_id, dropped=len(dropped)))
+        self.running.clear()
+        for run, working in dropped:
+            self._keep_posting(run)
+            working.cancel()
+        self.queue = Queue(self.db, self.settings, self.key, self._gives_up)
+        self.lease = Lease(self.settings)
+        await self._register()
+        self._wake.set()
+
+    # The end.
+
+    def _gives_up(self) -> bool:
+        return self._drain_deadline is not None and boot_time() > self._drain_deadline
+
+    async def _drain(self, loops: list[asyncio.Task[None]]) -> int:
+        """Stop claiming, let submits in flight end, hand back; generations go on."""
+        self._drain_deadline = boot_time() + self.settings.vidgen_drain_timeout.total_seconds()
+        emit(WorkerDraining(worker=self.queue.worker_id, running=len(self.running)))
+        sd_notify("STOPPING=1", "STATUS=draining")
+        async with self._claiming:  # the claim in flight; no other begins
+            pass
+        posting = self.posting | {
+            run.posting for run, _ in self.running.values() if run.posting is not None
+        }
+        if posting:
+            remaining = max(self._drain_deadline - boot_time(), 0.0)
+            await asyncio.wait(posting, timeout=remaining)
+        held = dict(self.running)
+        for _, working in held.values():
+            working.cancel()
+        await asyncio.gather(*(working for _, working in held.values()), return_exceptions=True)
+        handed_back: list[UUID] = []
+        try:
+            await self._flush_reports()
+            handed_back = await self.queue.hand_back()
+            await self.queue.leave()
+        except DatabaseUnavailableError:
+            for run, _ in held.values():
+                for stage, generation in run.generations.items():
+                    emit(TaskFailed(
+                        fence=run.task.fence, code="DRAIN_TIMED_OUT",
+                        message="Postgres was away: the lease will run out",
+                        details=f"{stage}: generation {generation} goes on at the provider",
+                    ))  # fmt: skip
+        for task_id in handed_back:
+            fence = Fence(task_id, 0, self.queue.worker_id)
+            if task_id in held:
+                fence = held[task_id][0].task.fence
+            emit(TaskHandedBack(fence=fence))
+        for loop in loops:
+            loop.cancel()
+        emit(WorkerStopped(worker=self.queue.worker_id, handed_back=len(handed_back)))
+        return EXIT_OK
+
+    async def _flush_reports(self) -> None:
+        if self._reports:
+            with contextlib.suppress(DatabaseUnavailableError):
+                await self.queue.report(list(self._reports.values()))
+
+    async def _sleep(self, pause: timedelta) -> None:
+        """Sleep, but not through a stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause.total_seconds()):
+                await self.stopping.wait()
+
+
+@contextlib.asynccontextmanager
+async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
+    """A worker with the real adapters, as the settings name them."""
+    provider = Runway(
+        settings.runwayml_api_secret.get_secret_value(),
+        base_url=settings.runwayml_base_url,
+        submit_timeout=settings.vidgen_submit_timeout,
+    )
+    storage = Storage(
+        settings.supabase_url,
+        settings.supabase_service_role_key.get_secret_value(),
+        buckets=buckets(settings),
+        timeout=settings.vidgen_storage_timeout,
+    )
+    media = Media(
+        max_image_bytes=settings.vidgen_max_image_bytes,
+        max_video_bytes=settings.vidgen_max_video_bytes,
+    )
+    yield Worker(settings, provider, storage, media)
+
+
+def buckets(settings: Settings) -> tuple[Bucket, Bucket]:
+    """The two buckets, with their limits, as they are created when missing."""
+    return (
+        Bucket(
+            settings.storage_bucket_images, public=True,
+            max_bytes=settings.vidgen_max_image_bytes, media_types=("image/png",),
+        ),
+        Bucket(
+            settings.storage_bucket_videos, public=False,
+            max_bytes=settings.vidgen_max_video_bytes, media_types=("video/mp4",),
+        ),
+    )  # fmt: skip
+
+
+async def serve(settings: Settings) -> int:
+    """Run a worker until SIGTERM or SIGINT; a second one forces. Returns the exit status."""
+    async with open_worker(settings) as worker:
+        loop = asyncio.get_running_loop()
+        asked = 0
+
+        def on_signal() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                worker.stop()
+            else:
+                # Forced: the lease runs out and another worker takes over, as after kill -9.
+                os._exit(EXIT_FORCED)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        try:
+            return await worker.run()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
