@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 import psycopg
@@ -20,6 +20,9 @@ from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 from vidgen_worker.sandbox.postgres import SUPERUSER, EmbeddedPostgres
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.supabase import bootstrap
+
+if TYPE_CHECKING:
+    from tests.world import World
 
 CONTAINER_IMAGE = "postgres:17-alpine"
 
@@ -226,3 +229,11 @@ def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
     double = StorageDouble(tmp_path / "storage", database.admin_url)
     with BackgroundServer(double.app) as server:
         yield StorageControl(server.url, double.keys)
+
+
+@pytest.fixture
+def world(database: Database, runway: RunwayControl, storage: StorageControl) -> "World":
+    """Provide one test's database and doubles, with the verbs of an application."""
+    from tests.world import World  # noqa: PLC0415 - it imports the whole worker
+
+    return World(database, runway, storage)

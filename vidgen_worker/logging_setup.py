@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 LOGGER = "video_generation"
+TRACEBACKS = ("exception", "traceback")
 LONGEST_VALUE = 2000
 LONGEST_TRACEBACK = 12_000
 MOST_ITEMS = 50
@@ -98,10 +99,11 @@ class _Sanitize:
         for name, value in event.items():
             if name.startswith("_"):
                 clean[name] = value
-            elif name == "exception":
-                # The end of a traceback tells more than its beginning. JSON escapes its line ends.
+            elif name in TRACEBACKS:
+                # The end of a traceback tells more than its beginning. JSON escapes its line ends;
+                # on a console it follows its line, under the name that the renderer looks for.
                 text = self._mask(str(value))[-LONGEST_TRACEBACK:]
-                clean[name] = text.translate(_CONTROL_BUT_NEWLINE)
+                clean["exception"] = text.rstrip().translate(_CONTROL_BUT_NEWLINE)
             else:
                 clean[self._text(str(name))] = self._value(value, DEEPEST)
         return clean

@@ -47,6 +47,8 @@ MAX_PIXELS = 64_000_000
 THREADS = 2
 """Threads of a decoder or encoder: more would multiply the memory on large machines."""
 
+STATED_TOLERANCE = 0.5
+"""Seconds by which a header may promise more than there is."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The disk's troubles are ours, not the file's.
 _OURS = {
@@ -109,6 +111,7 @@ def check_video(job: dict[str, Any]) -> dict[str, Any]:
         )
         conform = not playable or found != (job["width"], job["height"])
         seconds = _conform(container, stream, target, job) if conform else _walk(container, stream)
+        _check_stated_length(container, seconds)
         answer = {
             "width": found[0], "height": found[1], "codec": context.name, "seconds": seconds,
             "conformed": conform,
@@ -144,6 +147,13 @@ def _walk(container: InputContainer, stream: VideoStream) -> float:
     if not pictures:
         raise UndecodableError("no key frame of the film can be decoded")
     return length.seconds()
+
+
+def _check_stated_length(container: InputContainer, seconds: float) -> None:
+    """Refuse a WebM cut short: it may end between any two frames, only its header tells."""
+    stated = (container.duration or 0) / av.time_base
+    if "matroska" in container.format.name and stated - seconds > STATED_TOLERANCE:
+        raise UndecodableError(f"{seconds:.1f} of {stated:.1f} seconds are there")
 
 
 class _Length:

@@ -134,16 +134,16 @@ class VideoGenerationService:
         """Return the task once it has ended, however it ended.
 
         `timeout` is in seconds; None waits as long as it takes. Raises TaskTimeoutError. A
-        database that is away for a while is waited for.
+        database that goes away meanwhile is waited for.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = threading.Event()
-        seen = "not seen yet"
+        seen = ""
         while True:
             try:
                 row = self._row(task_id)
             except ServiceUnavailableError as error:
-                if deadline is None or time.monotonic() >= deadline:
+                if not seen:  # it was never there: a wrong URL, more likely than an outage
                     raise
                 seen = str(error)
             else:

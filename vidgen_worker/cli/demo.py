@@ -32,7 +32,7 @@ from vidgen_worker.cli.watch import watch
 from vidgen_worker.client import Database, open_database, user_claims
 from vidgen_worker.task import Status
 
-LONGEST_SECONDS = 120.0
+LONGEST_SECONDS = 60.0
 DOWNLOAD_SECONDS = 30.0
 
 Row = dict[str, Any]

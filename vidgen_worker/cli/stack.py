@@ -104,10 +104,10 @@ class WorkerProcess:
         """How it ended; None while it runs."""
         return self._process.poll()
 
-    def log_tail(self, lines: int = 20) -> str:
-        """Return the end of its log."""
+    def log_tail(self, lines: int = 20, width: int = 300) -> str:
+        """Return the end of its log, long lines cut."""
         text = self.log.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(line[:width] for line in text.splitlines()[-lines:])
 
     def stop(self) -> None:
         """Let it drain; kill it where it doesn't."""

@@ -19,6 +19,7 @@ from vidgen_worker.sandbox.words import Spoken
 
 DAY_SECONDS = 86_400.0
 PENDING_SHARE = 0.15
+STALLED_PROGRESS = 0.42
 
 # Documentation, "Tiers": concurrency of (image, video) models, generations a day, credits a month.
 TIERS: Mapping[int, tuple[Mapping[Kind, int], Mapping[Kind, int], int]] = {
@@ -139,15 +140,13 @@ class Generation:
             return State.GONE
         if now >= self.ends:
             return self._end
-        is_pending = now - self.started < self.seconds * PENDING_SHARE
-        return State.PENDING if is_pending else State.RUNNING
+        return State.PENDING if now < self.started + self._pending else State.RUNNING
 
     def progress(self, now: float) -> float:
         """Return 0 to 1 for a running generation."""
         if self.started is None or math.isinf(self.seconds):
-            return 0.42
-        pending = self.seconds * PENDING_SHARE
-        share = (now - self.started - pending) / (self.seconds - pending)
+            return STALLED_PROGRESS
+        share = (now - self.started - self._pending) / (self.seconds - self._pending)
         return round(min(0.99, max(0.0, share)), 4)
 
     @property
@@ -171,6 +170,11 @@ class Generation:
                 return 0
             case _:
                 return self.price
+
+    @property
+    def _pending(self) -> float:
+        """How long it is PENDING after it got its slot."""
+        return 0.0 if math.isinf(self.seconds) else self.seconds * PENDING_SHARE
 
     @property
     def _end(self) -> State:

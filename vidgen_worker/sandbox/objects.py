@@ -26,7 +26,6 @@ DictConnection = AsyncConnection[dict[str, Any]]
 KEY = re.compile(r"[A-Za-z0-9_/!\-.*'() &$@=;:+,?]+")
 KEY_CHARACTERS = 1024
 UNITS = {"": 1, "B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
-CONNECT_SECONDS = 5.0
 
 
 class StorageRefusalError(Exception):
@@ -91,7 +90,13 @@ class ObjectStore:
     """Storage without its HTTP. `open` before use, `close` after."""
 
     def __init__(
-        self, folder: Path, admin_url: str, *, largest_bytes: int, timeout_seconds: float
+        self,
+        folder: Path,
+        admin_url: str,
+        *,
+        largest_bytes: int,
+        timeout_seconds: float,
+        connect_seconds: float,
     ) -> None:
         self.blobs = folder / "blobs"
         self.incoming = folder / "incoming"
@@ -101,7 +106,7 @@ class ObjectStore:
             admin_url,
             min_size=0,
             max_size=10,
-            timeout=CONNECT_SECONDS,
+            timeout=connect_seconds,
             check=AsyncConnectionPool.check_connection,
             open=False,
             kwargs={"row_factory": dict_row, "options": f"-c statement_timeout={milliseconds}"},

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,7 +69,8 @@ class RefusedError(Exception):
         self.body: dict[str, Any] = {"error": error}
         if issues:
             self.body["issues"] = [issue.as_json() for issue in issues]
-        if status in (400, 401, 429):
+        # The specification has it for 400 alone, but the daily limit was seen with it.
+        if status == HTTPStatus.BAD_REQUEST or error == REFUSALS["daily-limit"][1]:
             self.body["docUrl"] = DOCUMENTATION
 
     @property
@@ -273,7 +275,8 @@ class RunwayDouble:
                     await hold(request, spoken.seconds(90))
                     await drop_connection(request)
                 case "late":
-                    await hold(request, spoken.seconds(5))
+                    if not await hold(request, spoken.seconds(5)):
+                        await drop_connection(request)
                 case _:
                     return _spoilt(name, answer)
 

@@ -43,6 +43,7 @@ __all__ = ["StorageDouble", "StorageFault"]
 MEBIBYTE = 1024 * 1024
 LARGEST_BYTES = 50 * MEBIBYTE
 DATABASE_SECONDS = 30.0
+CONNECT_SECONDS = 5.0
 ROLES = frozenset({"anon", "authenticated", "service_role"})
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body></html>"
 
@@ -78,7 +79,7 @@ class StorageFault:
 class StorageDouble:
     """The application and its state. Serve `app`; clients take the server's URL and `keys`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default and is given by name
         self,
         folder: Path,
         admin_url: str,
@@ -86,13 +87,18 @@ class StorageDouble:
         keys: StorageKeys | None = None,
         largest_bytes: int = LARGEST_BYTES,
         database_seconds: float = DATABASE_SECONDS,
+        connect_seconds: float = CONNECT_SECONDS,
     ) -> None:
         """Keep bytes below `folder`, rows in the database of `admin_url`, a superuser's URL."""
         self.keys = keys or StorageKeys.generate()
         self.faults: list[StorageFault] = []
         self.requests: list[dict[str, Any]] = []
         self._store = ObjectStore(
-            folder, admin_url, largest_bytes=largest_bytes, timeout_seconds=database_seconds
+            folder,
+            admin_url,
+            largest_bytes=largest_bytes,
+            timeout_seconds=database_seconds,
+            connect_seconds=connect_seconds,
         )
         self._url_secret = secrets.token_hex(32)
         self.app = Starlette(routes=self._routes(), lifespan=self.lifespan)
