@@ -344,6 +344,13 @@ class Stuck:
                 return pid
             await asyncio.sleep(0)
 
+    async def end_of(self, pid: int) -> None:
+        """Return once that child has been given up."""
+        while True:
+            if pid not in self.media.child_pids:
+                return
+            await asyncio.sleep(0)
+
 
 @pytest.fixture
 def stick(media: Media, tmp_path: Path) -> Iterator[Callable[[], Stuck]]:
@@ -385,8 +392,7 @@ async def test_a_file_that_kills_two_children_does_not_decode_and_harms_nobody_e
     first = await stuck.child()
     assert not (await media.check_image(picture(tmp_path / "b.png"), RATIO)).conformed
     os.kill(first, signal.SIGKILL)
-    while first in media.child_pids:
-        await asyncio.sleep(0)
+    await stuck.end_of(first)
     second = await stuck.child(first)
     os.kill(second, signal.SIGABRT)
     with pytest.raises(Fault, match="by SIGKILL and again by SIGABRT") as raised:

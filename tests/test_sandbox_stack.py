@@ -6,7 +6,9 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,13 +21,22 @@ from vidgen_worker.sandbox import Sandbox
 REPOSITORY = Path(__file__).parents[1]
 
 
-def start_a_process(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder for temporary files that everybody may enter."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+def start_a_process(home: Path, *arguments: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "vidgen_worker.sandbox", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(home)},
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -33,12 +44,11 @@ def start_a_process(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, s
     return process, environment
 
 
-def folders(url: str) -> list[Path]:
-    """The folders of the server behind a URL: PostgreSQL's own, and the sandbox's."""
-    with psycopg.connect(url) as connection:
+def folder_of_server(url: str) -> Path:
+    with psycopg.connect(url, user="supabase_admin") as connection:
         row = connection.execute("select current_setting('unix_socket_directories')").fetchone()
     assert row is not None
-    return [Path(row[0]).parent]
+    return Path(row[0]).parent
 
 
 def wait_for_end(pids: list[int]) -> None:
@@ -101,22 +111,25 @@ def test_a_failed_start_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_after_a_signal(number: signal.Signals) -> None:
-    process, environment = start_a_process("image_seconds=0")
+def test_nothing_is_left_after_a_signal(home: Path, number: signal.Signals) -> None:
+    process, environment = start_a_process(home, "image_seconds=0")
     below = descendants(process.pid)
     assert len(below) > 2
-    [folder] = folders(environment["DATABASE_URL"])
+    folder = folder_of_server(environment["DATABASE_URL"])
     assert folder.exists()
+    assert list(home.iterdir()) != []
     process.send_signal(number)
     process.communicate(timeout=20)
     wait_for_end(below)
     assert not folder.exists()
+    assert list(home.iterdir()) == []
     assert process.returncode == (-number if number is signal.SIGKILL else 0)
 
 
-def test_the_process_ends_with_its_parents_pipe() -> None:
-    process, environment = start_a_process()
-    [folder] = folders(environment["DATABASE_URL"])
+def test_the_process_ends_with_its_parents_pipe(home: Path) -> None:
+    process, environment = start_a_process(home)
+    folder = folder_of_server(environment["DATABASE_URL"])
     process.communicate(timeout=20)
     assert process.returncode == 0
     assert not folder.exists()
+    assert list(home.iterdir()) == []

@@ -34,7 +34,7 @@ def one(connection: Connection, question: str, *values: object) -> object:
         ("authenticated", (False, False, False, False)),
         ("service_role", (False, False, True, False)),
         ("authenticator", (False, False, False, True)),
-        ("supabase_auth_admin", (False, True, False, True)),
+        ("supabase_auth_admin", (False, False, False, True)),
         ("supabase_storage_admin", (False, True, False, True)),
     ],
 )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -75,8 +76,14 @@ async def test_resolution_mapping(world: World, resolution: str | None) -> None:
     assert (row["resolution"], row["video_ratio"], row["image_ratio"]) == (
         expected, video_ratio, image_ratio,
     )  # fmt: skip
-    assert size_of(httpx.get(row["video_url"]).content) == video_ratio
-    assert size_of(httpx.get(row["image_url"]).content) == image_ratio
+    assert size_of(await fetched(row["video_url"])) == video_ratio
+    assert size_of(await fetched(row["image_url"])) == image_ratio
+
+
+async def fetched(url: str) -> bytes:
+    """What stands at a URL."""
+    async with httpx.AsyncClient() as http:
+        return (await http.get(url)).raise_for_status().content
 
 
 def size_of(content: bytes) -> str:
@@ -124,7 +131,8 @@ async def test_progress_never_goes_down_and_says_the_steps_word_for_word(world: 
 # Bad input: refused with a code, the field and the remedy, and nothing is paid.
 
 LONG = "x" * 1001
-BAD_SCENES = {
+REFERENCE = "product_reference_image_url"
+BAD_SCENES: dict[str, tuple[dict[str, Any], str]] = {
     "no prompt": ({"image_prompt": None, "visual_prompt": " "}, "image_prompt"),
     "a prompt of 1,001 units": ({"image_prompt": LONG}, "image_prompt"),
     "a video prompt of 1,001 units": ({"visual_prompt": LONG}, "visual_prompt"),
@@ -132,17 +140,17 @@ BAD_SCENES = {
     "duration 0": ({"duration": 0}, "duration"),
     "duration 11": ({"duration": 11}, "duration"),
     "an http reference": (
-        {"product_reference_image_url": "http://cdn.example.com/a.png"}, "product_reference_image_url",
+        {"product_reference_image_url": "http://cdn.example.com/a.png"}, REFERENCE,
     ),
     "a reference without a host": (
-        {"product_reference_image_url": "https:///a.png"}, "product_reference_image_url",
+        {"product_reference_image_url": "https:///a.png"}, REFERENCE,
     ),
     "a reference at an IP address": (
-        {"product_reference_image_url": "https://93.184.216.34/a.png"}, "product_reference_image_url",
+        {"product_reference_image_url": "https://93.184.216.34/a.png"}, REFERENCE,
     ),
     "a reference of 3,000 characters": (
         {"product_reference_image_url": "https://cdn.example.com/" + "a" * 2976},
-        "product_reference_image_url",
+        REFERENCE,
     ),
 }  # fmt: skip
 
@@ -327,7 +335,7 @@ async def test_a_worker_process_serves_a_signed_in_user(world: World, tmp_path: 
     with world.process(log):
         row = await world.until(world.order(user, world.scene(user)))
     assert row["status"] == "completed", log.read_text()
-    assert httpx.get(row["video_url"]).content[4:8] == b"ftyp"
+    assert (await fetched(row["video_url"]))[4:8] == b"ftyp"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     said = [line["event"] for line in lines]
     assert "Stored image in Supabase" in said

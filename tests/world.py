@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -85,8 +85,8 @@ class World:
 
     def settings(self, **overrides: str) -> Settings:
         """The same as a Settings object, whatever the machine's environment says."""
-        values = {name.lower(): value for name, value in self.env(**overrides).items()}
-        return Settings(_env_file=None, **values)  # type: ignore[arg-type]
+        values: dict[str, Any] = {k.lower(): v for k, v in self.env(**overrides).items()}
+        return Settings(_env_file=None, **values)
 
     @asynccontextmanager
     async def worker(self, **overrides: str) -> AsyncIterator[Worker]:
@@ -124,13 +124,13 @@ class World:
         """A superuser's connection, in autocommit."""
         return psycopg.connect(self.database.admin_url, autocommit=True, row_factory=dict_row)
 
-    def sql(self, statement: str, *parameters: object) -> list[Row]:
+    def sql(self, statement: LiteralString, *parameters: object) -> list[Row]:
         """Run one statement as superuser."""
         with self.admin() as conn:
-            cursor = conn.execute(statement, parameters)  # type: ignore[arg-type]
+            cursor = conn.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
-    def one(self, statement: str, *parameters: object) -> Row:
+    def one(self, statement: LiteralString, *parameters: object) -> Row:
         """The only row of a statement."""
         (row,) = self.sql(statement, *parameters)
         return row
@@ -144,7 +144,9 @@ class World:
             )
         return user_id
 
-    def scene(self, user_id: UUID, *, resolution: str | None = "1280:720", **columns: Any) -> UUID:
+    def scene(
+        self, user_id: UUID, *, resolution: str | None = "1280:720", **columns: object
+    ) -> UUID:
         """A scene of the user, in a scenario of its own (None: the scenario is missing)."""
         scenario_id, scene_id = uuid4(), uuid4()
         if resolution is not None:
@@ -165,7 +167,7 @@ class World:
             conn.execute(statement.format(names, values), list(scene.values()))
         return scene_id
 
-    def as_user(self, user_id: UUID, statement: str, *parameters: object) -> list[Row]:
+    def as_user(self, user_id: UUID, statement: LiteralString, *parameters: object) -> list[Row]:
         """Run one statement as PostgREST would for a signed-in user."""
         with (
             psycopg.connect(self.database.url, row_factory=dict_row) as conn,
@@ -176,7 +178,7 @@ class World:
                 "select set_config('request.jwt.claims', %s::text, true)",
                 (Jsonb({"sub": str(user_id), "role": "authenticated"}),),
             )
-            cursor = conn.execute(statement, parameters)  # type: ignore[arg-type]
+            cursor = conn.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
     def order(self, user_id: UUID, scene_id: UUID) -> UUID:

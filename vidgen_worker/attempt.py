@@ -75,7 +75,7 @@ async def decide(tools: Tools, run: Run) -> Outcome:
         return await follow(tools, run, Fault("internal_error", details=details))
 
 
-async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:
+async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - one per row
     """What follows from a fault: the disposition of its row in the table."""
     settings, task = tools.settings, run.task
     first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max

@@ -94,7 +94,9 @@ def is_transient(error: BaseException) -> bool:
 class Database:
     """A pool of autocommit connections, and the one way to run a named query."""
 
-    def __init__(self, url: str, *, size: int = 6, deadline: timedelta = timedelta(seconds=15)):
+    def __init__(
+        self, url: str, *, size: int = 6, deadline: timedelta = timedelta(seconds=15)
+    ) -> None:
         self._url = url
         self._deadline = deadline.total_seconds()
         self._prepare = urlsplit(url).port != TRANSACTION_POOLER_PORT

@@ -50,14 +50,14 @@ THREADS = 2
 STATED_TOLERANCE = 0.5
 """Seconds by which a header may promise more than there is."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# The disk's troubles are ours, not the file's.
+# The disk's troubles are ours, not the file's; EIO is what libav also says of a damaged file.
 _OURS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT,
-    errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE,
+    errno.EROFS, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
 _CONFORM = (
-    # Square pixels first, then cover the size, then crop the centre.
-    ("scale", "w='max(1,round(iw*sar))':h=ih"),
+    # Make the pixels square, cover the size, crop the centre.
+    ("scale", "w={square}:h=ih"),
     ("setsar", "1"),
     ("scale", "w={width}:h={height}:force_original_aspect_ratio=increase:flags=lanczos"),
     ("crop", "w={width}:h={height}"),
@@ -86,7 +86,7 @@ def check_image(job: dict[str, Any]) -> dict[str, Any]:
         found = (frame.width, frame.height)
         conform = name != "png" or found != (job["width"], job["height"])
         if conform:
-            graph = _conforming_graph(job, "rgb24", stream)
+            graph = _conforming_graph(job, "rgb24", stream, frame)
             graph.vpush(frame)
             graph.vpush(None)
             target.write_bytes(_png(graph.vpull()))
@@ -221,24 +221,28 @@ class _Film:
         self.stream.pix_fmt = "yuv420p"
         self.stream.codec_context.thread_count = THREADS
         self.stream.codec_context.time_base = source.time_base or 1 / rate
-        self.graph = _conforming_graph(job, "yuv420p", source)
+        self.source = source
+        self.job = job
+        self.graph: Graph | None = None
         self.frames = 0
 
     def add(self, packet: "Packet[Any]") -> None:
         """Take one packet of the source, the empty last one too."""
-        for frame in packet.decode():
+        for frame in self.source.decode(packet):
+            if self.graph is None:
+                self.graph = _conforming_graph(self.job, "yuv420p", self.source, frame)
             self.graph.vpush(frame)
-            self._encode()
+            self._encode(self.graph)
 
     def end(self) -> None:
         """Write what is left in the filters and the encoder."""
-        if self.frames:
+        if self.graph is not None:
             self.graph.vpush(None)
-            self._encode()
+            self._encode(self.graph)
             self.output.mux(self.stream.encode(None))
 
-    def _encode(self) -> None:
-        for frame in _pulled(self.graph):
+    def _encode(self, graph: Graph) -> None:
+        for frame in _pulled(graph):
             frame.pict_type = 0  # the source's key frames are no business of the encoder
             self.frames += 1
             self.output.mux(self.stream.encode(frame))
@@ -284,13 +288,22 @@ class _Sound:
             self.output.mux(self.stream.encode(frame))
 
 
-def _conforming_graph(job: dict[str, Any], pixels: str, source: VideoStream) -> Graph:
+def _conforming_graph(
+    job: dict[str, Any], pixels: str, source: VideoStream, frame: VideoFrame
+) -> Graph:
+    """Build the filters for frames like `frame`: what a header says of them may be wrong."""
     graph = Graph()
-    nodes = [graph.add_buffer(template=source)]
-    size = {"width": job["width"], "height": job["height"], "pixels": pixels}
-    nodes += [graph.add(name, arguments.format(**size)) for name, arguments in _CONFORM]
-    nodes.append(graph.add("buffersink"))
-    graph.link_nodes(*nodes).configure()
+    unit = source.time_base or Fraction(1, 1000)
+    buffer = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=unit
+    )
+    shape = source.codec_context.sample_aspect_ratio or Fraction(1)
+    values = {
+        "width": job["width"], "height": job["height"], "pixels": pixels,
+        "square": max(1, round(frame.width * shape)),
+    }  # fmt: skip
+    nodes = [graph.add(name, arguments.format(**values)) for name, arguments in _CONFORM]
+    graph.link_nodes(buffer, *nodes, graph.add("buffersink")).configure()
     return graph
 
 

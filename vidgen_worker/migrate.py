@@ -8,7 +8,7 @@ order. Files are immutable once released; nothing here ever goes backwards.
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import LiteralString, cast
+from typing import LiteralString
 
 import psycopg
 
@@ -16,8 +16,9 @@ _LOCK = 0x7669_6467_656E  # "vidgen": one migration at a time, whatever the conn
 
 _BOOKKEEPING: tuple[LiteralString, ...] = (
     "create schema if not exists supabase_migrations",
-    "create table if not exists supabase_migrations.schema_migrations "
-    "(version text not null primary key)",
+    """create table if not exists supabase_migrations.schema_migrations (
+      version text not null primary key
+    )""",
     "alter table supabase_migrations.schema_migrations add column if not exists statements text[]",
     "alter table supabase_migrations.schema_migrations add column if not exists name text",
 )
@@ -29,7 +30,7 @@ class Migration:
 
     version: str
     name: str
-    sql: str
+    sql: LiteralString
 
 
 def migrations() -> list[Migration]:
@@ -40,9 +41,11 @@ def migrations() -> list[Migration]:
     if not files:
         msg = f"no migrations in {folder}: the installation is incomplete, install the wheel again"
         raise FileNotFoundError(msg)
-    return [
-        Migration(*file.stem.split("_", 1), sql=file.read_text(encoding="utf-8")) for file in files
-    ]
+    found = []
+    for file in files:
+        version, name = file.stem.split("_", 1)
+        found.append(Migration(version, name, file.read_text(encoding="utf-8")))
+    return found
 
 
 def migrate(url: str) -> list[str]:
@@ -61,7 +64,7 @@ def migrate(url: str) -> list[str]:
                     continue
                 for statement in _BOOKKEEPING:
                     conn.execute(statement)
-                conn.execute(cast("LiteralString", migration.sql))
+                conn.execute(migration.sql)
                 conn.execute(
                     "insert into supabase_migrations.schema_migrations (version, statements, name) "
                     "values (%s, %s, %s)",

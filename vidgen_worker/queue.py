@@ -229,14 +229,15 @@ class Queue:
         rows = await self._fenced(
             "start_task", fence, resolution=resolution.resolution if resolution else None,
             video_ratio=resolution.video_ratio if resolution else None,
-            image_ratio=resolution.image_ratio if resolution else None, image_due=StageName.IMAGE in due,
-            video_due=StageName.VIDEO in due, credits=self.settings.credits,
+            image_ratio=resolution.image_ratio if resolution else None,
+            image_due=StageName.IMAGE in due, video_due=StageName.VIDEO in due,
+            credits=self.settings.credits,
             scene_updates=self.settings.vidgen_scene_updates,
         )  # fmt: skip
         self._scene(fence, rows[0])
         return str(rows[0]["verdict"])
 
-    async def begin_submission(
+    async def begin_submission(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
         submission_id: UUID,
     ) -> None:  # fmt: skip
@@ -256,7 +257,7 @@ class Queue:
         if rows[0]["submissions"] >= self.settings.vidgen_max_submissions:
             raise SubmissionCapError
 
-    async def answer(
+    async def answer(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
         accepted: Accepted | None, details: str,
     ) -> tuple[bool, str]:  # fmt: skip
@@ -280,7 +281,7 @@ class Queue:
         rows = await self.db.run("read_submission", self._give_up, submission_id=submission_id)
         return rows[0] if rows else None
 
-    async def end_generation(
+    async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, generation_id: UUID, ended_state: str,
         cost: float | None, step: Step,
     ) -> None:  # fmt: skip

@@ -7,7 +7,6 @@ process behind.
 
 import contextlib
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,8 @@ def _play(out: Console, output: Path, interrupts: Interrupts) -> None:
         environment = sandbox.environment()
         database = stack.enter_context(open_database(environment["DATABASE_URL"]))
         seeded = seed(database, sandbox.product_image_url)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vidgen-demo-")))
+        folder = sandbox.folder / "worker"
+        folder.mkdir()
         worker = stack.enter_context(
             running_worker(interrupts, environment, folder, (output / "worker.log").absolute())
         )

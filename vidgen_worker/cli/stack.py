@@ -123,7 +123,10 @@ class WorkerProcess:
 def running_worker(
     interrupts: Interrupts, environment: Mapping[str, str], folder: Path, log: Path
 ) -> Iterator[WorkerProcess]:
-    """Provide a running worker. `folder` is where it runs: one without a .env."""
+    """Provide a running worker. `folder` is where it runs and puts its temporary files.
+
+    It lies in the sandbox's, which is deleted whatever happens, and holds no .env.
+    """
     with contextlib.ExitStack() as stack:
         with interrupts.hold(), log.open("wb") as out:
             process = subprocess.Popen(  # noqa: S603 - our own program
@@ -137,7 +140,7 @@ def running_worker(
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=worker_environment(environment),
+                env={**worker_environment(environment), "TMPDIR": str(folder)},
                 start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
             )
             worker = WorkerProcess(process, log)

@@ -1,0 +1,196 @@
+"""The real demo as a process: what it leaves, and what it does not leave when it is interrupted."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+GONE_SECONDS = 30.0
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Provide a folder for temporary files that PostgreSQL's account may enter."""
+    with tempfile.TemporaryDirectory(prefix="vidgen-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        yield folder
+
+
+@contextmanager
+def demo(cwd: Path, scratch: Path, verb: str = "demo") -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "TMPDIR": str(scratch), "VIDGEN_CREDITS": "off"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vidgen_worker", verb],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def children(pid: int) -> list[int]:
+    """Return the living descendants of a process."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            for child in map(int, task.read_text().split()):
+                found += [child, *children(child)]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def await_that(what: Callable[[], bool], message: str) -> None:
+    """Look until it is so."""
+    deadline, pause = time.monotonic() + GONE_SECONDS, threading.Event()
+    while not what():
+        assert time.monotonic() < deadline, message
+        pause.wait(0.02)
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    assert process.stdout
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"{words!r} was never said: {said}")
+
+
+def test_the_demo_ends_with_a_playable_video(tmp_path: Path, scratch: Path) -> None:
+    modes = {folder: folder.stat().st_mode for folder in (tmp_path, *tmp_path.parents)}
+    began = time.monotonic()
+    with demo(tmp_path, scratch) as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert time.monotonic() - began < 30
+    for step in (
+        "Generating scene image with AI",
+        "Creating video from generated image",
+        "Video generation completed successfully",
+    ):
+        assert step in said
+    assert re.search(r"credits before +100\b", said)
+    assert re.search(r"credits after +70\b", said)
+    still, clip = tmp_path / "demo-output" / "still.png", tmp_path / "demo-output" / "video.mp4"
+    assert str(still) in said
+    assert str(clip) in said
+    with Image.open(still) as picture:
+        assert (picture.format, picture.size) == ("PNG", (1920, 1080))
+    with av.open(str(clip)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.width, stream.codec_context.height) == (1280, 720)
+        assert sum(1 for _ in container.decode(stream)) > 20
+    assert list(scratch.iterdir()) == []
+    assert {folder: folder.stat().st_mode for folder in modes} == modes
+
+
+MOMENTS = (
+    "Starting PostgreSQL",
+    "Inserting a task",
+    "Generating scene image",
+    "Storing generated video",
+)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_nothing_behind(
+    tmp_path: Path, scratch: Path, moment: str, times: int
+) -> None:
+    with demo(tmp_path, scratch) as process:
+        read_until(process, moment)
+        family = children(process.pid)
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert not [pid for pid in family if alive(pid)]
+    assert list(scratch.iterdir()) == []
+
+
+def test_ctrl_c_while_postgres_is_being_started_leaves_nothing_behind(
+    tmp_path: Path, scratch: Path
+) -> None:
+    with demo(tmp_path, scratch) as process:
+        read_until(process, "Starting PostgreSQL")
+        await_that(lambda: bool(children(process.pid)), "it started nothing")
+        family = children(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not [pid for pid in family if alive(pid)]
+    assert list(scratch.iterdir()) == []
+
+
+def test_even_kill_9_leaves_no_process_and_no_folder(tmp_path: Path, scratch: Path) -> None:
+    with demo(tmp_path, scratch) as process:
+        read_until(process, "Generating scene image")
+        family = children(process.pid)
+        process.kill()
+        process.wait()
+        await_that(lambda: not any(map(alive, family)), "a process outlived the demo")
+        await_that(lambda: not list(scratch.iterdir()), "a folder outlived the demo")
+
+
+def test_the_sandbox_prints_what_programs_need_and_ends_with_ctrl_c(
+    tmp_path: Path, scratch: Path
+) -> None:
+    with demo(tmp_path, scratch, "sandbox") as process:
+        said = read_until(process, "Ctrl-C here stops everything")
+        variables = dict(re.findall(r"^export (\w+)=(\S+)$", said, re.MULTILINE))
+        settings = {**os.environ, **variables}
+        enqueue = ["enqueue", "--scene", variables["DEMO_SCENE"], "--user", variables["DEMO_USER"]]
+        for arguments in (["migrate"], enqueue, ["check"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "vidgen_worker", *arguments],
+                env=settings,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        family = children(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not [pid for pid in family if alive(pid)]
+    assert list(scratch.iterdir()) == []
