@@ -59,6 +59,9 @@ create index submissions_by_task on vidgen.submissions (task_id, stage, sent_at)
 create index submissions_by_user on vidgen.submissions (user_id, sent_at);
 -- Generations whose end nobody has booked yet.
 create index submissions_open on vidgen.submissions (sent_at) where ended_at is null;
+-- Costs to be read again: refunds come some minutes after a failure.
+create index submissions_failed on vidgen.submissions (ended_at)
+  where ended_state in ('failed', 'cancelled');
 
 create table vidgen.checkpoints (
   task_id uuid not null references public.video_generation_tasks (id) on delete cascade,

@@ -126,6 +126,16 @@ class DatabaseTrouble(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BucketsUnchecked(Event):
+    """The buckets could not be looked at when the worker started."""
+
+    sentence = "Supabase Storage could not be reached at the start; an upload tries again"
+    level = logging.WARNING
+    code: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopFailed(Event):
     """A loop of the worker met an exception nobody expected; it goes on."""
 

@@ -92,3 +92,19 @@ class Janitor:
             emit(StrayGeneration(
                 task=str(row["task_id"]), generation=row["generation_id"], state=state, cost=cost
             ))  # fmt: skip
+        await self._read_costs_again()
+
+    async def _read_costs_again(self) -> None:
+        """Refunds come some minutes after a failure; what the provider tells then is the truth."""
+        queue = self._worker.queue
+        for row in await queue.costs_to_read_again():
+            task_id, generation_id = row["task_id"], row["generation_id"]
+            try:
+                generation = await self._worker.provider.poll(generation_id)
+            except Fault as fault:
+                if fault.name == "generation_gone":
+                    await queue.close_generation(task_id, generation_id, "gone", None)
+                continue  # else it can't be asked now, and is met again
+            await queue.close_generation(
+                task_id, generation_id, generation.state.value, generation.cost
+            )

@@ -32,6 +32,11 @@ _CONTROL = {
 _CONTROL_BUT_NEWLINE = {code: text for code, text in _CONTROL.items() if chr(code) != "\n"}
 
 
+def escape(text: str) -> str:
+    """Return the text with every control character spelled out, line ends too."""
+    return text.translate(_CONTROL)
+
+
 def configure(
     level: str = "info",
     form: LogFormat = "auto",
@@ -128,7 +133,7 @@ class _Sanitize:
             text = f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
         # A lone surrogate can't be written as UTF-8. The JSON renderer escapes it by itself.
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-        return text.translate(_CONTROL) if self._console else text
+        return escape(text) if self._console else text
 
     def _mask(self, text: str) -> str:
         for secret in self._secrets:

@@ -845,8 +845,7 @@ delete from vidgen.turns as t
 
 -- stray_submissions --
 -- Generations that no checkpoint follows and whose end nobody has booked: answers that came too
--- late, tasks that ended by another way. Also costs worth reading again, some minutes after a
--- failure: they are the truth about refunds.
+-- late, tasks that ended by another way.
 select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
   from vidgen.submissions as s
  where s.answer = 'generation' and s.ended_at is null
@@ -857,6 +856,17 @@ select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
    )
  order by s.sent_at
+ limit 20
+
+-- costs_to_read_again --
+-- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
+select s.task_id, s.generation_id
+  from vidgen.submissions as s
+ where s.ended_state in ('failed', 'cancelled')
+   and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+   and s.cost_read_at < s.ended_at + interval '5 minutes'
+   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+ order by s.ended_at
  limit 20
 
 -- clock --

@@ -112,9 +112,10 @@ class Queue:
     """One worker's view of the queue. `worker_id` is new for every life of a worker."""
 
     def __init__(
-        self, db: Database, settings: Settings, key: Key, give_up: Callable[[], bool]
+        self, db: Database, pulse: Database, settings: Settings, key: Key, give_up: Callable[[], bool]
     ) -> None:
         self.db = db
+        self._pulse = pulse
         self.settings = settings
         self.key = key
         self.worker_id = uuid4()
@@ -139,7 +140,7 @@ class Queue:
         self, held: Sequence[Fence], running: int, *, sweep: bool, steady: bool
     ) -> Verdict:
         """Renew the lease once; raises DatabaseUnavailableError, which says nothing about it."""
-        rows = await self.db.once(
+        rows = await self._pulse.once(
             "heartbeat", worker_id=self.worker_id, running=running, steady=steady, sweep=sweep,
             task_ids=[fence.task_id for fence in held], attempts=[fence.attempt for fence in held],
         )  # fmt: skip
@@ -393,6 +394,14 @@ class Queue:
         """Rows that are of no use any more: long dead workers, users who left the line."""
         await self.db.once("sweep_workers")
         await self.db.once("sweep_turns")
+
+    async def costs_to_read_again(self) -> list[Row]:
+        """Generations that ended without an output some minutes ago: task_id, generation_id."""
+        return await self.db.once(
+            "costs_to_read_again",
+            provider=self.key.provider,
+            key_fingerprint=self.key.fingerprint,
+        )
 
     async def strays(self) -> list[Row]:
         """Generations that no task follows: id, task_id, generation_id."""

@@ -21,7 +21,9 @@ from vidgen_worker import __version__
 from vidgen_worker.attempt import attempt
 from vidgen_worker.config import Settings
 from vidgen_worker.db import Database, DatabaseUnavailableError, Listener
+from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
+    BucketsUnchecked,
     ClaimsDisabled,
     LoopFailed,
     OrphansHandedBack,
@@ -63,12 +65,15 @@ class Worker:
         self.media = media
         url = settings.database_url.get_secret_value()
         self.db = Database(url, size=settings.vidgen_database_pool)
+        # A connection and a deadline of its own: a heartbeat never queues behind other statements,
+        # and one that hangs is given up while the lease still leaves time for the next.
+        self.pulse = Database(url, size=1, deadline=settings.heartbeat)
         self.key = Key(
             provider.name, provider.key_fingerprint,
             settings.vidgen_image_model, settings.vidgen_video_model,
         )  # fmt: skip
         self.lease = Lease(settings)
-        self.queue = Queue(self.db, settings, self.key, self._gives_up)
+        self.queue = self._new_queue()
         self.listener = Listener(url, self._woken)
         self.janitor = Janitor(self)
         self.running: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
@@ -91,6 +96,7 @@ class Worker:
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="vidgen-worker-"))
             )
             await self.db.open()
+            await self.pulse.open()
             loops: list[asyncio.Task[None]] = []
             try:
                 if not await self._or_stop(self._begin()):
@@ -99,7 +105,8 @@ class Worker:
                     asyncio.create_task(self._turning(loop), name=loop.__name__)
                     for loop in (self._claim_loop, self._report_loop, self.janitor.loop)
                 ]
-                loops.append(asyncio.create_task(self._turning(self._heartbeat_loop)))
+                loops.append(asyncio.create_task(self._turning(self._heartbeat_loop, drain=True)))
+                loops.append(asyncio.create_task(self._ensure_buckets()))
                 if self.settings.vidgen_listen != "off":
                     loops.append(asyncio.create_task(self.listener.run(self.queue.worker_id)))
                 await self.stopping.wait()
@@ -112,6 +119,10 @@ class Worker:
                 await self.storage.aclose()
                 await self.provider.aclose()
                 await self.db.close()
+                await self.pulse.close()
+
+    def _new_queue(self) -> Queue:
+        return Queue(self.db, self.pulse, self.settings, self.key, self._gives_up)
 
     def stop(self) -> None:
         """Begin to drain."""
@@ -148,9 +159,19 @@ class Worker:
         await asyncio.gather(working, return_exceptions=True)
         return False
 
-    async def _turning(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """Keep a loop turning: what nobody expected is said, and the loop goes on."""
-        while not self.stopping.is_set():
+    async def _ensure_buckets(self) -> None:
+        """Create missing buckets early; an upload that finds one missing does it again."""
+        try:
+            await self.storage.ensure_buckets()
+        except Fault as fault:
+            emit(BucketsUnchecked(code=fault.code, details=fault.details))
+
+    async def _turning(self, loop: Callable[[], Awaitable[None]], *, drain: bool = False) -> None:
+        """Keep a loop turning: what nobody expected is said, and the loop goes on.
+
+        `drain` says that it turns on while the worker drains, until it is cancelled.
+        """
+        while drain or not self.stopping.is_set():
             try:
                 await loop()
             except DatabaseUnavailableError:
@@ -364,7 +385,7 @@ class Worker:
         for run, working in dropped:
             self._keep_posting(run)
             working.cancel()
-        self.queue = Queue(self.db, self.settings, self.key, self._gives_up)
+        self.queue = self._new_queue()
         self.lease = Lease(self.settings)
         await self._register()
         self._wake.set()

@@ -22,6 +22,7 @@ from vidgen_worker.cli.tasks import Json
 from vidgen_worker.client import ClientError, Database, connect, listens, open_database
 from vidgen_worker.config import Settings, effective, load
 from vidgen_worker.errors import Fault
+from vidgen_worker.logging_setup import escape
 from vidgen_worker.migrate import pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
@@ -275,7 +276,7 @@ def _model(model: str, account: Account) -> Finding:
 
 
 def _line(finding: Finding) -> Text:
-    line = Text.assemble(MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), finding.said)
+    line = Text.assemble(MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), escape(finding.said))
     if finding.remedy:
         line.append(f"\n    → {finding.remedy}", style="italic")
     return line

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vidgen_worker.logging_setup import escape
+
 WIDTH_OF_A_PIPE = 200
 
 STATUS_STYLES: Mapping[str, str] = {
@@ -113,9 +115,9 @@ def cell(value: object) -> Text:
         case datetime():
             return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
         case dict() | list():
-            return Text(json.dumps(value, default=_plain, ensure_ascii=False))
+            return Text(escape(json.dumps(value, default=_plain, ensure_ascii=False)))
         case _:
-            return Text(str(value))
+            return Text(escape(str(value)))
 
 
 def status_text(row: Mapping[str, Any]) -> Text:

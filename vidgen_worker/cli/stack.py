@@ -6,6 +6,7 @@ other than the sandbox's own.
 
 import contextlib
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -64,6 +65,8 @@ def running_sandbox(interrupts: Interrupts) -> Iterator["Sandbox"]:
                 sandbox = stack.enter_context(Sandbox.start())
         except (PostgresError, ServingError) as error:
             fail(ExitCode.FAILED, str(error))
+        # A worker that ends cuts its uploads short, of which the doubles would tell here at length.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         migrate(sandbox.environment()["DATABASE_URL"])
         yield sandbox
 
