@@ -149,8 +149,29 @@ create table vidgen.gates (
   probe_at timestamptz,
   probes integer not null default 0,
   until timestamptz,
+  trial uuid,
   primary key (provider, key_fingerprint, model)
 );
+
+comment on column vidgen.gates.trial is
+  'After a storm: the one task that is let through to try whether it has passed.';
+
+-- What the provider said of its account, beside what our records had cost by then: two readings
+-- tell how many credits went that we can't explain.
+create table vidgen.account_readings (
+  id bigint generated always as identity primary key,
+  provider text not null,
+  key_fingerprint text not null,
+  read_at timestamptz not null default now(),
+  credit_balance numeric not null,
+  outlay numeric not null
+);
+
+comment on column vidgen.account_readings.outlay is
+  'Provider credits of all our generations so far: their cost, or the estimate while it is open.';
+
+create index account_readings_by_key
+  on vidgen.account_readings (provider, key_fingerprint, read_at desc);
 
 create table public.video_generation_gates (
   model text primary key,
@@ -274,3 +295,4 @@ grant select, insert, update, delete on
   vidgen.budgets
   to vidgen_worker;
 grant select, insert, update on vidgen.submissions to vidgen_worker;
+grant select, insert on vidgen.account_readings to vidgen_worker;

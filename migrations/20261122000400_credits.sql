@@ -182,18 +182,36 @@ begin
 end
 $$;
 
--- Must be empty: balances, holds and ledger that don't agree.
+-- A task that is deleted before its end gives back what is held for it.
+create function vidgen.task_goes() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  perform vidgen.release_credits(old.id);
+  return null;
+end
+$$;
+
+create trigger task_goes
+  after delete on public.video_generation_tasks
+  for each row
+  when (old.status in ('pending', 'processing'))
+  execute function vidgen.task_goes();
+
+revoke all on function vidgen.task_goes() from public, anon, authenticated, service_role;
+
+-- Must be empty: balances, holds and ledger that don't agree, also where one of them is missing.
 create view vidgen.credit_discrepancies with (security_invoker = true) as
-select u.user_id, u.balance, u.held,
+select user_id, coalesce(u.balance, 0) as balance, coalesce(u.held, 0) as held,
        coalesce(e.total, 0) as entries_total, coalesce(h.total, 0) as holds_total
   from public.user_credits as u
-  left join (
+  full join (
     select user_id, sum(amount) as total from public.credit_entries group by user_id
-  ) as e on e.user_id = u.user_id
-  left join (
+  ) as e using (user_id)
+  full join (
     select user_id, sum(amount) as total from vidgen.holds where closed_at is null group by user_id
-  ) as h on h.user_id = u.user_id
- where u.balance <> coalesce(e.total, 0) or u.held <> coalesce(h.total, 0);
+  ) as h using (user_id)
+ where coalesce(u.balance, 0) <> coalesce(e.total, 0) or coalesce(u.held, 0) <> coalesce(h.total, 0);
 
 grant select on vidgen.credit_discrepancies to vidgen_worker;
 

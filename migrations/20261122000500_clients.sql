@@ -88,10 +88,11 @@ begin
       using errcode = 'PT409', hint = 'Change the scene''s prompt or picture first.';
   end if;
 
-  -- Finished stages are kept. A stage that ended otherwise begins anew, from the scene as it is.
+  -- Finished stages are kept, and so is a finished generation whose output waits to be stored. A
+  -- stage that ended otherwise begins anew, from the scene as it is.
   delete from vidgen.checkpoints as c
    using vidgen.submissions as s
-   where c.task_id = task.id and c.submission_id = s.id and c.state <> 'done'
+   where c.task_id = task.id and c.submission_id = s.id and c.state not in ('done', 'storing')
      and (s.ended_at is not null or s.answer = 'refused' or s.answer = 'unknown');
   update vidgen.submissions as s set counted = false where s.task_id = task.id and s.counted;
   insert into vidgen.budgets as b (task_id, retries) values (task.id, 1)

@@ -22,6 +22,7 @@ from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.supabase import bootstrap
 
 if TYPE_CHECKING:
+    from tests.hands import Ground
     from tests.world import World
 
 CONTAINER_IMAGE = "postgres:17-alpine"
@@ -237,3 +238,12 @@ def world(database: Database, runway: RunwayControl, storage: StorageControl) ->
     from tests.world import World  # noqa: PLC0415 - it imports the whole worker
 
     return World(database, runway, storage)
+
+
+@pytest.fixture
+def ground(database: Database) -> "Iterator[Ground]":
+    """Provide one test's database, with hands on the queue's SQL."""
+    from tests.hands import ground_of  # noqa: PLC0415 - it imports the queries
+
+    with ground_of(database) as ground:
+        yield ground

@@ -78,9 +78,7 @@ def test_a_misspelt_setting_is_refused_with_the_likely_one(
 
 @pytest.mark.usefixtures("mandatory")
 def test_all_mistakes_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = problems(
-        monkeypatch, VIDGEN_LEASE="15", VIDGEN_CONCURRENCY="0", VIDGEN_LOG_LEVEL="loud"
-    )
+    said = problems(monkeypatch, VIDGEN_LEASE="15", VIDGEN_CONCURRENCY="0", VIDGEN_LOG_LEVEL="loud")
     assert "VIDGEN_LEASE" in said
     assert "500ms, 15s, 2m" in said
     assert "VIDGEN_CONCURRENCY" in said

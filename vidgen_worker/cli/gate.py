@@ -1,0 +1,78 @@
+"""`gate`: see what is paused and why; close and open it by hand."""
+
+from typing import Annotated
+
+import typer
+
+from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json, table
+from vidgen_worker.cli.tasks import Json, Yes
+from vidgen_worker.client import load_client_settings, open_database
+
+ALL_MODELS = "*"
+PAUSED = "Video generation is paused by the operator."
+
+gate_app = typer.Typer(
+    help="A closed gate pauses paid submits of a model; running generations go on.",
+    no_args_is_help=True,
+)
+
+Model = Annotated[str, typer.Argument(help="The model; * is all of them.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.add_typer(gate_app, name="gate")
+
+
+@gate_app.command("list")
+def list_gates(json: Json = False) -> None:
+    """Show every closed gate: reason, since when, and when it is probed next."""
+    with open_database(load_client_settings().database_url.get_secret_value()) as database:
+        gates = database.rows("gates")
+    if json:
+        print_json(gates)
+    elif not gates:
+        console().print("All gates are open.")
+    else:
+        columns = ("model", "reason", "message", "closed", "probed next", "probes", "key")
+        lines = [
+            (g["model"], g["reason"], g["message"], g["closed_at"], g["until"], g["probes"],
+             g["key_fingerprint"])
+            for g in gates
+        ]  # fmt: skip
+        console().print(table(columns, lines))
+
+
+@gate_app.command()
+def close(
+    model: Model = ALL_MODELS,
+    message: Annotated[str, typer.Option(help="What users read meanwhile.")] = PAUSED,
+    yes: Yes = False,
+) -> None:
+    """Close a gate for all keys, until you open it: waiting tasks stay pending and untouched."""
+    need_yes(f"Stop all new paid submits of {_name(model)}, for every worker.", yes=yes)
+    with open_database(load_client_settings().database_url.get_secret_value()) as database:
+        parameters = {"model": model, "message": message, "details": "closed on the command line"}
+        database.rows("close_gate", parameters)
+    console().print(
+        f"Closed: {_name(model)}. Open it with: vidgen-worker gate open '{model}' --yes"
+    )
+
+
+@gate_app.command("open")
+def open_gate(model: Model = ALL_MODELS, yes: Yes = False) -> None:
+    """Open a gate, whoever closed it; a trouble that lasts closes it again."""
+    need_yes(f"Let paid submits of {_name(model)} start again.", yes=yes)
+    with open_database(load_client_settings().database_url.get_secret_value()) as database:
+        opened = database.rows("open_gate", {"model": model})
+    if not opened:
+        fail(
+            ExitCode.FAILED,
+            f"The gate of {_name(model)} is not closed; see: vidgen-worker gate list",
+        )
+    reasons = ", ".join(sorted({str(gate["reason"]) for gate in opened}))
+    console().print(f"Opened: {_name(model)} (it was closed by {reasons}).")
+
+
+def _name(model: str) -> str:
+    return "all models" if model == ALL_MODELS else model

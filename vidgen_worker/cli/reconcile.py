@@ -1,0 +1,117 @@
+"""`reconcile`: the provider's own counters beside our records, and what nobody can explain."""
+
+import asyncio
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import typer
+
+from vidgen_worker.cli.check import read_account
+from vidgen_worker.cli.output import ExitCode, console, facts, fail, print_json, table
+from vidgen_worker.cli.tasks import Json
+from vidgen_worker.client import Database, open_database
+from vidgen_worker.config import load
+from vidgen_worker.errors import Fault
+from vidgen_worker.providers import Account
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One model's last 24 hours. `unexplained` may be covered by submissions without an answer."""
+
+    model: str
+    provider: int
+    ours: int
+    unknown: int
+    in_flight: int
+
+    @property
+    def unexplained(self) -> int:
+        """Generations at the provider beyond those we know of, and those we may have caused."""
+        return max(self.provider - self.ours - self.unknown - self.in_flight, 0)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(reconcile)
+
+
+def reconcile(json: Json = False) -> None:
+    """Compare the provider's counters with our records; exit code 1 when something is unexplained.
+
+    Generations are compared by model over 24 hours, credits since the last time this ran. A top-up
+    in between shows as credits gained; use of the same key elsewhere as credits gone.
+    """
+    settings = load()
+    try:
+        account, fingerprint = asyncio.run(read_account(settings))
+    except Fault as fault:
+        fail(ExitCode.UNAVAILABLE, f"Runway could not be asked: {fault.details}")
+    key = {"provider": "runway", "key_fingerprint": fingerprint}
+    with open_database(settings.database_url.get_secret_value()) as database:
+        comparisons = compare(account, database.rows("submissions_of_key", key))
+        credits_ = _credits(database, account, key)
+    unexplained = sum(comparison.unexplained for comparison in comparisons)
+    if json:
+        rows = [
+            {"model": c.model, "provider": c.provider, "ours": c.ours, "unknown": c.unknown,
+             "in_flight": c.in_flight, "unexplained": c.unexplained}
+            for c in comparisons
+        ]  # fmt: skip
+        print_json({"models": rows, "credits": credits_, "unexplained": unexplained})
+    else:
+        columns = ("model", "at Runway", "ours", "unknown", "in flight", "unexplained")
+        lines = [
+            (c.model, c.provider, c.ours, c.unknown, c.in_flight, c.unexplained)
+            for c in comparisons
+        ]
+        console().print(table(columns, lines, "Generations of the last 24 hours"))
+        console().print(facts(list(credits_.items())))
+    if unexplained or (credits_["unexplained"] or 0) > 0:
+        fail(
+            ExitCode.FAILED,
+            "Runway counts more than we can explain. Look for other users of this key, and at "
+            "Request History in Runway's developer portal.",
+        )
+
+
+def compare(account: Account, submissions: list[dict[str, Any]]) -> list[Comparison]:
+    """Set the provider's count of each used model beside ours."""
+    ours = {row["model"]: row for row in submissions}
+    used = {name for name, limits in account.models.items() if limits.daily_generations}
+    comparisons = []
+    for model in sorted(used | set(ours)):
+        limits, row = account.models.get(model), ours.get(model, {})
+        comparisons.append(
+            Comparison(
+                model,
+                limits.daily_generations if limits else 0,
+                row.get("generations", 0),
+                row.get("unknown", 0),
+                row.get("in_flight", 0),
+            )
+        )
+    return comparisons
+
+
+def _credits(database: Database, account: Account, key: dict[str, str]) -> dict[str, Any]:
+    """Compare the balance with the reading before, and keep this one for the next."""
+    row = database.row("outlay_of_key", key) or {"outlay": Decimal(0), "reading": None}
+    before, outlay = row["reading"], Decimal(row["outlay"])
+    gone = explained = unexplained = None
+    if before is not None:
+        gone = Decimal(str(before["credit_balance"])) - account.credit_balance
+        explained = outlay - Decimal(str(before["outlay"]))
+        unexplained = gone - explained
+    database.rows(
+        "add_account_reading",
+        {**key, "credit_balance": account.credit_balance, "outlay": outlay},
+    )
+    return {
+        "balance": account.credit_balance,
+        "read before": before["read_at"] if before else None,
+        "gone since": gone,
+        "explained": explained,
+        "unexplained": unexplained,
+    }
