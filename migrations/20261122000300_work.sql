@@ -125,8 +125,8 @@ create table vidgen.arrivals (
   due_at timestamptz not null
 ) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 
--- Waiting tasks that have something to go on from: 0 = a generation lives at the provider,
--- 1 = the still is done. They are claimed before new ones, in this order.
+-- Waiting tasks that have something to go on from: 0 = nothing is left to pay for now (a generation
+-- lives at the provider, or the clip is stored), 1 = the still is done. They are claimed before new ones, in this order.
 create table vidgen.resumes (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
   class smallint not null,
@@ -252,7 +252,8 @@ begin
              when c.state in ('generating', 'storing') then 0
              when c.state = 'submitting' and s.ended_at is null
                   and (s.answer is null or s.answer = 'generation') then 0
-             when c.state = 'done' then 1
+             -- The clip is stored: what is left costs nothing either.
+             when c.state = 'done' then case c.stage when 'video' then 0 else 1 end
            end)
       into class
       from vidgen.checkpoints as c

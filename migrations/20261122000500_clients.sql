@@ -184,12 +184,15 @@ begin
   select s.* into limits from vidgen.settings as s;
   select count(*) into unfinished
     from (
-      select from public.video_generation_tasks as t
-       where t.user_id = owner and t.status = 'pending'
+      -- The order keeps the planner from reading the whole table in the hope of finding enough.
+      (select from public.video_generation_tasks as t
+        where t.user_id = owner and t.status = 'pending'
+        order by t.priority desc
+        limit limits.max_unfinished_per_user + 1)
       union all
-      select from public.video_generation_tasks as t
-       where t.user_id = owner and t.status = 'processing'
-       limit limits.max_unfinished_per_user + 1
+      (select from public.video_generation_tasks as t
+        where t.user_id = owner and t.status = 'processing'
+        limit limits.max_unfinished_per_user + 1)
     ) as unfinished_tasks;
   if unfinished > limits.max_unfinished_per_user then
     raise exception 'limit reached: % unfinished tasks', limits.max_unfinished_per_user

@@ -178,7 +178,7 @@ class Later(threading.Thread):
         except psycopg.Error as error:
             self._error = error
 
-    def result(self) -> Any:
+    def result(self) -> Any:  # noqa: ANN401 - whatever the act gives
         """Wait for the end."""
         self.join(PATIENCE)
         assert not self.is_alive(), "the statement never came back"
@@ -205,8 +205,12 @@ class Ground:
 
     def sql(self, statement: str, *parameters: object) -> list[Row]:
         """Run one statement as superuser."""
-        cursor = self.admin.execute(statement, parameters)  # type: ignore[arg-type]
+        cursor = self.admin.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
+
+    def none(self, query: str, *parameters: object) -> bool:
+        """Whether a query finds nothing. (`select from` shows no rows to the driver.)"""
+        return self.one(f"select not exists ({query}) as none", *parameters)["none"] is True
 
     def one(self, statement: str, *parameters: object) -> Row:
         """The only row of a statement."""
@@ -266,6 +270,20 @@ class Ground:
         hand.walk(held, *walk)
         return held
 
+    def prepared(self, hand: Hand, name: str) -> Held:
+        """Make a claimed task in the state in which this fenced query has something to do."""
+        walk = {
+            "begin_submission": ("start_task",),
+            "answer_submission": ("start_task", *STAGE[:1]),
+            "end_generation": ("start_task", *STAGE[:2]),
+            "finish_stage": ("start_task", *STAGE[:3]),
+            "complete": ("start_task", *STAGE),
+        }.get(name, ())
+        held = self.held(hand, *walk)
+        if name == "complete":
+            hand.walk(Held(held.id, held.attempt, held.worker_id), *STAGE, stage="video")
+        return held
+
     def task(self, task_id: UUID) -> Row:
         """The task's row."""
         return self.one("select * from public.video_generation_tasks where id = %s", task_id)
@@ -291,6 +309,7 @@ class Ground:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if not later.is_alive():
+                later.result()
                 return False
             if self.one("select cardinality(pg_blocking_pids(%s)) > 0 as waits", later.pid)[
                 "waits"
@@ -301,7 +320,7 @@ class Ground:
     def dump(self, *, without: Sequence[str] = ()) -> dict[str, list[Row]]:
         """Everything in all tables of ours, but for clocks that every write moves."""
         tables = self.sql(
-            "select format('%I.%I', n.nspname, c.relname) as name"
+            "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name"
             "  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
             " where c.relkind = 'r' and n.nspname in ('public', 'vidgen') order by 1"
         )

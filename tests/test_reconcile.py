@@ -62,7 +62,12 @@ async def test_an_ambiguous_submission_explains_a_generation(world: World) -> No
         await world.until(world.order(user, scene))
     told = json.loads(vidgen(world, "reconcile", "--json").stdout)
     (image,) = [m for m in told["models"] if m["model"] == "gen4_image"]
-    assert (image["provider"], image["ours"], image["unknown"], image["unexplained"]) == (2, 1, 1, 0)
+    assert (image["provider"], image["ours"], image["unknown"], image["unexplained"]) == (
+        2,
+        1,
+        1,
+        0,
+    )
 
 
 @pytest.mark.parametrize("model", ["*", "gen4_turbo"])

@@ -22,7 +22,13 @@ from vidgen_worker.events import (
     emit,
 )
 from vidgen_worker.pipeline import Pipeline, Run, Tools
-from vidgen_worker.queue import CancelAskedError, LeaseLostError, SubmissionCapError
+from vidgen_worker.queue import (
+    CancelAskedError,
+    GateClosedError,
+    LeaseLostError,
+    SubmissionCapError,
+)
+from vidgen_worker.storm import ALL_MODELS, Storm
 from vidgen_worker.task import (
     Abandoned,
     Cancelled,
@@ -36,7 +42,6 @@ from vidgen_worker.task import (
 
 ERROR = "Video generation failed"
 LONG_WAIT = timedelta(minutes=2)
-ALL_MODELS = "*"
 
 
 async def attempt(tools: Tools, run: Run) -> Outcome:
@@ -50,7 +55,7 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
         return Abandoned()
 
 
-async def decide(tools: Tools, run: Run) -> Outcome:
+async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per way it ends
     """Walk the pipeline; every way it can end is an outcome."""
     try:
         return await Pipeline(tools, run).walk()
@@ -64,7 +69,11 @@ async def decide(tools: Tools, run: Run) -> Outcome:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
         fault = Fault("submission_unknown", details=details)
         return _failed(fault)
+    except GateClosedError as error:
+        # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
+        return Requeued(timedelta(), failed=False, code=str(error), details="the gate is closed")
     except Fault as fault:
+        await watch(tools, run, fault)
         return await follow(tools, run, fault)
     except Exception as error:  # noqa: BLE001 - the table's last row: anything else
         details = f"{type(error).__name__}: {error}"
@@ -88,6 +97,8 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             delay = backoff(first, task.failures, longest=longest)
             return Requeued(delay, failed=True, code=fault.code, details=fault.details)
         case Disposition.WAIT | Disposition.IN_PLACE:
+            if await _cap_reached(tools, run, fault):
+                return _failed(fault)
             start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
             delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
             return Requeued(delay, failed=False, code=fault.code, details=fault.details)
@@ -106,31 +117,47 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             assert_never(fault.disposition)
 
 
+async def watch(tools: Tools, run: Run, fault: Fault) -> None:
+    """Close the gate where this fault is one too many of the last ones."""
+    storm = tools.storm.failed(fault.name, _model(tools, run), run.task.user_id)
+    if storm is not None:
+        await shut(tools, storm)
+
+
 async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
     """Whether another try would need a submission that the cap forbids."""
     if fault.name not in _NEEDS_ANOTHER_SUBMISSION:
         return False
-    stage = StageName.VIDEO if StageName.IMAGE in run.done else StageName.IMAGE
-    paid = await tools.queue.paid_submissions(run.task.id, stage)
+    paid = await tools.queue.paid_submissions(run.task.id, _stage(run))
     return paid >= tools.settings.vidgen_max_submissions
 
 
 _NEEDS_ANOTHER_SUBMISSION = frozenset(
     {
         "submission_unknown", "generation_gone", "generation_failed", "generation_overdue",
-        "output_undecodable",
+        "generation_unavailable", "output_undecodable",
     }
 )  # fmt: skip
 
 
 async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:
     """Close the gate for everybody who shares the key; the task that met it just waits."""
-    model = ALL_MODELS
-    if fault.name == "provider_quota":
-        stage = StageName.VIDEO if StageName.IMAGE in run.done else StageName.IMAGE
-        model = tools.queue.key.model(stage)
-    if await tools.queue.close_gate(model, fault.code, fault.message, fault.details):
-        emit(GateClosed(model=model, code=fault.code, details=fault.details))
+    model = _model(tools, run) if fault.name == "provider_quota" else ALL_MODELS
+    await shut(tools, Storm(model, fault.code, fault.message, fault.details))
+
+
+async def shut(tools: Tools, storm: Storm) -> None:
+    """Close a gate, and say so unless it was closed already."""
+    if await tools.queue.close_gate(storm.model, storm.reason, storm.message, storm.details):
+        emit(GateClosed(model=storm.model, code=storm.reason, details=storm.details))
+
+
+def _stage(run: Run) -> StageName:
+    return StageName.VIDEO if StageName.IMAGE in run.done else StageName.IMAGE
+
+
+def _model(tools: Tools, run: Run) -> str:
+    return tools.queue.key.model(_stage(run))
 
 
 async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:

@@ -126,6 +126,14 @@ class DatabaseTrouble(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsServed(Event):
+    """The loopback port answers."""
+
+    sentence = "Metrics and health on the loopback port"
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BucketsUnchecked(Event):
     """The buckets could not be looked at when the worker started."""
 

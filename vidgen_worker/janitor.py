@@ -13,6 +13,7 @@ from vidgen_worker.errors import Fault
 from vidgen_worker.events import GateOpened, GateProbed, StrayGeneration, emit
 from vidgen_worker.lease import boot_time
 from vidgen_worker.pipeline import end_at_provider
+from vidgen_worker.storm import PROVIDER_STORM
 
 if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
@@ -41,10 +42,16 @@ class Janitor:
     async def probe(self) -> None:
         """Probe one closed gate whose time has come; open it where the probe goes well."""
         queue = self._worker.queue
+        if not self._worker.settings.runwayml_enabled:
+            return  # a worker that claims nothing could not try the gate after a storm
         due = await queue.take_probe()
         if due is None:
             return
         problem = await self._problem(due["reason"], due["model"])
+        if problem is None and due["reason"] == PROVIDER_STORM:
+            # Reading the account is free and says little: the gate opens when one task went well.
+            tried = await self._worker.try_gate(due["model"], due["probes"])
+            problem = "one task tries it" if tried else "no task waits that could try it"
         if problem is None:
             seconds = await queue.open_gate(due["model"])
             if seconds is not None:

@@ -51,6 +51,10 @@ class Lease:
             self._unbroken_since is not None and boot_time() - self._unbroken_since >= self._lease
         )
 
+    def age(self) -> float:
+        """Seconds since the heartbeat that was accepted last was sent."""
+        return boot_time() - self._sent
+
     def held(self) -> bool:
         """Whether nobody can have declared this worker dead yet."""
         return boot_time() - self._sent < self._lease

@@ -10,15 +10,17 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from vidgen_worker.config import Settings
 from vidgen_worker.errors import Disposition, Fault, failure_fault
 from vidgen_worker.events import (
+    GateOpened,
     GenerationEnded,
     GenerationOverdue,
     LateAnswer,
@@ -36,6 +38,7 @@ from vidgen_worker.events import (
     SubmissionUnknown,
     emit,
 )
+from vidgen_worker.lease import boot_time
 from vidgen_worker.media import Media
 from vidgen_worker.providers import Accepted, Generation, GenerationState, Provider, Request
 from vidgen_worker.providers.runway_inputs import with_frame
@@ -51,6 +54,7 @@ from vidgen_worker.queue import (
 from vidgen_worker.resolution import Resolution, UnsupportedResolutionError, look_up
 from vidgen_worker.stages import IMAGE, PIPELINE, Order, Stage, check_scene
 from vidgen_worker.storage import Storage
+from vidgen_worker.storm import PROVIDER_STORM, Part, StormWatch
 from vidgen_worker.task import (
     Answer,
     Artifact,
@@ -69,6 +73,8 @@ SLOWEST_POLL = timedelta(minutes=1)
 FETCH_TRIES = 3
 ANSWER_POLL = timedelta(seconds=1)
 
+T = TypeVar("T")
+
 
 @dataclass(slots=True)
 class Run:
@@ -76,8 +82,12 @@ class Run:
 
     task: Task
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    trial: str | None = None
+    """The model whose gate this task was let through, to try whether a storm has passed."""
     posting: "asyncio.Task[UUID] | None" = None
-    """The paid POST in flight and the record of its answer: never cut, not even by a drain."""
+    """The paid POST in flight with its records: never cut, not even by a drain."""
+    submitted: set[StageName] = field(default_factory=set)
+    """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)
     done: set[StageName] = field(default_factory=set)
     concluding: bool = False
@@ -93,6 +103,7 @@ class Tools:
     provider: Provider
     storage: Storage
     media: Media
+    storm: StormWatch
     license: Callable[[], Awaitable[None]]
     report: Callable[[Reported], None]
     folder: Path
@@ -111,7 +122,10 @@ class Pipeline:
         self._fence: Fence = run.task.fence
 
     async def walk(self) -> Outcome:
-        """Run the attempt to its Outcome. Raises Fault, LeaseLostError or SubmissionCapError."""
+        """Run the attempt to its Outcome.
+
+        Raises Fault, LeaseLostError, SubmissionCapError or GateClosedError.
+        """
         loaded = await self._queue.load(self._fence)
         if loaded.cancel_requested or self._run.cancel.is_set():
             return await self._cancel(loaded)
@@ -204,7 +218,7 @@ class Pipeline:
         patience = self._settings.submission_patience
         while True:
             row = await self._queue.read_submission(checkpoint.submission_id)
-            if row is None or row["answer"] in ("refused", "unknown"):
+            if row is None or row["answer"] in ("refused", "unknown") or row["late"]:
                 return None
             if row["answer"] == "generation":
                 accepted = Accepted(row["generation_id"], None)
@@ -217,8 +231,15 @@ class Pipeline:
                 return accepted.generation_id
             remaining = row["sent_at"] + patience - row["now"]
             if remaining <= timedelta(0):
-                break
+                await self._count_as_unknown(stage, checkpoint, patience)
+                # Read once more: an answer that was recorded just before is attached to, and one
+                # that comes from now on finds itself counted, and is ended by whoever records it.
+                continue
             await self._pause(min(remaining, ANSWER_POLL))
+
+    async def _count_as_unknown(
+        self, stage: Stage, checkpoint: Checkpoint, patience: timedelta
+    ) -> None:
         details = f"no answer was recorded within {patience.total_seconds():g} s"
         await self._queue.answer(
             self._fence, stage.name, checkpoint.submission_id, Answer.UNKNOWN, None, details
@@ -228,7 +249,6 @@ class Pipeline:
             fence=self._fence, stage=stage.name, submission=checkpoint.submission_id,
             fingerprint=order.request.fingerprint(), details=details,
         ))  # fmt: skip
-        return None
 
     async def _submit(self, stage: Stage, order: Order, loaded: Loaded, frame: str) -> UUID:
         """Pay for a generation: recorded before and after, never sent twice blindly."""
@@ -268,8 +288,32 @@ class Pipeline:
     async def _submit_once(self, stage: Stage, order: Order, request: Request, inputs: str) -> UUID:
         await self._tools.license()
         self._raise_if_cancelled()
-        submission_id = uuid4()
         frozen = Order(request, order.ratio, order.seconds).frozen()
+        # A task of its own: whatever ends this attempt (drain, lost lease, cancel) must not cut
+        # the POST, and its answer is recorded however late it comes. The record before it belongs
+        # to it: one that no POST follows would be waited for, and then counted as paid.
+        posting = asyncio.create_task(self._post(stage, request, frozen, inputs))
+        self._run.posting = posting
+        asked = asyncio.create_task(self._run.cancel.wait())
+        try:
+            await asyncio.wait({posting, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if not posting.done():
+                # The answer will find nobody who follows it, and its generation is ended then.
+                raise CancelAskedError
+            generation_id = posting.result()
+        finally:
+            asked.cancel()
+            if posting.done():
+                self._run.posting = None
+        self._run.submitted.add(stage.name)
+        return generation_id
+
+    async def _post(
+        self, stage: Stage, request: Request, frozen: Mapping[str, Any], inputs: str
+    ) -> UUID:
+        """The paid POST, with the record before it and of whatever was answered."""
+        submission_id = uuid4()
+        begun = boot_time()
         await self._queue.begin_submission(
             self._fence, request, frozen, inputs, stage.generating, submission_id
         )
@@ -277,19 +321,8 @@ class Pipeline:
             fence=self._fence, stage=stage.name, submission=submission_id, model=request.model,
             fingerprint=request.fingerprint(),
         ))  # fmt: skip
-        # A task of its own: whatever ends this attempt (drain, lost lease, cancel) must not cut
-        # the POST, and its answer is recorded however late it comes.
-        posting = asyncio.create_task(self._post(stage, request, submission_id))
-        self._run.posting = posting
         try:
-            return await asyncio.shield(posting)
-        finally:
-            if posting.done():
-                self._run.posting = None
-
-    async def _post(self, stage: Stage, request: Request, submission_id: UUID) -> UUID:
-        """The paid POST, and the record of whatever was answered."""
-        try:
+            self._raise_if_stale(begun)
             accepted = await self._provider.submit(request)
         except Fault as fault:
             unknown = fault.name == "submission_unknown"
@@ -305,6 +338,7 @@ class Pipeline:
             if not mine:
                 raise LeaseLostError(str(self._task.id)) from fault
             raise
+        self._tools.storm.passed(Part.SUBMIT, request.model)
         emit(SubmissionAnswered(
             fence=self._fence, stage=stage.name, submission=submission_id,
             generation=accepted.generation_id, estimated_cost=accepted.estimated_cost,
@@ -321,12 +355,32 @@ class Pipeline:
                 fence=self._fence, stage=stage.name, submission=submission_id,
                 generation=accepted.generation_id,
             ))  # fmt: skip
-            await end_at_provider(
-                self._provider, self._queue, self._task.id, accepted.generation_id
-            )
+            await self._end_late(stage, accepted.generation_id)
         if not mine or fate != "followed":
             raise LeaseLostError(str(self._task.id))
         return accepted.generation_id
+
+    def _raise_if_stale(self, begun: float) -> None:
+        """Raise Fault where a process was frozen after the record: it must not POST any more.
+
+        Its successor waits for the answer as long as a POST that began at once may take, and has
+        paid anew by now.
+        """
+        late = boot_time() - begun
+        margin = self._settings.submission_patience - self._settings.vidgen_submit_timeout
+        if late > margin.total_seconds():
+            details = f"not sent: this process stood still for {late:.1f} s before the POST"
+            raise Fault("provider_unreachable", details=details)
+
+    async def _end_late(self, stage: Stage, generation_id: UUID) -> None:
+        try:
+            await end_at_provider(self._provider, self._queue, self._task.id, generation_id)
+        except Fault as fault:
+            # The janitor ends what nobody follows as soon as the provider can be asked.
+            emit(PollFailed(
+                fence=self._fence, stage=stage.name, generation=generation_id,
+                details=fault.details,
+            ))  # fmt: skip
 
     # Following a generation.
 
@@ -362,7 +416,8 @@ class Pipeline:
                 )
                 return self._succeeded(generation)
             self._show(stage, generation)
-            if seconds > hard_deadline:
+            if seconds > hard_deadline and not trouble:
+                # Only after a look: what has finished meanwhile would be destroyed.
                 await self._give_up(stage, generation_id, seconds)
             if seconds > deadline and not overdue:
                 overdue = True
@@ -421,14 +476,19 @@ class Pipeline:
         """Fetch, look at, upload; then checkpoint, charge and row in one statement."""
         folder = Path(tempfile.mkdtemp(prefix=f"{stage.name}-", dir=self._tools.folder))
         try:
-            file, size, sha256 = await self._fetch(stage, order, generation, folder)
-            self._raise_if_cancelled()
+            file, size, sha256 = await self._unless_cancelled(
+                self._fetch(stage, order, generation, folder)
+            )
+            await self._went_well(stage, order)
             artifact = Artifact(
                 stage.bucket(self._settings), stage.path(self._task.user_id, generation.id),
                 stage.media_type, size, sha256,
             )  # fmt: skip
             began = time.monotonic()
-            await self._tools.storage.put(artifact.bucket, artifact.path, file, stage.media_type)
+            await self._unless_cancelled(
+                self._tools.storage.put(artifact.bucket, artifact.path, file, stage.media_type)
+            )
+            self._tools.storm.passed(Part.STORAGE, order.request.model)
             emit(OutputUploaded(
                 fence=self._fence, stage=stage.name, generation=generation.id,
                 bucket=artifact.bucket, path=artifact.path, size=size,
@@ -442,6 +502,17 @@ class Pipeline:
         await self._queue.finish_stage(self._fence, stage.name, artifact, url, stage.stored)
         emit(StageDone(fence=self._fence, stage=stage.name))
         return artifact
+
+    async def _went_well(self, stage: Stage, order: Order) -> None:
+        """The provider has delivered: no storm any more, where this task was let through to try."""
+        model = order.request.model
+        self._tools.storm.passed(Part.GENERATION, model)
+        if self._run.trial != model or stage.name not in self._run.submitted:
+            return
+        self._run.trial = None
+        seconds = await self._queue.open_gate(model)
+        if seconds is not None:
+            emit(GateOpened(model=model, code=PROVIDER_STORM, closed_seconds=round(seconds, 1)))
 
     async def _fetch(
         self, stage: Stage, order: Order, generation: Generation, folder: Path
@@ -464,6 +535,7 @@ class Pipeline:
             except Fault as fault:
                 if fault.name == "output_undecodable":
                     if sha256 in broken:
+                        await self._end(stage, generation.id, "undecodable", generation.cost, 0)
                         raise Fault("output_broken", details=fault.details) from fault
                     broken.add(sha256)
                 elif fault.name != "output_unavailable":
@@ -519,16 +591,36 @@ class Pipeline:
     async def _cancel(self, loaded: Loaded) -> Outcome:
         """End what still runs at the provider; what is stored and settled stays."""
         for checkpoint in loaded.checkpoints.values():
-            running = checkpoint.state is CheckpointState.GENERATING
-            if running and checkpoint.generation_id is not None:
-                await end_at_provider(
-                    self._provider, self._queue, self._task.id, checkpoint.generation_id
-                )
+            generation_id = checkpoint.generation_id
+            if checkpoint.state is not CheckpointState.GENERATING or generation_id is None:
+                continue
+            state, cost = await end_at_provider(
+                self._provider, self._queue, self._task.id, generation_id
+            )
+            if state == "succeeded":
+                # Paid and finished: its output is kept for a retry.
+                stage = next(stage for stage in PIPELINE if stage.name is checkpoint.stage)
+                await self._end(stage, generation_id, state, cost, 0)
         return Cancelled()
 
     def _raise_if_cancelled(self) -> None:
         if self._run.cancel.is_set():
             raise CancelAskedError
+
+    async def _unless_cancelled(self, work: Awaitable[T]) -> T:
+        """Do this, but stop it when the owner asks to cancel. Raises CancelAskedError."""
+        working = asyncio.ensure_future(work)
+        asked = asyncio.create_task(self._run.cancel.wait())
+        try:
+            await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+        finally:
+            asked.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
+        raise CancelAskedError
 
     async def _pause(self, pause: timedelta) -> None:
         """Sleep, but wake when the owner asks to cancel. Raises CancelAskedError."""

@@ -146,7 +146,9 @@ waiting as materialized (
            partition by line.user_id order by ready.priority desc, ready.run_after, ready.created_at
          ) as rank,
          coalesce(running.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         running.tasks
+         running.tasks,
+         -- One death below the limit: only for a worker that runs nothing else.
+         coalesce(budget.crashes, 0) >= %(max_crashes)s - 1 and not %(idle)s as not_here
     from line
    cross join lateral (
      select count(*) as tasks
@@ -170,15 +172,15 @@ waiting as materialized (
       order by found.priority desc, found.run_after, found.created_at
       limit (select rows + 1 from share)
    ) as ready
+    left join vidgen.budgets as budget on budget.task_id = ready.id
 ),
 chosen as materialized (
   select w.id
     from waiting as w
-    left join vidgen.budgets as b on b.task_id = w.id
    where w.rank <= (select rows from share)
      and (%(max_running_per_user)s::integer is null
           or w.rank + w.tasks <= %(max_running_per_user)s::integer)
-     and (coalesce(b.crashes, 0) < %(max_crashes)s - 1 or %(idle)s)
+     and not w.not_here
    order by w.rank, w.waiting_since
    limit greatest(%(slots)s - (select count(*) from resumed), 0)
 ),
@@ -212,9 +214,13 @@ left_over as materialized (
          or line.arrivals is distinct from (
            select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
          ) as more,
-         bool_or(waiting.at_cap) as at_cap
+         bool_or(waiting.at_cap) as at_cap,
+         -- Had its turn and could not use it (a client holds the row; not for this worker): it
+         -- must not stand in everybody's way.
+         bool_or(waiting.not_here or (chosen.id is not null and fresh.id is null)) as passed
     from line
     left join waiting on waiting.user_id = line.user_id
+    left join chosen on chosen.id = waiting.id
     left join fresh on fresh.id = waiting.id
    group by line.user_id, line.waiting_since, line.arrivals
 ),
@@ -222,7 +228,7 @@ moved as (
   update vidgen.turns as t
      set waiting_since = case
            when o.more and o.at_cap then null
-           when o.more and o.taken = 0 then t.waiting_since
+           when o.more and o.taken = 0 and o.passed is not true then t.waiting_since
            when o.more then clock_timestamp() + o.place * interval '1 microsecond'
          end,
          due_at = case
@@ -429,8 +435,9 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
--- Refused (no row) where the stage's possibly paid submissions have reached the cap: unknown,
--- gone, or ended with a cost; or where its owner has asked to cancel. A repeat finds its own submission and changes nothing.
+-- Refused (nothing is written) where the stage's possibly paid submissions have reached the cap:
+-- unknown, gone, or ended with a cost; where its owner has asked to cancel; or behind a closed gate,
+-- unless this task is the gate's trial. A repeat finds its own submission and changes nothing.
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
@@ -446,21 +453,27 @@ paid as materialized (
            s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
            or coalesce(s.cost, s.estimated_cost, 1) > 0)))
 ),
+gate as materialized (
+  select min(g.reason) as reason
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+     and g.model in ('*', %(model)s) and g.trial is distinct from %(task_id)s
+),
 begun as (
   insert into vidgen.submissions (
     id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint
   )
   select %(submission_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id,
          %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
-    from mine, paid
-   where paid.submissions < %(max_submissions)s and not mine.cancel
+    from mine, paid, gate
+   where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
   on conflict (id) do nothing
 ),
 checkpointed as (
   insert into vidgen.checkpoints as c (task_id, stage, state, request, inputs, submission_id)
   select mine.id, %(stage)s, 'submitting', %(request)s, %(inputs)s, %(submission_id)s
-    from mine, paid
-   where paid.submissions < %(max_submissions)s and not mine.cancel
+    from mine, paid, gate
+   where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
   on conflict (task_id, stage) do update
      set state = 'submitting', request = excluded.request, submission_id = excluded.submission_id,
          generation_id = null, generation_started_at = null, updated_at = now()
@@ -475,20 +488,29 @@ shown as (
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
-    from mine, paid
+    from mine, paid, gate
    where t.id = mine.id and paid.submissions < %(max_submissions)s and not mine.cancel
+     and gate.reason is null
 )
-select paid.submissions, mine.cancel from mine, paid
+select paid.submissions, mine.cancel, gate.reason as gate from mine, paid, gate
 
 -- answer_submission --
 -- The provider's answer is a fact: it goes to the submission row without a fence, so that a late
 -- one is never thrown away. The checkpoint follows it only under the fence, and only while it still
 -- waits for this submission. `fate` says what became of it: followed, kept (a successor will attach
--- to it), superseded (nobody will: the caller ends it at the provider).
-with answered as (
+-- to it), superseded (nobody will: the caller ends it at the provider). An answer that comes after
+-- a successor has counted it as unknown is `late`, for good: nobody waits for it any more.
+with late as materialized (
+  select from vidgen.submissions as s
+   where s.id = %(submission_id)s and %(answer)s = 'generation'
+     and (s.answer = 'unknown' or s.details like 'late: %%')
+),
+answered as (
   update vidgen.submissions as s
      set answer = %(answer)s, answered_at = now(), generation_id = %(generation_id)s,
-         estimated_cost = %(estimated_cost)s, details = %(details)s,
+         estimated_cost = %(estimated_cost)s,
+         details = case when s.answer = 'unknown' then 'late: ' || coalesce(s.details, '')
+                        else %(details)s end,
          ended_at = case when %(answer)s = 'refused' then now() end,
          ended_state = case when %(answer)s = 'refused' then 'refused' end,
          cost = case when %(answer)s = 'refused' then 0 end
@@ -510,10 +532,12 @@ followed as (
     from mine
    where c.task_id = mine.id and c.stage = %(stage)s and c.submission_id = %(submission_id)s
      and c.state = 'submitting' and %(answer)s = 'generation'
+     and not exists (select from late)
   returning c.task_id
 )
 select (select count(*) from mine) = 1 as mine,
        case
+         when exists (select from late) then 'superseded'
          when exists (select from followed) then 'followed'
          when exists (
            select from vidgen.checkpoints as c
@@ -535,8 +559,10 @@ select count(*) as submissions
          or coalesce(s.cost, s.estimated_cost, 1) > 0)))
 
 -- read_submission --
--- What has become of a submission whose answer another worker waits for.
-select s.answer, s.generation_id, s.sent_at, now() as now
+-- What has become of a submission whose answer another worker waits for. `late`: it came after
+-- somebody had counted it as unknown, and who recorded it ends its generation.
+select s.answer, s.generation_id, s.sent_at, now() as now,
+       coalesce(s.details like 'late: %%', false) as late
   from vidgen.submissions as s
  where s.id = %(submission_id)s
 
@@ -815,6 +841,77 @@ update vidgen.gates as g
  where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
 returning g.model, g.reason, g.probes, extract(epoch from now() - g.closed_at)::float as seconds
 
+-- claim_trial --
+-- After a storm one waiting task is let through the gate, to try it: under the gate's row lock, by
+-- the worker that took this probe, and only while no earlier trial is running. A task past its
+-- image first (it tries the clip at once), then the first of a user in the line; rather not one
+-- that has failed or has seen a worker die, which would try the task and not the provider.
+with gate as materialized (
+  select g.provider, g.key_fingerprint, g.model
+    from vidgen.gates as g, vidgen.workers as me
+   where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s
+     and g.model = %(model)s and g.probes = %(probes)s
+     and me.id = %(worker_id)s and me.dead_at is null
+     and not exists (
+       select from public.video_generation_tasks as t
+        where t.id = g.trial and t.status = 'processing'
+     )
+     for update of g
+),
+line as materialized (
+  select user_id from vidgen.turns where waiting_since is not null order by waiting_since limit 20
+),
+waiting as materialized (
+  (select t.id, t.failures, 1 as place, r.resume_at as since
+     from vidgen.resumes as r
+     join public.video_generation_tasks as t on t.id = r.task_id
+    where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
+    order by r.resume_at
+    limit 20)
+  union all
+  (select ready.id, ready.failures, 2, ready.created_at
+     from line
+    cross join lateral (
+      select t.id, t.failures, t.created_at
+        from public.video_generation_tasks as t
+       where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+       order by t.priority desc, t.run_after, t.created_at
+       limit 5
+    ) as ready)
+),
+chosen as materialized (
+  select t.id
+    from gate
+    cross join waiting as w
+    join public.video_generation_tasks as t on t.id = w.id
+    left join vidgen.budgets as b on b.task_id = w.id
+   where t.status = 'pending'
+   order by coalesce(b.crashes, 0) > 0, w.failures > 0, w.place, w.since
+   limit 1
+     for no key update of t skip locked
+),
+claimed as (
+  update public.video_generation_tasks as t
+     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
+         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
+         current_step = 'Initializing video generation pipeline',
+         message = 'Video generation started', stage_progress = null
+    from chosen
+   where t.id = chosen.id
+  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+),
+marked as (
+  update vidgen.gates as g
+     set trial = claimed.id
+    from gate, claimed
+   where (g.provider, g.key_fingerprint, g.model)
+       = (gate.provider, gate.key_fingerprint, gate.model)
+)
+select c.*, false as alone,
+       extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
+  from claimed as c
+
 -- open_gate --
 -- A probe went well.
 delete from vidgen.gates as g
@@ -854,6 +951,8 @@ select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
    and not exists (
      select from vidgen.checkpoints as c
       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+        -- A late answer's checkpoint still names it where no other submission followed.
+        and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
    )
  order by s.sent_at
  limit 20

@@ -45,6 +45,10 @@ class SubmissionCapError(Exception):
     """The stage's possibly paid submissions have reached the cap."""
 
 
+class GateClosedError(Exception):
+    """Nothing paid of this model starts with this key now; the text is the gate's reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A milestone: what the row shows. `progress` is 0 to 100."""
@@ -112,7 +116,12 @@ class Queue:
     """One worker's view of the queue. `worker_id` is new for every life of a worker."""
 
     def __init__(
-        self, db: Database, pulse: Database, settings: Settings, key: Key, give_up: Callable[[], bool]
+        self,
+        db: Database,
+        pulse: Database,
+        settings: Settings,
+        key: Key,
+        give_up: Callable[[], bool],
     ) -> None:
         self.db = db
         self._pulse = pulse
@@ -244,7 +253,8 @@ class Queue:
     ) -> None:  # fmt: skip
         """Record what is about to be paid for.
 
-        Raises SubmissionCapError, CancelAskedError, or LeaseLostError; nothing is written then.
+        Raises SubmissionCapError, CancelAskedError, GateClosedError or LeaseLostError; nothing is
+        written then.
         """
         rows = await self._fenced(
             "begin_submission", fence, stage=request.stage, submission_id=submission_id,
@@ -257,6 +267,8 @@ class Queue:
             raise CancelAskedError
         if rows[0]["submissions"] >= self.settings.vidgen_max_submissions:
             raise SubmissionCapError
+        if rows[0]["gate"]:
+            raise GateClosedError(rows[0]["gate"])
 
     async def answer(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
@@ -278,7 +290,7 @@ class Queue:
         return int(rows[0]["submissions"])
 
     async def read_submission(self, submission_id: UUID) -> Row | None:
-        """Read answer, generation id, sent_at and the database's now of a submission."""
+        """Read answer, generation id, late, sent_at and the database's now of a submission."""
         rows = await self.db.run("read_submission", self._give_up, submission_id=submission_id)
         return rows[0] if rows else None
 
@@ -373,6 +385,14 @@ class Queue:
             probe=self.settings.vidgen_gate_probe,
         )  # fmt: skip
         return rows[0] if rows else None
+
+    async def claim_trial(self, model: str, probes: int) -> list[tuple[Task, float]]:
+        """Take the one task that tries a gate after a storm; none while another one does."""
+        rows = await self.db.once(
+            "claim_trial", worker_id=self.worker_id, provider=self.key.provider,
+            key_fingerprint=self.key.fingerprint, model=model, probes=probes,
+        )  # fmt: skip
+        return [_task(row) for row in rows]
 
     async def open_gate(self, model: str) -> float | None:
         """Open a gate; the seconds that it was closed, None when it was open."""

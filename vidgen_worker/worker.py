@@ -25,7 +25,9 @@ from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     BucketsUnchecked,
     ClaimsDisabled,
+    LeaseLost,
     LoopFailed,
+    MetricsServed,
     OrphansHandedBack,
     TaskFailed,
     TaskHandedBack,
@@ -39,17 +41,21 @@ from vidgen_worker.events import (
 from vidgen_worker.janitor import Janitor
 from vidgen_worker.lease import Lease, boot_time
 from vidgen_worker.media import Media
+from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import sd_notify
 from vidgen_worker.pipeline import Run, Tools
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
 from vidgen_worker.queue import Key, Queue, Reported
 from vidgen_worker.storage import Bucket, Storage
+from vidgen_worker.storm import StormWatch
 from vidgen_worker.task import Abandoned, Fence, Task
 
 REPORT_EVERY = timedelta(seconds=1)
 CLAIM_AGAIN = timedelta(milliseconds=30)
 MOST_EMPTY_CLAIMS = 10
+SOONEST_BEAT = 0.05
+"""Seconds between two heartbeats at least: a burst of cancels is one beat."""
 EXIT_OK, EXIT_FORCED = 0, 1
 
 
@@ -76,11 +82,14 @@ class Worker:
         self.queue = self._new_queue()
         self.listener = Listener(url, self._woken)
         self.janitor = Janitor(self)
+        self.storm = StormWatch()
         self.running: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
         self.posting: set[asyncio.Task[UUID]] = set()
         self.stopping = asyncio.Event()
         self._wake = asyncio.Event()
         self._cancel_wake = asyncio.Event()
+        self._beat_wake = asyncio.Event()
+        self._turned = boot_time()
         self._claiming = asyncio.Lock()
         self._renewed = asyncio.Event()
         self._reports: dict[UUID, Reported] = {}
@@ -95,6 +104,12 @@ class Worker:
             self._folder = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="vidgen-worker-"))
             )
+            port = stack.enter_context(serving(
+                self._metrics(), self.settings.vidgen_metrics_port,
+                alive=self.alive, ready=self._ready,
+            ))  # fmt: skip
+            if port is not None:
+                emit(MetricsServed(port=port))
             await self.db.open()
             await self.pulse.open()
             loops: list[asyncio.Task[None]] = []
@@ -120,6 +135,27 @@ class Worker:
                 await self.provider.aclose()
                 await self.db.close()
                 await self.pulse.close()
+
+    def alive(self) -> bool:
+        """Whether the loops turn; says nothing of Postgres, which may be away for good reasons."""
+        return boot_time() - self._turned < self.settings.vidgen_lease.total_seconds() * 2
+
+    # Asked through the worker, because a new life has a new lease.
+
+    def _ready(self) -> bool:
+        return self.lease.held()
+
+    def _lease_age(self) -> float:
+        return self.lease.age()
+
+    def _metrics(self) -> Metrics:
+        metrics, concurrency = Metrics(), self.settings.vidgen_concurrency
+        metrics.gauge("running", "Tasks in this process", lambda: len(self.running))
+        metrics.gauge("concurrency", "Slots of this process", lambda: concurrency)
+        metrics.gauge(
+            "lease_age_seconds", "Since the last accepted heartbeat", self._lease_age
+        )
+        return metrics
 
     def _new_queue(self) -> Queue:
         return Queue(self.db, self.pulse, self.settings, self.key, self._gives_up)
@@ -188,7 +224,9 @@ class Worker:
 
     def _woken(self, payload: str) -> None:
         if payload == "cancel":
+            # A waiting task is cancelled by a claim, one that runs here by a heartbeat's verdict.
             self._cancel_wake.set()
+            self._beat_wake.set()
         self._wake.set()
 
     async def _claim_loop(self) -> None:
@@ -254,9 +292,19 @@ class Worker:
                 details=f"{self.settings.vidgen_max_crashes} deaths without progress",
             ))  # fmt: skip
 
-    def _start(self, claimed: list[tuple[Task, float]]) -> None:
+    async def try_gate(self, model: str, probes: int) -> bool:
+        """Let one task through a gate, beyond the slots; whether there was one to try it."""
+        if not self.lease.held() or self.stopping.is_set():
+            return False
+        async with self._claiming:
+            await self.queue.line_up()
+            claimed = await self.queue.claim_trial(model, probes)
+            self._start(claimed, trial=model)
+        return bool(claimed)
+
+    def _start(self, claimed: list[tuple[Task, float]], trial: str | None = None) -> None:
         for task, waited in claimed:
-            run = Run(task)
+            run = Run(task, trial=trial)
             if task.cancel_requested:
                 run.cancel.set()
             emit(TaskStarted(
@@ -269,7 +317,7 @@ class Worker:
         task = run.task
         tools = Tools(
             settings=self.settings, queue=self.queue, provider=self.provider,
-            storage=self.storage, media=self.media, license=self._license,
+            storage=self.storage, media=self.media, storm=self.storm, license=self._license,
             report=self._report, folder=self._folder,
         )  # fmt: skip
         try:
@@ -291,7 +339,7 @@ class Worker:
     def _keep_posting(self, run: Run) -> None:
         """A POST in flight outlives its attempt: keep it until its answer is recorded."""
         posting = run.posting
-        if posting is not None and not posting.done():
+        if posting is not None:
             self.posting.add(posting)
             posting.add_done_callback(self._posted)
 
@@ -302,8 +350,11 @@ class Worker:
             posting.exception()
 
     async def _license(self) -> None:
-        """Return once something paid may be started: the lease is held, beyond its margin."""
-        while not self.lease.may_spend():
+        """Return once something paid may be started: the lease is held, beyond its margin.
+
+        It never returns while draining: a POST that begins then would be cut.
+        """
+        while not self.lease.may_spend() or self.stopping.is_set():
             self._renewed.clear()
             await self._renewed.wait()
 
@@ -328,15 +379,19 @@ class Worker:
     async def _heartbeat_loop(self) -> None:
         """Renew the lease; act on what comes back. It never waits for a claim or a task."""
         while True:
-            began = boot_time()
+            began = self._turned = boot_time()
+            self._beat_wake.clear()
             with contextlib.suppress(DatabaseUnavailableError):
                 await self._beat()
             sd_notify(
                 "WATCHDOG=1",
                 f"STATUS={len(self.running)} of {self.settings.vidgen_concurrency} tasks running",
             )
+            await asyncio.sleep(SOONEST_BEAT)
             rest = self.settings.heartbeat.total_seconds() - (boot_time() - began)
-            await asyncio.sleep(max(rest, 0.05))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(rest, 0.0)):
+                    await self._beat_wake.wait()
 
     async def _beat(self) -> None:
         held = [run.task.fence for run, _ in self.running.values()]
@@ -375,6 +430,7 @@ class Worker:
         run = self._held(task_id, number)
         if run is not None and not run.concluding:
             _, working = self.running.pop(task_id)
+            emit(LeaseLost(fence=run.task.fence))
             working.cancel()
 
     async def _start_over(self) -> None:

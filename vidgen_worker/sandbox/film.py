@@ -4,10 +4,9 @@ The camera drifts closer (or away) over the picture, and a thin bar at the botto
 never decides what the picture is, and never touches the event loop: call it in a thread.
 """
 
-import tempfile
+import io
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import av
@@ -19,6 +18,8 @@ from vidgen_worker.sandbox.drawing import Size, plain
 FRAMES_PER_SECOND = 24
 ZOOM = 0.06
 BAR_SHARE = 160
+INDEX_BYTES = 4096
+INDEX_BYTES_PER_FRAME = 48
 
 Container = Literal["mp4", "webm"]
 
@@ -46,32 +47,36 @@ def clip(first_frame: Image.Image, size: Size, seconds: int, container: Containe
         moved.paste(lit.crop((0, 0, max(1, round(width * share)), bar)), (0, height - bar))
         return moved
 
-    return _encoded((frame(number) for number in range(count)), size, container)
+    return _encoded((frame(number) for number in range(count)), count, size, container)
 
 
 @cache
 def plain_clip(size: Size, seconds: int, container: Container = "mp4") -> bytes:
     """Return the plainest clip of this size and length, encoded once per process."""
     picture = plain(size)
-    return _encoded((picture for _ in range(seconds * FRAMES_PER_SECOND)), size, container)
+    count = seconds * FRAMES_PER_SECOND
+    return _encoded((picture for _ in range(count)), count, size, container)
 
 
-def _encoded(pictures: Iterable[Image.Image], size: Size, container: Container) -> bytes:
+def _encoded(
+    pictures: Iterable[Image.Image], count: int, size: Size, container: Container
+) -> bytes:
+    """Encode `count` pictures, in memory: a file would stay behind if we were killed meanwhile."""
     codec, options = {
         "mp4": ("libx264", {"preset": "ultrafast", "crf": "26", "tune": "fastdecode"}),
         "webm": ("libvpx", {"deadline": "realtime", "cpu-used": "8"}),
     }[container]
-    muxing = {"movflags": "faststart"} if container == "mp4" else {}
-    # A file with a name, because faststart reads it again to move the index to its beginning.
-    with tempfile.NamedTemporaryFile(suffix=f".{container}") as file:
-        with av.open(file.name, "w", format=container, options=muxing) as output:
-            stream = output.add_stream(codec, rate=FRAMES_PER_SECOND, options=options)
-            assert isinstance(stream, VideoStream)  # noqa: S101 - the codec says so
-            stream.width, stream.height = size
-            stream.pix_fmt = "yuv420p"
-            for picture in pictures:
-                for packet in stream.encode(av.VideoFrame.from_image(picture)):  # type: ignore[no-untyped-call]
-                    output.mux(packet)
-            for packet in stream.encode(None):
-                output.mux(packet)
-        return Path(file.name).read_bytes()
+    # Room for the index at the beginning, which is what faststart would move there.
+    index_bytes = INDEX_BYTES + INDEX_BYTES_PER_FRAME * count
+    muxing = {"moov_size": str(index_bytes)} if container == "mp4" else {}
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, options=muxing) as output:
+        stream = output.add_stream(codec, rate=FRAMES_PER_SECOND, options=options)
+        assert isinstance(stream, VideoStream)  # noqa: S101 - the codec says so
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            frame = av.VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()

@@ -103,9 +103,7 @@ class EmbeddedPostgres:
         """
         temporary = folder is None
         if folder is None:
-            place = None if durable else _memory()
-            folder = Path(tempfile.mkdtemp(prefix="vidgen-postgres-", dir=place))
-            folder.chmod(0o711)
+            folder = scratch_path("vidgen-postgres", in_memory=not durable)
         server = cls(folder.absolute(), temporary=temporary, port=port, durable=durable)
         server._sweep += sweep
         try:
@@ -179,7 +177,7 @@ class EmbeddedPostgres:
         if not self.folder.exists():
             self.folder.mkdir(mode=0o711, parents=True)
         if len(os.fsencode(self._socket_folder)) > SOCKET_PATH_LIMIT:
-            self._socket_folder = Path(tempfile.mkdtemp(prefix="vidgen-socket-"))
+            self._socket_folder = scratch_path("vidgen-socket")
             self._sweep += (self._socket_folder,)
         for made in (self.data, self._socket_folder):
             if not made.exists():
@@ -384,11 +382,21 @@ def free_port() -> int:
         return port
 
 
-def _memory() -> Path | None:
-    """Return the folder that is kept in memory, if this machine has one with room."""
-    if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ENOUGH_MEMORY_BYTES:
-        return None
-    return MEMORY
+def scratch_path(name: str, *, in_memory: bool = False) -> Path:
+    """Return where a temporary folder may be made; in memory, if asked and if there is room.
+
+    The caller makes it, where it can delete it: an interrupt between the two leaves nothing.
+    """
+    # The first look for the place writes a file there, which an interrupt would leave behind.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        place = Path(tempfile.gettempdir())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    is_roomy = os.access(MEMORY, os.W_OK) and (
+        shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY_BYTES
+    )
+    return (MEMORY if in_memory and is_roomy else place) / f"{name}-{secrets.token_hex(6)}"
 
 
 def _account_for(data: Path) -> tuple[int, int] | None:

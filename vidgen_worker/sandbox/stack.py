@@ -5,9 +5,7 @@ this process, kill -9 included, ends PostgreSQL and deletes the temporary folder
 our migrations and never starts a worker: that is the caller's business.
 """
 
-import secrets
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 from vidgen_worker.sandbox.keys import StorageKeys
-from vidgen_worker.sandbox.postgres import EmbeddedPostgres
+from vidgen_worker.sandbox.postgres import EmbeddedPostgres, scratch_path
 from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.storage import StorageDouble
@@ -37,8 +35,7 @@ class Sandbox:
 
     def __init__(self, folder: Path | None) -> None:
         self._temporary = folder is None
-        name = f"vidgen-sandbox-{secrets.token_hex(6)}"
-        self.folder = (folder or Path(tempfile.gettempdir()) / name).absolute()
+        self.folder = (folder or scratch_path("vidgen-sandbox")).absolute()
         self._postgres: EmbeddedPostgres | None = None
         self._server: BackgroundServer | None = None
         self._runway_key = ""

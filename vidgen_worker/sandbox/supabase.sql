@@ -14,16 +14,18 @@ begin
   for wanted in
     select * from (values
       ('postgres', 'login createrole createdb bypassrls replication'),
-      ('anon', 'nologin'),
-      ('authenticated', 'nologin'),
-      ('service_role', 'nologin bypassrls'),
+      ('anon', 'nologin inherit'),
+      ('authenticated', 'nologin inherit'),
+      ('service_role', 'nologin inherit bypassrls'),
       ('authenticator', 'login noinherit'),
-      ('supabase_auth_admin', 'login noinherit'),
+      ('supabase_auth_admin', 'login noinherit nocreaterole'),
       ('supabase_storage_admin', 'login noinherit createrole'),
       ('dashboard_user', 'nologin createrole createdb replication')
     ) as roles (name, attributes)
   loop
-    if not exists (select from pg_catalog.pg_roles where rolname = wanted.name) then
+    if exists (select from pg_catalog.pg_roles where rolname = wanted.name) then
+      execute format('alter role %I %s', wanted.name, wanted.attributes);
+    else
       execute format('create role %I %s', wanted.name, wanted.attributes);
     end if;
   end loop;

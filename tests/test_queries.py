@@ -1,0 +1,400 @@
+"""Every named query: used, prepared without hints, allowed to its role, harmless when repeated."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+import vidgen_worker
+from tests.hands import FENCED, STAGE, USUAL, Ground, Hand
+from vidgen_worker.client import QUERIES as CLIENT_QUERIES
+from vidgen_worker.db import QUERIES
+
+PACKAGE = Path(vidgen_worker.__file__).parent
+
+Parameters = dict[str, Any]
+Prepare = Callable[[Ground, Hand], Parameters]
+
+
+# Used, and understood by the server.
+
+
+def test_every_query_of_the_worker_is_used_by_the_queue() -> None:
+    """One module speaks the queue's SQL; `clock` is for `check`, which has no queue."""
+    queue = (PACKAGE / "queue.py").read_text()
+    assert [name for name in QUERIES if f'"{name}"' not in queue] == ["clock"]
+    assert '"clock"' in (PACKAGE / "cli" / "check.py").read_text()
+
+
+def test_every_query_of_the_client_is_used() -> None:
+    sources = [*PACKAGE.glob("*.py"), *(PACKAGE / "cli").glob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    assert [name for name in CLIENT_QUERIES if f'"{name}"' not in text] == []
+
+
+def test_every_query_carries_its_sentence() -> None:
+    for name, body in {**QUERIES, **CLIENT_QUERIES}.items():
+        assert body.startswith("-- "), f"{name} begins without a comment that says what it is for"
+
+
+def numbered(query: str) -> tuple[str, list[str]]:
+    """The query with $1, $2, … and the names they stand for."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return re.sub(r"%%|%\((\w+)\)s", number, query), names
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_query_is_prepared_without_type_hints(ground: Ground, name: str) -> None:
+    """The server finds every parameter's type by itself: no value's Python type can matter."""
+    body, _ = numbered(QUERIES[name])
+    ground.sql("select 1")
+    ground.admin.execute(f"prepare it as {body}".encode())
+    types = ground.one("select parameter_types::text[] as types from pg_prepared_statements")
+    assert "unknown" not in types["types"]
+
+
+@pytest.mark.parametrize("name", CLIENT_QUERIES)
+def test_a_query_of_the_client_is_prepared_without_type_hints(ground: Ground, name: str) -> None:
+    body, _ = numbered(CLIENT_QUERIES[name])
+    ground.admin.execute(f"prepare it as {body}".encode())
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_worker_s_own_role_may_run_it(ground: Ground, name: str) -> None:
+    """Planned and opened as `vidgen_worker`: a missing grant on a table or function is refused."""
+    body, names = numbered(QUERIES[name])
+    with ground.admin.transaction(force_rollback=True):
+        ground.sql("set local role vidgen_worker")
+        ground.admin.execute(f"prepare it as {body}".encode())
+        nulls = f"({', '.join(['null'] * len(names))})" if names else ""
+        ground.admin.execute(f"explain execute it{nulls}".encode())
+
+
+# Twice.
+
+
+def nothing(_: Ground, __: Hand) -> Parameters:
+    return {}
+
+
+def a_claimable_task(ground: Ground, hand: Hand) -> Parameters:
+    ground.orders(ground.user(), 5)
+    ground.order()
+    hand("line_up")
+    return {"slots": 3}
+
+
+def arrivals(ground: Ground, _: Hand) -> Parameters:
+    ground.orders(ground.user(), 5)
+    ground.order(due=timedelta(hours=1))
+    return {}
+
+
+def held_lost_and_orphaned(ground: Ground, hand: Hand) -> Parameters:
+    held, _orphan = ground.held(hand), ground.held(hand)
+    return {"task_ids": [held.id, uuid4()], "attempts": [held.attempt, 1], "running": 2}
+
+
+def a_waiting_cancel(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    hand.about(held, "requeue")
+    ground.sql("select public.cancel_video_generation_task(%s)", held.id)
+    return {}
+
+
+def the_dead(ground: Ground, _: Hand) -> Parameters:
+    dead = ground.worker()
+    ground.held(dead)
+    last = ground.held(dead, "start_task")
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", last.id)
+    ground.silent(dead.worker_id)
+    return {}
+
+
+def a_generation_nobody_follows(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    hand.about(held, "cancel")
+    ground.sql("update vidgen.submissions set answered_at = now() - interval '1 hour'")
+    return held.fence
+
+
+def held_tasks(ground: Ground, hand: Hand) -> Parameters:
+    ground.held(hand)
+    ground.held(hand, "start_task", *STAGE[:2])
+    return {"task_ids": None}
+
+
+def a_closed_gate(ground: Ground, hand: Hand) -> Parameters:
+    hand("close_gate")
+    ground.sql("update vidgen.gates set probe_at = now()")
+    return {"probes": 0}
+
+
+def a_storm(ground: Ground, hand: Hand) -> Parameters:
+    ground.order()
+    ground.order()
+    hand("line_up")
+    return a_closed_gate(ground, hand)
+
+
+def stale_rows(ground: Ground, hand: Hand) -> Parameters:
+    ground.order()
+    hand.claim()
+    dead = ground.worker()
+    ground.sql(
+        "update vidgen.workers set dead_at = now() - interval '2 hours' where id = %s",
+        dead.worker_id,
+    )
+    return {}
+
+
+def a_failure_with_a_cost(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    hand.about(held, "end_generation", ended_state="failed")
+    ground.sql(
+        "update vidgen.submissions"
+        "   set ended_at = now() - interval '1 hour', cost_read_at = now() - interval '1 hour'"
+    )
+    return held.fence
+
+
+STATES: Mapping[str, Prepare] = {
+    "register_worker": nothing,
+    "share_buckets": lambda *_: {"images_bucket": "other", "videos_bucket": "another"},
+    "heartbeat": held_lost_and_orphaned,
+    "line_up": arrivals,
+    "claim": a_claimable_task,
+    "still_waiting": a_claimable_task,
+    "claim_cancelled": a_waiting_cancel,
+    "claim_trial": a_storm,
+    "take_over": the_dead,
+    "paid_submissions": a_generation_nobody_follows,
+    "read_submission": a_generation_nobody_follows,
+    "close_generation": a_generation_nobody_follows,
+    "stray_submissions": a_generation_nobody_follows,
+    "costs_to_read_again": a_failure_with_a_cost,
+    "hand_back": held_tasks,
+    "leave": nothing,
+    "close_gate": nothing,
+    "take_probe": a_closed_gate,
+    "open_gate": a_closed_gate,
+    "read_gates": a_closed_gate,
+    "sweep_workers": stale_rows,
+    "sweep_turns": stale_rows,
+    "clock": nothing,
+}
+"""The state in which a query that carries no task's fence has something to do."""
+
+TAKES_WHAT_IS_LEFT = ("claim",)
+READS = (
+    "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
+    "costs_to_read_again", "read_gates", "clock",
+)  # fmt: skip
+AS_BEFORE = ("register_worker",)
+"""Found its work done at the first run: the hand had registered."""
+
+
+def test_every_query_has_a_state_in_which_it_is_sent_twice() -> None:
+    """A new query without a case here fails this test."""
+    assert set(QUERIES) == set(STATES) | set(FENCED)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_query_sent_twice_changes_nothing_more(ground: Ground, name: str) -> None:
+    """Law 8: the acknowledgement was lost, the statement is sent again."""
+    hand = ground.worker()
+    if name in FENCED:
+        held = ground.prepared(hand, name)
+        parameters = {}
+    else:
+        held = None
+        parameters = STATES[name](ground, hand)
+
+    def send() -> list[dict[str, Any]]:
+        if held is not None:
+            return hand.about(held, name)
+        return hand(name, **parameters)
+
+    before = ground.dump()
+    first = send()
+    after = ground.dump()
+    if name in READS:
+        assert after == before
+        assert first, "a read that finds nothing shows nothing"
+    elif name not in AS_BEFORE:
+        assert after != before, "the first run had nothing to do: the state is not realistic"
+    second = send()
+    if name in TAKES_WHAT_IS_LEFT:
+        taken = [row["id"] for row in first + second]
+        assert len(taken) == len(set(taken)) == 6
+        send()
+        after = ground.dump()
+        assert send() == []
+    assert ground.dump() == after
+
+
+# Indexes: tens of thousands of rows, the planner free to choose.
+
+ROWS = 30_000
+
+
+@pytest.fixture
+def crowded(ground: Ground) -> Ground:
+    """Many rows of one user, many for later, many that have ended, some that run."""
+    crowd, sleeper = ground.user(), ground.user()
+    scene = ground.scene(crowd)
+    hand = ground.worker()
+    for _ in range(5):
+        ground.held(hand, "start_task", *STAGE[:2])
+    with ground.admin.transaction():
+        ground.sql("alter table public.video_generation_tasks disable trigger user")
+        for user, status, due in (
+            (crowd, "pending", "0"), (sleeper, "pending", "1 day"), (None, "completed", "0"),
+        ):  # fmt: skip
+            ground.sql(
+                "insert into public.video_generation_tasks (user_id, scene_id, status, attempt,"
+                "  run_after, started_at, completed_at, video_path, progress)"
+                " select coalesce(%s, gen_random_uuid()), %s, s.status, (s.ended)::integer,"
+                "        now() + %s::interval, case when s.ended then now() end,"
+                "        case when s.ended then now() end, case when s.ended then 'v' end,"
+                "        case when s.ended then 100 else 0 end"
+                "   from generate_series(1, %s), (select %s as status, %s as ended) as s",
+                user, scene, due, ROWS, status, status == "completed",
+            )  # fmt: skip
+        ground.sql("alter table public.video_generation_tasks enable trigger user")
+    ground.sql(
+        "insert into vidgen.arrivals (user_id, due_at)"
+        " select user_id, min(run_after) from public.video_generation_tasks"
+        "  where status = 'pending' group by user_id"
+    )
+    hand("line_up")
+    ground.sql("analyze")
+    return ground
+
+
+def planned(ground: Ground, name: str, **parameters: object) -> list[dict[str, Any]]:
+    """Every node of the plan of a query, carried out and rolled back."""
+    with ground.hand() as hand, hand.conn.transaction(force_rollback=True):
+        worker_id = ground.one("select id from vidgen.workers limit 1")["id"]
+        row = hand.conn.execute(
+            f"explain (analyze, timing off, format json) {QUERIES[name]}".encode(),
+            {**USUAL, "worker_id": worker_id, **parameters},
+        ).fetchone()
+    assert row is not None
+    answer = row["QUERY PLAN"]
+    nodes = []
+    waiting = [(answer if isinstance(answer, list) else json.loads(answer))[0]["Plan"]]
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
+        waiting += node.get("Plans", [])
+    return nodes
+
+
+TASKS = "video_generation_tasks"
+
+
+def read_of_tasks(nodes: list[dict[str, Any]]) -> float:
+    """How many rows of the tasks' table a plan looked at."""
+    rows = [
+        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+        for node in nodes
+        if node.get("Relation Name") == TASKS and node["Node Type"] != "ModifyTable"
+    ]
+    return float(sum(rows))
+
+
+def indexes_of(nodes: list[dict[str, Any]]) -> set[str]:
+    return {node["Index Name"] for node in nodes if "Index Name" in node}
+
+
+def scanned(nodes: list[dict[str, Any]]) -> list[str]:
+    """Big tables that were read from end to end."""
+    return [
+        node["Relation Name"]
+        for node in nodes
+        if node["Node Type"] == "Seq Scan" and node["Relation Name"] == TASKS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("claim", "video_generation_tasks_waiting"),
+        ("claim_cancelled", "video_generation_tasks_to_cancel"),
+        ("take_over", "video_generation_tasks_running"),
+        ("heartbeat", "video_generation_tasks_running"),
+        ("hand_back", "video_generation_tasks_running"),
+        ("leave", "video_generation_tasks_running"),
+    ],
+)
+def test_a_hot_query_uses_its_index_and_reads_few_rows(
+    crowded: Ground, name: str, index: str
+) -> None:
+    for worker in crowded.sql("select id from vidgen.workers"):
+        crowded.silent(worker["id"])
+    crowded.worker()
+    nodes = planned(crowded, name, task_ids=[] if name == "heartbeat" else None)
+    assert scanned(nodes) == []
+    assert index in indexes_of(nodes)
+    assert read_of_tasks(nodes) < 300
+
+
+def test_resumes_are_found_by_their_order(crowded: Ground) -> None:
+    """Thousands wait to be resumed: the claim reads as many as it has slots for."""
+    scene = crowded.scene(user := crowded.user())
+    crowded.sql(
+        "with made as (insert into public.video_generation_tasks (user_id, scene_id)"
+        " select %s, %s from generate_series(1, 10000) returning id)"
+        " insert into vidgen.resumes (task_id, class, resume_at) select id, 1, now() from made",
+        user, scene,
+    )  # fmt: skip
+    crowded.sql("analyze")
+    nodes = planned(crowded, "claim")
+    assert scanned(nodes) == []
+    assert "resumes_in_order" in indexes_of(nodes)
+    assert read_of_tasks(nodes) < 300
+
+
+def test_the_limit_of_unfinished_tasks_is_counted_by_index(crowded: Ground) -> None:
+    """Asked of the statistics of the transaction: the count runs inside a function."""
+    user = crowded.one(
+        "select user_id from public.video_generation_tasks where status = 'pending'"
+        " and run_after <= now() group by user_id order by count(*) desc limit 1"
+    )["user_id"]
+    with crowded.hand() as hand, hand.conn.transaction(force_rollback=True):
+        with pytest.raises(psycopg.Error) as refused, hand.conn.transaction():
+            hand.conn.execute("select vidgen.check_limits(%s)", [user])
+        assert refused.value.sqlstate == "PT429"
+        row = hand.conn.execute(
+            "select seq_scan, coalesce(idx_tup_fetch, 0) as fetched"
+            "  from pg_stat_xact_user_tables where relname = %s",
+            [TASKS],
+        ).fetchone()
+    assert row is not None
+    assert row["seq_scan"] == 0
+    assert row["fetched"] < 3_000, "it counts to the limit and no further"
+
+
+def test_a_claim_stays_cheap_with_stale_statistics(crowded: Ground) -> None:
+    crowded.sql("delete from pg_statistic where starelid = %s::regclass", f"public.{TASKS}")
+    crowded.sql(
+        "update pg_class set reltuples = 10, relpages = 1 where oid = %s::regclass",
+        f"public.{TASKS}",
+    )
+    nodes = planned(crowded, "claim")
+    assert read_of_tasks(nodes) < 300

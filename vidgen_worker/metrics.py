@@ -1,0 +1,151 @@
+"""Prometheus metrics and the two health questions, on a loopback port of their own thread.
+
+A subscriber of the events: it counts what is said and asks the worker nothing but numbers that it
+has anyway. `/metrics` is Prometheus text, `/healthz` says whether the loops turn, `/readyz` whether
+the lease is held. It never touches the database or the provider.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from vidgen_worker import events
+from vidgen_worker.events import Event
+
+LOOPBACK = "127.0.0.1"
+_QUICK = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300)
+_SLOW = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 3600)
+
+Health = Callable[[], bool]
+
+
+class Metrics:
+    """One worker's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._ended = self._counter("tasks_total", "Attempts by how they ended", "outcome", "code")
+        self._waited = self._histogram("pickup_seconds", "From due to claimed", _QUICK)
+        self._took = self._histogram("task_seconds", "From the first claim to completed", _SLOW)
+        self._generation = self._histogram(
+            "generation_seconds", "At the provider", _SLOW, "stage", "state"
+        )
+        self._cost = self._counter("generation_cost_credits_total", "Provider's credits", "stage")
+        self._submissions = self._counter("submissions_total", "Paid POSTs", "stage", "answer")
+        self._stored = self._counter("stored_bytes_total", "Uploaded to Storage", "stage")
+        self._upload = self._histogram("upload_seconds", "Upload to Storage", _QUICK, "stage")
+        self._polls = self._counter("polls_failed_total", "Reads that said nothing", "stage")
+        self._database = self._counter("database_trouble_total", "Transient errors", "query")
+        self._loops = self._counter("loop_failures_total", "Unexpected errors of a loop", "loop")
+        self._gates = Gauge(
+            "vidgen_gate_closed", "1 while closed", ("model", "code"), registry=self.registry
+        )
+
+    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
+        return Counter(f"vidgen_{name}", help_, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, help_: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(f"vidgen_{name}", help_, labels, buckets=buckets, registry=self.registry)
+
+    def gauge(self, name: str, help_: str, read: Callable[[], float]) -> None:
+        """Add a number that is read when Prometheus asks."""
+        Gauge(f"vidgen_{name}", help_, registry=self.registry).set_function(read)
+
+    def hear(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line per kind of event
+        """Count an event: the subscriber."""
+        match event:
+            case events.TaskStarted():
+                self._waited.observe(event.waited_seconds)
+            case events.TaskCompleted():
+                self._ended.labels("completed", "").inc()
+                self._took.observe(event.seconds)
+            case events.TaskFailed():
+                self._ended.labels("failed", event.code).inc()
+            case events.TaskRequeued():
+                self._ended.labels("requeued", event.code).inc()
+            case events.TaskCancelled():
+                self._ended.labels("cancelled", "").inc()
+            case events.TaskHandedBack():
+                self._ended.labels("handed_back", "").inc()
+            case events.LeaseLost():
+                self._ended.labels("abandoned", "").inc()
+            case events.SubmissionAnswered():
+                self._submissions.labels(event.stage.value, "generation").inc()
+            case events.SubmissionUnknown():
+                self._submissions.labels(event.stage.value, "unknown").inc()
+            case events.GenerationEnded():
+                self._generation.labels(event.stage.value, event.state).observe(event.seconds)
+                self._cost.labels(event.stage.value).inc(event.cost or 0)
+            case events.OutputUploaded():
+                self._stored.labels(event.stage.value).inc(event.size)
+                self._upload.labels(event.stage.value).observe(event.seconds)
+            case events.PollFailed():
+                self._polls.labels(event.stage.value).inc()
+            case events.GateClosed():
+                self._gates.labels(event.model, event.code).set(1)
+            case events.GateOpened():
+                self._gates.labels(event.model, event.code).set(0)
+            case events.DatabaseTrouble():
+                self._database.labels(event.query).inc()
+            case events.LoopFailed():
+                self._loops.labels(event.loop.split(" ", 1)[0]).inc()
+            case _:
+                return
+
+
+class _Quiet(WSGIRequestHandler):
+    """A scrape every few seconds is no event."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
+        """Say nothing."""
+
+
+@contextmanager
+def serving(
+    metrics: Metrics, port: int | None, *, alive: Health, ready: Health
+) -> Iterator[int | None]:
+    """Count events inside the block, and answer on the loopback port if there is one.
+
+    Yields the port (0 asks for a free one). Raises OSError when it is taken.
+    """
+    if port is None:
+        yield None
+        return
+    exposition = make_wsgi_app(metrics.registry)
+    questions = {"/healthz": alive, "/readyz": ready}
+
+    def app(
+        environ: dict[str, str], start_response: Callable[[str, list[tuple[str, str]]], object]
+    ) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            return exposition(environ, start_response)  # type: ignore[no-any-return]
+        question = questions.get(path)
+        if question is None:
+            status, text = "404 Not Found", "try /metrics, /healthz or /readyz"
+        else:
+            good = question()
+            status = "200 OK" if good else "503 Service Unavailable"
+            text = "yes" if good else "no"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    server = make_server(LOOPBACK, port, app, server_class=WSGIServer, handler_class=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        with events.subscribed(metrics.hear):
+            yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
