@@ -73,6 +73,7 @@ begin
       created_at timestamp default now()
     );
     alter table public.video_scenarios enable row level security;
+    revoke all on public.video_scenarios from public, anon, authenticated, service_role;
     create policy "signed-in users read scenarios" on public.video_scenarios
       for select to authenticated using (true);
     grant select on public.video_scenarios to authenticated;
@@ -95,6 +96,7 @@ begin
       updated_at timestamp default now()
     );
     alter table public.video_scenes enable row level security;
+    revoke all on public.video_scenes from public, anon, authenticated, service_role;
     create index video_scenes_by_user on public.video_scenes (user_id, created_at);
     create policy "owners read their scenes" on public.video_scenes
       for select to authenticated using ((select auth.uid()) = user_id);

@@ -169,8 +169,11 @@ create trigger task_changes
 revoke all on function vidgen.task_is_born() from public, anon, authenticated, service_role;
 revoke all on function vidgen.task_changes() from public, anon, authenticated, service_role;
 
--- Grants: since 2026-10-30 a new public table has none at all. By column for INSERT.
+-- Grants. Since 2026-10-30 a new public table has none at all; an older or self-hosted project may
+-- still give everything away by default, so that is taken back first. By column for INSERT.
 
+revoke all on public.video_generation_tasks
+  from public, anon, authenticated, service_role, vidgen_worker;
 grant select on public.video_generation_tasks to authenticated;
 grant insert (id, scene_id, user_id, priority, run_after)
   on public.video_generation_tasks to authenticated;

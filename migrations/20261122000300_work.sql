@@ -183,6 +183,8 @@ create table public.video_generation_gates (
 alter table public.video_generation_gates enable row level security;
 comment on table public.video_generation_gates is
   'A row while video generation is paused for a model (* = all), with a sentence for the user.';
+revoke all on public.video_generation_gates
+  from public, anon, authenticated, service_role, vidgen_worker;
 grant select on public.video_generation_gates to authenticated, service_role, vidgen_worker;
 create policy "signed-in users see closed gates" on public.video_generation_gates
   for select to authenticated using (true);

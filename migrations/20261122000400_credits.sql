@@ -76,6 +76,10 @@ create policy "the worker sees balances" on public.user_credits
 create policy "the worker sees entries" on public.credit_entries
   for select to vidgen_worker using (true);
 
+revoke all on public.credit_prices, public.user_credits, public.credit_entries
+  from public, anon, authenticated, service_role, vidgen_worker;
+revoke all on sequence public.credit_entries_id_seq
+  from public, anon, authenticated, service_role, vidgen_worker;
 grant select on public.credit_prices, public.user_credits, public.credit_entries
   to authenticated, vidgen_worker;
 grant select on public.user_credits, public.credit_entries to service_role;

@@ -14,6 +14,30 @@ as $$
   end;
 $$;
 
+-- Provider credits of a rolling day that brought this user nothing: neither charged nor stored
+-- (without credits nothing is ever charged). What runs for a task that nobody has asked to cancel
+-- may yet end in a video and doesn't count.
+create function vidgen.unbilled_cost(owner uuid) returns numeric
+language sql stable security definer set search_path = ''
+as $$
+  select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
+    from vidgen.submissions as s
+   where s.user_id = unbilled_cost.owner and s.sent_at > now() - interval '1 day'
+     and not exists (
+       select from vidgen.charges as c where c.task_id = s.task_id and c.stage = s.stage
+     )
+     and not exists (
+       select from vidgen.checkpoints as c
+        where c.task_id = s.task_id and c.stage = s.stage and c.state = 'done'
+     )
+     and not exists (
+       select from public.video_generation_tasks as t
+        where t.id = s.task_id and t.status in ('pending', 'processing')
+          and t.cancel_requested_at is null
+          and (s.ended_at is null or s.ended_state = 'succeeded')
+     );
+$$;
+
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = ''
 as $$
@@ -52,6 +76,18 @@ begin
        set cancel_requested_at = coalesce(t.cancel_requested_at, now())
      where t.id = task.id
     returning t.* into task;
+    -- Else one insert of many tasks, each cancelled as soon as it runs, would pass the limit that
+    -- the next insert meets.
+    if auth.role() <> 'service_role' then
+      perform pg_advisory_xact_lock(hashtextextended('vidgen limits ' || task.user_id::text, 0));
+      if vidgen.unbilled_cost(task.user_id)
+         > (select s.max_unbilled_cost_per_user from vidgen.settings as s) then
+        raise exception 'limit reached: task % runs at the provider already and can''t be cancelled', task_id
+          using errcode = 'PT429',
+                hint = 'Too much was generated for you today without ending in a video. '
+                       'Let this one end, or try again tomorrow.';
+      end if;
+    end if;
     perform pg_notify('vidgen_tasks', 'cancel');
   end if;
   return task;
@@ -106,7 +142,7 @@ begin
          current_step = 'Initializing', message = 'Video generation task started'
    where t.id = task.id
   returning t.* into task;
-  if auth.role() = 'authenticated' then
+  if auth.role() <> 'service_role' then
     perform vidgen.check_limits(task.user_id);
   end if;
   return task;
@@ -118,6 +154,7 @@ language sql stable security definer set search_path = ''
 as $$ select md5(vidgen.read_scene(scene_digest.scene_id, scene_digest.user_id)::text); $$;
 
 revoke all on function vidgen.may_act_on(uuid) from public, anon, authenticated, service_role;
+revoke all on function vidgen.unbilled_cost(uuid) from public, anon, authenticated, service_role;
 revoke all on function vidgen.cancel_task(uuid) from public, anon, authenticated, service_role;
 revoke all on function vidgen.retry_task(uuid) from public, anon, authenticated, service_role;
 revoke all on function vidgen.scene_digest(uuid, uuid) from public, anon, authenticated, service_role;
@@ -178,7 +215,6 @@ as $$
 declare
   limits vidgen.settings;
   unfinished bigint;
-  unbilled numeric;
 begin
   perform pg_advisory_xact_lock(hashtextextended('vidgen limits ' || owner::text, 0));
   select s.* into limits from vidgen.settings as s;
@@ -198,13 +234,7 @@ begin
     raise exception 'limit reached: % unfinished tasks', limits.max_unfinished_per_user
       using errcode = 'PT429', hint = 'Wait until some have ended, or cancel some.';
   end if;
-  select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) into unbilled
-    from vidgen.submissions as s
-   where s.user_id = owner and s.sent_at > now() - interval '1 day'
-     and not exists (
-       select from vidgen.charges as c where c.task_id = s.task_id and c.stage = s.stage
-     );
-  if unbilled > limits.max_unbilled_cost_per_user then
+  if vidgen.unbilled_cost(owner) > limits.max_unbilled_cost_per_user then
     raise exception 'limit reached: too much was generated for you today without ending in a video'
       using errcode = 'PT429', hint = 'Try again tomorrow.';
   end if;
@@ -228,7 +258,8 @@ create trigger limit_inserts
   after insert on public.video_generation_tasks
   referencing new table as inserted
   for each statement
-  when (current_user = 'authenticated')
+  -- Whom row level security binds, also a role of the application's own; not its bulk writers.
+  when (row_security_active('public.video_generation_tasks'))
   execute function vidgen.limit_inserts();
 
 revoke all on function vidgen.check_limits(uuid) from public, anon, authenticated, service_role;

@@ -58,13 +58,14 @@ class Doom:
 
     point: str
     occurrence: int
+    by: int
     seen: Counter[str]
 
     def reach(self, point: str) -> None:
         """Come by a point."""
         self.seen[point] += 1
         if point == self.point and self.seen[point] == self.occurrence:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.by)
 
     def hear(self, event: events.Event) -> None:
         """Subscribe to the events."""
@@ -86,7 +87,7 @@ class Doom:
 
 def live(order: Mapping[str, Any]) -> int:
     """Be a worker until the named point."""
-    doom = Doom(order["point"], order["occurrence"], Counter())
+    doom = Doom(order["point"], order["occurrence"], order["by"], Counter())
     events.subscribe(doom.hear)
     doom.wrap(Database, "once", lambda _self, query: f"query {query}")
     for adapter, (owner, verbs) in CALLS.items():
@@ -172,13 +173,15 @@ class Mortals:
         self._server = server
         self.log = log
 
-    async def start(
-        self, settings: Mapping[str, str], point: str = "", occurrence: int = 1, poison: str = ""
-    ) -> Mortal:
-        """Start a worker that dies at the point, or when it is to submit the poison."""
+    async def start(  # noqa: PLR0913 - what it dies of, each by name
+        self, settings: Mapping[str, str], point: str = "", occurrence: int = 1, *,
+        by: int = signal.SIGKILL, poison: str = "",
+    ) -> Mortal:  # fmt: skip
+        """Start a worker that dies at the point (`by` SIGSTOP: falls asleep), or of the poison."""
         order = {
             "settings": {name.lower(): value for name, value in settings.items()},
-            "point": point, "occurrence": occurrence, "poison": poison, "log": str(self.log),
+            "point": point, "occurrence": occurrence, "by": by, "poison": poison,
+            "log": str(self.log),
         }  # fmt: skip
         if self._server.stdin is None:
             raise RuntimeError("the fork server has no standard input: start it with a pipe")

@@ -581,9 +581,13 @@ def test_one_death_below_the_limit_only_an_idle_worker_takes_it(ground: Ground) 
     poison, fine = ground.held(hand), ground.held(hand)
     ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 1)", poison.id)
     ground.silent(hand.worker_id)
-    assert [row["id"] for row in busy("take_over", idle=False)] == [fine.id]
-    (row,) = idle("take_over", idle=True)
-    assert (row["id"], row["alone"]) == (poison.id, True)
+    taken = [row for row in busy("take_over", idle=False) if row["kind"] == "taken"]
+    assert [row["id"] for row in taken] == [fine.id]
+    assert ground.task(poison.id)["status"] == "pending"
+    assert busy.claim(idle=False) == []
+    other = ground.order()
+    assert [held.id for held in idle.claim(idle=True)] == [poison.id], "and nothing beside it"
+    assert [held.id for held in busy.claim(idle=False)] == [other]
 
 
 def test_the_last_death_ends_the_task_and_gives_the_credits_back(ground: Ground) -> None:

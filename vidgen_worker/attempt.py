@@ -21,7 +21,7 @@ from vidgen_worker.events import (
     UnexpectedError,
     emit,
 )
-from vidgen_worker.pipeline import Pipeline, Run, Tools
+from vidgen_worker.pipeline import Pipeline, ProvenError, Run, Tools
 from vidgen_worker.queue import (
     CancelAskedError,
     GateClosedError,
@@ -65,6 +65,9 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
     except CancelAskedError:
         # Asked while nothing of it ran at the provider.
         return Cancelled()
+    except ProvenError:
+        # Its deaths are forgiven; handed back, it waits for nothing and blocks nobody.
+        return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
         fault = Fault("submission_unknown", details=details)

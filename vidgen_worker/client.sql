@@ -191,3 +191,203 @@ returning model;
 delete from vidgen.gates
  where model = %(model)s
 returning key_fingerprint, reason;
+
+-- find_tasks --
+-- The newest tasks that fit every filter that is given.
+select *
+  from public.video_generation_tasks
+ where (%(user_id)s::uuid is null or user_id = %(user_id)s)
+   and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
+   and (%(worker_id)s::uuid is null or worker_id = %(worker_id)s)
+   and (%(status)s::text is null or status = %(status)s)
+   and (%(code)s::text is null or error_code = %(code)s)
+   and (%(since)s::interval is null or created_at > now() - %(since)s::interval)
+ order by created_at desc, id
+ limit %(limit)s;
+
+-- story_of_task --
+-- Everything that is recorded of a task, in the order in which it happened.
+select at, what, stage, attempt, details
+  from (
+    select 1 as place, created_at as at, 'ordered' as what, null::text as stage,
+           null::integer as attempt, null::text as details
+      from public.video_generation_tasks where id = %(task_id)s
+    union all
+    select 2, started_at, 'first claimed', null, 1, null
+      from public.video_generation_tasks where id = %(task_id)s and started_at is not null
+    union all
+    select 3, opened_at, 'credits held', null, null,
+           format('%%s for the image, %%s for the video', image_price, video_price)
+      from vidgen.holds where task_id = %(task_id)s
+    union all
+    select 4, sent_at, 'submitted', stage, attempt, format('%%s by worker %%s', model, worker_id)
+      from vidgen.submissions where task_id = %(task_id)s
+    union all
+    select 5, answered_at,
+           case answer when 'generation' then 'accepted' when 'refused' then 'refused'
+             else 'counted as possibly paid' end,
+           stage, attempt,
+           case answer
+             when 'generation' then format('generation %%s, estimated cost %%s', generation_id,
+                                           coalesce(estimated_cost::text, 'unknown'))
+             else details end
+      from vidgen.submissions where task_id = %(task_id)s and answer is not null
+    union all
+    select 6, ended_at, 'generation ' || ended_state, stage, attempt,
+           format('cost %%s', coalesce(cost::text, 'not told'))
+      from vidgen.submissions
+     where task_id = %(task_id)s and ended_at is not null and answer is distinct from 'refused'
+    union all
+    select 7, updated_at, 'stored', stage, null, format('%%s/%%s, %%s bytes', bucket, path, size)
+      from vidgen.checkpoints where task_id = %(task_id)s and state = 'done'
+    union all
+    select 8, created_at, 'charged', stage, null, format('%%s credits', -amount)
+      from public.credit_entries
+     where user_id = (select user_id from public.video_generation_tasks where id = %(task_id)s)
+       and task_id = %(task_id)s and kind = 'charge'
+    union all
+    select 9, closed_at, 'rest of the hold released', null, null, null
+      from vidgen.holds where task_id = %(task_id)s and closed_at is not null
+    union all
+    select 10, cancel_requested_at, 'cancel asked', null, null, null
+      from public.video_generation_tasks
+     where id = %(task_id)s and cancel_requested_at is not null
+    union all
+    select 11, completed_at, status, null, attempt, coalesce(error_code || ': ' || error_message, video_path)
+      from public.video_generation_tasks where id = %(task_id)s and completed_at is not null
+  ) as story
+ order by at, place;
+
+-- money_of_task --
+-- What the user pays for a task beside what it costs at the provider.
+select (select coalesce(-sum(e.amount), 0)::bigint
+          from public.credit_entries as e
+         where e.user_id = t.user_id and e.task_id = t.id and e.kind = 'charge') as charged,
+       (select coalesce(sum(h.amount), 0)::bigint
+          from vidgen.holds as h where h.task_id = t.id and h.closed_at is null) as held,
+       (select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
+          from vidgen.submissions as s where s.task_id = t.id) as provider_cost,
+       coalesce(b.crashes, 0) as crashes, coalesce(b.retries, 0) as retries
+  from public.video_generation_tasks as t
+  left join vidgen.budgets as b on b.task_id = t.id
+ where t.id = %(task_id)s;
+
+-- queue_health --
+-- One row: what waits and for how long, what runs, who works.
+select * from vidgen.queue_health;
+
+-- in_flight_by_stage --
+-- What the running tasks are doing, by stage and state of its checkpoint.
+select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks
+  from public.video_generation_tasks as t
+  left join lateral (
+    select stage, state from vidgen.checkpoints
+     where task_id = t.id order by stage desc limit 1
+  ) as c on true
+ where t.status = 'processing'
+ group by 1, 2
+ order by 1, 2;
+
+-- throughput --
+-- The last hour and the last day, from the hourly numbers.
+select label,
+       coalesce(sum(completed), 0)::bigint as completed, coalesce(sum(failed), 0)::bigint as failed,
+       coalesce(sum(cancelled), 0)::bigint as cancelled,
+       max(seconds_median) filter (where completed > 0) as slowest_median,
+       coalesce(sum(submissions), 0)::bigint as submissions,
+       coalesce(sum(unknown_submissions), 0)::bigint as unknown_submissions,
+       coalesce(sum(provider_cost), 0) as provider_cost,
+       coalesce(sum(credits_charged), 0)::bigint as credits_charged
+  from (values ('this hour', interval '0'), ('24 hours', interval '23 hours'),
+               ('7 days', interval '7 days')) as span (label, length)
+  left join vidgen.stats_hourly as h on h.hour >= date_trunc('hour', now()) - span.length
+ group by label, length
+ order by length;
+
+-- failures_by_code --
+-- Why tasks failed in the last day.
+select error_code as code, count(*) as tasks, max(completed_at) as last
+  from public.video_generation_tasks
+ where completed_at > now() - interval '1 day' and status = 'failed'
+ group by error_code
+ order by tasks desc, code;
+
+-- workers --
+-- Every worker that has a row, the dead included until they are swept.
+select id, host, pid, version, concurrency, running, started_at, heartbeat_at,
+       now() - heartbeat_at as silence, steady_since, key_fingerprint,
+       case
+         when dead_at is not null then 'dead'
+         when heartbeat_at < now() - lease then 'silent'
+         when steady_since < now() - lease then 'steady'
+         else 'settling'
+       end as state
+  from vidgen.workers
+ order by dead_at nulls first, started_at;
+
+-- prunable --
+-- What pruning would remove: tasks that ended before then, by status, and files left by earlier runs.
+select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
+       coalesce(t.failed, 0) as failed, coalesce(t.cancelled, 0) as cancelled, now() - %(age)s::interval as before,
+       (select count(*) from vidgen.pruned where objects is not null) as tombstones_with_files
+  from (
+    select count(*) as tasks, count(*) filter (where status = 'completed') as completed,
+           count(*) filter (where status = 'failed') as failed,
+           count(*) filter (where status = 'cancelled') as cancelled
+      from public.video_generation_tasks
+     where completed_at < now() - %(age)s::interval
+       and status in ('completed', 'failed', 'cancelled')
+  ) as t;
+
+-- prune_tasks --
+-- Remove a batch of tasks that ended before then, with their checkpoints; leave a tombstone that
+-- names their files. Submissions, charges, holds and the ledger stay: they are the books.
+with old as materialized (
+  select id
+    from public.video_generation_tasks as t
+   where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
+     -- A generation that still runs is ended first, by a worker that finds its row.
+     and not exists (
+       select from vidgen.submissions as s
+        where s.task_id = t.id and s.answer = 'generation' and s.ended_at is null
+     )
+   order by t.completed_at
+   limit %(batch)s
+     for update skip locked
+),
+buried as (
+  insert into vidgen.pruned (task_id, objects)
+  select old.id, (
+           select jsonb_agg(jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage)
+             from vidgen.checkpoints as c
+            where c.task_id = old.id and c.path is not null
+         )
+    from old
+  on conflict (task_id) do nothing
+),
+gone as (
+  delete from public.video_generation_tasks as t using old where t.id = old.id
+  returning t.id
+)
+select count(*) as tasks from gone;
+
+-- pruned_objects --
+-- Files that pruned tasks have left in Storage, a batch of tasks at a time.
+select task_id, objects
+  from vidgen.pruned
+ where objects is not null
+ order by pruned_at
+ limit %(batch)s;
+
+-- objects_removed --
+-- Their files are gone: the tombstones stay.
+update vidgen.pruned set objects = null
+ where task_id = any(%(task_ids)s::uuid[]) and objects is not null
+returning task_id;
+
+-- schema_version --
+-- Which migration the database is at, and the oldest program that may work on it; nothing where it
+-- is older than both columns.
+select to_jsonb(s) ->> 'schema_version' as schema_version,
+       to_jsonb(s) ->> 'oldest_program' as oldest_program
+  from vidgen.settings as s;

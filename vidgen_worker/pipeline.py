@@ -76,6 +76,10 @@ ANSWER_POLL = timedelta(seconds=1)
 T = TypeVar("T")
 
 
+class ProvenError(Exception):
+    """A task that ran alone has reached its next checkpoint: no need to be alone any more."""
+
+
 @dataclass(slots=True)
 class Run:
     """The mutable side of one attempt, shared with the worker that holds the lease."""
@@ -206,6 +210,7 @@ class Pipeline:
         resumed = generation_id is not None
         if generation_id is None:
             generation_id = await self._submit(stage, order, loaded, frame)
+            self._raise_if_proven()
         self._run.generations[stage.name] = generation_id
         generation = await self._follow(stage, generation_id, waited, resumed=resumed)
         return await self._store(stage, order, generation)
@@ -414,7 +419,9 @@ class Pipeline:
                 await self._end(
                     stage, generation_id, generation.state.value, generation.cost, seconds
                 )
-                return self._succeeded(generation)
+                succeeded = self._succeeded(generation)
+                self._raise_if_proven()
+                return succeeded
             self._show(stage, generation)
             if seconds > hard_deadline and not trouble:
                 # Only after a look: what has finished meanwhile would be destroyed.
@@ -602,6 +609,11 @@ class Pipeline:
                 stage = next(stage for stage in PIPELINE if stage.name is checkpoint.stage)
                 await self._end(stage, generation_id, state, cost, 0)
         return Cancelled()
+
+    def _raise_if_proven(self) -> None:
+        """End the trial of a task that ran alone: it has come further than where workers died."""
+        if self._task.alone:
+            raise ProvenError
 
     def _raise_if_cancelled(self) -> None:
         if self._run.cancel.is_set():

@@ -115,6 +115,19 @@ with gate as materialized (
     from vidgen.gates
    where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
 ),
+suspect as materialized (
+  -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
+  -- is laid at the wrong door. First of all, or it would wait for ever under load.
+  select t.id
+    from vidgen.budgets as b
+    join public.video_generation_tasks as t on t.id = b.task_id
+   where %(idle)s and b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
+     and t.status = 'pending' and t.run_after <= now()
+     and not (select image_closed or video_closed from gate)
+   order by t.run_after
+   limit 1
+     for no key update of t skip locked
+),
 resumed as materialized (
   select t.id
     from vidgen.resumes as r
@@ -122,7 +135,8 @@ resumed as materialized (
     left join vidgen.budgets as b on b.task_id = t.id
    where r.resume_at <= now() and t.status = 'pending'
      and (r.class = 0 or not (select video_closed from gate))
-     and (coalesce(b.crashes, 0) < %(max_crashes)s - 1 or %(idle)s)
+     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
+     and not exists (select from suspect)
    order by r.class, r.resume_at
    limit %(slots)s
      for no key update of t skip locked
@@ -133,6 +147,7 @@ line as materialized (
    where waiting_since is not null
      and not (select image_closed or video_closed from gate)
      and (select count(*) from resumed) < %(slots)s
+     and not exists (select from suspect)
    order by waiting_since
    limit least(%(slots)s, 200)
      for update skip locked
@@ -147,8 +162,8 @@ waiting as materialized (
          ) as rank,
          coalesce(running.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
          running.tasks,
-         -- One death below the limit: only for a worker that runs nothing else.
-         coalesce(budget.crashes, 0) >= %(max_crashes)s - 1 and not %(idle)s as not_here
+         -- A suspect is taken above, by a worker that runs nothing else.
+         coalesce(budget.crashes > 0 and budget.crashes >= %(max_crashes)s - 1, false) as not_here
     from line
    cross join lateral (
      select count(*) as tasks
@@ -198,7 +213,9 @@ claimed as (
          started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
          current_step = 'Initializing video generation pipeline',
          message = 'Video generation started', stage_progress = null
-    from (select id from resumed union select id from fresh) as picked,
+    from (
+           select id from suspect union select id from resumed union select id from fresh
+         ) as picked,
          -- A worker declared dead claims nothing.
          vidgen.workers as me
    where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
@@ -255,7 +272,7 @@ moved as (
      and exists (select from vidgen.workers as me where me.id = %(worker_id)s and me.dead_at is null)
   returning t.waiting_since
 )
-select c.*, coalesce(b.crashes, 0) >= %(max_crashes)s - 1 as alone,
+select c.*, exists (select from suspect where suspect.id = c.id) as alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
        exists (select from moved where waiting_since is not null)
        or exists (
@@ -296,8 +313,10 @@ returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max
 -- take_over --
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
 -- win) and take their tasks. A death counts once for every task in flight there; at the limit the
--- task ends here as WORKER_LOST; one death below it, it is taken only by a worker that runs
--- nothing else, so that it can't condemn its neighbours.
+-- task ends here as WORKER_LOST. What this worker has no slot for goes back to pending, where the
+-- claim finds it before anything new; so does a suspect, one death below the limit: the claim gives
+-- it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
+-- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
      set dead_at = now()
@@ -328,10 +347,15 @@ victims as materialized (
     join public.video_generation_tasks as t
       on t.worker_id = h.worker_id and t.status = 'processing'
     left join vidgen.budgets as b on b.task_id = t.id
-   where coalesce(b.crashes, 0) + 1 <> %(max_crashes)s - 1 or %(idle)s
    order by coalesce(b.crashes, 0) desc, t.id
-   limit %(slots)s
+   limit 1000
      for no key update of t skip locked
+),
+ranked as materialized (
+  select v.*, v.crashes < %(max_crashes)s - 1 and row_number() over (
+           partition by v.crashes < %(max_crashes)s - 1 order by v.id
+         ) <= %(slots)s as mine
+    from victims as v
 ),
 counted as (
   insert into vidgen.budgets as b (task_id, crashes)
@@ -361,13 +385,33 @@ released as materialized (
 taken as (
   update public.video_generation_tasks as t
      set attempt = t.attempt + 1, worker_id = %(worker_id)s, stage_progress = null
-    from victims as v
-   where t.id = v.id and v.crashes < %(max_crashes)s
+    from ranked as v
+   where t.id = v.id and v.mine
   returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
             t.progress, t.created_at, t.cancel_requested_at is not null as cancel_requested,
-            v.crashes >= %(max_crashes)s - 1 as alone
+            false as alone
+),
+freed as (
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, stage_progress = null, run_after = now()
+    from ranked as v
+   where t.id = v.id and not v.mine and v.crashes < %(max_crashes)s
 )
 select 'taken' as kind, t.*, 0.0::float as waited from taken as t
+union all
+select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
+  from vidgen.workers as me
+ where me.id = %(worker_id)s and not %(idle)s
+   and not exists (
+     select from vidgen.workers as w
+      where w.id < me.id and w.dead_at is null and w.concurrency > 0
+   )
+   and exists (
+     select from vidgen.budgets as b
+       join public.video_generation_tasks as t on t.id = b.task_id
+      where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
+        and t.status = 'pending' and t.run_after <= now()
+   )
 union all
 select 'lost', v.id, 0, %(worker_id)s, v.user_id, v.scene_id, 0, 0, 0, now(), false, false, 0.0
   from victims as v
@@ -534,11 +578,25 @@ followed as (
      and c.state = 'submitting' and %(answer)s = 'generation'
      and not exists (select from late)
   returning c.task_id
+),
+progressed as (
+  -- As in end_generation.
+  update vidgen.budgets as b
+     set crashes = 0
+    from followed
+   where b.task_id = followed.task_id and b.crashes > 0
 )
 select (select count(*) from mine) = 1 as mine,
        case
          when exists (select from late) then 'superseded'
          when exists (select from followed) then 'followed'
+         -- A repeat, after the answer to the first one was lost: it is followed already.
+         when exists (
+           select from vidgen.checkpoints as c
+             join mine on mine.id = c.task_id
+            where c.stage = %(stage)s and c.submission_id = %(submission_id)s
+              and c.generation_id = %(generation_id)s
+         ) then 'followed'
          when exists (
            select from vidgen.checkpoints as c
             where c.task_id = %(task_id)s and c.stage = %(stage)s

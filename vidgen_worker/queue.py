@@ -137,7 +137,9 @@ class Queue:
         await self.db.run(
             "register_worker", self._give_up, worker_id=self.worker_id, host=host, pid=pid,
             version=version, provider=self.key.provider, key_fingerprint=self.key.fingerprint,
-            concurrency=self.settings.vidgen_concurrency, lease=self.settings.vidgen_lease,
+            # 0: never asked to make room for a task that is to run alone.
+            concurrency=self.settings.vidgen_concurrency if self.settings.runwayml_enabled else 0,
+            lease=self.settings.vidgen_lease,
         )  # fmt: skip
         await self.db.run(
             "share_buckets", self._give_up,
@@ -189,8 +191,11 @@ class Queue:
 
     async def take_over(
         self, slots: int, *, idle: bool, steady: bool
-    ) -> tuple[list[tuple[Task, float]], list[tuple[Task, float]]]:
-        """Declare the silent dead and take their tasks: (taken, ended as WORKER_LOST)."""
+    ) -> tuple[list[tuple[Task, float]], list[tuple[Task, float]], bool]:
+        """Declare the silent dead and take their tasks: (taken, ended as WORKER_LOST, make room).
+
+        "Make room" asks this worker to claim nothing until it is idle: a task is to run alone.
+        """
         rows = await self.db.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
             max_crashes=self.settings.vidgen_max_crashes,
@@ -198,7 +203,8 @@ class Queue:
             lost_message=FAULTS["worker_lost"].message,
         )  # fmt: skip
         taken = [_task(row) for row in rows if row["kind"] == "taken"]
-        return taken, [_task(row) for row in rows if row["kind"] == "lost"]
+        lost = [_task(row) for row in rows if row["kind"] == "lost"]
+        return taken, lost, any(row["kind"] == "room" for row in rows)
 
     async def hand_back(self, task_ids: Sequence[UUID] | None = None) -> list[UUID]:
         """Give back what this worker holds (all of it, or some), for others to resume."""

@@ -94,6 +94,9 @@ class Worker:
         self._renewed = asyncio.Event()
         self._reports: dict[UUID, Reported] = {}
         self._more = True
+        self._making_room = False
+        """Claim nothing until idle: a task waits that is to run alone."""
+        self._sweep_due = 0.0
         self._drain_deadline: float | None = None
 
     # From start to stop.
@@ -258,11 +261,18 @@ class Worker:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
+    def _claims(self) -> bool:
+        """Whether this worker claims at all now."""
+        enabled = self.settings.runwayml_enabled
+        return enabled and not self.stopping.is_set() and self.lease.held()
+
     def _slots(self) -> int:
         """How many tasks may be claimed now."""
-        if not self.settings.runwayml_enabled or self.stopping.is_set() or not self.lease.held():
+        if not self._claims():
             return 0
         if any(run.task.alone for run, _ in self.running.values()):
+            return 0
+        if self._making_room and self.running:
             return 0
         return max(self.settings.vidgen_concurrency - len(self.running), 0)
 
@@ -278,11 +288,16 @@ class Worker:
         return len(claimed.tasks)
 
     async def _take_over(self) -> None:
+        """Take the tasks of the dead; once per lease even without a free slot, for others to take.
+
+        A worker under load has no free slot whenever it looks: the dead must not wait for one.
+        """
         slots = self._slots()
-        if slots == 0:
+        if slots == 0 and (boot_time() < self._sweep_due or not self._claims()):
             return
+        self._sweep_due = boot_time() + self.settings.vidgen_lease.total_seconds()
         async with self._claiming:
-            taken, lost = await self.queue.take_over(
+            taken, lost, self._making_room = await self.queue.take_over(
                 slots, idle=not self.running, steady=self.lease.steady()
             )
             self._start(taken)

@@ -1,0 +1,146 @@
+"""`prune`: remove tasks that ended long ago, in batches, and their files if asked.
+
+The unfinished are never touched, and neither are the books: submissions, charges, holds and the
+ledger stay. A tombstone keeps a pruned id from being used again and names the files until they are
+deleted, so that a run that was interrupted is simply repeated.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json
+from vidgen_worker.cli.tasks import Json, Yes
+from vidgen_worker.client import Database, load_client_settings, open_database
+from vidgen_worker.config import REMEDIES, format_duration, parse_duration
+from vidgen_worker.errors import Fault
+from vidgen_worker.storage import Storage
+
+SHORTEST = timedelta(days=1)
+BATCH = 500
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(prune)
+
+
+def prune(
+    older_than: Annotated[
+        str, typer.Option(help="Only tasks that ended before that: 90d, 36h; at least 1d.")
+    ] = "90d",
+    objects: Annotated[
+        bool, typer.Option("--objects", help="Delete their stills and clips in Storage too.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Tasks per statement.")] = BATCH,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Remove tasks that ended long ago. Their ids can't be used again; the books stay."""
+    age = _age(older_than)
+    settings = load_client_settings()
+    storage = _storage_of() if objects else None
+    with open_database(settings.database_url.get_secret_value()) as database:
+        found = database.rows("prunable", {"age": age})[0]
+        need_yes(_plan(found, age, objects=objects), yes=yes)
+        tasks = _remove_tasks(database, found, batch, quiet=json)
+        files = 0
+        if storage is not None:
+            try:
+                files = asyncio.run(_remove_files(database, storage, batch))
+            except Fault as fault:
+                fail(
+                    ExitCode.FAILED,
+                    f"{tasks} task(s) removed, but Storage refused to delete files: "
+                    f"{fault.details}. Run the same command again: it goes on where it stopped.",
+                )
+    if json:
+        print_json({"tasks": tasks, "files": files, "before": found["before"]})
+    else:
+        console().print(f"Removed {tasks} task(s) and {files} file(s).")
+
+
+def _age(text: str) -> timedelta:
+    try:
+        age = parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--older-than") from error
+    if not isinstance(age, timedelta) or age < SHORTEST:
+        raise typer.BadParameter(
+            f"{text} is too short: users look at what they made today.", param_hint="--older-than"
+        )
+    return age
+
+
+def _plan(found: dict[str, Any], age: timedelta, *, objects: bool) -> str:
+    plan = (
+        f"Remove {found['tasks']} task(s) that ended more than {format_duration(age)} ago: "
+        f"{found['completed']} completed, {found['failed']} failed, {found['cancelled']} "
+        "cancelled. Each removal is one Realtime event to every subscriber of the table."
+    )
+    if objects:
+        earlier = found["tombstones_with_files"]
+        plan += (
+            f" Delete their files, and those of {earlier} task(s) pruned earlier: links to them, "
+            "in video_scenes too, stop working."
+        )
+    return plan
+
+
+def _storage_of() -> tuple[str, str]:
+    """Return URL and key of Storage; end with a sentence where one is missing."""
+    settings = load_client_settings()
+    url, key = settings.supabase_url, settings.supabase_service_role_key
+    if not url or key is None:
+        missing = [
+            f"{name.upper()} ({REMEDIES[name]})"
+            for name in ("supabase_url", "supabase_service_role_key")
+            if not getattr(settings, name)
+        ]
+        fail(
+            ExitCode.CONFIGURATION,
+            f"--objects needs {' and '.join(missing)}. Nothing was removed.",
+        )
+    return url, key.get_secret_value()
+
+
+def _remove_tasks(database: Database, found: dict[str, Any], batch: int, *, quiet: bool) -> int:
+    """Remove batch after batch; each is a transaction of its own."""
+    removed = 0
+    with Progress(console=console(stderr=True), transient=True, disable=quiet) as progress:
+        line = progress.add_task("Removing tasks", total=found["tasks"])
+        while True:
+            values = {"before": found["before"], "batch": batch}
+            count = database.rows("prune_tasks", values)[0]["tasks"]
+            removed += count
+            progress.update(line, completed=removed)
+            if count == 0:
+                return removed
+
+
+async def _remove_files(database: Database, access: tuple[str, str], batch: int) -> int:
+    """Delete what tombstones name, then forget the names. Raises Fault."""
+    removed = 0
+    storage = Storage(*access, buckets=())
+    try:
+        while rows := database.rows("pruned_objects", {"batch": batch}):
+            for bucket, paths in _by_bucket(rows).items():
+                await storage.remove(bucket, paths)
+                removed += len(paths)
+            database.rows("objects_removed", {"task_ids": [row["task_id"] for row in rows]})
+    finally:
+        await storage.aclose()
+    return removed
+
+
+def _by_bucket(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    paths: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        for named in row["objects"]:
+            paths[named["bucket"]].append(named["path"])
+    return paths

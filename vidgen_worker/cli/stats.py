@@ -1,0 +1,140 @@
+"""`stats` and `workers`: what waits, what runs, what it yields and costs, and who does it.
+
+It reads the database only, through the same views that an operator can select from in SQL.
+"""
+
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from vidgen_worker.cli.output import console, facts, print_json, table
+from vidgen_worker.cli.tasks import Json
+from vidgen_worker.client import Database, load_client_settings, open_database
+from vidgen_worker.config import format_duration
+
+Row = dict[str, Any]
+
+STATE_STYLES: Mapping[str, str] = {
+    "steady": "green",
+    "settling": "cyan",
+    "silent": "yellow",
+    "dead": "red",
+}
+WORKER_COLUMNS = ("worker", "host", "pid", "version", "state", "running", "of", "silent", "started")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(stats)
+    app.command()(workers)
+
+
+def stats(
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    json: Json = False,
+) -> None:
+    """Show the queue, what is in flight, throughput, failures, cost, gates and workers."""
+    with open_database(load_client_settings().database_url.get_secret_value()) as database:
+        if json:
+            print_json(read(database))
+            return
+        out = console()
+        if not watch:
+            out.print(shown(read(database)))
+            return
+        pause = threading.Event()
+        with Live(shown(read(database)), console=out, auto_refresh=False) as live:
+            while not pause.wait(every):
+                live.update(shown(read(database)), refresh=True)
+
+
+def workers(json: Json = False) -> None:
+    """List every worker: what it runs, and when it was last heard of."""
+    with open_database(load_client_settings().database_url.get_secret_value()) as database:
+        rows = database.rows("workers")
+    if json:
+        print_json(rows)
+    elif not rows:
+        console().print("No worker is running. Start one: vidgen-worker run")
+    else:
+        console().print(workers_table(rows))
+
+
+def read(database: Database) -> dict[str, Any]:
+    """Everything that `stats` shows, as plain values."""
+    return {
+        "queue": database.rows("queue_health")[0],
+        "in_flight": database.rows("in_flight_by_stage"),
+        "throughput": database.rows("throughput"),
+        "failures": database.rows("failures_by_code"),
+        "gates": database.rows("gates"),
+        "workers": database.rows("workers"),
+    }
+
+
+def shown(found: Mapping[str, Any]) -> Group:
+    """Return the tables of one look."""
+    queue: Row = found["queue"]
+    oldest = format_duration(timedelta(seconds=round(queue["oldest_seconds"])))
+    parts: list[Any] = [
+        facts([
+            ("waiting", f"{queue['pending']}, the oldest for {oldest}"),
+            ("for later", queue["scheduled"]),
+            ("running", f"{queue['processing']} in {queue['slots']} slots"),
+        ]),
+        _gates(found["gates"]),
+    ]  # fmt: skip
+    if found["in_flight"]:
+        lines = [(row["stage"] or "–", row["state"], row["tasks"]) for row in found["in_flight"]]  # noqa: RUF001
+        parts.append(table(("stage", "state", "tasks"), lines, "In flight"))
+    columns = (
+        "", "completed", "failed", "cancelled", "success", "submitted", "possibly paid",
+        "provider cost", "charged",
+    )  # fmt: skip
+    parts.append(table(columns, [_throughput(row) for row in found["throughput"]], "Throughput"))
+    if found["failures"]:
+        lines = [(row["code"], row["tasks"], row["last"]) for row in found["failures"]]
+        parts.append(table(("code", "tasks", "last"), lines, "Failures of the last 24 hours"))
+    if found["workers"]:
+        parts.append(workers_table(found["workers"], "Workers"))
+    else:
+        parts.append(Text("No worker is running. Start one: vidgen-worker run", style="yellow"))
+    return Group(*parts)
+
+
+def workers_table(rows: list[Row], title: str = "") -> object:
+    """Return the table of workers."""
+    lines = [
+        (
+            row["id"], row["host"], row["pid"], row["version"],
+            Text(row["state"], style=STATE_STYLES[row["state"]]),
+            row["running"], row["concurrency"], f"{row['silence'].total_seconds():.0f} s",
+            row["started_at"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    return table(WORKER_COLUMNS, lines, title)
+
+
+def _throughput(row: Row) -> tuple[object, ...]:
+    ended = row["completed"] + row["failed"]
+    success = f"{100 * row['completed'] / ended:.1f} %" if ended else None
+    return (
+        row["label"], row["completed"], row["failed"], row["cancelled"], success,
+        row["submissions"], row["unknown_submissions"], row["provider_cost"],
+        row["credits_charged"],
+    )  # fmt: skip
+
+
+def _gates(gates: list[Row]) -> object:
+    if not gates:
+        return facts([("gates", "all open")])
+    lines = [(g["model"], g["reason"], g["details"], g["closed_at"], g["until"]) for g in gates]
+    return table(("model", "reason", "details", "closed", "probed next"), lines, "Closed gates")
