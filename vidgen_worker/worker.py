@@ -10,11 +10,9 @@ import os
 import random
 import signal
 import socket
-import tempfile
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
-from pathlib import Path
 from uuid import UUID
 
 from vidgen_worker import __version__
@@ -25,6 +23,7 @@ from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     BucketsUnchecked,
     ClaimsDisabled,
+    GenerationLeftRunning,
     LeaseLost,
     LoopFailed,
     MetricsServed,
@@ -47,6 +46,7 @@ from vidgen_worker.pipeline import Run, Tools
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
 from vidgen_worker.queue import Key, Queue, Reported
+from vidgen_worker.scratch import scratch_folder
 from vidgen_worker.storage import Bucket, Storage
 from vidgen_worker.storm import StormWatch
 from vidgen_worker.task import Abandoned, Fence, Task
@@ -56,6 +56,8 @@ CLAIM_AGAIN = timedelta(milliseconds=30)
 MOST_EMPTY_CLAIMS = 10
 SOONEST_BEAT = 0.05
 """Seconds between two heartbeats at least: a burst of cancels is one beat."""
+LAST_TRY = 1.0
+"""Seconds that each step of a drain gets even after its time-out."""
 EXIT_OK, EXIT_FORCED = 0, 1
 
 
@@ -104,9 +106,7 @@ class Worker:
     async def run(self) -> int:
         """Work until told to stop, then drain."""
         with contextlib.ExitStack() as stack:
-            self._folder = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="vidgen-worker-"))
-            )
+            self._folder = stack.enter_context(scratch_folder())
             port = stack.enter_context(serving(
                 self._metrics(), self.settings.vidgen_metrics_port,
                 alive=self.alive, ready=self._ready,
@@ -471,31 +471,35 @@ class Worker:
         self._drain_deadline = boot_time() + self.settings.vidgen_drain_timeout.total_seconds()
         emit(WorkerDraining(worker=self.queue.worker_id, running=len(self.running)))
         sd_notify("STOPPING=1", "STATUS=draining")
-        async with self._claiming:  # the claim in flight; no other begins
-            pass
+        with contextlib.suppress(TimeoutError):
+            # The claim in flight; no other begins.
+            async with asyncio.timeout(self._drain_left()), self._claiming:
+                pass
         posting = self.posting | {
             run.posting for run, _ in self.running.values() if run.posting is not None
         }
         if posting:
-            remaining = max(self._drain_deadline - boot_time(), 0.0)
-            await asyncio.wait(posting, timeout=remaining)
+            await asyncio.wait(posting, timeout=self._drain_left())
         held = dict(self.running)
         for _, working in held.values():
             working.cancel()
-        await asyncio.gather(*(working for _, working in held.values()), return_exceptions=True)
+        if held:
+            await asyncio.wait(
+                {working for _, working in held.values()}, timeout=self._drain_left()
+            )
         handed_back: list[UUID] = []
         try:
-            await self._flush_reports()
-            handed_back = await self.queue.hand_back()
-            await self.queue.leave()
-        except DatabaseUnavailableError:
+            async with asyncio.timeout(self._drain_left()):
+                await self._flush_reports()
+                handed_back = await self.queue.hand_back()
+                await self.queue.leave()
+        except (DatabaseUnavailableError, TimeoutError):
             for run, _ in held.values():
                 for stage, generation in run.generations.items():
-                    emit(TaskFailed(
-                        fence=run.task.fence, code="DRAIN_TIMED_OUT",
-                        message="Postgres was away: the lease will run out",
-                        details=f"{stage}: generation {generation} goes on at the provider",
-                    ))  # fmt: skip
+                    if stage not in run.done:
+                        emit(GenerationLeftRunning(
+                            fence=run.task.fence, stage=stage, generation=generation
+                        ))  # fmt: skip
         for task_id in handed_back:
             fence = Fence(task_id, 0, self.queue.worker_id)
             if task_id in held:
@@ -505,6 +509,11 @@ class Worker:
             loop.cancel()
         emit(WorkerStopped(worker=self.queue.worker_id, handed_back=len(handed_back)))
         return EXIT_OK
+
+    def _drain_left(self) -> float:
+        """Seconds that the drain may still take; never too few for one try at Postgres."""
+        deadline = self._drain_deadline or 0.0
+        return max(deadline - boot_time(), LAST_TRY)
 
     async def _flush_reports(self) -> None:
         if self._reports:
