@@ -78,7 +78,10 @@ begin
     returning t.* into task;
     -- Else one insert of many tasks, each cancelled as soon as it runs, would pass the limit that
     -- the next insert meets.
-    if auth.role() <> 'service_role' then
+    if auth.role() <> 'service_role' and exists (
+      select from vidgen.submissions as s
+       where s.task_id = task.id and s.ended_at is null and s.answer is distinct from 'refused'
+    ) then
       perform pg_advisory_xact_lock(hashtextextended('vidgen limits ' || task.user_id::text, 0));
       if vidgen.unbilled_cost(task.user_id)
          > (select s.max_unbilled_cost_per_user from vidgen.settings as s) then

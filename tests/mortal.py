@@ -99,14 +99,12 @@ def live(order: Mapping[str, Any]) -> int:
             doom.wrap(owner, verb, name)
     poison = order.get("poison")
     if poison:
-        original = Runway.submit
 
-        async def submit(self: Runway, request: Any) -> Any:  # noqa: ANN401 - as the original
-            if poison in str(request.body):
+        def die_of(event: events.Event) -> None:
+            if isinstance(event, events.ResolutionMapped) and str(event.fence.task_id) == poison:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return await original(self, request)
 
-        Runway.submit = submit  # type: ignore[method-assign]
+        events.subscribe(die_of)
     settings = Settings(_env_file=None, **order["settings"])
     configure(settings.vidgen_log_level, settings.vidgen_log_format, secrets=[])
     return asyncio.run(serve(settings))
@@ -177,7 +175,7 @@ class Mortals:
         self, settings: Mapping[str, str], point: str = "", occurrence: int = 1, *,
         by: int = signal.SIGKILL, poison: str = "",
     ) -> Mortal:  # fmt: skip
-        """Start a worker that dies at the point (`by` SIGSTOP: falls asleep), or of the poison."""
+        """Start a worker that dies at the point (`by` SIGSTOP: sleeps), or of the task `poison`."""
         order = {
             "settings": {name.lower(): value for name, value in settings.items()},
             "point": point, "occurrence": occurrence, "by": by, "poison": poison,

@@ -7,7 +7,7 @@ ordinary worker takes everything over, and the books are compared.
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ class Case:
     task: UUID
 
 
-Act = Callable[[World, UUID, Mortal], Awaitable[None]]
-Prepare = Callable[[World, UUID, Mortals, Mapping[str, str]], Awaitable[None]]
+Act = Callable[[World, UUID, Mortal], Coroutine[Any, Any, None]]
+Prepare = Callable[[World, UUID, Mortals, Mapping[str, str]], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,9 @@ async def _kill(
         await scenario.prepare(world, case.task, dying, settings)
     mortal = await dying.start(settings, case.point, case.occurrence)
     death = asyncio.create_task(mortal.ended())
-    acting = asyncio.create_task(scenario.act(world, case.task, mortal)) if scenario.act else None
+    acting: asyncio.Task[None] | None = None
+    if scenario.act:
+        acting = asyncio.create_task(scenario.act(world, case.task, mortal))
     try:
         async with asyncio.timeout(PATIENCE / 3):
             status = await death

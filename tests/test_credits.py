@@ -337,7 +337,7 @@ def test_nobody_writes_the_books_but_through_the_grant(
     with ground.admin.transaction(force_rollback=True):
         ground.sql(f"set local role {role}")
         with pytest.raises(errors.InsufficientPrivilege):
-            ground.sql(statement)
+            ground.sql(statement, *[uuid4()] * statement.count("%s"))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ async def test_a_deploy_with_200_tasks_in_flight(world: World, tmp_path: Path) -
     world.runway.set(concurrency=MANY, image_seconds=300)
     tasks = many(world, MANY)
     with mortals(tmp_path / "worker.log") as processes:
-        old = await processes.start(world.env(**QUICK | TAKES_LONG, VIDGEN_LEASE="30s"))
+        old = await processes.start(world.env(**QUICK | TAKES_LONG | {"VIDGEN_LEASE": "30s"}))
         await until_true(
             world, "select count(*) = %s from vidgen.checkpoints where state = 'generating'", MANY
         )
@@ -114,8 +114,10 @@ async def test_resumed_tasks_end_well_and_are_paid_once(world: World, tmp_path: 
         for _ in range(2):
             old = await processes.start(world.env(**environment))
             await until_true(
-                world, "select exists (select from vidgen.checkpoints where state = 'generating')"
-            )
+                world, "select exists (select from video_generation_tasks as t "
+                "join vidgen.workers as w on w.id = t.worker_id join vidgen.checkpoints as c "
+                "on c.task_id = t.id and c.state = 'generating' where w.pid = %s)", old.pid,
+            )  # fmt: skip
             old.signal(signal.SIGTERM)
             assert await old.ended() == 0
         async with world.worker(**environment):
@@ -240,12 +242,12 @@ async def test_a_poison_task_takes_nobody_down_with_it(world: World, tmp_path: P
     world.runway.set(concurrency=MANY)
     neighbours = many(world, MANY)
     user = world.user(30)
-    poison = world.order(user, world.scene(user, image_prompt="POISON in a bottle"))
+    poison = world.order(user, world.scene(user, image_prompt="Poison in a bottle"))
     settings = world.env(**QUICK | {"VIDGEN_CONCURRENCY": "250", "VIDGEN_LEASE": "1s"})
     deaths = 0
     with mortals(tmp_path / "worker.log") as processes:
         while True:
-            worker = await processes.start(settings, poison="POISON")
+            worker = await processes.start(settings, poison=str(poison))
             death = asyncio.create_task(worker.ended())
             end = asyncio.create_task(until_true(world, ENDED, patience=150))
             await asyncio.wait({death, end}, return_when=asyncio.FIRST_COMPLETED)

@@ -79,12 +79,11 @@ def impatient(world: World, user: UUID) -> Iterator[None]:
         yield
 
 
-async def play(world: World, case: Case, **columns: Any) -> Story:
+async def play(world: World, case: Case) -> Story:
     """Run one task to its end."""
     user = world.user(CREDITS)
     scene = world.scene(
         user, image_prompt=f"{case.image} a bottle", visual_prompt=f"{case.video} around it",
-        **columns,
     )  # fmt: skip
     if case.storage:
         world.storage.fail(**case.storage)
@@ -154,11 +153,13 @@ def gated(code: str, words: str) -> Case:
     return Case(words, posts=(2, 1), requeued=(code,), gate=code)
 
 
-def again(code: str, words: str, *, counted: bool = True, **more: Any) -> Case:
+def again(
+    code: str, words: str, *, counted: bool = True, settings: Mapping[str, str] | None = None
+) -> Case:
     """A stage that takes a second generation."""
     return Case(
         words, posts=(2, 1), generations=(2, 1), requeued=(code,), counted=counted,
-        failures=int(counted), **more,
+        failures=int(counted), settings=settings or {},
     )  # fmt: skip
 
 
@@ -426,7 +427,10 @@ async def test_a_provider_that_cannot_be_reached_is_waited_for(world: World) -> 
     user = world.user(CREDITS)
     async with relay(world) as (url, listen):
         with recorded() as heard, impatient(world, user):
-            async with world.worker(RUNWAYML_BASE_URL=url), hearing(events.TaskRequeued) as put_back:
+            async with (
+                world.worker(RUNWAYML_BASE_URL=url),
+                hearing(events.TaskRequeued) as put_back,
+            ):
                 task = world.order(user, world.scene(user))
                 await put_back.wait()
                 assert posts(world) == (0, 0)

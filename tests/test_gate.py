@@ -165,7 +165,9 @@ async def test_a_bad_key_closes_nothing_for_the_others(world: World) -> None:
             await closed.wait()
         world.sql("update video_generation_tasks set run_after = now() where id = %s", first)
         async with world.worker(**NEVER) as good:
-            rows = [await world.until(task) for task in (first, world.order(user, world.scene(user)))]
+            rows = [
+                await world.until(task) for task in (first, world.order(user, world.scene(user)))
+            ]
     assert {row["status"] for row in rows} == {"completed"}
     (gate,) = world.sql("select key_fingerprint from vidgen.gates")
     assert gate["key_fingerprint"] == bad.queue.key.fingerprint != good.queue.key.fingerprint
@@ -286,7 +288,11 @@ async def test_only_one_task_is_let_through_by_any_number_of_workers(world: Worl
         fingerprint(world),
     )
     tasks = crowd(world, 4, "[[stall]]")
-    async with world.worker(**NEVER), world.worker(**NEVER), hearing(events.SubmissionRecorded) as it:
+    async with (
+        world.worker(**NEVER),
+        world.worker(**NEVER),
+        hearing(events.SubmissionRecorded) as it,
+    ):
         for _ in range(3):
             async with hearing(events.GateProbed) as probed:
                 probe_now(world)

@@ -44,6 +44,10 @@ def schema_of(admin_url: str) -> str:
     return "".join(f"{line}\n" for (line,) in rows)
 
 
+def lines_of(database: Database) -> list[str]:
+    return schema_of(database.admin_url).splitlines()
+
+
 def books_of(admin_url: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(admin_url) as conn:
         return conn.execute(
@@ -329,9 +333,11 @@ def oldest_database(oldest_server: ExistingServer) -> Database:
     return Database(name, oldest_server.url(name), oldest_server.admin_url(name))
 
 
-def test_postgres_15_takes_them_and_comes_to_the_same_schema(oldest_database: Database) -> None:
+def test_postgres_15_takes_them_and_comes_to_the_same_schema(
+    oldest_database: Database, database: Database
+) -> None:
     assert migrate(oldest_database.url) == NAMES
-    assert schema_of(oldest_database.admin_url).splitlines() == SNAPSHOT.read_text().splitlines()
+    assert lines_of(oldest_database) == lines_of(database)
 
 
 def test_postgres_15_runs_a_task_from_claim_to_its_end(oldest_database: Database) -> None:
@@ -386,18 +392,21 @@ def test_the_cli_has_nothing_to_do_after_us(supabase: SupabaseCLI, bare_database
 
 
 def test_we_have_nothing_to_do_after_the_cli(
-    supabase: SupabaseCLI, bare_database: Database
+    supabase: SupabaseCLI, bare_database: Database, database: Database
 ) -> None:
     """Its splitter copes with our function bodies, and the schema comes out the same."""
     dry = supabase(bare_database.url, "db", "push", "--dry-run", "--yes")
     assert all(f"{name}.sql" in dry for name in NAMES)
     supabase(bare_database.url, "migration", "up", "--yes")
     assert migrate(bare_database.url) == []
-    assert schema_of(bare_database.admin_url).splitlines() == SNAPSHOT.read_text().splitlines()
+    assert lines_of(bare_database) == lines_of(database)
 
 
 def test_the_cli_goes_on_where_we_stopped(
-    supabase: SupabaseCLI, bare_database: Database, monkeypatch: pytest.MonkeyPatch
+    supabase: SupabaseCLI,
+    bare_database: Database,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An older version of ours applied two files, then the CLI, then we again."""
     all_of_them = migrations()
@@ -406,7 +415,7 @@ def test_the_cli_goes_on_where_we_stopped(
     monkeypatch.undo()
     supabase(bare_database.url, "migration", "up", "--yes")
     assert pending(bare_database.url) == []
-    assert schema_of(bare_database.admin_url).splitlines() == SNAPSHOT.read_text().splitlines()
+    assert lines_of(bare_database) == lines_of(database)
 
 
 def test_the_advisors_find_nothing_in_what_we_made(

@@ -434,11 +434,20 @@ def usurp(ground: Ground, how: str, held: Held, hand: Hand, other: Hand) -> None
             assert len(hand.claim()) == 1
         case "end":
             hand.about(held, "cancel")
+        case "end by a hand that left the worker's name":
+            ground.sql(
+                "update public.video_generation_tasks"
+                " set status = 'cancelled', completed_at = now() where id = %s",
+                held.id,
+            )
         case _:
             raise AssertionError(how)
 
 
-WAYS = ("hand-back", "takeover", "another attempt of its own", "end")
+WAYS = (
+    "hand-back", "takeover", "another attempt of its own", "end",
+    "end by a hand that left the worker's name",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FENCED)

@@ -1,4 +1,4 @@
-"""Paid POSTs whose answer is lost, late or nonsense: counted, never repeated blindly, never lost."""
+"""Paid POSTs whose answer is lost, late or nonsense: counted, never repeated blindly, kept."""
 
 import asyncio
 import signal
@@ -12,7 +12,6 @@ import pytest
 
 from tests.world import PATIENCE, World, hearing, recorded
 from vidgen_worker import events
-from vidgen_worker.worker import Worker
 
 AMBIGUOUS = {
     "no answer in time": "hang-after-accept 90s",
@@ -39,16 +38,31 @@ def submissions(world: World) -> list[dict[str, Any]]:
 
 
 async def until(world: World, happened: Callable[[], bool]) -> None:
-    """Wait until it has happened; looked at whenever a task's row or a heartbeat changes."""
-    async with await psycopg.AsyncConnection.connect(
-        world.database.admin_url, autocommit=True
-    ) as conn:
-        await conn.execute("listen test_rows")
-        await conn.execute("listen test_beats")
-        async with asyncio.timeout(PATIENCE):
-            while not await asyncio.to_thread(happened):
-                async for _ in conn.notifies(timeout=PATIENCE, stop_after=1):
-                    pass
+    """Wait until it has happened; looked at whenever a worker says something or writes a row."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+    async def listen() -> None:
+        async with await psycopg.AsyncConnection.connect(
+            world.database.admin_url, autocommit=True
+        ) as conn:
+            await conn.execute("listen test_rows")
+            await conn.execute("listen test_beats")
+            async for _ in conn.notifies():
+                changed.set()
+
+    def hear(_: events.Event) -> None:
+        loop.call_soon_threadsafe(changed.set)
+
+    listening = asyncio.create_task(listen())
+    try:
+        with events.subscribed(hear):
+            async with asyncio.timeout(PATIENCE / 3):
+                while not await asyncio.to_thread(happened):
+                    await changed.wait()
+                    changed.clear()
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
@@ -107,7 +121,7 @@ async def test_the_cap_is_counted_anew_for_a_retry_and_holds_there_too(world: Wo
 # Answers that come late.
 
 
-async def robbed(world: World, worker: Worker, image: str) -> tuple[UUID, UUID]:
+async def robbed(world: World, image: str) -> tuple[UUID, UUID]:
     """A task whose worker is declared dead while its POST is in flight: (user, task)."""
     user = world.user(100)
     scene = world.scene(user, image_prompt=f"{image} a bottle")
@@ -121,7 +135,6 @@ async def robbed(world: World, worker: Worker, image: str) -> tuple[UUID, UUID]:
             task,
         )
         await resumed.wait()
-    del worker
     return user, task
 
 
@@ -132,8 +145,8 @@ def forget(world: World) -> None:
 
 async def test_a_successor_attaches_to_an_answer_that_outlives_the_lease(world: World) -> None:
     with recorded() as heard:
-        async with world.worker() as worker, world.worker():
-            user, task = await robbed(world, worker, "[[late 2s]]")
+        async with world.worker(), world.worker():
+            user, task = await robbed(world, "[[late 2s]]")
             row = await world.until(task)
     assert (row["status"], row["attempt"], row["failures"]) == ("completed", 2, 0)
     assert posts(world) == (1, 1)
@@ -153,12 +166,11 @@ async def test_an_answer_after_the_successor_gave_up_is_recorded_and_ended(
     world: World, words: str, state: str, cost: int | None
 ) -> None:
     with recorded() as heard:
-        async with world.worker() as worker, world.worker():
-            async with hearing(events.LateAnswer) as late:
-                user, task = await robbed(world, worker, f"[[late 4s]] {words}")
-                forget(world)
-                row = await world.until(task)
-                await late.wait()
+        async with world.worker(), world.worker(), hearing(events.LateAnswer) as late:
+            user, task = await robbed(world, f"[[late 4s]] {words}")
+            forget(world)
+            row = await world.until(task)
+            await late.wait()
     assert row["status"] == "completed"
     assert posts(world) == (2, 1)
     lost, used = world.runway.generations(kind="image")
@@ -177,13 +189,13 @@ async def test_an_answer_after_the_successor_gave_up_is_recorded_and_ended(
 async def test_an_answer_after_the_task_has_failed_is_ended_too(world: World) -> None:
     """A cap of one: the successor gives up for good, and nobody waits for the generation."""
     settings = {"VIDGEN_MAX_SUBMISSIONS": "1"}
-    async with world.worker(**settings) as worker, world.worker(**settings):
-        async with hearing(events.LateAnswer) as late:
-            _, task = await robbed(world, worker, "[[late 4s]] [[stall]]")
-            forget(world)
-            row = await world.until(task)
-            assert not late.is_set()
-            await late.wait()
+    servants = world.worker(**settings), world.worker(**settings)
+    async with servants[0], servants[1], hearing(events.LateAnswer) as late:
+        _, task = await robbed(world, "[[late 4s]] [[stall]]")
+        forget(world)
+        row = await world.until(task)
+        assert not late.is_set()
+        await late.wait()
     assert row["error_code"] == "SUBMISSION_UNKNOWN"
     assert posts(world) == (1, 0)
     assert [g["state"] for g in world.runway.generations()] == ["CANCELLED"]

@@ -293,7 +293,6 @@ select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, c
 select label,
        coalesce(sum(completed), 0)::bigint as completed, coalesce(sum(failed), 0)::bigint as failed,
        coalesce(sum(cancelled), 0)::bigint as cancelled,
-       max(seconds_median) filter (where completed > 0) as slowest_median,
        coalesce(sum(submissions), 0)::bigint as submissions,
        coalesce(sum(unknown_submissions), 0)::bigint as unknown_submissions,
        coalesce(sum(provider_cost), 0) as provider_cost,

@@ -28,6 +28,8 @@ Row = dict[str, Any]
 
 CHANNEL = "vidgen_tasks"
 TRANSACTION_POOLER_PORT = 6543
+STATEMENT_DEADLINE = timedelta(seconds=15)
+"""After this a statement is given up, and sent again where it may be."""
 
 # Keepalives find a peer that vanished without a word; libpq's own, so that any pooler takes them.
 CONNECTION: Mapping[str, Any] = MappingProxyType(
@@ -95,7 +97,7 @@ class Database:
     """A pool of autocommit connections, and the one way to run a named query."""
 
     def __init__(
-        self, url: str, *, size: int = 6, deadline: timedelta = timedelta(seconds=15)
+        self, url: str, *, size: int = 6, deadline: timedelta = STATEMENT_DEADLINE
     ) -> None:
         self._url = url
         self._deadline = deadline.total_seconds()

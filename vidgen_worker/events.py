@@ -325,6 +325,15 @@ class GenerationEnded(StageEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationLeftRunning(StageEvent):
+    """Postgres was away until the drain's end: the lease runs out, and a successor resumes."""
+
+    sentence = "Postgres is away: this worker leaves without handing its generation back"
+    level = logging.ERROR
+    generation: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConformed(StageEvent):
     """The output was not quite what was asked for, and was brought to it."""
 

@@ -40,6 +40,7 @@ from vidgen_worker.events import (
 )
 from vidgen_worker.lease import boot_time
 from vidgen_worker.media import Media
+from vidgen_worker.notify import Turns
 from vidgen_worker.providers import Accepted, Generation, GenerationState, Provider, Request
 from vidgen_worker.providers.runway_inputs import with_frame
 from vidgen_worker.queue import (
@@ -70,6 +71,8 @@ from vidgen_worker.task import (
 
 SIGNED_FOR = timedelta(hours=1)
 SLOWEST_POLL = timedelta(minutes=1)
+LONGEST_POLL = timedelta(minutes=2)
+"""One poll with its tries: beyond this the poll loop is stuck."""
 FETCH_TRIES = 3
 ANSWER_POLL = timedelta(seconds=1)
 
@@ -110,6 +113,7 @@ class Tools:
     storm: StormWatch
     license: Callable[[], Awaitable[None]]
     report: Callable[[Reported], None]
+    turns: Turns
     folder: Path
 
 
@@ -348,6 +352,8 @@ class Pipeline:
             fence=self._fence, stage=stage.name, submission=submission_id,
             generation=accepted.generation_id, estimated_cost=accepted.estimated_cost,
         ))  # fmt: skip
+        # Known from here on, recorded or not: a drain without Postgres says it in the log.
+        self._run.generations[stage.name] = accepted.generation_id
         mine, fate = await self._queue.answer(
             self._fence, stage.name, submission_id, Answer.GENERATION, accepted, ""
         )
@@ -403,7 +409,7 @@ class Pipeline:
         while True:
             seconds = time.monotonic() - began
             try:
-                generation = await self._provider.poll(generation_id)
+                generation = await self._poll(generation_id)
                 trouble = 0
             except Fault as fault:
                 if fault.disposition is not Disposition.IN_PLACE:
@@ -434,6 +440,15 @@ class Pipeline:
             slower = 2 ** min(trouble, 4) * (5 if overdue else 1)
             pause = min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval))
             await self._pause(timedelta(seconds=pause * random.uniform(1.0, 1.25)))  # noqa: S311
+
+    async def _poll(self, generation_id: UUID) -> Generation:
+        """Poll under the eyes of the watchdog. Raises Fault."""
+        turn = ("poll", generation_id)
+        self._tools.turns.turned(turn, LONGEST_POLL)
+        try:
+            return await self._provider.poll(generation_id)
+        finally:
+            self._tools.turns.rests(turn)
 
     def _succeeded(self, generation: Generation) -> Generation:
         match generation.state:

@@ -11,14 +11,14 @@ import random
 import signal
 import socket
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from datetime import timedelta
 from uuid import UUID
 
 from vidgen_worker import __version__
 from vidgen_worker.attempt import attempt
 from vidgen_worker.config import Settings
-from vidgen_worker.db import Database, DatabaseUnavailableError, Listener
+from vidgen_worker.db import STATEMENT_DEADLINE, Database, DatabaseUnavailableError, Listener
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     BucketsUnchecked,
@@ -41,7 +41,7 @@ from vidgen_worker.janitor import Janitor
 from vidgen_worker.lease import Lease, boot_time
 from vidgen_worker.media import Media
 from vidgen_worker.metrics import Metrics, serving
-from vidgen_worker.notify import sd_notify
+from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.pipeline import Run, Tools
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
@@ -53,9 +53,16 @@ from vidgen_worker.task import Abandoned, Fence, Task
 
 REPORT_EVERY = timedelta(seconds=1)
 CLAIM_AGAIN = timedelta(milliseconds=30)
+CLAIM_STATEMENTS = 6
+"""Statements in one turn of the claim loop at the most, and a heartbeat's to wait for."""
+STATUS_EVERY = timedelta(seconds=10)
 MOST_EMPTY_CLAIMS = 10
 SOONEST_BEAT = 0.05
 """Seconds between two heartbeats at least: a burst of cancels is one beat."""
+CANCEL_AGAIN = 0.2
+"""Seconds after which a cancellation that had no effect is repeated."""
+LOOPS_END = 10.0
+"""Seconds that loops get to end: psycopg waits for five more when the server is frozen."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
 EXIT_OK, EXIT_FORCED = 0, 1
@@ -91,7 +98,8 @@ class Worker:
         self._wake = asyncio.Event()
         self._cancel_wake = asyncio.Event()
         self._beat_wake = asyncio.Event()
-        self._turned = boot_time()
+        self.turns = Turns()
+        self._said_ready = False
         self._claiming = asyncio.Lock()
         self._renewed = asyncio.Event()
         self._reports: dict[UUID, Reported] = {}
@@ -124,15 +132,14 @@ class Worker:
                     for loop in (self._claim_loop, self._report_loop, self.janitor.loop)
                 ]
                 loops.append(asyncio.create_task(self._turning(self._heartbeat_loop, drain=True)))
+                loops.append(asyncio.create_task(self._turning(self._watchdog_loop, drain=True)))
                 loops.append(asyncio.create_task(self._ensure_buckets()))
                 if self.settings.vidgen_listen != "off":
                     loops.append(asyncio.create_task(self.listener.run(self.queue.worker_id)))
                 await self.stopping.wait()
                 return await self._drain(loops)
             finally:
-                for loop in loops:
-                    loop.cancel()
-                await asyncio.gather(*loops, return_exceptions=True)
+                await end_all(set(loops), LOOPS_END)
                 await self.media.aclose()
                 await self.storage.aclose()
                 await self.provider.aclose()
@@ -141,7 +148,7 @@ class Worker:
 
     def alive(self) -> bool:
         """Whether the loops turn; says nothing of Postgres, which may be away for good reasons."""
-        return boot_time() - self._turned < self.settings.vidgen_lease.total_seconds() * 2
+        return not self.turns.stuck()
 
     # Asked through the worker, because a new life has a new lease.
 
@@ -177,7 +184,6 @@ class Worker:
         ))  # fmt: skip
         if not self.settings.runwayml_enabled:
             emit(ClaimsDisabled())
-        sd_notify("READY=1", f"STATUS=0 of {self.settings.vidgen_concurrency} tasks running")
 
     async def _register(self) -> None:
         sent = boot_time()
@@ -194,8 +200,7 @@ class Worker:
         if working.done():
             working.result()
             return True
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        await end_all({working}, LOOPS_END)
         return False
 
     async def _ensure_buckets(self) -> None:
@@ -236,7 +241,9 @@ class Worker:
         """One claim, then wait for a reason for the next: NOTIFY, a free slot, the poll."""
         empty = 0
         due = 0.0
+        longest = self.settings.vidgen_queue_poll * 1.1 + CLAIM_STATEMENTS * STATEMENT_DEADLINE
         while not self.stopping.is_set():
+            self.turns.turned("claim", longest)
             self._wake.clear()
             polled = boot_time() >= due
             if polled:
@@ -333,7 +340,7 @@ class Worker:
         tools = Tools(
             settings=self.settings, queue=self.queue, provider=self.provider,
             storage=self.storage, media=self.media, storm=self.storm, license=self._license,
-            report=self._report, folder=self._folder,
+            report=self._report, turns=self.turns, folder=self._folder,
         )  # fmt: skip
         try:
             outcome = await attempt(tools, run)
@@ -394,26 +401,46 @@ class Worker:
     async def _heartbeat_loop(self) -> None:
         """Renew the lease; act on what comes back. It never waits for a claim or a task."""
         while True:
-            began = self._turned = boot_time()
+            began = boot_time()
+            # One pause, and one statement that is given up after as long.
+            self.turns.turned("heartbeat", self.settings.heartbeat * 2)
             self._beat_wake.clear()
             with contextlib.suppress(DatabaseUnavailableError):
                 await self._beat()
-            sd_notify(
-                "WATCHDOG=1",
-                f"STATUS={len(self.running)} of {self.settings.vidgen_concurrency} tasks running",
-            )
+                self._say_ready()
             await asyncio.sleep(SOONEST_BEAT)
             rest = self.settings.heartbeat.total_seconds() - (boot_time() - began)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(rest, 0.0)):
                     await self._beat_wake.wait()
 
+    def _say_ready(self) -> None:
+        """Tell systemd once that a heartbeat was accepted."""
+        if not self._said_ready and not self.stopping.is_set():
+            self._said_ready = True
+            sd_notify("READY=1", self._status())
+
+    def _status(self) -> str:
+        doing = "draining" if self.stopping.is_set() else "working"
+        tasks = f"{len(self.running)} of {self.settings.vidgen_concurrency} tasks"
+        lease = "" if self.lease.held() else ", no heartbeat accepted: is the database away?"
+        return f"STATUS={doing}, {tasks}{lease}"
+
+    async def _watchdog_loop(self) -> None:
+        """Tell systemd that claim, heartbeat and poll loops turn, never that Postgres answers."""
+        pace = watchdog_pace()
+        while True:
+            if not self.turns.stuck():
+                sd_notify("WATCHDOG=1", self._status())
+            await asyncio.sleep((pace or STATUS_EVERY).total_seconds())
+
     async def _beat(self) -> None:
         held = [run.task.fence for run, _ in self.running.values()]
         sent = boot_time()
         # Orphans are told apart only while no claim is in flight: then every row that names this
         # worker is one that it knows of. The lock keeps a new claim away meanwhile, not this beat.
-        sweep = not self._claiming.locked()
+        # While draining, rows without a runner are what the drain itself is about to hand back.
+        sweep = not self._claiming.locked() and not self.stopping.is_set()
         async with self._claiming if sweep else contextlib.nullcontext():
             try:
                 verdict = await self.queue.heartbeat(
@@ -458,6 +485,8 @@ class Worker:
             working.cancel()
         self.queue = self._new_queue()
         self.lease = Lease(self.settings)
+        # Nothing turns until the database has taken the new row, however long it is away.
+        self.turns.all_rest()
         await self._register()
         self._wake.set()
 
@@ -470,7 +499,8 @@ class Worker:
         """Stop claiming, let submits in flight end, hand back; generations go on."""
         self._drain_deadline = boot_time() + self.settings.vidgen_drain_timeout.total_seconds()
         emit(WorkerDraining(worker=self.queue.worker_id, running=len(self.running)))
-        sd_notify("STOPPING=1", "STATUS=draining")
+        sd_notify("STOPPING=1", self._status())
+        self.turns.rests("claim")
         with contextlib.suppress(TimeoutError):
             # The claim in flight; no other begins.
             async with asyncio.timeout(self._drain_left()), self._claiming:
@@ -481,12 +511,7 @@ class Worker:
         if posting:
             await asyncio.wait(posting, timeout=self._drain_left())
         held = dict(self.running)
-        for _, working in held.values():
-            working.cancel()
-        if held:
-            await asyncio.wait(
-                {working for _, working in held.values()}, timeout=self._drain_left()
-            )
+        await end_all({working for _, working in held.values()}, self._drain_left())
         handed_back: list[UUID] = []
         try:
             async with asyncio.timeout(self._drain_left()):
@@ -525,6 +550,22 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause.total_seconds()):
                 await self.stopping.wait()
+
+
+async def end_all(working: Set[asyncio.Future[None]], seconds: float) -> None:
+    """Cancel these until they have ended, or the time is over.
+
+    Python 3.11's wait_for, which psycopg waits with, swallows a cancellation that meets the end of
+    what it waits for (python/cpython issue 86296): then the task goes on as if nothing was said.
+    """
+    deadline = boot_time() + seconds
+    while working and boot_time() < deadline:
+        for task in working:
+            task.cancel()
+        ended, working = await asyncio.wait(working, timeout=CANCEL_AGAIN)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # what it had to say was said as an event
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from vidgen_worker import __version__
-from vidgen_worker.cli import check, credit, demo, gate, reconcile, sandbox, tasks, work
+from vidgen_worker.cli import (
+    check,
+    credit,
+    demo,
+    gate,
+    prune,
+    reconcile,
+    sandbox,
+    stats,
+    tasks,
+    work,
+)
 from vidgen_worker.cli.output import ExitCode, fail
 from vidgen_worker.client import ClientError, DatabaseUnreachableError
 from vidgen_worker.config import SettingsError
@@ -27,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (work, check, demo, sandbox, tasks, credit, gate, reconcile):
+for module in (work, check, demo, sandbox, tasks, stats, credit, gate, reconcile, prune):
     module.register(app)
 
 

@@ -116,7 +116,7 @@ def _remove_tasks(database: Database, found: dict[str, Any], batch: int, *, quie
         line = progress.add_task("Removing tasks", total=found["tasks"])
         while True:
             values = {"before": found["before"], "batch": batch}
-            count = database.rows("prune_tasks", values)[0]["tasks"]
+            count = int(database.rows("prune_tasks", values)[0]["tasks"])
             removed += count
             progress.update(line, completed=removed)
             if count == 0:
@@ -130,7 +130,11 @@ async def _remove_files(database: Database, access: tuple[str, str], batch: int)
     try:
         while rows := database.rows("pruned_objects", {"batch": batch}):
             for bucket, paths in _by_bucket(rows).items():
-                await storage.remove(bucket, paths)
+                try:
+                    await storage.remove(bucket, paths)
+                except Fault as fault:
+                    if fault.name != "bucket_missing":  # then its files are gone too
+                        raise
                 removed += len(paths)
             database.rows("objects_removed", {"task_ids": [row["task_id"] for row in rows]})
     finally:

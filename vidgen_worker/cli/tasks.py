@@ -9,6 +9,7 @@ import typer
 
 from vidgen_worker.cli.output import (
     ExitCode,
+    cell,
     console,
     facts,
     fail,
@@ -85,16 +86,30 @@ def enqueue(
 def list_tasks(
     user: Annotated[UUID | None, typer.Option(help="Only of this user.")] = None,
     status: Annotated[Status | None, typer.Option(help="Only with this status.")] = None,
+    code: Annotated[str | None, typer.Option(help="Only with this error code.")] = None,
+    scene: Annotated[UUID | None, typer.Option(help="Only of this scene.")] = None,
+    worker: Annotated[UUID | None, typer.Option(help="Only what this worker runs.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only those ordered since: 1h, 7d.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
     json: Json = False,
 ) -> None:
     """List the newest tasks."""
     with _database() as database:
-        values = {"user_id": user, "status": status, "limit": limit}
-        rows = database.rows("tasks", values)
+        values = {
+            "user_id": user, "status": status, "code": code, "scene_id": scene,
+            "worker_id": worker, "since": _length(since, "--since"), "limit": limit,
+        }  # fmt: skip
+        rows = database.rows("find_tasks", values)
+        gates = database.rows("gates")
     if json:
         print_json(rows)
         return
+    for gate in gates:
+        until = f", probed at {cell(gate['until'])}" if gate["until"] else ""
+        console(stderr=True).print(
+            f"Gate closed: {gate['model']}, {gate['reason']}{until} ({gate['message']})",
+            soft_wrap=True,
+        )
     if not rows:
         console().print("No tasks.")
         return
@@ -116,19 +131,26 @@ def list_tasks(
 
 @tasks_app.command()
 def show(task_id: TaskId, json: Json = False) -> None:
-    """Show one task, what it submitted to the provider, and how far its stages are."""
+    """Show one task's whole story: attempts, submissions, generations, files, money."""
     with _database() as database:
         row = _row(database, task_id)
         row_of = {"task_id": task_id}
         submissions = database.rows("submissions_of_task", row_of)
         checkpoints = database.rows("checkpoints_of_task", row_of)
+        money = database.row("money_of_task", row_of) or {}
+        story = database.rows("story_of_task", row_of)
     if json:
-        print_json({**row, "submissions": submissions, "checkpoints": checkpoints})
+        print_json({
+            **row, "submissions": submissions, "checkpoints": checkpoints, "money": money,
+            "story": story,
+        })  # fmt: skip
         return
-    _print_task(row)
+    _print_task({**row, **money})
     for title, rows in (("Stages", checkpoints), ("Paid submissions", submissions)):
         if rows:
             console().print(table(list(rows[0]), [list(r.values()) for r in rows], title))
+    lines = [(s["at"], s["what"], s["stage"], s["attempt"], s["details"]) for s in story]
+    console().print(table(("when", "what", "stage", "attempt", "details"), lines, "Story"))
 
 
 @tasks_app.command()
@@ -183,6 +205,17 @@ def _row(database: Database, task_id: UUID) -> Row:
 def _print_task(row: Row) -> None:
     shown = {**row, "status": status_text(row)}
     console().print(facts([(k, v) for k, v in shown.items() if v is not None]))
+
+
+def _length(text: str | None, option: str) -> timedelta | None:
+    """Read a duration."""
+    if text is None:
+        return None
+    try:
+        length = parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+    return length if isinstance(length, timedelta) else None
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -1,0 +1,202 @@
+"""The ground that all contenders stand on: a durable PostgreSQL, and doubles that answer at once.
+
+Each run gets a fresh database from one migrated template and doubles of its own. fsync and
+synchronous_commit are on. Statements are counted by pg_stat_statements, those of the worker's role
+alone: the Storage double uses another one. Nothing here measures.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, LiteralString, Self
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from vidgen_worker.db import QUERIES
+from vidgen_worker.migrate import migrate
+from vidgen_worker.sandbox.control import RunwayControl, StorageControl
+from vidgen_worker.sandbox.postgres import EmbeddedPostgres
+from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings
+from vidgen_worker.sandbox.serving import BackgroundServer
+from vidgen_worker.sandbox.storage import StorageDouble
+from vidgen_worker.sandbox.supabase import bootstrap
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = "bench_template"
+PLENTY = 10**9
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Ground:
+    """One server for the whole bench. `start` makes one."""
+
+    postgres: EmbeddedPostgres
+    folder: Path
+
+    @classmethod
+    def start(cls) -> Self:
+        """Start PostgreSQL with pg_stat_statements, and migrate the template."""
+        postgres = EmbeddedPostgres.start(durable=True)
+        try:
+            with psycopg.connect(postgres.admin_url(), autocommit=True) as conn:
+                conn.execute("alter system set shared_preload_libraries = 'pg_stat_statements'")
+                # Rarely enough that no run is the one that pays for it.
+                conn.execute("alter system set checkpoint_timeout = '15min'")
+            postgres.restart()
+            bootstrap(postgres.admin_url())
+            with psycopg.connect(postgres.admin_url(), autocommit=True) as conn:
+                conn.execute("create extension if not exists pg_stat_statements")
+                conn.execute(
+                    sql.SQL("create database {} owner postgres").format(sql.Identifier(TEMPLATE))
+                )
+            bootstrap(postgres.admin_url(TEMPLATE))
+            migrate(postgres.url(TEMPLATE))
+        except BaseException:
+            postgres.stop()
+            raise
+        return cls(postgres, Path(tempfile.mkdtemp(prefix="vidgen-bench-")))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.postgres.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def site(self, **runway: Any) -> Iterator["Site"]:  # noqa: ANN401 - RunwaySettings' own
+        """A fresh database and doubles; `runway` changes the settings of Runway's double."""
+        name = f"bench_{uuid4().hex[:12]}"
+        admin = self.postgres.admin_url
+        with ExitStack() as stack:
+            with psycopg.connect(admin(), autocommit=True) as conn:
+                conn.execute(
+                    sql.SQL("create database {} template {} owner postgres").format(
+                        sql.Identifier(name), sql.Identifier(TEMPLATE)
+                    )
+                )
+            stack.callback(self._drop, name)
+            folder = self.folder / name
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            instant = {"image_seconds": 0, "video_seconds": 0, "render": "cached"}
+            double = RunwayDouble(
+                folder / "runway", RunwaySettings(**{**instant, "unlimited": True, **runway})
+            )
+            storage = StorageDouble(folder / "storage", admin(name))
+            http = stack.enter_context(BackgroundServer(double.app))
+            store = stack.enter_context(BackgroundServer(storage.app))
+            control = RunwayControl(http.url, double.key)
+            control.set(credit_balance=PLENTY)
+            yield Site(
+                self, name, control, StorageControl(store.url, storage.keys),
+                self.postgres.url(name), admin(name), folder,
+            )  # fmt: skip
+
+    def _drop(self, name: str) -> None:
+        with psycopg.connect(self.postgres.admin_url(), autocommit=True) as conn:
+            conn.execute(
+                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
+            )
+
+
+@dataclass
+class Site:
+    """One run's database and doubles."""
+
+    ground: Ground
+    name: str
+    runway: RunwayControl
+    storage: StorageControl
+    url: str = field(repr=False)
+    admin_url: str = field(repr=False)
+    folder: Path
+
+    def environment(self, **overrides: str) -> dict[str, str]:
+        """What a worker of ours, and a contender, is told by."""
+        return {
+            "DATABASE_URL": self.url,
+            "SUPABASE_URL": self.storage.url,
+            "SUPABASE_SERVICE_ROLE_KEY": self.storage.keys.service_role,
+            "RUNWAYML_API_SECRET": self.runway.key,
+            "RUNWAYML_BASE_URL": self.runway.url,
+            "VIDGEN_ALLOW_LOOPBACK_ASSETS": "true",
+            "VIDGEN_POLL_INTERVAL": "10ms",
+            "VIDGEN_LOG_LEVEL": "warning",
+            **overrides,
+        }
+
+    def sql(self, statement: LiteralString, *parameters: object) -> list[Row]:
+        """Run one statement as superuser, in autocommit."""
+        with psycopg.connect(self.admin_url, autocommit=True, row_factory=dict_row) as conn:
+            cursor = conn.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def users(self, count: int) -> list[UUID]:
+        """Make users with plenty of credits."""
+        users = [uuid4() for _ in range(count)]
+        self.sql(
+            "select public.grant_video_credits(u, %s, u::text) from unnest(%s::uuid[]) as u",
+            10**8, users,
+        )  # fmt: skip
+        return users
+
+    def scenes(self, count: int, users: list[UUID], words: str = "") -> list[UUID]:
+        """Make scenes of two seconds, in one scenario, the users in turn."""
+        scenario = uuid4()
+        self.sql(
+            "insert into public.video_scenarios (id, resolution) values (%s, '1280:720')", scenario
+        )
+        scenes = [uuid4() for _ in range(count)]
+        self.sql(
+            "insert into public.video_scenes"
+            " (id, user_id, scenario_id, image_prompt, visual_prompt, duration)"
+            " select id, user_id, %s, 'A bottle on a stone ' || id,"
+            " 'The camera moves around it ' || id || %s, 2"
+            " from unnest(%s::uuid[], %s::uuid[]) as n (id, user_id)",
+            scenario, words, scenes, [users[n % len(users)] for n in range(count)],
+        )  # fmt: skip
+        return scenes
+
+    def forget_statements(self) -> None:
+        """Begin to count anew."""
+        with psycopg.connect(self.ground.postgres.admin_url(), autocommit=True) as conn:
+            conn.execute("select pg_stat_statements_reset()")
+
+    def statements(self) -> list[Row]:
+        """What role `postgres` ran in this database: query, calls, seconds; the longest first."""
+        with psycopg.connect(
+            self.ground.postgres.admin_url(), autocommit=True, row_factory=dict_row
+        ) as conn:
+            rows = conn.execute(
+                "select s.query, s.calls, s.total_exec_time / 1000 as seconds, s.wal_bytes"
+                "  from pg_stat_statements as s"
+                " where s.dbid = (select oid from pg_database where datname = %s)"
+                "   and s.userid = 'postgres'::regrole"
+                " order by s.total_exec_time desc",
+                (self.name,),
+            ).fetchall()
+        return [{**row, "name": statement_name(row["query"])} for row in rows]
+
+
+def statement_name(text: str) -> str:
+    """The name of the block that a statement is, or how the statement begins."""
+    return _NAMES.get(_shape(text), " ".join(text.split())[:60])
+
+
+def _shape(text: str) -> str:
+    """A statement without comments and values: pg_stat_statements has replaced them by then."""
+    bare = re.sub(r"--[^\n]*", "", text)
+    values = re.sub(r"%\(\w+\)s|\$\d+|'[^']*'|(?<![\w$])-?\d+(?:\.\d+)?\b", "?", bare)
+    return re.sub(r"\s+", "", values)
+
+
+_NAMES = {_shape(body): name for name, body in QUERIES.items()}

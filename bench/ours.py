@@ -1,0 +1,77 @@
+"""Our worker as a contender: the product's own `serve`, telling some of its events as lines."""
+
+import asyncio
+import json
+import os
+import sys
+import time
+
+import psycopg
+
+from bench.lines import say
+from vidgen_worker.cli.work import secrets_of
+from vidgen_worker.config import load
+from vidgen_worker.events import (
+    Event,
+    GenerationEnded,
+    ListenChanged,
+    SubmissionRecorded,
+    TaskCompleted,
+    TaskFailed,
+    TaskRequeued,
+    TaskStarted,
+    WorkerStopped,
+    subscribe,
+)
+from vidgen_worker.logging_setup import configure
+from vidgen_worker.worker import serve
+
+INSERT = """
+insert into public.video_generation_tasks (id, scene_id, user_id)
+select s.id, s.id, s.user_id from public.video_scenes as s where s.id = any (%s::uuid[])
+"""
+
+
+def tell(event: Event) -> None:
+    """Say what the bench waits for. A task has the id of its scene."""
+    match event:
+        case ListenChanged(listening=True):
+            say("ready")
+        case TaskStarted():
+            say("started", id=str(event.fence.task_id), attempt=event.fence.attempt)
+        case SubmissionRecorded():
+            say("submitted", id=str(event.fence.task_id), stage=event.stage)
+        case GenerationEnded():
+            say("generated", id=str(event.fence.task_id), stage=event.stage)
+        case TaskCompleted():
+            say("ended", id=str(event.fence.task_id))
+        case TaskFailed() | TaskRequeued():
+            say("failed", id=str(event.fence.task_id), code=event.code, details=event.details)
+        case WorkerStopped():
+            say("stopped")
+        case _:
+            pass
+
+
+def work() -> int:
+    """Run the worker until SIGTERM."""
+    settings = load()
+    configure(settings.vidgen_log_level, "json", secrets=secrets_of(settings))
+    subscribe(tell)
+    return asyncio.run(serve(settings))
+
+
+def enqueue() -> int:
+    """Insert tasks as they are asked for: one statement per line."""
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as conn:
+        say("ready")
+        for line in sys.stdin:
+            ids = json.loads(line)["ids"]
+            before = time.monotonic()
+            conn.execute(INSERT, (ids,))
+            say("enqueued", before=before, ids=ids)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit({"work": work, "enqueue": enqueue}[sys.argv[1]]())

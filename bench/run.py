@@ -1,0 +1,144 @@
+"""`make bench` and `make bench-quick`: measure, keep the JSON, print the table."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import alone, races
+from bench.contenders import ALL
+from bench.ground import ROOT, Ground
+from bench.lines import BrokenError
+from bench.table import table
+
+RESULTS = ROOT / "bench" / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything."""
+
+    jobs: int
+    job_rounds: int
+    pipelines: int
+    pipeline_rounds: int
+    in_flight: int
+    window_seconds: float
+    finished: int
+    backlog: int
+    claims: int
+    insert_rounds: int
+    deaths: int
+    death_rounds: int
+    outage_seconds: float
+
+
+FULL = Sizes(
+    jobs=100, job_rounds=3, pipelines=300, pipeline_rounds=3, in_flight=1000, window_seconds=30,
+    finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=3,
+    outage_seconds=45,
+)  # fmt: skip
+QUICK = Sizes(
+    jobs=20, job_rounds=1, pipelines=60, pipeline_rounds=1, in_flight=200, window_seconds=8,
+    finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
+    outage_seconds=10,
+)  # fmt: skip
+
+
+def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
+    """What is measured, in order."""
+    return {
+        "pick_up": lambda: races.pick_up(ground, sizes.jobs, sizes.job_rounds),
+        "pipelines": lambda: races.pipelines(ground, sizes.pipelines, sizes.pipeline_rounds),
+        "in_flight": lambda: alone.in_flight(
+            ground, sizes.in_flight, sizes.window_seconds, poll="6s"
+        ),
+        "in_flight_unpolled": lambda: alone.in_flight(
+            ground, sizes.in_flight, sizes.window_seconds, poll="1h"
+        ),
+        "level": lambda: alone.level(
+            ground, sizes.finished, sizes.backlog, sizes.backlog, sizes.claims
+        ),
+        "bulk_insert": lambda: alone.bulk_insert(ground, sizes.backlog, sizes.insert_rounds),
+        "deaths": lambda: [alone.deaths(ground, sizes.deaths) for _ in range(sizes.death_rounds)],
+        "outage": lambda: alone.outage(ground, 50, sizes.outage_seconds),
+    }
+
+
+def machine(ground: Ground) -> dict[str, Any]:
+    """What it ran on."""
+    model = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with ground.site() as site:
+        version = site.sql("select current_setting('server_version') as v")[0]["v"]
+        durable = site.sql(
+            "select name, setting from pg_settings"
+            " where name in ('fsync', 'synchronous_commit', 'full_page_writes', 'shared_buffers')"
+        )
+    return {
+        "cpu": model[0] if model else platform.machine(), "cores": os.cpu_count(),
+        "memory_gb": round(memory / 1e9), "python": platform.python_version(),
+        "postgres": version, "settings": {row["name"]: row["setting"] for row in durable},
+        "load_before": os.getloadavg()[0],
+    }  # fmt: skip
+
+
+def measure(sizes: Sizes, form: str, only: list[str]) -> dict[str, Any]:
+    """Run the rows. One that breaks is reported in its place, and the others go on."""
+    for one in ALL:
+        one.install()
+    with Ground.start() as ground:
+        found: dict[str, Any] = {
+            "form": form, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(ground),
+            "contenders": {
+                one.name: {"requirements": one.requirements, "settings": one.settings}
+                for one in ALL
+            },
+            "rows": {},
+        }  # fmt: skip
+        for name, row in rows(ground, sizes).items():
+            if only and name not in only:
+                continue
+            began = time.monotonic()
+            sys.stderr.write(f"{name} … ")
+            sys.stderr.flush()
+            try:
+                found["rows"][name] = row()
+            except BrokenError as error:
+                found["rows"][name] = {"broken": str(error)}
+            sys.stderr.write(f"{time.monotonic() - began:.0f} s\n")
+        found["machine"]["load_after"] = os.getloadavg()[0]
+    return found
+
+
+def main() -> int:
+    """Measure and print; exit status 1 when a row broke."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, under 3 minutes")
+    parser.add_argument("--only", nargs="*", default=[], help="these rows")
+    given = parser.parse_args()
+    form = "quick" if given.quick else "full"
+    found = measure(QUICK if given.quick else FULL, form, given.only)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{form}.json"
+    if given.only and file.exists():
+        found["rows"] = {**json.loads(file.read_text())["rows"], **found["rows"]}
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    sys.stdout.write(table(found))
+    return int(any(isinstance(row, dict) and "broken" in row for row in found["rows"].values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The table of `make bench`, made from its JSON and from nothing else.
+
+`python -m bench.table [--readme] [FILE]` prints it; with --readme it replaces what stands in
+README.md between the two `bench` markers. Where another library is better the row says so.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+HEAD = (
+    "| what | goal | vidgen-worker | the others | ratio to the best | reached |\n"
+    "|---|---|---|---|---|---|\n"
+)
+
+Row = Mapping[str, Any]
+Cells = tuple[str, str, str, str, str, bool | None]
+
+PICK_UP_GOAL, PIPELINES_GOAL, STATEMENTS_GOAL = 0.9, 1.5, 15.0
+HELD_STATEMENTS_GOAL, HELD_KB_GOAL, HELD_CPU_GOAL = 0.5, 60.0, 3.0
+LEVEL_GOAL, INSERT_GOAL, KILL_GOAL, SIGTERM_GOAL = 1.2, 3.0, 17.0, 1.0
+TIMES, NONE = "×", "–"  # noqa: RUF001 - typography
+APART_KILL = "22 s (PgQueuer), 112 s (Chancy), never (Procrastinate), measured apart"
+APART_OUTAGE = "50 once (Chancy), 50 twice (PgQueuer), 50 stuck (Procrastinate), measured apart"
+
+
+def table(found: Row) -> str:
+    """The whole of it, as Markdown."""
+    lines = [HEAD]
+    for name, cells_of in ROWS.items():
+        row = found["rows"].get(name)
+        if row is None:
+            continue
+        if isinstance(row, dict) and "broken" in row:
+            lines.append(f"| {name} | | did not finish: see the JSON | | | no |\n")
+            continue
+        for *cells, reached in cells_of(row):
+            verdict = NONE if reached is None else ("yes" if reached else "**no**")
+            lines.append(f"| {' | '.join([*cells, verdict])} |\n")
+    lines.append(
+        f"| provider limit over racing workers | never above it | not built yet | | | {NONE} |\n"
+    )
+    lines.append(
+        "| zombie's late write | bounces, always | `tests/test_zombies.py` | overwrites"
+        f" (Procrastinate, PgQueuer), dropped (Chancy): measured apart | | {NONE} |\n"
+    )
+    return "".join(lines) + "\n" + _colophon(found)
+
+
+def _colophon(found: Row) -> str:
+    machine, settings = found["machine"], found["machine"]["settings"]
+    who = "; ".join(
+        f"{name} ({', '.join(one['requirements']) or 'this checkout'}: {one['settings']})"
+        for name, one in found["contenders"].items()
+    )
+    return (
+        f"Run {found['at']}, form `{found['form']}`, on {machine['cores']} cores of"
+        f" {machine['cpu']}, {machine['memory_gb']} GB, load {machine['load_before']:.1f} before"
+        f" and {machine.get('load_after', 0.0):.1f} after; Python {machine['python']}, PostgreSQL"
+        f" {machine['postgres']} (fsync {settings['fsync']}, synchronous_commit"
+        f" {settings['synchronous_commit']}). {who}. Medians of interleaved rounds.\n"
+    )
+
+
+def _others(row: Row, show: Callable[[Row], str]) -> str:
+    peers = [name for name in row if name != "vidgen-worker"]
+    return ", ".join(f"{name} {show(row[name])}" for name in peers) or NONE
+
+
+def _versus(row: Row, key: str, best: Callable[[list[float]], float]) -> float:
+    peers = [one[key] for name, one in row.items() if name != "vidgen-worker"]
+    return float(row["vidgen-worker"][key] / best(peers)) if peers else float("nan")
+
+
+def _said(ratio: float, *, faster: bool) -> str:
+    return f"{ratio:.2f}" + ("" if faster else " (another one is better)")
+
+
+def _pick_up(row: Row) -> list[Cells]:
+    ratio = _versus(row, "p50_call", min)
+    return [(
+        "pick-up p50: enqueue call → work begins, idle worker", f"≤ {PICK_UP_GOAL}{TIMES} the best",
+        f"{row['vidgen-worker']['p50_call']} ms",
+        _others(row, lambda one: f"{one['p50_call']} ms"),
+        _said(ratio, faster=ratio < 1), ratio <= PICK_UP_GOAL,
+    )]  # fmt: skip
+
+
+def _pipelines(row: Row) -> list[Cells]:
+    ratio = _versus(row, "per_second", max)
+    cpu = _versus(row, "cpu_ms", min)
+    ours = row["vidgen-worker"]
+    return [
+        (
+            "pipelines of doubles a second, one process", f"≥ {PIPELINES_GOAL}{TIMES} the best",
+            f"{ours['per_second']}", _others(row, lambda one: f"{one['per_second']}"),
+            _said(ratio, faster=ratio > 1), ratio >= PIPELINES_GOAL,
+        ),
+        (
+            "… CPU of the worker per pipeline", "", f"{ours['cpu_ms']} ms",
+            _others(row, lambda one: f"{one['cpu_ms']} ms"), _said(cpu, faster=cpu < 1), None,
+        ),
+        (
+            "statements per task, claim to completed", f"≤ {STATEMENTS_GOAL:g}",
+            f"{ours['statements']}", _others(row, lambda one: f"{one['statements']}"), "",
+            ours["statements"] <= STATEMENTS_GOAL,
+        ),
+    ]  # fmt: skip
+
+
+def _in_flight(row: Row) -> list[Cells]:
+    tasks = f"{row['tasks']:,} in flight, polled every {row['poll']}"
+    return [
+        (
+            f"{tasks}: statements a second beyond progress", f"≤ {HELD_STATEMENTS_GOAL}",
+            f"{row['statements_per_second']}", "0.3 to 0.9 at 500, measured apart", "",
+            row["statements_per_second"] <= HELD_STATEMENTS_GOAL,
+        ),
+        (
+            f"{tasks}: memory per task", f"≤ {HELD_KB_GOAL:g} KB", f"{row['kb_per_task']} KB ({row['idle_mb']} → {row['held_mb']} MB)", "", "",
+            row["kb_per_task"] <= HELD_KB_GOAL,
+        ),
+    ]  # fmt: skip
+
+
+def _in_flight_cpu(row: Row) -> list[Cells]:
+    return [(
+        f"{row['tasks']:,} in flight: CPU beyond polling the provider", f"≤ {HELD_CPU_GOAL:g} %",
+        f"{row['cpu_percent']} %", "", "", row["cpu_percent"] <= HELD_CPU_GOAL,
+    )]  # fmt: skip
+
+
+def _level(row: Row) -> list[Cells]:
+    full = (
+        f"claim with {row['finished']:,} finished, {row['backlog']:,} of one user,"
+        f" {row['later']:,} for later"
+    )
+    return [
+        (
+            full, f"≤ {LEVEL_GOAL}{TIMES} of an empty table",
+            f"{row['full_ratio']}{TIMES} ({row['small_ms']} → {row['full_ms']} ms)", f"0.9 to 1.3{TIMES}", "",
+            row["full_ratio"] <= LEVEL_GOAL,
+        ),
+        (
+            "… with stale statistics", f"≤ {LEVEL_GOAL}{TIMES}",
+            f"{row['stale_ratio']}{TIMES} ({row['stale_ms']} ms)", "not measured", "",
+            row["stale_ratio"] <= LEVEL_GOAL,
+        ),
+        (
+            "second user's first task behind the backlog", "next turn",
+            f"after {row['second_user_place']} of the first's", "caps only, none fair", "",
+            row["second_user_place"] <= 1,
+        ),
+    ]  # fmt: skip
+
+
+def _bulk_insert(row: Row) -> list[Cells]:
+    return [(
+        f"one INSERT of {row['rows']:,} rows, with our triggers", f"≤ {INSERT_GOAL:g}{TIMES} without",
+        f"{row['ratio']}{TIMES} ({row['without_seconds']} → {row['with_seconds']} s)", "", "",
+        row["ratio"] <= INSERT_GOAL,
+    )]  # fmt: skip
+
+
+def _deaths(runs: list[Row]) -> list[Cells]:
+    kill = statistics.median(run["kill_seconds"] for run in runs)
+    term = statistics.median(run["sigterm_seconds"] for run in runs)
+    paid = max(run["generations_per_stage_begun"] for run in runs)
+    return [
+        (
+            f"kill -9 → all {runs[0]['tasks']} running elsewhere, lease 15 s",
+            f"≤ {KILL_GOAL:g} s", f"{kill:.1f} s", APART_KILL, "", kill <= KILL_GOAL,
+        ),
+        (
+            "SIGTERM → all running elsewhere", f"≤ {SIGTERM_GOAL:g} s", f"{term:.2f} s",
+            "they wait for the jobs", "", term <= SIGTERM_GOAL,
+        ),
+        (
+            "generations paid per task over both deaths", "1", f"{paid:g}", "", "", paid == 1,
+        ),
+    ]  # fmt: skip
+
+
+def _outage(row: Row) -> list[Cells]:
+    said = (
+        f"{row['completed']} once, {row['paid_again']} twice, {row['stuck']} stuck"
+        f" ({row['all_written_seconds_after']} s after)"
+    )
+    return [(
+        f"database away {row['away_seconds']:g} s while {row['tasks']} tasks end",
+        "all once, 0 twice, 0 stuck", said,
+        APART_OUTAGE, "",
+        row["completed"] == row["tasks"] and row["paid_again"] == 0 and row["stuck"] == 0,
+    )]  # fmt: skip
+
+
+ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
+    "pick_up": _pick_up,
+    "pipelines": _pipelines,
+    "in_flight": _in_flight,
+    "in_flight_unpolled": _in_flight_cpu,
+    "level": _level,
+    "bulk_insert": _bulk_insert,
+    "deaths": _deaths,
+    "outage": _outage,
+}
+
+
+def into_readme(readme: str, text: str) -> str:
+    """The README with the table between its markers. Raises ValueError where they are missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(
+            f"README.md lacks the lines {BEGIN} and {END}: add them where the table belongs"
+        )
+    return f"{before}{BEGIN}\n{text}{END}{after}"
+
+
+def main() -> int:
+    """Print the table, or put it into the README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--readme", action="store_true", help="write it into README.md")
+    default = ROOT / "bench" / "results" / "full.json"
+    parser.add_argument("file", nargs="?", type=Path, default=default)
+    given = parser.parse_args()
+    text = table(json.loads(given.file.read_text()))
+    if given.readme:
+        readme = ROOT / "README.md"
+        readme.write_text(into_readme(readme.read_text(), text))
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
