@@ -26,6 +26,14 @@ sandbox: $(STAMP) ## keep the demo's stack running, to play with
 test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+.PHONY: bench
+bench: $(STAMP) ## beside Procrastinate, PgQueuer and Chancy: one table, some 20 minutes
+	$(BIN)/python -m bench.run
+
+.PHONY: bench-quick
+bench-quick: $(STAMP) ## the same with small sizes, under 3 minutes
+	$(BIN)/python -m bench.run --quick
+
 .PHONY: check
 check: $(STAMP) ## format, lint, types and layers, as CI sees them
 	$(BIN)/ruff format --check .

@@ -123,7 +123,8 @@ def _in_flight(row: Row) -> list[Cells]:
             row["statements_per_second"] <= HELD_STATEMENTS_GOAL,
         ),
         (
-            f"{tasks}: memory per task", f"≤ {HELD_KB_GOAL:g} KB", f"{row['kb_per_task']} KB ({row['idle_mb']} → {row['held_mb']} MB)", "", "",
+            f"{tasks}: memory per task", f"≤ {HELD_KB_GOAL:g} KB",
+            f"{row['kb_per_task']} KB ({row['idle_mb']} → {row['held_mb']} MB)", "", "",
             row["kb_per_task"] <= HELD_KB_GOAL,
         ),
     ]  # fmt: skip
@@ -144,8 +145,8 @@ def _level(row: Row) -> list[Cells]:
     return [
         (
             full, f"≤ {LEVEL_GOAL}{TIMES} of an empty table",
-            f"{row['full_ratio']}{TIMES} ({row['small_ms']} → {row['full_ms']} ms)", f"0.9 to 1.3{TIMES}", "",
-            row["full_ratio"] <= LEVEL_GOAL,
+            f"{row['full_ratio']}{TIMES} ({row['small_ms']} → {row['full_ms']} ms)",
+            f"0.9 to 1.3{TIMES}", "", row["full_ratio"] <= LEVEL_GOAL,
         ),
         (
             "… with stale statistics", f"≤ {LEVEL_GOAL}{TIMES}",
@@ -162,7 +163,8 @@ def _level(row: Row) -> list[Cells]:
 
 def _bulk_insert(row: Row) -> list[Cells]:
     return [(
-        f"one INSERT of {row['rows']:,} rows, with our triggers", f"≤ {INSERT_GOAL:g}{TIMES} without",
+        f"one INSERT of {row['rows']:,} rows, with our triggers",
+        f"≤ {INSERT_GOAL:g}{TIMES} without",
         f"{row['ratio']}{TIMES} ({row['without_seconds']} → {row['with_seconds']} s)", "", "",
         row["ratio"] <= INSERT_GOAL,
     )]  # fmt: skip

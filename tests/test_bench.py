@@ -1,0 +1,144 @@
+"""The bench's parts on tiny sizes: that they run and mean what they say, never how fast it is."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import alone, races
+from bench import run as bench_run
+from bench.contenders import ALL, OURS, PEERS
+from bench.ground import Ground, statement_name
+from bench.lines import BrokenError, Process
+from bench.table import BEGIN, END, into_readme, table
+from vidgen_worker.db import QUERIES
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def bench_ground() -> Iterator[Ground]:
+    with Ground.start() as ground:
+        yield ground
+
+
+def test_the_server_is_durable_and_counts_statements(bench_ground: Ground) -> None:
+    with bench_ground.site() as site:
+        settings = site.sql(
+            "select name from pg_settings where name in ('fsync', 'synchronous_commit',"
+            " 'full_page_writes') and setting = 'on'"
+        )
+        assert len(settings) == 3
+        bench_ground_statements = site.statements()
+        assert bench_ground_statements == []
+
+
+def test_our_pick_up_is_positive_and_counts_every_job(bench_ground: Ground) -> None:
+    found = races.pick_up(bench_ground, jobs=3, rounds=1, who=(OURS,))
+    assert found["vidgen-worker"]["n"] == 3
+    assert 0 < found["vidgen-worker"]["p50_call"] <= found["vidgen-worker"]["p95_call"]
+
+
+def test_our_pipelines_end_and_their_statements_have_names(bench_ground: Ground) -> None:
+    found = races.pipelines(bench_ground, tasks=6, rounds=1, who=(OURS,))["vidgen-worker"]
+    assert found["per_second"] > 0
+    calls = {one["name"]: one["calls_per_task"] for one in found["runs"][0]["by_statement"]}
+    assert calls["begin_submission"] == 2
+    assert calls["finish_stage"] == 2
+    # The worker may be ended before the last acknowledgement is counted, never after two.
+    assert calls["complete"] == pytest.approx(1, abs=0.2)
+
+
+def test_holding_writes_one_heartbeat_for_all(bench_ground: Ground) -> None:
+    found = alone.in_flight(bench_ground, tasks=5, seconds=1, poll="1h")
+    assert found["tasks"] == 5
+    assert found["by_statement"].get("report", 0) <= 2
+
+
+def test_a_newcomer_is_next_behind_a_backlog(bench_ground: Ground) -> None:
+    found = alone.level(bench_ground, finished=200, backlog=200, later=200, claims=3)
+    assert found["second_user_place"] <= 1
+    assert found["small_ms"] > 0
+
+
+def test_one_insert_is_measured_with_and_without_triggers(bench_ground: Ground) -> None:
+    found = alone.bulk_insert(bench_ground, rows=100, rounds=1)
+    assert found["rows"] == 100
+    assert found["ratio"] > 0
+
+
+def test_a_process_that_breaks_is_no_result(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('out of order')"]
+    with (
+        Process(command, os.environ, tmp_path / "log", tmp_path) as process,
+        pytest.raises(BrokenError, match="out of order"),
+    ):
+        process.until("ready")
+
+
+def test_statements_are_known_by_their_block_without_their_values() -> None:
+    bare = "\n".join(
+        line for line in QUERIES["line_up"].splitlines() if not line.lstrip().startswith("--")
+    )
+    assert statement_name(bare.replace("2000", "$1").replace("500", "$2")) == "line_up"
+    assert statement_name("select 1 from somewhere") == "select 1 from somewhere"
+
+
+def test_peers_are_pinned_and_ours_is_the_first() -> None:
+    assert ALL[0] is OURS
+    for peer in PEERS:
+        assert all("==" in requirement for requirement in peer.requirements)
+
+
+def _found(**rows: Any) -> dict[str, Any]:  # noqa: ANN401 - results are JSON
+    return {
+        "form": "quick", "at": "2026-11-22T18:00:00+00:00",
+        "machine": {
+            "cpu": "a processor", "cores": 2, "memory_gb": 24, "python": "3.11", "postgres": "18.1",
+            "settings": {"fsync": "on", "synchronous_commit": "on"}, "load_before": 1.0,
+        },
+        "contenders": {"vidgen-worker": {"requirements": [], "settings": "defaults"}},
+        "rows": rows,
+    }  # fmt: skip
+
+
+def test_the_table_says_where_another_one_is_better() -> None:
+    pick_up = {"vidgen-worker": {"p50_call": 8.0}, "quick one": {"p50_call": 4.0}}
+    text = table(_found(pick_up=pick_up))
+    assert "2.00 (another one is better) | **no** |" in text
+    assert "2026-11-22T18:00:00" in text
+
+
+def test_a_row_that_broke_is_shown_as_not_reached() -> None:
+    assert "| outage | | did not finish" in table(_found(outage={"broken": "why"}))
+
+
+def test_the_readme_gets_the_table_between_its_markers() -> None:
+    readme = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert into_readme(readme, "new\n") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    with pytest.raises(ValueError, match="lacks the lines"):
+        into_readme("no markers", "new")
+
+
+def test_every_row_that_is_measured_is_in_the_table(bench_ground: Ground) -> None:
+    from bench.table import ROWS  # noqa: PLC0415 - beside what it is compared with
+
+    assert set(bench_run.rows(bench_ground, bench_run.QUICK)) == set(ROWS)
+
+
+def test_kept_results_make_a_table() -> None:
+    for file in (ROOT / "bench" / "results").glob("*.json"):
+        assert table(json.loads(file.read_text())).count("\n") > 3, file
+
+
+def test_the_bench_prints_its_help() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "bench.run", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "--quick" in said
