@@ -26,6 +26,14 @@ sandbox: $(STAMP) ## keep the demo's stack running, to play with
 test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+.PHONY: tools
+tools: .tools/node_modules/.package-lock.json ## the Supabase CLI, for the tests that need it (npm)
+
+.tools/node_modules/.package-lock.json:
+	@mkdir -p .tools
+	@SUPABASE_TELEMETRY_DISABLED=1 npm install --silent --no-audit --no-fund --prefix .tools supabase@3.1.0
+	@touch $@
+
 .PHONY: bench
 bench: $(STAMP) ## beside Procrastinate, PgQueuer and Chancy: one table, some 20 minutes
 	$(BIN)/python -m bench.run

@@ -55,23 +55,23 @@ def audit(world: World, tasks: int) -> None:
 async def test_connections_cut_all_the_time(world: World) -> None:
     """Every connection of ours terminated, again and again, at whatever statement it is."""
     watch(world)
-    many(world, 40, "[[slow 500ms]] ")
+    many(world, 20, "[[slow 500ms]] ")
     cuts = 0
     with recorded() as heard:
         async with world.worker(**QUICK):
             ended = asyncio.create_task(until_true(world, ENDED))
-            while not ended.done() and cuts < 60:
+            while not ended.done() and cuts < 30:
                 await asyncio.to_thread(
                     world.sql,
                     "select pg_terminate_backend(pid) from pg_stat_activity "
                     "where application_name = 'vidgen-worker' and datname = current_database()",
                 )
                 cuts += 1
-                await asyncio.wait({ended}, timeout=0.05)
+                await asyncio.wait({ended}, timeout=0.2)
             await ended
     assert cuts > 5
     assert any(isinstance(event, events.DatabaseTrouble) for event in heard)
-    audit(world, 40)
+    audit(world, 20)
 
 
 @pytest.mark.parametrize("how", ["cut", "freeze"])
@@ -139,19 +139,17 @@ async def test_errors_that_pass_are_sent_again(world: World, sqlstate: str) -> N
             create function public.make_errors() returns trigger language plpgsql
             security definer as $$
             begin
-              if nextval('public.errors_made') %% 4 <> 0 then
+              if nextval('public.errors_made') % 4 <> 0 then
                 raise exception 'made by the test' using errcode = {};
               end if;
               return null;
-            end $$""".replace("%%", "%")).format(sql.Literal(sqlstate))
+            end $$""").format(sql.Literal(sqlstate))
         )
-        for table in ("vidgen.checkpoints", "vidgen.charges", "vidgen.submissions"):
-            conn.execute(
-                sql.SQL(
-                    "create trigger make_errors before insert or update on {} "
-                    "for each statement execute function public.make_errors()"
-                ).format(sql.Identifier(*table.split(".")))
-            )
+        # One trigger per statement of the worker: two could never pass together.
+        conn.execute(
+            "create trigger make_errors before update on vidgen.checkpoints "
+            "for each statement execute function public.make_errors()"
+        )
     many(world, 3)
     async with world.worker(**QUICK):
         await until_true(world, ENDED)
