@@ -95,53 +95,66 @@ class _Claims:
     def line_up(self) -> None:
         self.conn.execute(QUERIES["line_up"], self.parameters)
 
-    def milliseconds(self, times: int) -> float:
-        """The median of a claim of 20 rows, undone again."""
-        found = []
-        for _ in range(times):
-            with self.conn.transaction(force_rollback=True):
-                began = time.perf_counter()
-                self.conn.execute(QUERIES["claim"], self.parameters).fetchall()
-                found.append(time.perf_counter() - began)
-        return round(statistics.median(found) * 1000, 3)
+    def seconds(self) -> float:
+        """One claim, undone again."""
+        with self.conn.transaction(force_rollback=True):
+            began = time.perf_counter()
+            self.conn.execute(QUERIES["claim"], self.parameters).fetchall()
+            return time.perf_counter() - began
 
     def close(self) -> None:
         self.conn.close()
 
 
 def level(ground: Ground, finished: int, backlog: int, later: int, claims: int) -> Result:
-    """A claim's milliseconds on a small table, and on a full one with stale and new statistics.
+    """A claim's milliseconds on a small table and on a full one, in turns.
 
-    Also the turn of a second user who comes after the backlog of the first.
+    The full one has stale statistics first (autovacuum is off), then new ones.
     """
+    with ground.site() as small, ground.site() as full:
+        for site in (small, full):
+            _waiting(site, 100, users=20)
+            site.sql("vacuum analyze")
+            site.sql("alter table public.video_generation_tasks set (autovacuum_enabled = false)")
+        _finished(full, finished)
+        _waiting(full, backlog, users=1)
+        _waiting(full, later, users=1, after="1 day")
+        stale = _in_turns(small, full, claims)
+        full.sql("vacuum analyze")
+        fresh = _in_turns(small, full, claims)
+    return {
+        "finished": finished, "backlog": backlog, "later": later,
+        "stale_small_ms": stale[0], "stale_ms": stale[1],
+        "stale_ratio": round(stale[1] / stale[0], 2),
+        "small_ms": fresh[0], "full_ms": fresh[1], "full_ratio": round(fresh[1] / fresh[0], 2),
+    }  # fmt: skip
+
+
+def _in_turns(small: Site, full: Site, claims: int) -> tuple[float, float]:
+    """Medians of a claim of 20 rows on either, in milliseconds, undone again each time."""
+    hands = (_Claims(small), _Claims(full))
+    found: tuple[list[float], list[float]] = ([], [])
+    for hand in hands:
+        hand.line_up()
+    warm_up = 12  # until it is prepared and its plan is chosen
+    for turn in range(warm_up + claims):
+        for hand, times in zip(hands, found, strict=True):
+            seconds = hand.seconds()
+            if turn >= warm_up:
+                times.append(seconds)
+    for hand in hands:
+        hand.close()
+    return (
+        round(statistics.median(found[0]) * 1000, 3),
+        round(statistics.median(found[1]) * 1000, 3),
+    )
+
+
+def turns(ground: Ground, backlog: int) -> Result:
+    """How many rows are claimed, one by one, before the first of a second user."""
     with ground.site() as site:
-        _waiting(site, 100, users=20)
-        site.sql("vacuum analyze")
-        site.sql("alter table public.video_generation_tasks set (autovacuum_enabled = false)")
-        small = _measured(site, claims)
-        _finished(site, finished)
         _waiting(site, backlog, users=1)
-        _waiting(site, later, users=1, after="1 day")
-        result: Result = {
-            "finished": finished, "backlog": backlog, "later": later,
-            "small_ms": small, "stale_ms": _measured(site, claims),
-        }  # fmt: skip
-        site.sql("vacuum analyze")
-        result["full_ms"] = _measured(site, claims)
-        for kind in ("stale", "full"):
-            result[f"{kind}_ratio"] = round(result[f"{kind}_ms"] / small, 2)
-        result["second_user_place"] = _place_of_second_user(site)
-    return result
-
-
-def _measured(site: Site, claims: int) -> float:
-    hand = _Claims(site)
-    # The mailbox takes 2,000 a time; the backlog is one statement, so one letter.
-    hand.line_up()
-    hand.milliseconds(12)  # until it is prepared and its plan is chosen
-    found = hand.milliseconds(claims)
-    hand.close()
-    return found
+        return {"backlog": backlog, "place": _place_of_second_user(site)}
 
 
 def _waiting(site: Site, count: int, *, users: int, after: str = "0") -> float:

@@ -188,15 +188,35 @@ class Site:
 
 
 def statement_name(text: str) -> str:
-    """The name of the block that a statement is, or how the statement begins."""
-    return _NAMES.get(_shape(text), " ".join(text.split())[:60])
+    """The name of the block that a statement is, or how the statement begins.
+
+    The block with which it has the longest beginning in common, once comments and values are gone:
+    pg_stat_statements drops the one and replaces the other, and not always in the same places.
+    """
+    shape = _shape(text)
+    best = max(_SHAPES, key=lambda name: _common(_SHAPES[name], shape))
+    if _common(_SHAPES[best], shape) >= ALIKE * len(_SHAPES[best]):
+        return best
+    return " ".join(text.split())[:60]
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _shape(text: str) -> str:
-    """A statement without comments and values: pg_stat_statements has replaced them by then."""
-    bare = re.sub(r"--[^\n]*", "", text)
-    values = re.sub(r"%\(\w+\)s|\$\d+|'[^']*'|(?<![\w$])-?\d+(?:\.\d+)?\b", "?", bare)
-    return re.sub(r"\s+", "", values)
+    bare = re.sub(r"--[^\n]*|/\*.*?\*/", "", text)
+    values = re.sub(
+        r"%\(\w+\)s|\$\d+|'[^']*'|(?<![\w$])-?\d+(?:\.\d+)?\b|\b(?:true|false|null|epoch)\b",
+        "?",
+        bare,
+    )
+    # PostgreSQL 18 shows a list of values as its first one.
+    return re.sub(r"\?(?:,\?)+", "?", re.sub(r"\s+", "", values))
 
 
-_NAMES = {_shape(body): name for name, body in QUERIES.items()}
+ALIKE = 0.6
+"""The share of a block that a statement must have in common with it to be it."""
+_SHAPES = {name: _shape(body) for name, body in QUERIES.items()}

@@ -92,7 +92,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """CPU time of it and its living and buried children, in seconds."""
-        return sum(_cpu(pid) for pid in family(self.pid))
+        return sum(map(cpu_seconds, family(self.pid)))
 
     def resident_bytes(self) -> int:
         """Resident memory of the process itself, without its children."""
@@ -129,7 +129,8 @@ def family(pid: int) -> list[int]:
     return pids
 
 
-def _cpu(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and of its buried children so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     # utime, stime, and those of buried children: fields 14 to 17 of proc(5).
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")

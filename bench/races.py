@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.contenders import ALL, CONCURRENCY, Contender
 from bench.ground import Ground, Site
-from bench.lines import Process
+from bench.lines import Process, cpu_seconds, family
 
 Result = dict[str, Any]
 
@@ -70,11 +70,23 @@ def pipelines(ground: Ground, tasks: int, rounds: int, who: Iterable[Contender] 
     return {
         name: {
             "per_second": round(statistics.median(r["per_second"] for r in runs), 2),
-            "cpu_ms": round(statistics.median(r["cpu_ms"] for r in runs), 1),
+            **{
+                name: round(statistics.median(r[name] for r in runs), 1)
+                for name in ("cpu_ms", "postgres_cpu_ms", "doubles_cpu_ms")
+            },
             "statements": round(statistics.median(r["statements"] for r in runs), 2),
             "runs": runs,
         }
         for name, runs in found.items()
+    }
+
+
+def _cpu_seconds(site: Site, worker: Process) -> dict[str, float]:
+    """CPU time so far of whoever takes part; the doubles live in this very process."""
+    return {
+        "cpu_ms": worker.cpu_seconds(),
+        "postgres_cpu_ms": sum(map(cpu_seconds, family(site.ground.postgres.pid))),
+        "doubles_cpu_ms": time.process_time(),
     }
 
 
@@ -90,14 +102,14 @@ def _drain(site: Site, one: Contender, tasks: int) -> Result:
     with one.start("work", site, os.environ, **more) as worker:
         warm = tasks // 3
         first = worker.until("ended", warm)[-1]["at"]
-        before = worker.cpu_seconds()
+        before = _cpu_seconds(site, worker)
         last = worker.until("ended", tasks - warm)[-1]["at"]
-        cpu = worker.cpu_seconds() - before
+        after = _cpu_seconds(site, worker)
         statements = site.statements()
     counted = tasks - warm
     return {
         "per_second": counted / (last - first),
-        "cpu_ms": cpu / counted * 1000,
+        **{name: (after[name] - before[name]) / counted * 1000 for name in before},
         "statements": sum(row["calls"] for row in statements) / tasks,
         "wal_bytes": sum(int(row["wal_bytes"]) for row in statements) / tasks,
         "by_statement": [

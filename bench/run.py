@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -41,14 +43,14 @@ class Sizes:
 
 
 FULL = Sizes(
-    jobs=100, job_rounds=3, pipelines=300, pipeline_rounds=3, in_flight=1000, window_seconds=30,
-    finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=3,
+    jobs=50, job_rounds=3, pipelines=120, pipeline_rounds=3, in_flight=1000, window_seconds=20,
+    finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
     outage_seconds=45,
 )  # fmt: skip
 QUICK = Sizes(
-    jobs=20, job_rounds=1, pipelines=60, pipeline_rounds=1, in_flight=200, window_seconds=8,
+    jobs=12, job_rounds=1, pipelines=45, pipeline_rounds=1, in_flight=100, window_seconds=5,
     finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
-    outage_seconds=10,
+    outage_seconds=5,
 )  # fmt: skip
 
 
@@ -66,10 +68,23 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "level": lambda: alone.level(
             ground, sizes.finished, sizes.backlog, sizes.backlog, sizes.claims
         ),
+        "turns": lambda: alone.turns(ground, sizes.backlog),
         "bulk_insert": lambda: alone.bulk_insert(ground, sizes.backlog, sizes.insert_rounds),
         "deaths": lambda: [alone.deaths(ground, sizes.deaths) for _ in range(sizes.death_rounds)],
         "outage": lambda: alone.outage(ground, 50, sizes.outage_seconds),
     }
+
+
+def revision() -> str:
+    """Which state of the checkout is measured."""
+    git = shutil.which("git")
+    if git is None:
+        return "an unknown revision"
+    said = subprocess.run(  # noqa: S603 - our own words
+        [git, "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return said.stdout.strip() or "an unknown revision"
 
 
 def machine(ground: Ground) -> dict[str, Any]:
@@ -101,7 +116,7 @@ def measure(sizes: Sizes, form: str, only: list[str]) -> dict[str, Any]:
     with Ground.start() as ground:
         found: dict[str, Any] = {
             "form": form, "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine(ground),
+            "revision": revision(), "machine": machine(ground),
             "contenders": {
                 one.name: {"requirements": one.requirements, "settings": one.settings}
                 for one in ALL
@@ -135,6 +150,7 @@ def main() -> int:
     file = RESULTS / f"{form}.json"
     if given.only and file.exists():
         found["rows"] = {**json.loads(file.read_text())["rows"], **found["rows"]}
+        found["again"] = given.only
     file.write_text(json.dumps(found, indent=1) + "\n")
     sys.stdout.write(table(found))
     return int(any(isinstance(row, dict) and "broken" in row for row in found["rows"].values()))

@@ -60,7 +60,7 @@ def _colophon(found: Row) -> str:
         for name, one in found["contenders"].items()
     )
     return (
-        f"Run {found['at']}, form `{found['form']}`, on {machine['cores']} cores of"
+        f"Run {found['at']} at {found['revision']}, form `{found['form']}`, on {machine['cores']} cores of"
         f" {machine['cpu']}, {machine['memory_gb']} GB, load {machine['load_before']:.1f} before"
         f" and {machine.get('load_after', 0.0):.1f} after; Python {machine['python']}, PostgreSQL"
         f" {machine['postgres']} (fsync {settings['fsync']}, synchronous_commit"
@@ -107,6 +107,10 @@ def _pipelines(row: Row) -> list[Cells]:
             _others(row, lambda one: f"{one['cpu_ms']} ms"), _said(cpu, faster=cpu < 1), None,
         ),
         (
+            "… CPU of PostgreSQL per pipeline", "", f"{ours['postgres_cpu_ms']} ms",
+            _others(row, lambda one: f"{one['postgres_cpu_ms']} ms"), "", None,
+        ),
+        (
             "statements per task, claim to completed", f"≤ {STATEMENTS_GOAL:g}",
             f"{ours['statements']}", _others(row, lambda one: f"{one['statements']}"), "",
             ours["statements"] <= STATEMENTS_GOAL,
@@ -150,15 +154,17 @@ def _level(row: Row) -> list[Cells]:
         ),
         (
             "… with stale statistics", f"≤ {LEVEL_GOAL}{TIMES}",
-            f"{row['stale_ratio']}{TIMES} ({row['stale_ms']} ms)", "not measured", "",
-            row["stale_ratio"] <= LEVEL_GOAL,
-        ),
-        (
-            "second user's first task behind the backlog", "next turn",
-            f"after {row['second_user_place']} of the first's", "caps only, none fair", "",
-            row["second_user_place"] <= 1,
+            f"{row['stale_ratio']}{TIMES} ({row['stale_small_ms']} → {row['stale_ms']} ms)",
+            "not measured", "", row["stale_ratio"] <= LEVEL_GOAL,
         ),
     ]  # fmt: skip
+
+
+def _turns(row: Row) -> list[Cells]:
+    return [(
+        f"second user's first task behind {row['backlog']:,} of the first's", "next turn",
+        f"after {row['place']} of the first's", "caps only, none fair", "", row["place"] <= 1,
+    )]  # fmt: skip
 
 
 def _bulk_insert(row: Row) -> list[Cells]:
@@ -208,6 +214,7 @@ ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "in_flight": _in_flight,
     "in_flight_unpolled": _in_flight_cpu,
     "level": _level,
+    "turns": _turns,
     "bulk_insert": _bulk_insert,
     "deaths": _deaths,
     "outage": _outage,

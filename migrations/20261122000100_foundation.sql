@@ -41,6 +41,16 @@ $$;
 
 grant usage on schema vidgen to vidgen_worker;
 
+-- At its start the worker looks whether all migrations are there.
+do $$
+begin
+  if to_regclass('supabase_migrations.schema_migrations') is not null then
+    grant usage on schema supabase_migrations to vidgen_worker;
+    grant select on supabase_migrations.schema_migrations to vidgen_worker;
+  end if;
+end
+$$;
+
 create table vidgen.settings (
   only_row boolean primary key default true,
   images_bucket text not null default 'generated-content',

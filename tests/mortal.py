@@ -171,7 +171,7 @@ class Mortals:
         self._server = server
         self.log = log
 
-    async def start(  # noqa: PLR0913 - what it dies of, each by name
+    async def start(
         self, settings: Mapping[str, str], point: str = "", occurrence: int = 1, *,
         by: int = signal.SIGKILL, poison: str = "",
     ) -> Mortal:  # fmt: skip

@@ -61,9 +61,14 @@ def test_holding_writes_one_heartbeat_for_all(bench_ground: Ground) -> None:
 
 
 def test_a_newcomer_is_next_behind_a_backlog(bench_ground: Ground) -> None:
+    assert alone.turns(bench_ground, backlog=200)["place"] <= 1
+
+
+def test_claims_are_measured_on_a_small_and_a_full_table(bench_ground: Ground) -> None:
     found = alone.level(bench_ground, finished=200, backlog=200, later=200, claims=3)
-    assert found["second_user_place"] <= 1
     assert found["small_ms"] > 0
+    assert found["full_ms"] > 0
+    assert found["stale_ms"] > 0
 
 
 def test_one_insert_is_measured_with_and_without_triggers(bench_ground: Ground) -> None:
@@ -97,7 +102,7 @@ def test_peers_are_pinned_and_ours_is_the_first() -> None:
 
 def _found(**rows: Any) -> dict[str, Any]:  # noqa: ANN401 - results are JSON
     return {
-        "form": "quick", "at": "2026-11-22T18:00:00+00:00",
+        "form": "quick", "at": "2026-11-22T18:00:00+00:00", "revision": "abc",
         "machine": {
             "cpu": "a processor", "cores": 2, "memory_gb": 24, "python": "3.11", "postgres": "18.1",
             "settings": {"fsync": "on", "synchronous_commit": "on"}, "load_before": 1.0,

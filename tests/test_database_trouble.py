@@ -81,7 +81,7 @@ async def test_away_while_50_tasks_end(world: World, how: str) -> None:
     watch(world)
     world.runway.set(concurrency=50)
     tasks = many(world, 50, "[[slow 1500ms]] ")
-    async with proxy(world.database.url) as between:
+    async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
             await until_true(
                 world, "select count(*) = 50 from vidgen.checkpoints where state = 'generating'"
@@ -101,7 +101,7 @@ async def _away(held: object, leases: int) -> None:
     assert callable(held)
     loop = asyncio.get_running_loop()
     end = loop.time() + leases
-    while loop.time() < end:
+    while loop.time() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.05)  # the length of the outage is what is tested
     assert not held()
 
@@ -161,7 +161,9 @@ async def test_errors_that_pass_are_sent_again(world: World, sqlstate: str) -> N
 
 
 @asynccontextmanager
-async def own_world(runway: RunwayControl, folder: Path) -> AsyncIterator[tuple[World, EmbeddedPostgres]]:
+async def own_world(
+    runway: RunwayControl, folder: Path
+) -> AsyncIterator[tuple[World, EmbeddedPostgres]]:
     """A world on a PostgreSQL that may be stopped."""
     with EmbeddedPostgres.start(durable=False) as server:
         bootstrap(server.admin_url())
@@ -202,7 +204,7 @@ async def pgbouncer(url: str, folder: Path) -> AsyncIterator[str]:
     """PgBouncer in transaction mode before the database at `url`; gives its URL."""
     parts = urlsplit(url)
     port = free_port()
-    folder.mkdir()
+    folder.mkdir()  # noqa: ASYNC240 - a test may block
     (folder / "users").write_text(f'"{parts.username}" "{parts.password}"\n')
     (folder / "ini").write_text(
         f"[databases]\n* = host={parts.hostname} port={parts.port}\n"
@@ -212,17 +214,17 @@ async def pgbouncer(url: str, folder: Path) -> AsyncIterator[str]:
         # What libpq sends at the start and a transaction pooler can't keep.
         "ignore_startup_parameters = extra_float_digits,options\n"
     )
-    account = {}
+    user = group = None
     if os.getuid() == 0:
         nobody = pwd.getpwnam("nobody")
         shutil.chown(folder, nobody.pw_uid, nobody.pw_gid)
         for path in folder.parents:
             if path.stat().st_uid == 0 and not path.stat().st_mode & 0o001:
                 pytest.skip(f"PgBouncer does not run as root, and {path} keeps others out")
-        account = {"user": nobody.pw_uid, "group": nobody.pw_gid}
-    process = subprocess.Popen(
+        user, group = nobody.pw_uid, nobody.pw_gid
+    process = subprocess.Popen(  # noqa: ASYNC220 - likewise
         [PGBOUNCER or "", str(folder / "ini")], stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, **account,
+        stderr=subprocess.DEVNULL, user=user, group=group,
     )  # fmt: skip
     try:
         async with asyncio.timeout(PATIENCE):
@@ -243,10 +245,8 @@ async def pgbouncer(url: str, folder: Path) -> AsyncIterator[str]:
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="needs Debian's package pgbouncer")
 @pytest.mark.slow
-async def test_behind_a_transaction_pooler(world: World, tmp_path_factory: pytest.TempPathFactory,
-                                           tmp_path: Path) -> None:  # fmt: skip
+async def test_behind_a_transaction_pooler(world: World, tmp_path: Path) -> None:
     """Everything works; LISTEN is found not to, and said so; the queue is polled."""
-    del tmp_path_factory
     watch(world)
     folder = Path("/tmp") / f"vidgen-pgbouncer-{os.getpid()}-{tmp_path.name}"  # noqa: S108 - nobody's
     try:
@@ -309,14 +309,10 @@ async def test_credentials_refused_after_an_earlier_success(
                     "where application_name = 'vidgen-worker'"
                 )
                 async with asyncio.timeout(PATIENCE):
-                    while worker.lease.held():
+                    while worker.lease.held():  # noqa: ASYNC110 - nobody tells
                         await asyncio.sleep(0.02)  # a bounded wait for the lease to run out
                 with psycopg.connect(world.database.admin_url, autocommit=True) as conn:
-                    conn.execute(
-                        sql.SQL("alter role postgres password {}").format(server.password)
-                    )
+                    conn.execute(sql.SQL("alter role postgres password {}").format(server.password))
                 row = await world.until(task)
         assert (row["status"], row["attempt"]) == ("completed", 1)
         assert not any(isinstance(event, events.LoopFailed) for event in heard)
-
-

@@ -169,7 +169,7 @@ async def test_a_second_signal_forces(world: World, tmp_path: Path, second: int)
 
 async def _says(log: Path, event: str) -> None:
     async with asyncio.timeout(10):
-        while event not in said(log):
+        while event not in said(log):  # noqa: ASYNC110 - another process's file
             await asyncio.sleep(0.01)  # a bounded wait for a line of another process
 
 
@@ -197,7 +197,7 @@ async def test_sigterm_while_starting(world: World, tmp_path: Path) -> None:
 async def _stopped(pid: int) -> None:
     stat = Path(f"/proc/{pid}/stat")
     async with asyncio.timeout(10):
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.01)  # a bounded wait for another process
 
 
@@ -222,7 +222,8 @@ async def test_sigterm_while_postgres_is_away(world: World, tmp_path: Path) -> N
     generations = world.runway.generations()
     assert len(generations) == 3
     text = log.read_text()
-    assert all(generation["id"] in text.partition("Worker draining")[2] for generation in generations)
+    last_words = text.partition("Worker draining")[2]
+    assert all(generation["id"] in last_words for generation in generations)
     assert {g["state"] for g in generations} <= {"PENDING", "RUNNING"}
     async with world.worker(**QUICK):
         for task in tasks:
@@ -265,7 +266,8 @@ async def test_a_poison_task_takes_nobody_down_with_it(world: World, tmp_path: P
     assert world.credits(user) == (30, 0)
     ended = world.sql("select status from video_generation_tasks where id <> %s", poison)
     assert [row["status"] for row in ended] == ["completed"] * len(neighbours)
-    assert world.one("select crashes from vidgen.budgets where task_id = %s", poison)["crashes"] == 3
+    budget = world.one("select crashes from vidgen.budgets where task_id = %s", poison)
+    assert budget["crashes"] == 3
     assert world.books_balance()
     assert world.sql("select * from falls") == []
 

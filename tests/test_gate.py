@@ -221,12 +221,20 @@ async def test_a_gate_that_closes_between_claim_and_submit_holds(world: World) -
 async def closed_by(
     world: World, orders: Callable[[], list[UUID]], **settings: str
 ) -> tuple[str, str, list[UUID]]:
-    """Order, wait for the gate; return its reason and model, and the tasks."""
-    async with world.worker(**NEVER | settings), hearing(events.GateClosed) as closed:
-        tasks = orders()
-        await closed.wait()
+    """Order, wait until the gate is closed and all are put back: reason, model, tasks."""
+    with recorded() as heard:
+        async with world.worker(**NEVER | settings), hearing(events.GateClosed) as closed:
+            tasks = orders()
+            await closed.wait()
+            # A drain in between would hand the last ones back as if they had never failed.
+            await until(world, lambda: put_back(heard) >= set(tasks))
     gate = world.one("select model, reason from vidgen.gates")
     return gate["reason"], gate["model"], tasks
+
+
+def put_back(heard: list[events.Event]) -> set[UUID]:
+    """The tasks that were put back so far."""
+    return {event.fence.task_id for event in heard if isinstance(event, events.TaskRequeued)}
 
 
 def crowd(world: World, count: int, words: str = "") -> list[UUID]:

@@ -1,6 +1,8 @@
 """Metrics and health: what a scrape finds after a real task."""
 
 import asyncio
+import re
+from pathlib import Path
 
 import httpx
 
@@ -52,3 +54,41 @@ async def test_health_is_a_status_code() -> None:
 def test_without_a_port_nothing_listens() -> None:
     with serving(Metrics(), None, alive=lambda: True, ready=lambda: True) as port:
         assert port is None
+
+
+async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
+    """Queue, workers, gates and ledger come from the database, whoever caused them."""
+    user = world.user()
+    world.sql("update user_credits set balance = balance + 1 where user_id = %s", user)
+    world.sql(
+        "insert into vidgen.gates (provider, key_fingerprint, model, reason, message)"
+        " values ('runway', '*', '*', 'OPERATOR', 'Paused.')"
+    )
+    task = world.order(user, world.scene(user))
+    with recorded() as heard:
+        async with world.worker(VIDGEN_METRICS_PORT="0") as worker:
+            await world.beats(1)
+            await worker.janitor.count(audit=True)
+            (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]
+            found = await scraped(f"http://127.0.0.1:{served.port}")
+    assert world.task(task)["status"] == "pending"
+    assert found['vidgen_gate_closed{code="OPERATOR",model="*"}'] == 1
+    assert found["vidgen_queue_pending"] == 1
+    assert found["vidgen_queue_oldest_pending_seconds"] > 0
+    assert found["vidgen_workers_alive"] == 1
+    assert found["vidgen_ledger_discrepancies"] == 1
+
+
+def test_every_alert_reads_metrics_that_exist_and_is_in_the_runbook() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    rules = (docs / "alerts.yml").read_text()
+    worker_s = {"running", "concurrency", "lease_age_seconds"}  # named in worker.py
+    served = {sample.name for metric in Metrics().registry.collect() for sample in metric.samples}
+    served |= {metric.name for metric in Metrics().registry.collect()}
+    served |= {f"{name}_total" for name in served} | {f"vidgen_{name}" for name in worker_s}
+    named = set(re.findall(r"\bvidgen_\w+", rules))
+    assert named
+    assert named <= served
+    runbook = (docs / "operations.md").read_text()
+    for alert in re.findall(r"alert: (\w+)", rules):
+        assert f"**{alert}**" in runbook, alert

@@ -210,6 +210,14 @@ def test_without_systemd_or_with_one_that_is_away_nothing_happens(
     sd_notify("READY=1")
 
 
+def test_a_systemd_that_does_not_read_does_not_stop_the_worker(told: Systemd) -> None:
+    """Its queue is full: the line is left out, and said to be."""
+    while sd_notify("WATCHDOG=1"):
+        pass
+    assert told.waiting()
+    assert sd_notify("WATCHDOG=1")
+
+
 def test_the_abstract_namespace_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"vidgen-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:

@@ -36,7 +36,7 @@ ASLEEP = {
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait for something that nobody tells, such as a lease that runs out."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)  # a bounded wait for a condition
 
 
@@ -63,7 +63,7 @@ def everything_about(world: World, task: object) -> list[dict[str, Any]]:
         select 'entry', e.xmin::text, to_jsonb(e)::text
           from credit_entries as e where e.task_id = %(task)s
         order by 1, 3
-        """.replace("%(task)s", f"'{task}'")  # type: ignore[arg-type] - a UUID of ours
+        """.replace("%(task)s", f"'{task}'")
     )
 
 
@@ -115,7 +115,7 @@ async def test_a_worker_without_postgres_starts_nothing_and_keeps_what_it_has(
     """Cut off for longer than its lease: no POST, and the result is written once it is back."""
     watch(world)
     user = world.user()
-    async with proxy(world.database.url) as between:
+    async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
             tasks = [
                 world.order(user, world.scene(user, image_prompt=f"[[slow 500ms]] {n}"))
@@ -147,7 +147,7 @@ async def test_results_of_a_worker_declared_dead_meanwhile_bounce(world: World) 
     """Two live workers, one of them cut off: the other one's rows stand."""
     watch(world)
     user = world.user()
-    async with proxy(world.database.url) as between:
+    async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as cut_off:
             task = world.order(user, world.scene(user, image_prompt="[[slow 300ms]] x"))
             await until_true(
@@ -212,9 +212,7 @@ async def test_an_abandoned_task_is_handed_back(world: World) -> None:
             await until_true(
                 world, "select exists (select from vidgen.checkpoints where state = 'generating')"
             )
-            world.sql(
-                "update video_generation_tasks set attempt = attempt + 1 where id = %s", task
-            )
+            world.sql("update video_generation_tasks set attempt = attempt + 1 where id = %s", task)
             row = await world.until(task)
     assert (row["status"], row["attempt"]) == ("completed", 3)
     assert any(isinstance(event, events.LeaseLost) for event in heard)

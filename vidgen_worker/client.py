@@ -223,7 +223,12 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
     """Turn an error of psycopg into one of ours."""
     said = error.diag.message_primary or str(error)
     match error:
-        case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedFunction():
+        case (
+            errors.UndefinedTable()
+            | errors.InvalidSchemaName()
+            | errors.UndefinedFunction()
+            | errors.UndefinedColumn()
+        ):
             return NotMigratedError(
                 f"The database at {place_of(url)} is not set up for this version ({said}). "
                 "Run: vidgen-worker migrate"
@@ -241,6 +246,20 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
             )
         case _:
             return RefusedError(said, sqlstate=error.sqlstate, hint=error.diag.message_hint or None)
+
+
+def too_new(database: Database, newest: str) -> str | None:
+    """Return a sentence if the database has moved on beyond a program whose last migration this is.
+
+    A newer schema alone is fine: changes that an older program would not bear come a release later.
+    """
+    row = database.row("schema_version") or {}
+    if (row.get("oldest_program") or "") <= newest:
+        return None
+    return (
+        f"The database is at migration {row['schema_version']} and takes programs from "
+        f"{row['oldest_program']} on; this one knows {newest}. Install a newer vidgen-worker."
+    )
 
 
 @contextlib.contextmanager

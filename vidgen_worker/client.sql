@@ -109,7 +109,11 @@ select current_setting('server_version_num')::integer as version,
        current_database() as database,
        pg_is_in_recovery() as read_only,
        clock_timestamp() as clock,
-       to_regclass('public.video_generation_tasks') is not null as has_tasks;
+       to_regclass('public.video_generation_tasks') is not null as has_tasks,
+       exists (
+         select from pg_catalog.pg_publication_tables
+          where pubname = 'supabase_realtime' and tablename = 'video_generation_tasks'
+       ) as published;
 
 -- worker_rights --
 -- The rights that a worker can't do without, by name; null where the object is absent.

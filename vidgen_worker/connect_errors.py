@@ -71,6 +71,14 @@ CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         ),
     ),
     (
+        (
+            "invalid response to SSL negotiation",
+            "unexpected response from server",
+            "expected authentication request",
+        ),
+        "Something else than PostgreSQL answers there. Check host and port of DATABASE_URL.",
+    ),
+    (
         ("no pg_hba.conf entry", "SSL", "certificate"),
         "The server wants another kind of connection. Add ?sslmode=require to the URL.",
     ),

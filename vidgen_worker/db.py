@@ -97,10 +97,17 @@ class Database:
     """A pool of autocommit connections, and the one way to run a named query."""
 
     def __init__(
-        self, url: str, *, size: int = 6, deadline: timedelta = STATEMENT_DEADLINE
+        self,
+        url: str,
+        *,
+        size: int = 6,
+        deadline: timedelta = STATEMENT_DEADLINE,
+        planned_once: bool = False,
     ) -> None:
+        """`planned_once`: for few statements sent often, whose planning costs more than they do."""
         self._url = url
         self._deadline = deadline.total_seconds()
+        self._planned_once = planned_once
         self._prepare = urlsplit(url).port != TRANSACTION_POOLER_PORT
         self._pool = AsyncConnectionPool(
             url,
@@ -124,9 +131,15 @@ class Database:
         await self._pool.close(timeout=2.0)
 
     async def _configure(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        # None, never 0: 0 prepares at once (behind a transaction pooler the statement then lives
-        # on somebody else's connection).
-        conn.prepare_threshold = 2 if self._prepare else None
+        # Behind a transaction pooler None, never 0: 0 prepares at once, and the statement then
+        # lives on somebody else's connection, as a SET would.
+        if not self._prepare:
+            conn.prepare_threshold = None
+        elif self._planned_once:
+            conn.prepare_threshold = 0
+            await conn.execute("set plan_cache_mode = force_generic_plan")
+        else:
+            conn.prepare_threshold = 2
 
     async def once(self, name: str, **parameters: object) -> list[Row]:
         """Run a named query once, under a deadline that the driver can't swallow.
@@ -219,13 +232,25 @@ class Listener:
             )
             while True:
                 async with asyncio.timeout(self._patience + 5):
-                    await conn.execute("select pg_notify(%s, 'proof')", (own_channel,))
+                    await self._notify(own_channel)
                 if not await self._hear(conn, own_channel, self._patience):
                     msg = "a NOTIFY of our own did not arrive (a transaction pooler in between?)"
                     raise TimeoutError(msg)
                 self._say(listening=True, why="a NOTIFY of our own arrived")
                 self.proved.set()
                 await self._hear(conn, None, self._prove_every)
+
+    async def _notify(self, own_channel: str) -> None:
+        """Send the proof from another connection.
+
+        From our own it would prove nothing: a transaction pooler may run it on the very server
+        connection that listens, and then it comes back with the answer.
+        """
+        other = await psycopg.AsyncConnection.connect(
+            self._url, autocommit=True, prepare_threshold=None, **CONNECTION
+        )
+        async with other:
+            await other.execute("select pg_notify(%s, 'proof')", (own_channel,))
 
     async def _hear(
         self, conn: psycopg.AsyncConnection[Any], until: str | None, seconds: float

@@ -26,6 +26,7 @@ class Janitor:
 
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
+        self._closed = True
 
     async def loop(self) -> None:
         """Probe at the pace of the queue poll, sweep once a minute."""
@@ -33,8 +34,13 @@ class Janitor:
         pace = min(worker.settings.vidgen_queue_poll, worker.settings.vidgen_gate_probe)
         sweep_at = boot_time() + SWEEP_EVERY.total_seconds() * random.random()  # noqa: S311
         while not worker.stopping.is_set():
-            await self.probe()
-            if boot_time() >= sweep_at:
+            sweeping = boot_time() >= sweep_at
+            if sweeping or worker.gates_heard or not worker.listener.listening:
+                worker.gates_heard = False
+                self._closed = bool(await worker.queue.read_gates())
+            if self._closed:
+                await self.probe()
+            if sweeping:
                 sweep_at = boot_time() + SWEEP_EVERY.total_seconds()
                 await self.sweep()
             await asyncio.sleep(pace.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311

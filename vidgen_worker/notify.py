@@ -46,17 +46,22 @@ def watchdog_pace() -> timedelta | None:
     return timedelta(microseconds=int(limit)) / 3 if limit.isdigit() and for_us else None
 
 
-def sd_notify(*lines: str) -> None:
-    """Tell systemd; without NOTIFY_SOCKET this does nothing."""
+def sd_notify(*lines: str) -> bool:
+    """Tell systemd and return whether it was told; without NOTIFY_SOCKET there is nobody to tell.
+
+    It never blocks: a systemd that does not read must not stop the event loop.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
-        return
+        return True
     if address.startswith("@"):
         address = "\0" + address[1:]  # the abstract namespace
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.settimeout(0)
             notify.connect(address)
             notify.sendall("\n".join(lines).encode())
     except OSError:
-        # systemd is restarting: the watchdog's next line says the same.
-        return
+        # systemd is restarting, or busy: the watchdog's next line says the same.
+        return False
+    return True

@@ -67,6 +67,14 @@ select case
  where t.id is null or t.cancel_requested_at is not null
 union all
 select 'orphan', handed_back.id, null from handed_back
+union all
+-- Waiting tasks to be cancelled at the provider: what claim_cancelled takes.
+select 'cancel_waiting', null, null
+ where exists (
+   select
+     from public.video_generation_tasks as t
+    where t.status = 'pending' and t.cancel_requested_at is not null
+ )
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are

@@ -88,6 +88,8 @@ class Verdict:
     lost: list[tuple[UUID, int]]
     cancel: list[tuple[UUID, int]]
     orphans: list[UUID]
+    cancel_waiting: bool
+    """Whether a waiting task is to be cancelled at the provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +120,14 @@ class Queue:
     def __init__(
         self,
         db: Database,
+        claims: Database,
         pulse: Database,
         settings: Settings,
         key: Key,
         give_up: Callable[[], bool],
     ) -> None:
         self.db = db
+        self._claims = claims
         self._pulse = pulse
         self.settings = settings
         self.key = key
@@ -164,15 +168,16 @@ class Queue:
             lost=pick("lost"),
             cancel=pick("cancel"),
             orphans=[task_id for task_id, _ in pick("orphan")],
+            cancel_waiting=bool(pick("cancel_waiting")),
         )
 
     async def line_up(self) -> None:
         """Merge new and newly due rows into the line of turns."""
-        await self.db.once("line_up")
+        await self._claims.once("line_up")
 
     async def claim(self, slots: int, *, idle: bool) -> Claimed:
         """Begin an attempt on up to `slots` waiting tasks."""
-        rows = await self.db.once(
+        rows = await self._claims.once(
             "claim", worker_id=self.worker_id, slots=slots, idle=idle,
             provider=self.key.provider, key_fingerprint=self.key.fingerprint,
             image_model=self.key.image_model, video_model=self.key.video_model,
@@ -181,12 +186,12 @@ class Queue:
         )  # fmt: skip
         if rows:
             return Claimed([_task(row) for row in rows], more=any(row["more"] for row in rows))
-        waiting = await self.db.once("still_waiting")
+        waiting = await self._claims.once("still_waiting")
         return Claimed([], more=bool(waiting[0]["waiting"]))
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
         """Take waiting tasks that are to be cancelled at the provider."""
-        rows = await self.db.once("claim_cancelled", worker_id=self.worker_id)
+        rows = await self._claims.once("claim_cancelled", worker_id=self.worker_id)
         return [_task(row) for row in rows]
 
     async def take_over(
@@ -196,7 +201,7 @@ class Queue:
 
         "Make room" asks this worker to claim nothing until it is idle: a task is to run alone.
         """
-        rows = await self.db.once(
+        rows = await self._claims.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
             max_crashes=self.settings.vidgen_max_crashes,
             scene_updates=self.settings.vidgen_scene_updates,

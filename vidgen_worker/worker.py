@@ -11,7 +11,8 @@ import random
 import signal
 import socket
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from uuid import UUID
 
@@ -80,6 +81,8 @@ class Worker:
         self.media = media
         url = settings.database_url.get_secret_value()
         self.db = Database(url, size=settings.vidgen_database_pool)
+        # The claim is planned once: its planning takes longer than it does.
+        self.claims = Database(url, size=1, planned_once=True)
         # A connection and a deadline of its own: a heartbeat never queues behind other statements,
         # and one that hangs is given up while the lease still leaves time for the next.
         self.pulse = Database(url, size=1, deadline=settings.heartbeat)
@@ -97,6 +100,8 @@ class Worker:
         self.stopping = asyncio.Event()
         self._wake = asyncio.Event()
         self._cancel_wake = asyncio.Event()
+        self.gates_heard = True
+        """A gate may have closed or opened since the janitor looked."""
         self._beat_wake = asyncio.Event()
         self.turns = Turns()
         self._said_ready = False
@@ -122,6 +127,7 @@ class Worker:
             if port is not None:
                 emit(MetricsServed(port=port))
             await self.db.open()
+            await self.claims.open()
             await self.pulse.open()
             loops: list[asyncio.Task[None]] = []
             try:
@@ -144,6 +150,7 @@ class Worker:
                 await self.storage.aclose()
                 await self.provider.aclose()
                 await self.db.close()
+                await self.claims.close()
                 await self.pulse.close()
 
     def alive(self) -> bool:
@@ -168,7 +175,7 @@ class Worker:
         return metrics
 
     def _new_queue(self) -> Queue:
-        return Queue(self.db, self.pulse, self.settings, self.key, self._gives_up)
+        return Queue(self.db, self.claims, self.pulse, self.settings, self.key, self._gives_up)
 
     def stop(self) -> None:
         """Begin to drain."""
@@ -231,6 +238,8 @@ class Worker:
     # Claiming.
 
     def _woken(self, payload: str) -> None:
+        if payload == "gate":
+            self.gates_heard = True
         if payload == "cancel":
             # A waiting task is cancelled by a claim, one that runs here by a heartbeat's verdict.
             self._cancel_wake.set()
@@ -249,7 +258,7 @@ class Worker:
             if polled:
                 poll = self.settings.vidgen_queue_poll.total_seconds()
                 due = boot_time() + poll * random.uniform(0.9, 1.1)  # noqa: S311
-            if polled or self._cancel_wake.is_set():
+            if self._cancel_wake.is_set():
                 self._cancel_wake.clear()
                 async with self._claiming:
                     self._start(await self.queue.claim_cancelled())
@@ -417,8 +426,7 @@ class Worker:
     def _say_ready(self) -> None:
         """Tell systemd once that a heartbeat was accepted."""
         if not self._said_ready and not self.stopping.is_set():
-            self._said_ready = True
-            sd_notify("READY=1", self._status())
+            self._said_ready = sd_notify("READY=1", self._status())
 
     def _status(self) -> str:
         doing = "draining" if self.stopping.is_set() else "working"
@@ -460,6 +468,9 @@ class Worker:
             run = self._held(task_id, number)
             if run:
                 run.cancel.set()
+        if verdict.cancel_waiting:
+            self._cancel_wake.set()
+            self._wake.set()
         if verdict.orphans:
             emit(OrphansHandedBack(tasks=[str(task_id) for task_id in verdict.orphans]))
 
@@ -552,7 +563,7 @@ class Worker:
                 await self.stopping.wait()
 
 
-async def end_all(working: Set[asyncio.Future[None]], seconds: float) -> None:
+async def end_all(working: AbstractSet[asyncio.Future[None]], seconds: float) -> None:
     """Cancel these until they have ended, or the time is over.
 
     Python 3.11's wait_for, which psycopg waits with, swallows a cancellation that meets the end of

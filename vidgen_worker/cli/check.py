@@ -19,11 +19,18 @@ from rich.text import Text
 
 from vidgen_worker.cli.output import ExitCode, console, print_json, table
 from vidgen_worker.cli.tasks import Json
-from vidgen_worker.client import ClientError, Database, connect, listens, open_database
+from vidgen_worker.client import (
+    ClientError,
+    Database,
+    connect,
+    listens,
+    open_database,
+    too_new,
+)
 from vidgen_worker.config import Settings, effective, load
 from vidgen_worker.errors import Fault
 from vidgen_worker.logging_setup import escape
-from vidgen_worker.migrate import pending
+from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
 
@@ -192,11 +199,15 @@ def _clock(theirs: datetime, ours: datetime) -> Finding:
 
 
 def _schema(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
-    del database, server
+    del server
     missing = pending(settings.database_url.get_secret_value())
     if missing:
         said = f"{len(missing)} migration(s) missing: {', '.join(missing)}"
         yield Finding("Schema", State.BAD, said, "Run: vidgen-worker migrate")
+        return
+    problem = too_new(database, migrations()[-1].version)
+    if problem:
+        yield Finding("Schema", State.BAD, problem, "pip install --upgrade vidgen-worker")
     else:
         yield Finding("Schema", State.OK, "up to date")
 
@@ -212,6 +223,15 @@ def _rights(database: Database, settings: Settings, server: dict[str, Any]) -> I
         yield Finding("Rights", State.BAD, said, remedy)
     else:
         yield Finding("Rights", State.OK, f"role {server['role']} may do a worker's work")
+    if server["published"]:
+        yield Finding("Realtime", State.OK, "the tasks are published: users see progress live")
+    else:
+        said = "the tasks are not in publication supabase_realtime: users see no live progress"
+        remedy = "alter publication supabase_realtime add table public.video_generation_tasks"
+        yield Finding("Realtime", State.NOTE, said, remedy)
+    for gate in database.rows("gates"):
+        said = f"{gate['model']} since {gate['closed_at']:%Y-%m-%d %H:%M}: {gate['reason']}"
+        yield Finding("Gate closed", State.NOTE, said, f"{gate['details']} (vidgen-worker gate)")
 
 
 def _listen(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
@@ -247,6 +267,11 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
             f"{said}, last heard of {seconds:.0f} s ago",
             "Any other worker takes its tasks over." if late else "",
         )
+    if len(silent) < len(workers) and not any(
+        row["state"] == "steady" for row in database.rows("workers")
+    ):
+        said = "none has lived a whole lease in good order: nobody takes over from the dead yet"
+        yield Finding("Workers", State.NOTE, said, "Wait a lease; then look at database and load.")
     if len(silent) == len(workers):
         yield Finding("Workers", State.NOTE, "none is running", "Start one: vidgen-worker run")
 

@@ -1,6 +1,7 @@
 """`run` and `migrate`: what a deployment calls."""
 
 import asyncio
+import faulthandler
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -9,11 +10,12 @@ import typer
 
 from vidgen_worker.cli.output import ExitCode, console, fail, print_json
 from vidgen_worker.cli.tasks import Json
-from vidgen_worker.client import connect, load_client_settings
+from vidgen_worker.client import connect, load_client_settings, open_database, too_new
 from vidgen_worker.config import Settings, load
+from vidgen_worker.connect_errors import place_of
 from vidgen_worker.logging_setup import configure
 from vidgen_worker.migrate import migrate as apply_migrations
-from vidgen_worker.migrate import pending
+from vidgen_worker.migrate import migrations, pending
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +40,12 @@ def run() -> None:
             f"The database lacks {len(missing)} migration(s): {', '.join(missing)}. "
             "Run: vidgen-worker migrate",
         )
+    with open_database(settings.database_url.get_secret_value()) as database:
+        problem = too_new(database, migrations()[-1].version)
+    if problem:
+        fail(ExitCode.CONFIGURATION, problem)
+    # Where a loop hangs, systemd's SIGABRT shows in the journal.
+    faulthandler.enable()
     raise typer.Exit(asyncio.run(serve(settings)))
 
 
@@ -47,7 +55,15 @@ def migrate(
 ) -> None:
     """Bring the database up to this version. Needs DATABASE_URL only; safe to repeat."""
     url = load_client_settings().database_url.get_secret_value()
-    connect(url).close()
+    with connect(url) as connection:
+        found = connection.execute("select to_regnamespace('auth') is not null as is_supabase")
+        if not (found.fetchone() or {})["is_supabase"]:
+            fail(
+                ExitCode.FAILED,
+                f"The database at {place_of(url)} is no Supabase project's: it has no schema auth.",
+                "Copy DATABASE_URL again (dashboard → Connect); Supabase's database is called "
+                "postgres. Nothing was changed.",
+            )
     try:
         versions = pending(url) if dry_run else apply_migrations(url)
     except psycopg.Error as error:

@@ -79,6 +79,8 @@ def seconds_of(scene: Scene) -> int:
     duration: object = scene.duration
     if duration is None:
         return DEFAULT_DURATION
+    if isinstance(duration, float) and duration.is_integer():
+        return int(duration)  # an application's own column may be numeric
     if isinstance(duration, bool) or not isinstance(duration, int):
         message = (
             f"The field duration is {str(duration)[:40]!r}; it must be a whole number of seconds. "
