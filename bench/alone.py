@@ -67,9 +67,10 @@ def in_flight(ground: Ground, tasks: int, seconds: float, poll: str) -> Result:
             cpu = worker.cpu_seconds() - cpu
             statements = site.statements()
             held = worker.resident_bytes()
+            requeued = sum(line["what"] == "requeued" for line in worker.heard)
     beyond = sum(row["calls"] for row in statements if row["name"] not in PROGRESS)
     return {
-        "tasks": tasks, "poll": poll, "all_submitted_seconds": round(full, 1),
+        "tasks": tasks, "poll": poll, "requeued": requeued, "all_submitted_seconds": round(full, 1),
         "statements_per_second": round(beyond / window, 2),
         "progress_statements_per_second": round(
             sum(row["calls"] for row in statements if row["name"] in PROGRESS) / window, 2

@@ -45,8 +45,10 @@ def tell(event: Event) -> None:
             say("generated", id=str(event.fence.task_id), stage=event.stage)
         case TaskCompleted():
             say("ended", id=str(event.fence.task_id))
-        case TaskFailed() | TaskRequeued():
+        case TaskFailed():
             say("failed", id=str(event.fence.task_id), code=event.code, details=event.details)
+        case TaskRequeued():
+            say("requeued", id=str(event.fence.task_id), code=event.code, details=event.details)
         case WorkerStopped():
             say("stopped")
         case _:

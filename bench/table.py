@@ -59,12 +59,15 @@ def _colophon(found: Row) -> str:
         f"{name} ({', '.join(one['requirements']) or 'this checkout'}: {one['settings']})"
         for name, one in found["contenders"].items()
     )
+    rows = ", ".join(found.get("again", ()))
+    again = f" Only {rows} then; the other rows are from the run before." if rows else ""
     return (
-        f"Run {found['at']} at {found['revision']}, form `{found['form']}`, on {machine['cores']} cores of"
-        f" {machine['cpu']}, {machine['memory_gb']} GB, load {machine['load_before']:.1f} before"
-        f" and {machine.get('load_after', 0.0):.1f} after; Python {machine['python']}, PostgreSQL"
-        f" {machine['postgres']} (fsync {settings['fsync']}, synchronous_commit"
-        f" {settings['synchronous_commit']}). {who}. Medians of interleaved rounds.\n"
+        f"Run {found['at']} at {found['revision']}, form `{found['form']}`,"
+        f" on {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB,"
+        f" load {machine['load_before']:.1f} before and {machine.get('load_after', 0.0):.1f} after;"
+        f" Python {machine['python']}, PostgreSQL {machine['postgres']} (fsync {settings['fsync']},"
+        f" synchronous_commit {settings['synchronous_commit']}). {who}."
+        f" Medians of interleaved rounds.{again}\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""`vidgen-worker reconcile` and `gate`: what an operator does when the books or the provider don't fit."""
+"""`vidgen-worker reconcile` and `gate`: when the books or the provider don't fit."""
 
 import json
 import subprocess

@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     vidgen_allow_loopback_assets: bool = False
     """true: accept http://127.0.0.1 pictures; only for the sandbox"""
     vidgen_database_pool: int = Field(6, ge=2, le=100)
-    """Connections to PostgreSQL, besides the one that LISTENs"""
+    """Connections to PostgreSQL, besides three: LISTEN, claim, heartbeat"""
     vidgen_drain_timeout: Annotated[Duration, _positive()] = timedelta(seconds=90)
     """How long a drain may take before the process gives up"""
     vidgen_log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -187,6 +187,28 @@ class Database:
             yield cast("psycopg.AsyncConnection[Row]", conn)
 
 
+class Databases:
+    """What a worker keeps open besides the listener: three pools with different needs."""
+
+    def __init__(self, url: str, size: int, heartbeat: timedelta) -> None:
+        self.work = Database(url, size=size)
+        # The claim's planning takes longer than it does.
+        self.claims = Database(url, size=1, planned_once=True)
+        # A heartbeat never queues behind other statements, and one that hangs is given up while
+        # the lease still leaves time for the next.
+        self.pulse = Database(url, size=1, deadline=heartbeat)
+
+    async def open(self) -> None:
+        """Open all of them; connections are made in the background."""
+        for database in (self.work, self.claims, self.pulse):
+            await database.open()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for database in (self.work, self.claims, self.pulse):
+            await database.close()
+
+
 class Listener:
     """LISTEN on a connection of its own that proves itself, and heals.
 

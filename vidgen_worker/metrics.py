@@ -2,11 +2,12 @@
 
 A subscriber of the events: it counts what is said and asks the worker nothing but numbers that it
 has anyway. `/metrics` is Prometheus text, `/healthz` says whether the loops turn, `/readyz` whether
-the lease is held. It never touches the database or the provider.
+the lease is held. Numbers of the fleet are handed to it: it
+never touches the database or the provider.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -20,6 +21,17 @@ from vidgen_worker.events import Event
 LOOPBACK = "127.0.0.1"
 _QUICK = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300)
 _SLOW = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 3600)
+
+FLEET = {
+    "queue_pending": "Due tasks that wait",
+    "queue_scheduled": "Tasks for later",
+    "queue_processing": "Tasks that run anywhere",
+    "queue_oldest_pending_seconds": "How long the oldest due task has waited",
+    "workers_alive": "Workers with a lease",
+    "workers_steady": "Workers that may take over from the dead",
+    "ledger_discrepancies": "Balances that disagree with ledger or holds",
+    "fleet_read_at_seconds": "When these numbers were read, Unix time",
+}
 
 Health = Callable[[], bool]
 
@@ -47,6 +59,11 @@ class Metrics:
         self._gates = Gauge(
             "vidgen_gate_closed", "1 while closed", ("model", "code"), registry=self.registry
         )
+        # Of the whole fleet, read from the database: every worker tells the same.
+        self._fleet = {
+            name: Gauge(f"vidgen_{name}", help_, registry=self.registry)
+            for name, help_ in FLEET.items()
+        }
 
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:
         return Counter(f"vidgen_{name}", help_, labels, registry=self.registry)
@@ -59,6 +76,14 @@ class Metrics:
     def gauge(self, name: str, help_: str, read: Callable[[], float]) -> None:
         """Add a number that is read when Prometheus asks."""
         Gauge(f"vidgen_{name}", help_, registry=self.registry).set_function(read)
+
+    def show(self, numbers: Mapping[str, float], closed: Iterable[tuple[str, str]]) -> None:
+        """Take what was read of the fleet: a number for each of `FLEET`, and the closed gates."""
+        for name, value in numbers.items():
+            self._fleet[name].set(value)
+        self._gates.clear()
+        for model, code in closed:
+            self._gates.labels(model, code).set(1)
 
     def hear(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line per kind of event
         """Count an event: the subscriber."""

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
-from vidgen_worker.db import Database, Row
+from vidgen_worker.db import Databases, Row
 from vidgen_worker.errors import FAULTS
 from vidgen_worker.events import SceneWriteRefused, emit
 from vidgen_worker.providers import Accepted, Request
@@ -118,17 +118,11 @@ class Queue:
     """One worker's view of the queue. `worker_id` is new for every life of a worker."""
 
     def __init__(
-        self,
-        db: Database,
-        claims: Database,
-        pulse: Database,
-        settings: Settings,
-        key: Key,
-        give_up: Callable[[], bool],
+        self, databases: Databases, settings: Settings, key: Key, give_up: Callable[[], bool]
     ) -> None:
-        self.db = db
-        self._claims = claims
-        self._pulse = pulse
+        self.db = databases.work
+        self._claims = databases.claims
+        self._pulse = databases.pulse
         self.settings = settings
         self.key = key
         self.worker_id = uuid4()

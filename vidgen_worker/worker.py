@@ -19,7 +19,7 @@ from uuid import UUID
 from vidgen_worker import __version__
 from vidgen_worker.attempt import attempt
 from vidgen_worker.config import Settings
-from vidgen_worker.db import STATEMENT_DEADLINE, Database, DatabaseUnavailableError, Listener
+from vidgen_worker.db import STATEMENT_DEADLINE, Databases, DatabaseUnavailableError, Listener
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     BucketsUnchecked,
@@ -80,12 +80,8 @@ class Worker:
         self.storage = storage
         self.media = media
         url = settings.database_url.get_secret_value()
-        self.db = Database(url, size=settings.vidgen_database_pool)
-        # The claim is planned once: its planning takes longer than it does.
-        self.claims = Database(url, size=1, planned_once=True)
-        # A connection and a deadline of its own: a heartbeat never queues behind other statements,
-        # and one that hangs is given up while the lease still leaves time for the next.
-        self.pulse = Database(url, size=1, deadline=settings.heartbeat)
+        self.databases = Databases(url, settings.vidgen_database_pool, settings.heartbeat)
+        self.db = self.databases.work
         self.key = Key(
             provider.name, provider.key_fingerprint,
             settings.vidgen_image_model, settings.vidgen_video_model,
@@ -104,6 +100,7 @@ class Worker:
         """A gate may have closed or opened since the janitor looked."""
         self._beat_wake = asyncio.Event()
         self.turns = Turns()
+        self.metrics = Metrics()
         self._said_ready = False
         self._claiming = asyncio.Lock()
         self._renewed = asyncio.Event()
@@ -126,9 +123,7 @@ class Worker:
             ))  # fmt: skip
             if port is not None:
                 emit(MetricsServed(port=port))
-            await self.db.open()
-            await self.claims.open()
-            await self.pulse.open()
+            await self.databases.open()
             loops: list[asyncio.Task[None]] = []
             try:
                 if not await self._or_stop(self._begin()):
@@ -149,9 +144,7 @@ class Worker:
                 await self.media.aclose()
                 await self.storage.aclose()
                 await self.provider.aclose()
-                await self.db.close()
-                await self.claims.close()
-                await self.pulse.close()
+                await self.databases.close()
 
     def alive(self) -> bool:
         """Whether the loops turn; says nothing of Postgres, which may be away for good reasons."""
@@ -166,16 +159,14 @@ class Worker:
         return self.lease.age()
 
     def _metrics(self) -> Metrics:
-        metrics, concurrency = Metrics(), self.settings.vidgen_concurrency
+        metrics, concurrency = self.metrics, self.settings.vidgen_concurrency
         metrics.gauge("running", "Tasks in this process", lambda: len(self.running))
         metrics.gauge("concurrency", "Slots of this process", lambda: concurrency)
-        metrics.gauge(
-            "lease_age_seconds", "Since the last accepted heartbeat", self._lease_age
-        )
+        metrics.gauge("lease_age_seconds", "Since the last accepted heartbeat", self._lease_age)
         return metrics
 
     def _new_queue(self) -> Queue:
-        return Queue(self.db, self.claims, self.pulse, self.settings, self.key, self._gives_up)
+        return Queue(self.databases, self.settings, self.key, self._gives_up)
 
     def stop(self) -> None:
         """Begin to drain."""
