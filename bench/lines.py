@@ -79,7 +79,7 @@ class Process:
                 line = None
             if line is None or line["what"] == "failed":
                 raise BrokenError(
-                    f"{len(found)} of {count} lines {what!r} came from {self.popen.args!r} "
+                    f"{len(found)} of {count} lines {what!r} came from {self.log.stem} "
                     f"(exit status {self.popen.poll()}, {line}). Its log: {self._tail()}"
                 )
             self.heard.append(line)

@@ -195,6 +195,8 @@ STATES: Mapping[str, Prepare] = {
     "read_gates": a_closed_gate,
     "sweep_workers": stale_rows,
     "sweep_turns": stale_rows,
+    "fleet": a_closed_gate,
+    "discrepancies": nothing,
     "clock": nothing,
 }
 """The state in which a query that carries no task's fence has something to do."""
@@ -202,7 +204,7 @@ STATES: Mapping[str, Prepare] = {
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
-    "costs_to_read_again", "read_gates", "clock",
+    "costs_to_read_again", "read_gates", "clock", "fleet", "discrepancies",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

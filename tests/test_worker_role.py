@@ -24,8 +24,9 @@ AS_DOCUMENTED = "create role {} login password {} in role vidgen_worker"
 
 
 @pytest.fixture
-def login(postgres_server: PostgresServer) -> Iterator[str]:
+def login(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
     """The documented step, done by role postgres; the role ends with the test."""
+    assert migrated_template, "the migrations make the role that this one is a member of"
     name = f"video_daemon_{uuid4().hex[:12]}"
     with psycopg.connect(postgres_server.url(), autocommit=True) as conn:
         password = conn.info.password or "unused"

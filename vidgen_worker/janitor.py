@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
 
 SWEEP_EVERY = timedelta(seconds=60)
+COUNT_EVERY = timedelta(seconds=15)
+AUDIT_EVERY = timedelta(minutes=10)
+"""The whole ledger is added up: half a second at a million entries."""
 
 
 class Janitor:
@@ -33,8 +36,15 @@ class Janitor:
         worker = self._worker
         pace = min(worker.settings.vidgen_queue_poll, worker.settings.vidgen_gate_probe)
         sweep_at = boot_time() + SWEEP_EVERY.total_seconds() * random.random()  # noqa: S311
+        count_at = audit_at = 0.0
+        counted = worker.settings.vidgen_metrics_port is not None
         while not worker.stopping.is_set():
             sweeping = boot_time() >= sweep_at
+            if counted and boot_time() >= count_at:
+                audit = boot_time() >= audit_at
+                await self.count(audit=audit)
+                count_at = boot_time() + COUNT_EVERY.total_seconds()
+                audit_at = boot_time() + AUDIT_EVERY.total_seconds() if audit else audit_at
             if sweeping or worker.gates_heard or not worker.listener.listening:
                 worker.gates_heard = False
                 self._closed = bool(await worker.queue.read_gates())
@@ -66,6 +76,14 @@ class Janitor:
                 ))  # fmt: skip
         else:
             emit(GateProbed(model=due["model"], code=due["reason"], details=problem))
+
+    async def count(self, *, audit: bool) -> None:
+        """Read the fleet's numbers for /metrics; with `audit` the ledger too, which costs more."""
+        queue = self._worker.queue
+        numbers, closed = await queue.fleet()
+        if audit:
+            numbers["ledger_discrepancies"] = await queue.discrepancies()
+        self._worker.metrics.show(numbers, closed)
 
     async def _problem(self, reason: str, model: str) -> str | None:
         """Why the gate must stay closed; None when it may open."""

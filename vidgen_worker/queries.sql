@@ -294,9 +294,18 @@ select c.*, exists (select from suspect where suspect.id = c.id) as alone,
 
 -- still_waiting --
 -- Whether a claim that came back with nothing should be repeated soon: somebody is in the line
--- (another claim may have held that user's turn), or the mailbox isn't empty.
-select exists (select from vidgen.turns where waiting_since is not null)
-    or exists (select from vidgen.arrivals) as waiting
+-- (another claim may have held that user's turn), or the mailbox isn't empty. Not while a gate is
+-- closed: then nothing new may start, and asking again costs a statement each time.
+select (
+         exists (select from vidgen.turns where waiting_since is not null)
+         or exists (select from vidgen.arrivals)
+       )
+       and not exists (
+         select
+           from vidgen.gates as g
+          where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+            and g.model in ('*', %(image_model)s, %(video_model)s)
+       ) as waiting
 
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
@@ -1033,6 +1042,19 @@ select s.task_id, s.generation_id
    and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
  order by s.ended_at
  limit 20
+
+-- fleet --
+-- For /metrics: what waits, what runs, who works, what is closed.
+select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
+       q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
+       extract(epoch from now())::float as fleet_read_at_seconds,
+       (select coalesce(jsonb_agg(jsonb_build_object('model', g.model, 'reason', g.reason)), '[]')
+          from vidgen.gates as g) as gates
+  from vidgen.queue_health as q
+
+-- discrepancies --
+-- For /metrics, seldom: it adds up the whole ledger.
+select count(*) as discrepancies from vidgen.credit_discrepancies
 
 -- clock --
 -- The database's clock, and whether this is a connection we can use.

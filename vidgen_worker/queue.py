@@ -180,7 +180,10 @@ class Queue:
         )  # fmt: skip
         if rows:
             return Claimed([_task(row) for row in rows], more=any(row["more"] for row in rows))
-        waiting = await self._claims.once("still_waiting")
+        waiting = await self._claims.once(
+            "still_waiting", provider=self.key.provider, key_fingerprint=self.key.fingerprint,
+            image_model=self.key.image_model, video_model=self.key.video_model,
+        )  # fmt: skip
         return Claimed([], more=bool(waiting[0]["waiting"]))
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
@@ -419,6 +422,16 @@ class Queue:
         """Rows that are of no use any more: long dead workers, users who left the line."""
         await self.db.once("sweep_workers")
         await self.db.once("sweep_turns")
+
+    async def fleet(self) -> tuple[dict[str, float], list[tuple[str, str]]]:
+        """Numbers of queue and workers, named as their metrics, and the closed gates."""
+        row = (await self.db.once("fleet"))[0]
+        closed = [(gate["model"], gate["reason"]) for gate in row.pop("gates")]
+        return {name: float(value) for name, value in row.items()}, closed
+
+    async def discrepancies(self) -> float:
+        """How many balances disagree with ledger or holds."""
+        return float((await self.db.once("discrepancies"))[0]["discrepancies"])
 
     async def costs_to_read_again(self) -> list[Row]:
         """Generations that ended without an output some minutes ago: task_id, generation_id."""
