@@ -23,6 +23,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from vidgen_worker.events import DatabaseTrouble, ListenChanged, emit
+from vidgen_worker.lease import boot_time
 
 Row = dict[str, Any]
 
@@ -93,6 +94,16 @@ def is_transient(error: BaseException) -> bool:
     )  # fmt: skip
 
 
+class Rows(list[Row]):
+    """What a statement returned. `sent` is when it went to the server, in `boot_time` seconds.
+
+    Not before: a statement may wait long for a connection, and only what follows counts where the
+    database's clock and ours are compared.
+    """
+
+    sent: float = 0.0
+
+
 class Database:
     """A pool of autocommit connections, and the one way to run a named query."""
 
@@ -141,7 +152,7 @@ class Database:
         else:
             conn.prepare_threshold = 2
 
-    async def once(self, name: str, **parameters: object) -> list[Row]:
+    async def once(self, name: str, **parameters: object) -> Rows:
         """Run a named query once, under a deadline that the driver can't swallow.
 
         Raises DatabaseUnavailableError for a transient error (the statement may or may not have
@@ -149,8 +160,11 @@ class Database:
         """
         try:
             async with asyncio.timeout(self._deadline), self._pool.connection() as conn:
+                sent = boot_time()
                 cursor = await conn.execute(QUERIES[name], parameters)
-                return await cursor.fetchall() if cursor.description else []
+                rows = Rows(await cursor.fetchall() if cursor.description else [])
+                rows.sent = sent
+                return rows
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -163,21 +177,26 @@ class Database:
 
     async def run(
         self, name: str, give_up: Callable[[], bool] = lambda: False, **parameters: object
-    ) -> list[Row]:
+    ) -> Rows:
         """Run a named query, again and again while the trouble is transient.
 
         `give_up` is asked between tries; then DatabaseUnavailableError is raised.
         """
-        tries = 0
+        tries, began = 0, boot_time()
         while True:
             try:
-                return await self.once(name, **parameters)
+                rows = await self.once(name, **parameters)
             except DatabaseUnavailableError as error:
                 tries += 1
                 if tries in (1, 5) or tries % 20 == 0:
                     emit(DatabaseTrouble(query=name, error=str(error), tries=tries))
                 if give_up():
                     raise
+            else:
+                if tries:
+                    # An earlier try may have been carried out, its answer lost.
+                    rows.sent = began
+                return rows
             await asyncio.sleep(min(0.1 * 2 ** min(tries, 6), 5.0) * random.uniform(0.5, 1.0))  # noqa: S311
 
     @asynccontextmanager

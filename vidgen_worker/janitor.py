@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SWEEP_EVERY = timedelta(seconds=60)
 COUNT_EVERY = timedelta(seconds=15)
 AUDIT_EVERY = timedelta(minutes=10)
-"""The whole ledger is added up: half a second at a million entries."""
+"""The whole ledger is added up, so seldom."""
 
 
 class Janitor:

@@ -97,6 +97,8 @@ class Run:
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)
     done: set[StageName] = field(default_factory=set)
+    outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
+    """Output URLs as this attempt read them: minutes old, where they are good for a day."""
     concluding: bool = False
     """The end is being written: a verdict "lost" of a heartbeat may already be our own doing."""
 
@@ -281,8 +283,8 @@ class Pipeline:
         image = self._run.generations.get(StageName.IMAGE)
         checkpoint = loaded.checkpoints.get(StageName.IMAGE)
         generation_id = image or (checkpoint.generation_id if checkpoint else None)
-        urls = []
-        if generation_id is not None:
+        urls = list(self._run.outputs.get(StageName.IMAGE, ())[:1])
+        if generation_id is not None and not urls:
             try:
                 generation = await self._provider.poll(generation_id)
                 urls = list(generation.outputs[:1])
@@ -322,8 +324,7 @@ class Pipeline:
     ) -> UUID:
         """The paid POST, with the record before it and of whatever was answered."""
         submission_id = uuid4()
-        begun = boot_time()
-        await self._queue.begin_submission(
+        sent = await self._queue.begin_submission(
             self._fence, request, frozen, inputs, stage.generating, submission_id
         )
         emit(SubmissionBegun(
@@ -331,7 +332,7 @@ class Pipeline:
             fingerprint=request.fingerprint(),
         ))  # fmt: skip
         try:
-            self._raise_if_stale(begun)
+            self._raise_if_stale(sent)
             accepted = await self._provider.submit(request)
         except Fault as fault:
             unknown = fault.name == "submission_unknown"
@@ -371,13 +372,13 @@ class Pipeline:
             raise LeaseLostError(str(self._task.id))
         return accepted.generation_id
 
-    def _raise_if_stale(self, begun: float) -> None:
+    def _raise_if_stale(self, sent: float) -> None:
         """Raise Fault where a process was frozen after the record: it must not POST any more.
 
         Its successor waits for the answer as long as a POST that began at once may take, and has
         paid anew by now.
         """
-        late = boot_time() - begun
+        late = boot_time() - sent
         margin = self._settings.submission_patience - self._settings.vidgen_submit_timeout
         if late > margin.total_seconds():
             details = f"not sent: this process stood still for {late:.1f} s before the POST"
@@ -568,6 +569,7 @@ class Pipeline:
                     raise
                 await self._pause(timedelta(seconds=min(0.25 * 2**tries, 4)))
             else:
+                self._run.outputs[stage.name] = generation.outputs
                 emit(OutputFetched(
                     fence=self._fence, stage=stage.name, generation=generation.id, size=found[1],
                 ))  # fmt: skip

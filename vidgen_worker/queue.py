@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
-from vidgen_worker.db import Databases, Row
+from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
 from vidgen_worker.events import SceneWriteRefused, emit
 from vidgen_worker.providers import Accepted, Request
@@ -258,8 +258,8 @@ class Queue:
     async def begin_submission(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
         submission_id: UUID,
-    ) -> None:  # fmt: skip
-        """Record what is about to be paid for.
+    ) -> float:  # fmt: skip
+        """Record what is about to be paid for; returns when at the earliest, by `boot_time`.
 
         Raises SubmissionCapError, CancelAskedError, GateClosedError or LeaseLostError; nothing is
         written then.
@@ -277,6 +277,7 @@ class Queue:
             raise SubmissionCapError
         if rows[0]["gate"]:
             raise GateClosedError(rows[0]["gate"])
+        return rows.sent
 
     async def answer(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
@@ -447,7 +448,7 @@ class Queue:
             "stray_submissions", provider=self.key.provider, key_fingerprint=self.key.fingerprint
         )
 
-    async def _fenced(self, name: str, fence: Fence, **parameters: object) -> list[Row]:
+    async def _fenced(self, name: str, fence: Fence, **parameters: object) -> Rows:
         rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
         if not rows:
             raise LeaseLostError(str(fence.task_id))

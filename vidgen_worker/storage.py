@@ -41,6 +41,8 @@ CONNECT_SECONDS = 10.0
 """How long a connection, or a place in the pool, may take to come about."""
 CONNECTIONS = 50
 """The most connections at once; uploads beyond it wait for a place."""
+IDLE_CONNECTIONS = 10
+"""Kept open between requests; httpcore looks at each of them at every request."""
 CACHE_CONTROL = "3600"
 """Seconds that browsers and the CDN keep an object: a generation's output never changes."""
 REMOVE_BATCH = 1000
@@ -103,7 +105,9 @@ class Storage:
         self._http = httpx.AsyncClient(
             http2=False,
             timeout=httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
-            limits=httpx.Limits(max_connections=CONNECTIONS),
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=IDLE_CONNECTIONS
+            ),
         )
         self._backoff = wait_exponential_jitter(
             multiplier=first_wait.total_seconds(),

@@ -52,6 +52,8 @@ TRIES = 3
 """How often a read, or a submit that provably never left, is tried in place."""
 KEEPALIVE_SECONDS = 30.0
 """How long a connection for reads is kept: several polls of one generation."""
+IDLE_CONNECTIONS = 20
+"""Kept open between polls; httpcore looks at each of them at every request."""
 
 # Raised before the first byte of a request has left.
 _NEVER_SENT = (
@@ -119,7 +121,7 @@ class Runway:
         # Two pools, so that slow submits can't hold up polls. A paid POST never rides on a used
         # connection: a server that closes an idle one just then looks as if the answer got lost.
         self._paid = client(self._submit_seconds, keepalive=0)
-        self._free = client(self._poll_seconds, keepalive=max_connections)
+        self._free = client(self._poll_seconds, keepalive=IDLE_CONNECTIONS)
 
     async def aclose(self) -> None:
         """Close the connections."""
