@@ -26,6 +26,10 @@ sandbox: $(STAMP) ## keep the demo's stack running, to play with
 test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+.PHONY: soak
+soak: $(STAMP) ## kills, restarts and faults for some 5 minutes; ARGS="--seed 7" repeats one run
+	$(BIN)/python -m tests.soak $(ARGS)
+
 .PHONY: tools
 tools: .tools/node_modules/.package-lock.json ## the Supabase CLI, for the tests that need it (npm)
 

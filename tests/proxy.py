@@ -4,6 +4,7 @@ It lives in the test's event loop. It knows nothing of the protocol but bytes.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -102,11 +103,19 @@ class Proxy:
     async def _forth(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, losing: asyncio.Event
     ) -> None:
+        marker = b""
         while data := await reader.read(CHUNK):
             await self._flowing.wait()
-            if self._marker and self._marker in data:
-                self._marker = b""
+            if marker and marker in data:
                 losing.set()
+            elif self._marker and self._marker in data:
+                # Where it is only prepared, the request that counts comes later, by its name.
+                prepared = re.search(rb"(_pg3_\d+)\x00[^\x00]*" + re.escape(self._marker), data)
+                self._marker = b""
+                if prepared:
+                    marker = b"\x00" + prepared[1] + b"\x00"
+                else:
+                    losing.set()
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError

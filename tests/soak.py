@@ -7,6 +7,7 @@ What must be true at the end is asked in `soak_audit.py`. It never touches a dat
 
 import argparse
 import asyncio
+import logging
 import random
 import signal
 import sys
@@ -15,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -37,6 +39,7 @@ from vidgen_worker.task import StageName
 from vidgen_worker.worker import open_worker
 
 LOOK_EVERY = 0.5
+LAST_START = 30.0
 CREDITS_OF_A_USER = 1_000_000
 ENDED = ("completed", "failed", "cancelled")
 ENVIRONMENT = {
@@ -83,7 +86,7 @@ class Clients:
             )  # fmt: skip
 
     def insert(self, orders: list[Order]) -> None:
-        """Insert tasks as their users do; an id that is there already is an answer that was lost."""
+        """Insert tasks as their users do; an id that is there is an answer that was lost."""
         for user_id in {order.user_id for order in orders}:
             own = [(o.task_id, o.scene_id) for o in orders if o.user_id == user_id]
             with psycopg.connect(self.world.database.url) as conn, conn.transaction():
@@ -126,7 +129,7 @@ class Clients:
     async def keep_inserting(self, wave: int, pause: float, stop: asyncio.Event) -> None:
         """Insert everything, in waves."""
         for start in range(0, len(self.orders), wave):
-            await _persistently(lambda at=start: self.insert(self.orders[at : at + wave]), stop)
+            await _persistently(partial(self.insert, self.orders[start : start + wave]), stop)
             if await _stopped(stop, pause):
                 return
 
@@ -148,9 +151,11 @@ async def _persistently(work: Callable[[], None], stop: asyncio.Event) -> None:
     """Do this until Postgres answers: it is restarted under the clients' feet too."""
     while not stop.is_set():
         try:
-            return await asyncio.to_thread(work)
+            await asyncio.to_thread(work)
         except psycopg.OperationalError:
             await _stopped(stop, 0.2)
+        else:
+            return
 
 
 async def _stopped(stop: asyncio.Event, seconds: float) -> bool:
@@ -191,8 +196,17 @@ class Fleet:
         while not await _stopped(stop, every):
             await self.kill(chance.randrange(len(self._lives)))
 
-    async def drain(self) -> None:
-        """End all of them in good order."""
+    async def drain(self, world: World) -> None:
+        """End all of them in good order, once the youngest has begun: it must heed a signal."""
+        pids = [life.pid for life in self._lives]
+        deadline = time.monotonic() + LAST_START
+        while time.monotonic() < deadline:
+            (row,) = world.sql(
+                "select count(distinct pid) as begun from vidgen.workers where pid = any(%s)", pids
+            )
+            if row["begun"] == len(pids):
+                break
+            await asyncio.sleep(LOOK_EVERY)
         await asyncio.gather(
             *(self._end(number, signal.SIGTERM, 0) for number in range(len(self._lives)))
         )
@@ -258,7 +272,7 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None]) -> Report:
             clients = Clients(stage.world, orders, random.Random(f"clients {plan.seed}"))
             clients.prepare()
             restarts = await _play(plan, stage, fleet, clients, say)
-            await fleet.drain()
+            await fleet.drain(stage.world)
         await _sweep(stage.world)
         return audit(
             stage.world, stage.runway, stage.storage, orders, clients.asked,
@@ -355,12 +369,15 @@ def main() -> int:
         plan, seed=given.seed, tasks=given.tasks, users=given.users, workers=given.workers,
         patience=given.patience,
     )  # fmt: skip
-    print(f"seed {plan.seed}: repeat with  make soak ARGS='--seed {plan.seed}'", flush=True)
     began = time.monotonic()
 
     def say(line: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)  # noqa: T201 - a program
 
+    say(f"seed {plan.seed}: repeat with  make soak ARGS='--seed {plan.seed}'")
+    # Clients of the doubles are killed, and their Postgres goes away: what they say of it is noise.
+    for name in ("uvicorn.error", "psycopg.pool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="vidgen-soak-") as temporary:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,9 +30,9 @@ class ProviderFault:
     ends: frozenset[str] = frozenset()
 
 
-def _may(*words: str, ends: str = "", stages: tuple[StageName, ...] = (IMAGE, VIDEO)) -> list[
-    ProviderFault
-]:
+def _may(
+    *words: str, ends: str = "", stages: tuple[StageName, ...] = (IMAGE, VIDEO)
+) -> list[ProviderFault]:
     return [ProviderFault(each, stages, frozenset(ends.split())) for each in words]
 
 
@@ -40,9 +40,10 @@ PROVIDER_FAULTS: tuple[ProviderFault, ...] = (
     *_may("fail SAFETY.INPUT.TEXT", ends="CONTENT_REJECTED"),
     *_may("fail ASSET.INVALID", ends="ASSET_INVALID"),
     *_may(
-        "fail INTERNAL.BAD_OUTPUT.CODE01 x1", "fail x1", "fail INTERNAL cost 5 x1", "stall x1",
-        "garbage", "garbage same", ends="GENERATION_FAILED GENERATION_OVERDUE",
+        "fail INTERNAL.BAD_OUTPUT.CODE01 x1", "fail x1", "fail INTERNAL cost 5 x1", "garbage",
+        "garbage same", ends="GENERATION_FAILED",
     ),
+    *_may("stall x1", ends="GENERATION_OVERDUE"),
     *_may("fail THIRD_PARTY.UNAVAILABLE x1", "fail INPUT_PREPROCESSING.INTERNAL x1",
           ends="PROVIDER_BUSY"),
     *_may("cancelled", "gone", ends="GENERATION_GONE"),

@@ -181,8 +181,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "statements of a worker": Scenario({
         **_both("query register_worker"), **_both("query share_buckets"),
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
-        **_both("query still_waiting"), **_both("query claim_cancelled"),
-        **_both("query take_over"), **_both("query take_probe"),
+        **_both("query still_waiting"), **_both("query take_over"),
         **_both("query load_task"), **_both("query start_task"), **_both("query complete"),
     }),
     "statements of a stage": Scenario({
@@ -238,7 +237,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "gate": Scenario(
         {**_both("query close_gate"), "event GateClosed": (1,), **_both("call provider.account"),
-         **_both("query open_gate"), "event GateOpened": (1,)},
+         **_both("query open_gate"), "event GateOpened": (1,), **_both("query take_probe")},
         words="[[denied]]",
     ),
     "gate stays closed": Scenario(
@@ -281,6 +280,9 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query sweep_workers": "the janitor's: one statement about rows that nobody uses any more",
     "query sweep_turns": "likewise",
     "query stray_submissions": "likewise, and a SELECT",
+    "query claim_cancelled": "as claim, where a heartbeat asks for it; the next one asks again",
+    "query fleet": "for the metrics: a SELECT",
+    "query discrepancies": "for the metrics: a SELECT",
     "query read_gates": "for `check` and the metrics: a SELECT",
     "query clock": "for `check`: a SELECT",
 }

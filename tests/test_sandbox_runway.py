@@ -382,7 +382,7 @@ async def test_an_id_may_be_none(runway: RunwayControl, sdk: AsyncRunwayML) -> N
 
 async def test_an_answer_may_be_late(runway: RunwayControl, sdk: AsyncRunwayML) -> None:
     with pytest.raises(runwayml.APITimeoutError):
-        await image(sdk.with_options(timeout=0.05), "[[late 20s]]")
+        await image(sdk.with_options(timeout=1), "[[late 20s]]")
     assert [one["delivered"] for one in runway.generations()] == [False]
 
 

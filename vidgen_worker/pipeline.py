@@ -209,10 +209,11 @@ class Pipeline:
                 generation=checkpoint.generation_id,
             ))  # fmt: skip
             generation_id = checkpoint.generation_id
+            if generation_id is not None and checkpoint.generation_started_at:
+                # Only of the generation that is followed: one before it may be hours old.
+                waited = (checkpoint.now - checkpoint.generation_started_at).total_seconds()
             if generation_id is None and stage.name not in loaded.closed:
                 generation_id = await self._late_answer(stage, checkpoint)
-            if checkpoint.generation_started_at:
-                waited = (checkpoint.now - checkpoint.generation_started_at).total_seconds()
         resumed = generation_id is not None
         if generation_id is None:
             generation_id = await self._submit(stage, order, loaded, frame)
