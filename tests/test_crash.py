@@ -436,6 +436,13 @@ def _audit_generations(world: World, scenario: Scenario, case: Case) -> list[str
             expected = 2
         if len(mine) != expected:
             problems.append(f"{len(mine)} {stage} generations instead of {expected}")
+        recorded = world.sql(
+            "select answer from vidgen.submissions where task_id = %s and stage = %s "
+            "and answer is distinct from 'refused'",
+            case.task, stage,
+        )  # fmt: skip
+        if len(recorded) < len(mine):
+            problems.append(f"{len(mine)} {stage} generations and {len(recorded)} submissions")
     return problems
 
 
