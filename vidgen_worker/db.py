@@ -8,8 +8,7 @@ something else; all of it works behind a transaction pooler. It never decides wh
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from importlib import resources
 from types import MappingProxyType
@@ -198,12 +197,6 @@ class Database:
                     rows.sent = began
                 return rows
             await asyncio.sleep(min(0.1 * 2 ** min(tries, 6), 5.0) * random.uniform(0.5, 1.0))  # noqa: S311
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection[Row]]:
-        """A connection of the pool, for what is more than one statement."""
-        async with self._pool.connection() as conn:
-            yield cast("psycopg.AsyncConnection[Row]", conn)
 
 
 class Databases:

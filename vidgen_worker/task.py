@@ -131,14 +131,6 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """What the user pays, in whole credits, copied into the hold when an attempt starts."""
-
-    image: int
-    video: int
-
-
-@dataclass(frozen=True, slots=True)
 class Completed:
     """The clip is stored: `video_url` is signed and works until `expires_at`."""
 

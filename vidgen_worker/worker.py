@@ -50,7 +50,7 @@ from vidgen_worker.queue import Key, Queue, Reported
 from vidgen_worker.scratch import scratch_folder
 from vidgen_worker.storage import Bucket, Storage
 from vidgen_worker.storm import StormWatch
-from vidgen_worker.task import Abandoned, Fence, Task
+from vidgen_worker.task import Fence, Task
 
 REPORT_EVERY = timedelta(seconds=1)
 CLAIM_AGAIN = timedelta(milliseconds=30)
@@ -343,9 +343,7 @@ class Worker:
             report=self._report, turns=self.turns, folder=self._folder,
         )  # fmt: skip
         try:
-            outcome = await attempt(tools, run)
-            if isinstance(outcome, Abandoned):
-                self._keep_posting(run)
+            await attempt(tools, run)
         except DatabaseUnavailableError as error:
             # Only while giving up: the drain's deadline has passed, or this life is over.
             emit(LoopFailed(loop=f"task {task.id}", error=str(error), traceback=""))
