@@ -30,12 +30,17 @@ test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
 soak: $(STAMP) ## kills, restarts and faults for some 5 minutes; ARGS="--seed 7" repeats one run
 	$(BIN)/python -m tests.soak $(ARGS)
 
-.PHONY: tools
-tools: .tools/node_modules/.package-lock.json ## the Supabase CLI, for the tests that need it (npm)
+# What the tests need from npm: the Supabase CLI, and what the Node example imports or is checked by.
+NODE_TOOLS := supabase@3.1.0 @supabase/supabase-js@2.119.1 ws@8.23.0 \
+  typescript@7.0.2 @types/node@20.19.43 @types/ws@8.18.2
 
-.tools/node_modules/.package-lock.json:
+.PHONY: tools
+tools: .tools/node_modules/.package-lock.json ## the Supabase CLI, supabase-js and tsc, for their tests (npm)
+
+.tools/node_modules/.package-lock.json: Makefile
 	@mkdir -p .tools
-	@SUPABASE_TELEMETRY_DISABLED=1 npm install --silent --no-audit --no-fund --prefix .tools supabase@3.1.0
+	@SUPABASE_TELEMETRY_DISABLED=1 npm install --silent --no-audit --no-fund --no-package-lock \
+	  --save-exact --prefix .tools $(NODE_TOOLS)
 	@touch $@
 
 .PHONY: bench
@@ -47,11 +52,17 @@ bench-quick: $(STAMP) ## the same with small sizes, under 3 minutes
 	$(BIN)/python -m bench.run --quick
 
 .PHONY: check
-check: $(STAMP) ## format, lint, types and layers, as CI sees them
+check: $(STAMP) ## format, lint, types, layers and migrations, as CI sees them
 	$(BIN)/ruff format --check .
 	$(MAKE) --no-print-directory lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/squawk migrations/*.sql
+	@$(MAKE) --no-print-directory audit
+
+.PHONY: audit
+audit: $(STAMP) ## known vulnerabilities of the locked versions, where that can be asked
+	@$(BIN)/python .ci/audit.py
 
 .PHONY: lint
 lint: $(STAMP) ## ruff alone

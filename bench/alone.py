@@ -17,6 +17,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from bench.contenders import OURS
+from bench.drain import Hand, fence_of
 from bench.ground import Ground, Site
 from bench.lines import Process
 from vidgen_worker.db import QUERIES
@@ -149,6 +150,48 @@ def _in_turns(small: Site, full: Site, claims: int) -> tuple[float, float]:
         round(statistics.median(found[0]) * 1000, 3),
         round(statistics.median(found[1]) * 1000, 3),
     )
+
+
+HELD_PACE = 10.0
+"""Tasks a second that end while a snapshot is held: thirty times the provider's highest tier."""
+
+
+def held_snapshot(ground: Ground, seconds: float, claims: int) -> Result:
+    """A claim's milliseconds before and after another session has held its snapshot for so long.
+
+    Meanwhile tasks are ordered, claimed and ended at a steady pace; what is dead stays where it is.
+    """
+    with ground.site() as site:
+        _waiting(site, 100, users=20)
+        site.sql("vacuum analyze")
+        before = _median_claim(site, claims)
+        worker = Hand(site.url)
+        with psycopg.connect(site.url) as reader:
+            reader.execute("set transaction isolation level repeatable read")
+            reader.execute("select from vidgen.turns")
+            began, tasks = time.monotonic(), 0
+            while (past := time.monotonic() - began) < seconds:
+                if tasks > past * HELD_PACE:
+                    time.sleep(tasks / HELD_PACE - past)
+                _waiting(site, 5, users=5)
+                for row in worker.claim(5):
+                    worker.task(fence_of(row), whole=False)
+                    tasks += 1
+            after = _median_claim(site, claims)
+        worker.conn.close()
+    return {
+        "seconds": seconds, "tasks": tasks, "before_ms": before, "after_ms": after,
+        "ratio": round(after / before, 2),
+    }  # fmt: skip
+
+
+def _median_claim(site: Site, claims: int) -> float:
+    """A claim of 20 rows, rolled back, in milliseconds."""
+    hand = _Claims(site)
+    hand.line_up()
+    found = [hand.seconds() for _ in range(12 + claims)][12:]
+    hand.close()
+    return round(statistics.median(found) * 1000, 3)
 
 
 def turns(ground: Ground, backlog: int) -> Result:

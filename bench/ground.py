@@ -7,8 +7,9 @@ alone: the Storage double uses another one. Nothing here measures.
 
 import re
 import shutil
+import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from psycopg.rows import dict_row
 from vidgen_worker.db import QUERIES
 from vidgen_worker.migrate import migrate
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
+from vidgen_worker.sandbox.generations import Generation
+from vidgen_worker.sandbox.outputs import Output, Outputs
 from vidgen_worker.sandbox.postgres import EmbeddedPostgres
 from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
@@ -31,6 +34,8 @@ from vidgen_worker.sandbox.supabase import bootstrap
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "bench_template"
 PLENTY = 10**9
+LARGEST_BYTES = 500_000_000
+"""What the store takes: VIDGEN_MAX_VIDEO_BYTES, as a project of the Pro plan may be set."""
 
 Row = dict[str, Any]
 
@@ -73,8 +78,13 @@ class Ground:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @contextmanager
-    def site(self, **runway: Any) -> Iterator["Site"]:  # noqa: ANN401 - RunwaySettings' own
-        """A fresh database and doubles; `runway` changes the settings of Runway's double."""
+    def site(
+        self, *, clip_bytes: int = 0, **runway: Any,  # noqa: ANN401 - RunwaySettings' own
+    ) -> Iterator["Site"]:  # fmt: skip
+        """A fresh database and doubles; `runway` changes the settings of Runway's double.
+
+        `clip_bytes` makes every clip so much larger.
+        """
         name = f"bench_{uuid4().hex[:12]}"
         admin = self.postgres.admin_url
         with ExitStack() as stack:
@@ -91,7 +101,9 @@ class Ground:
             double = RunwayDouble(
                 folder / "runway", RunwaySettings(**{**instant, "unlimited": True, **runway})
             )
-            storage = StorageDouble(folder / "storage", admin(name))
+            if clip_bytes:
+                double._outputs = _Padded(folder / "runway", double.generations.all, clip_bytes)  # noqa: SLF001 - the sandbox itself has no use for it
+            storage = StorageDouble(folder / "storage", admin(name), largest_bytes=LARGEST_BYTES)
             http = stack.enter_context(BackgroundServer(double.app))
             store = stack.enter_context(BackgroundServer(storage.app))
             control = RunwayControl(http.url, double.key)
@@ -106,6 +118,22 @@ class Ground:
             conn.execute(
                 sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
             )
+
+
+class _Padded(Outputs):
+    """Clips that end with a box of nothing: players skip it, whoever moves the file doesn't."""
+
+    def __init__(self, folder: Path, generations: Mapping[str, Generation], padding: int) -> None:
+        super().__init__(folder, generations)
+        # ISO/IEC 14496-12: size, type, and what a `free` box holds is ignored.
+        self._box = struct.pack(">I4s", padding, b"free") + bytes(padding - 8)
+
+    async def get(self, generation: Generation, *, is_plain: bool) -> Output:
+        """As ever, and the box."""
+        output = await super().get(generation, is_plain=is_plain)
+        if generation.kind == "image":
+            return output
+        return Output(output.content + self._box, output.media_type)
 
 
 @dataclass

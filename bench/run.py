@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import alone, races
+from bench import alone, fleet, races
 from bench.contenders import ALL
 from bench.ground import ROOT, Ground
 from bench.lines import BrokenError
@@ -40,17 +40,27 @@ class Sizes:
     deaths: int
     death_rounds: int
     outage_seconds: float
+    processes: list[int]
+    queue_tasks: int
+    database_tasks: int
+    fleet_tasks: int
+    flat_tasks: int
+    held_seconds: float
+    videos: int
+    video_bytes: int
 
 
 FULL = Sizes(
     jobs=50, job_rounds=3, pipelines=120, pipeline_rounds=3, in_flight=1000, window_seconds=20,
     finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
-    outage_seconds=45,
+    outage_seconds=45, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
+    fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8, video_bytes=100_000_000,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=12, job_rounds=1, pipelines=45, pipeline_rounds=1, in_flight=100, window_seconds=5,
     finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
-    outage_seconds=5,
+    outage_seconds=5, processes=[1, 4], queue_tasks=400, database_tasks=100, fleet_tasks=10,
+    flat_tasks=60, held_seconds=5, videos=8, video_bytes=20_000_000,
 )  # fmt: skip
 
 
@@ -68,8 +78,14 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "level": lambda: alone.level(
             ground, sizes.finished, sizes.backlog, sizes.backlog, sizes.claims
         ),
+        "held_snapshot": lambda: alone.held_snapshot(ground, sizes.held_seconds, sizes.claims),
         "turns": lambda: alone.turns(ground, sizes.backlog),
         "bulk_insert": lambda: alone.bulk_insert(ground, sizes.backlog, sizes.insert_rounds),
+        "queue": lambda: fleet.queue(ground, sizes.queue_tasks, sizes.processes),
+        "database": lambda: fleet.database(ground, sizes.database_tasks, sizes.processes),
+        "fleet": lambda: fleet.pipelines(ground, sizes.fleet_tasks, sizes.processes),
+        "flat": lambda: fleet.flat(ground, sizes.flat_tasks, sizes.flat_tasks // 20),
+        "streams": lambda: fleet.streams(ground, sizes.videos, sizes.video_bytes),
         "deaths": lambda: [alone.deaths(ground, sizes.deaths) for _ in range(sizes.death_rounds)],
         "outage": lambda: alone.outage(ground, 50, sizes.outage_seconds),
     }

@@ -71,15 +71,19 @@ class Doom:
         """Subscribe to the events."""
         self.reach(f"event {type(event).__name__}")
 
-    def wrap(self, owner: type, verb: str, name: Callable[..., str]) -> None:
-        """Put the two points around a method. `name` gets the arguments of the call."""
+    def wrap(self, owner: type, verb: str, names: Callable[..., tuple[str, ...]]) -> None:
+        """Put the two points around a method, for each of `names`: they get the call's arguments.
+
+        Of a pair of statements, which is one transaction, nothing lies between the two.
+        """
         original = getattr(owner, verb)
 
         async def mortal(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - any method
-            point = name(*arguments)
-            self.reach(f"{point} before")
+            for point in names(*arguments):
+                self.reach(f"{point} before")
             answer = await original(*arguments, **named)
-            self.reach(f"{point} after")
+            for point in names(*arguments):
+                self.reach(f"{point} after")
             return answer
 
         setattr(owner, verb, mortal)
@@ -89,14 +93,15 @@ def live(order: Mapping[str, Any]) -> int:
     """Be a worker until the named point."""
     doom = Doom(order["point"], order["occurrence"], order["by"], Counter())
     events.subscribe(doom.hear)
-    doom.wrap(Database, "once", lambda _self, query: f"query {query}")
+    doom.wrap(Database, "once", lambda _self, query: (f"query {query}",))
+    doom.wrap(Database, "pair", lambda _self, *both: tuple(f"query {query}" for query in both))
     for adapter, (owner, verbs) in CALLS.items():
         for verb in verbs:
             # The name is bound now: the loop moves on.
-            def name(*_: object, called: str = f"call {adapter}.{verb}") -> str:
-                return called
+            def names(*_: object, called: str = f"call {adapter}.{verb}") -> tuple[str, ...]:
+                return (called,)
 
-            doom.wrap(owner, verb, name)
+            doom.wrap(owner, verb, names)
     poison = order.get("poison")
     if poison:
 

@@ -109,12 +109,13 @@ class Proxy:
             if marker and marker in data:
                 losing.set()
             elif self._marker and self._marker in data:
-                # Where it is only prepared, the request that counts comes later, by its name.
+                # Where it is only prepared, the request that counts comes later, by its name; in a
+                # pipeline both come at once.
                 prepared = re.search(rb"(_pg3_\d+)\x00[^\x00]*" + re.escape(self._marker), data)
                 self._marker = b""
                 if prepared:
                     marker = b"\x00" + prepared[1] + b"\x00"
-                else:
+                if not prepared or marker in data[prepared.end() :]:
                     losing.set()
             writer.write(data)
             await writer.drain()

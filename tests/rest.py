@@ -6,8 +6,8 @@ Nothing here decides who may do what: the database does.
 """
 
 import asyncio
-import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import jwt
@@ -31,6 +31,8 @@ class Rest:
 
     admin_url: str
     keys: StorageKeys
+    read: threading.Event = field(default_factory=threading.Event)
+    """Set once a table was read: a program that watches a row has begun to."""
 
     def routes(self) -> list[Route]:
         """`/rest/v1/…`."""
@@ -47,7 +49,7 @@ class Rest:
         )
         function = sql.Identifier("public", request.path_params["name"])
         query = sql.SQL("select * from {}({})").format(function, named)
-        return await self._answer(request, query, one=True)
+        return await self._answer(request, as_json(query), one=True)
 
     async def _table(self, request: Request) -> Response:
         table = sql.Identifier("public", request.path_params["name"])
@@ -61,7 +63,9 @@ class Rest:
             query = sql.SQL("select * from {} where {} order by created_at desc").format(
                 table, sql.SQL(" and ").join([sql.SQL("true"), *where])
             )
-            return await self._answer(request, query, one=one)
+            answer = await self._answer(request, as_json(query), one=one)
+            self.read.set()
+            return answer
         body = await request.json()
         row = body[0] if isinstance(body, list) else body
         prefer = request.headers.get("prefer", "")
@@ -72,7 +76,10 @@ class Rest:
             sql.SQL("on conflict do nothing" if "ignore-duplicates" in prefer else ""),
             sql.SQL("returning *" if "representation" in prefer else ""),
         )
-        return await self._answer(request, query, one=one, status=201)
+        returns = "representation" in prefer
+        return await self._answer(
+            request, as_json(query) if returns else query, one=one, status=201
+        )
 
     async def _answer(
         self, request: Request, query: sql.Composed, *, one: bool, status: int = 200
@@ -98,12 +105,16 @@ class Rest:
         if one and len(rows) != 1:
             body = {"code": "PGRST116", "message": "not one row", "details": None, "hint": None}
             return JSONResponse(body, 406)
-        content: Any = rows[0] if one else rows
-        return Response(json.dumps(content, default=str), status, media_type="application/json")
+        return JSONResponse(rows[0] if one else rows, status)
 
     def _run(self, claims: dict[str, Any], query: sql.Composed) -> list[dict[str, Any]]:
         with psycopg.connect(self.admin_url, row_factory=dict_row) as conn, conn.transaction():
             conn.execute("select set_config('request.jwt.claims', %s::text, true)", [Jsonb(claims)])
             conn.execute(sql.SQL("set local role {}").format(sql.Identifier(claims["role"])))
             cursor = conn.execute(query)
-            return cursor.fetchall() if cursor.description else []
+            return [row["row"] for row in cursor.fetchall()] if cursor.description else []
+
+
+def as_json(query: sql.Composable) -> sql.Composed:
+    """The query with each row as PostgreSQL's own JSON: that is what clients get, and compare."""
+    return sql.SQL("with r as ({}) select to_jsonb(r) as row from r").format(query)

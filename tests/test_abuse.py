@@ -4,6 +4,7 @@ Each limit is met by overlapping transactions where that matters, says what is r
 bind the application's own bulk writers. Rights are in test_policies.py.
 """
 
+import contextlib
 import json
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +19,7 @@ from supabase import AsyncClientOptions, acreate_client
 from tests.hands import STAGE, Ground, Held, Later
 from tests.test_contract import acting, as_user, insert
 from tests.world import World, recorded
+from vidgen_worker.client import Database as Client
 from vidgen_worker.events import Event
 from vidgen_worker.sandbox.control import StorageControl
 
@@ -204,6 +206,146 @@ def test_a_priority_moves_nothing_but_ones_own(ground: Ground) -> None:
     assert [held.id for held in hand.claim(1)] == [urgent]
 
 
+@pytest.mark.parametrize("run_after", ["infinity", "294276-12-31", "10000-01-01"])
+def test_no_row_is_for_a_day_that_programs_can_not_read(ground: Ground, run_after: str) -> None:
+    """One such row would make every list that shows it fail, an operator's too."""
+    task = insert(ground, ground.user(), run_after=run_after)
+    assert ground.worker().claim() == []
+    with contextlib.closing(Client(ground.database.url)) as client:
+        (row,) = client.rows("tasks", {"user_id": None, "status": None, "limit": 10})
+    assert (row["id"], row["run_after"].year) == (task, 9999)
+
+
+# Other ways to the same rows.
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into {} (id) values (%(task)s) on conflict (id) do update set priority = 10",
+        "merge into {} using (select) on id = %(task)s when matched then update set attempt = 1",
+        "merge into {} using (select) on id = %(task)s when matched then delete",
+        "select id from {} where id = %(task)s for update",
+        "select id from {} where id = %(task)s for key share",
+        "lock table {} in row share mode",
+        "truncate {}",
+        "create trigger mine after insert on {} for each row execute function suppress_changes()",
+        "create index on {} (id)",
+        "create policy mine on {} using (true)",
+        "alter table {} disable trigger all",
+        "set session_replication_role = replica",
+    ],
+)
+def test_no_other_verb_is_a_way_around(ground: Ground, statement: str) -> None:
+    user = ground.user()
+    task = insert(ground, user)
+    with (
+        pytest.raises(errors.InsufficientPrivilege),
+        acting(ground, "authenticated", user) as conn,
+    ):
+        conn.execute(statement.format(TASKS).encode(), {"task": task})
+
+
+def test_a_function_in_a_filter_is_shown_ones_own_rows_only(ground: Ground) -> None:
+    """However cheap it says it is: row level security comes first."""
+    mine, others = ground.user(), ground.user()
+    insert(ground, others)
+    task = insert(ground, mine)
+    with acting(ground, "authenticated", mine) as conn:
+        conn.execute("create temp table shown (id uuid)")
+        conn.execute(
+            "create function pg_temp.spy(id uuid) returns boolean cost 0.000001 language plpgsql"
+            " as $$ begin insert into pg_temp.shown values (id); return true; end $$"
+        )
+        conn.execute(f"select from {TASKS} where pg_temp.spy(id)".encode())
+        assert conn.execute("select id from shown").fetchall() == [{"id": task}]
+
+
+TYPES = ("uuid", "text", "jsonb", "timestamptz", "regclass")
+"""What a function of ours may cast to."""
+
+
+@pytest.mark.parametrize("act", ["order", "cancel", "retry"])
+def test_a_type_in_a_temporary_schema_never_runs_as_somebody_else(ground: Ground, act: str) -> None:
+    """A domain's CHECK is code; a cast inside a definer function would run it as the owner."""
+    user = ground.user()
+    scene, task = ground.scene(user), insert(ground, user)
+    ended = insert(ground, user)
+    as_user(ground, user, CANCEL, ended)
+    with acting(ground, "authenticated", user) as conn:
+        conn.execute(
+            "create function pg_temp.mine() returns boolean language plpgsql as $$ begin"
+            " if current_user <> 'authenticated' then raise 'now I am %', current_user; end if;"
+            " return true; end $$"
+        )
+        for name in TYPES:
+            conn.execute(
+                f"create domain pg_temp.{name} as pg_catalog.{name} check (pg_temp.mine())".encode()
+            )
+        match act:
+            case "order":
+                conn.execute(ONE_ORDER, [scene])
+            case "cancel":
+                conn.execute(CANCEL.encode(), [task])
+            case _:
+                conn.execute(RETRY.encode(), [ended])
+
+
+# Standing in the way.
+
+
+@pytest.mark.parametrize("call", [CANCEL, RETRY])
+def test_a_strangers_call_waits_for_nobody(ground: Ground, call: str) -> None:
+    """Nor does it lock the row: who knows a task's id can't keep a worker from it."""
+    task = insert(ground, ground.user())
+    stranger = ground.user()
+    with (
+        acting(ground, "authenticated", stranger) as conn,
+        ground.admin.transaction(),
+    ):
+        ground.sql(f"select from {TASKS} where id = %s for update", task)
+        late = Later(lambda: conn.execute(call.encode(), [task]), conn.info.backend_pid)
+        late.start()
+        with pytest.raises(psycopg.Error, match="there is no task"):
+            ground.waits(late)
+
+
+def test_a_row_that_its_user_holds_stops_nobody_elses_progress(ground: Ground) -> None:
+    """Deleting a scene that very many tasks were for takes as long as its user pleases."""
+    slow, other, hand = ground.user(), ground.user(), ground.worker()
+    scene = ground.scene(slow)
+    as_user(ground, slow, ONE_ORDER.decode(), scene)
+    insert(ground, other)
+    held = {ground.task(h.id)["user_id"]: h for h in hand.claim()}
+    for one in held.values():
+        hand.walk(one, "start_task")
+    with acting(ground, "authenticated", slow) as conn:
+        conn.execute("delete from public.video_scenes where id = %s", [scene])
+        late = hand.later(
+            lambda: hand(
+                "report",
+                task_ids=[h.id for h in held.values()], attempts=[1, 1], progress=[39.0, 39.0],
+                stage_progress=[50.0, 50.0], messages=["at work", "at work"],
+            )
+        )  # fmt: skip
+        assert not ground.waits(late)
+        assert ground.task(held[other].id)["progress"] == 39
+    assert ground.task(held[slow].id)["progress"] < 39
+
+
+def test_a_repeated_cancel_writes_nothing_and_wakes_nobody(ground: Ground) -> None:
+    user = ground.user()
+    held = running(ground, user, insert(ground, user))
+    as_user(ground, user, CANCEL, held.id)
+    version = ground.one(f"select xmin::text as x from {TASKS} where id = %s", held.id)
+    ground.sql("listen vidgen_tasks")
+    for _ in range(20):
+        (row,) = as_user(ground, user, f"select * from public.{CANCEL[14:]}", held.id)
+        assert row["cancel_requested_at"] is not None
+    assert ground.one(f"select xmin::text as x from {TASKS} where id = %s", held.id) == version
+    assert list(ground.admin.notifies(timeout=0)) == []
+
+
 # Odd texts.
 
 ODD = {
@@ -243,6 +385,22 @@ async def test_odd_texts_break_neither_row_nor_event(world: World, name: str) ->
 def said(event: Event) -> str:
     """The event as one line of the log."""
     return json.dumps(repr(event))
+
+
+def test_a_scene_of_many_megabytes_is_never_given_whole_to_the_worker(ground: Ground) -> None:
+    """Twenty of them at once would be all its memory, and everybody's tasks."""
+    user, hand = ground.user(), ground.worker()
+    scene = ground.scene(user)
+    as_user(
+        ground, user, "update public.video_scenes set visual_prompt = repeat('x', 20000000),"
+        " image_prompt = repeat('👩', 5000000),"
+        " product_reference_image_url = repeat('u', 20000000)",
+    )  # fmt: skip
+    as_user(ground, user, ONE_ORDER.decode(), scene)
+    (held,) = hand.claim()
+    (row,) = hand.about(held, "load_task")
+    assert len(json.dumps(row["scene"], ensure_ascii=False)) < 50_000
+    assert {len(row["scene"][n]) for n in ("visual_prompt", "image_prompt")} == {10_000}
 
 
 @pytest.mark.parametrize("value", ["\\u0000", "\\ud800"])

@@ -334,13 +334,6 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
     }
 
 
-def test_every_function_names_its_search_path(ground: Ground) -> None:
-    assert ground.none(
-        "select from pg_proc where pronamespace in ('vidgen'::regnamespace, 'public'::regnamespace)"
-        " and not coalesce('search_path=\"\"' = any(proconfig), false)"
-    )
-
-
 def test_owners_sign_their_own_clips_only(ground: Ground) -> None:
     me, other = ground.user(), ground.user()
     ground.sql("insert into storage.buckets (id, name) values ('video-files', 'v'), ('x', 'x')")

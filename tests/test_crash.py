@@ -29,6 +29,9 @@ QUICK = {
     "VIDGEN_QUEUE_POLL": "50ms",
     "VIDGEN_GATE_PROBE": "50ms",
     "VIDGEN_RETRY_BACKOFF": "10ms",
+    # More than there are tasks: each one takes a slot, and none waits for one.
+    "VIDGEN_IMAGE_SLOTS": "200",
+    "VIDGEN_VIDEO_SLOTS": "200",
 }
 KILLED = -signal.SIGKILL
 
@@ -180,6 +183,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     }),
     "statements of a worker": Scenario({
         **_both("query register_worker"), **_both("query share_buckets"),
+        **_both("query expect_limit"), **_both("query set_limit", 1, 2),
+        **_both("query ask_limits"),
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
         **_both("query still_waiting"), **_both("query take_over"),
         **_both("query load_task"), **_both("query start_task"), **_both("query complete"),
@@ -277,9 +282,13 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query costs_to_read_again": "the janitor's, and a SELECT",
     "event StrayGeneration": "the janitor's, once a minute; the next sweep meets the row again",
     "call storage.ensure_buckets": "beside all work at the start, and again with each upload",
+    "event LimitRead": "said beside all work; one of the fleet reads the limits again and again",
+    "event LimitsUnread": "likewise",
+    "query free_slots": "the janitor's, about slots that nobody uses; the next one frees them",
     "query sweep_workers": "the janitor's: one statement about rows that nobody uses any more",
     "query sweep_turns": "likewise",
     "query stray_submissions": "likewise, and a SELECT",
+    "query clear_line": "of users who have nothing due: whoever comes next lets them go again",
     "query claim_cancelled": "as claim, where a heartbeat asks for it; the next one asks again",
     "query fleet": "for the metrics: a SELECT",
     "query discrepancies": "for the metrics: a SELECT",
@@ -337,6 +346,16 @@ async def test_death_at_every_point(world: World, tmp_path: Path, name: str) -> 
     assert world.sql("select * from falls") == []
     assert world.sql("select * from vidgen.holds where closed_at is null") == []
     assert world.sql("select * from vidgen.resumes") == []
+    # An unanswered submission may be in flight: its slot is freed when that must be over.
+    assert (
+        world.sql(
+            "select * from vidgen.slots as s left join vidgen.submissions as sent"
+            "    on sent.id = s.submission_id"
+            " where s.task_id is not null and sent.answer is distinct from 'unknown'"
+            "   and not (sent.answer = 'generation' and sent.ended_at is null)"
+        )
+        == []
+    )
 
 
 def _order(world: World, point: str, occurrence: int, words: str) -> Case:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.hands import IMAGE_PRICE, VIDEO_PRICE
 from tests.world import World, recorded
 from vidgen_worker import events
 from vidgen_worker.metrics import Metrics, serving
@@ -32,12 +33,54 @@ async def test_a_scrape_tells_what_a_task_did(world: World) -> None:
                 lost = await http.get(f"{url}/nothing")
     assert found['vidgen_tasks_total{code="",outcome="completed"}'] == 1
     assert found['vidgen_submissions_total{answer="generation",stage="image"}'] == 1
-    assert found['vidgen_generation_seconds_count{stage="video",state="succeeded"}'] == 1
-    assert found['vidgen_generation_cost_credits_total{stage="video"}'] > 0
-    assert found['vidgen_stored_bytes_total{stage="video"}'] > 1000
+    assert found['vidgen_submissions_total{answer="generation",stage="video"}'] == 1
+    clip = 'model="gen4_turbo",stage="video"'
+    still = 'model="gen4_image",stage="image"'
+    for of in (clip, still):
+        assert found[f'vidgen_generation_seconds_count{{{of},state="succeeded"}}'] == 1.0
+    booked = world.one(
+        "select sum(cost) filter (where stage = 'image') as image,"
+        " sum(cost) filter (where stage = 'video') as video from vidgen.submissions"
+    )
+    assert found[f"vidgen_generation_cost_credits_total{{{still}}}"] == booked["image"] > 0
+    assert found[f"vidgen_generation_cost_credits_total{{{clip}}}"] == booked["video"] > 0
+    assert found['vidgen_charged_credits_total{stage="image"}'] == IMAGE_PRICE
+    assert found['vidgen_charged_credits_total{stage="video"}'] == VIDEO_PRICE
+    sizes = world.one("select sum(size) as bytes from vidgen.checkpoints where stage = 'video'")
+    assert found['vidgen_stored_bytes_total{stage="video"}'] == sizes["bytes"] > 1000
+    assert found['vidgen_upload_seconds_count{stage="video"}'] == 1
     assert found["vidgen_pickup_seconds_count"] == 1
+    assert found["vidgen_claim_seconds_count"] >= 1
+    assert found["vidgen_running"] == 0
+    assert found["vidgen_concurrency"] == 20
     assert found["vidgen_lease_age_seconds"] < 3
     assert (live.status_code, ready.status_code, lost.status_code) == (200, 200, 404)
+
+
+async def test_a_cost_is_counted_once_however_often_its_generation_is_read(world: World) -> None:
+    """Storage refuses the key once: the next attempt reads the same generation again."""
+    user = world.user()
+    world.storage.fail("upload", times=1, status=403)
+    with recorded() as heard:
+        async with world.worker(VIDGEN_METRICS_PORT="0"):
+            await world.until(world.order(user, world.scene(user)))
+            (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]
+            found = await scraped(f"http://127.0.0.1:{served.port}")
+    ended = [e for e in heard if isinstance(e, events.GenerationEnded) and e.stage == "image"]
+    assert [e.repeated for e in ended] == [None, True]
+    of = 'model="gen4_image",stage="image"'
+    assert found[f"vidgen_generation_cost_credits_total{{{of}}}"] == ended[0].cost
+    assert found[f'vidgen_generation_seconds_count{{{of},state="succeeded"}}'] == 1
+
+
+async def test_without_credits_nothing_is_counted_as_charged(world: World) -> None:
+    user = world.user()
+    with recorded() as heard:
+        async with world.worker(VIDGEN_METRICS_PORT="0", VIDGEN_CREDITS="off"):
+            await world.until(world.order(user, world.scene(user)))
+            (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]
+            found = await scraped(f"http://127.0.0.1:{served.port}")
+    assert found['vidgen_charged_credits_total{stage="video"}'] == 0
 
 
 async def test_health_is_a_status_code() -> None:

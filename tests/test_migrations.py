@@ -33,6 +33,8 @@ CHECKOUT = HERE.parent
 SNAPSHOT = HERE / "schema_snapshot.txt"
 SCHEMA = (HERE / "schema_snapshot.sql").read_text()
 OLDEST = Path("/usr/lib/postgresql/15/bin")
+FIRST_RELEASE = "20261122000600"
+"""The first file that keeps the version; the ones before it were never released without it."""
 NAMES = [f"{m.version}_{m.name}" for m in migrations()]
 
 
@@ -70,6 +72,22 @@ def test_migrations_apply_to_an_empty_project_and_are_recorded(bare_database: Da
     assert migrate(bare_database.url) == NAMES
     assert pending(bare_database.url) == []
     assert books_of(bare_database.admin_url) == [(*n.split("_", 1), True) for n in NAMES]
+
+
+def test_every_file_since_the_first_release_says_which_schema_it_makes(
+    bare_database: Database,
+) -> None:
+    """A program that is too old for it must be able to tell."""
+    with psycopg.connect(bare_database.url, autocommit=True) as conn:
+        for migration in migrations():
+            conn.execute(migration.sql)
+            if migration.version >= FIRST_RELEASE:
+                said = conn.execute(
+                    "select schema_version, oldest_program from vidgen.settings"
+                ).fetchone()
+                assert said is not None
+                assert said[0] == migration.version, migration.name
+                assert said[1] <= migration.version, migration.name
 
 
 def test_a_second_run_changes_nothing(bare_database: Database) -> None:

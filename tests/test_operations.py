@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -308,3 +309,34 @@ async def test_consumption_is_told_by_user_and_by_model(world: World) -> None:
         ("gen4_image", "image", 1), ("gen4_turbo", "video", 1),
     ]  # fmt: skip
     assert used["provider_cost"] == sum(m["provider_cost"] for m in models) > 0
+
+
+def plan_of(ground: Ground, statement: str) -> str:
+    rows = ground.sql(f"explain (analyze, costs off, timing off, summary off) {statement}")
+    return "\n".join(row["QUERY PLAN"] for row in rows)
+
+
+def test_the_last_hours_cost_no_more_than_themselves(ground: Ground) -> None:
+    """The condition on `hour` reaches the series of hours, each of which is an index range."""
+    ground.sql("set enable_seqscan = off")  # the tables of a test are too small for an index
+    day = plan_of(
+        ground, "select * from vidgen.stats_hourly where hour >= date_trunc('hour', now())"
+    )
+    assert "Index Cond: ((completed_at >= hours.hour)" in day.replace("hours_1.hour", "hours.hour")
+    assert "Seq Scan" not in day
+    looks = [int(n) for n in re.findall(r"Aggregate \(actual rows=\S+ loops=(\d+)\)", day)]
+    assert looks == [1, 1, 1], day
+    week = plan_of(ground, "select * from vidgen.stats_hourly")
+    looks = [int(n) for n in re.findall(r"Aggregate \(actual rows=\S+ loops=(\d+)\)", week)]
+    assert looks == [169, 169, 169], week
+
+
+async def test_an_hour_without_anything_is_left_out(world: World) -> None:
+    user = world.user()
+    async with world.worker():
+        await world.until(world.order(user, world.scene(user)))
+    hours = world.sql("select * from vidgen.stats_hourly order by hour")
+    assert len(hours) in {1, 2}, "two where it ran over a full hour"
+    assert sum(row["completed"] for row in hours) == 1
+    assert sum(row["submissions"] for row in hours) == 2
+    assert sum(row["credits_charged"] for row in hours) == 30

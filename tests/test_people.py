@@ -1,16 +1,26 @@
 """Errors for people: one clear line and the remedy for each classic mistake, never a traceback."""
 
+import asyncio
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from tests.test_database_trouble import PGBOUNCER, pgbouncer
 from tests.test_reconcile import vidgen
 from tests.world import World
 from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.connect_errors import explain_connect
+
+UNREACHABLE_IPV6 = "2001:db8::1"  # RFC 3849: in documents only
 
 
 def refused(world: World, code: int, *said: str, verb: str = "run", **settings: str) -> None:
@@ -32,6 +42,56 @@ def other(world: World, host: str, database: str = "postgres") -> str:
 def test_a_host_that_can_not_be_resolved(world: World) -> None:
     url = other(world, "db.no-such-project.invalid:5432")
     refused(world, ExitCode.UNAVAILABLE, "can't be resolved", "Session pooler", DATABASE_URL=url)
+
+
+WITHOUT_NETWORK = ["unshare", "--map-root-user", "--net"]
+HAS_NAMESPACES = (
+    shutil.which("unshare") is not None
+    and subprocess.run([*WITHOUT_NETWORK, "true"], capture_output=True, check=False).returncode == 0
+)
+
+
+@pytest.mark.skipif(not HAS_NAMESPACES, reason="needs network namespaces (unshare)")
+@pytest.mark.parametrize("verb", ["run", "check", "migrate", "stats"])
+def test_a_direct_host_that_has_only_ipv6(world: World, verb: str) -> None:
+    """What `db.<ref>.supabase.co` resolves to, on a machine without a way to it."""
+    url = other(world, f"[{UNREACHABLE_IPV6}]:5432")
+    done = subprocess.run(
+        [*WITHOUT_NETWORK, sys.executable, "-m", "vidgen_worker", verb],
+        env={"PATH": "/usr/bin:/bin", **world.env(DATABASE_URL=url)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == (ExitCode.FAILED if verb == "check" else ExitCode.UNAVAILABLE), said
+    assert f"postgres@[{UNREACHABLE_IPV6}]:5432/postgres" in said
+    assert "most likely because it is an IPv6 one" in said
+    assert "Session pooler's URL" in said
+    assert "Traceback" not in said
+    assert "hunter22" not in said
+
+
+def test_the_resolvers_word_for_a_host_of_another_family_is_known() -> None:
+    """glibc's own text for a name that has no address of the families that were asked for."""
+    with pytest.raises(socket.gaierror) as refused:
+        socket.getaddrinfo("::1", 5432, family=socket.AF_INET)
+    said = explain_connect(str(refused.value), "postgresql://postgres@db.ref.supabase.co/postgres")
+    assert "Session pooler" in said
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="needs Debian's package pgbouncer")
+async def test_check_tells_a_transaction_pooler_from_the_silence(
+    world: World, tmp_path: Path
+) -> None:
+    folder = Path("/tmp") / f"vidgen-people-{os.getpid()}-{tmp_path.name[-12:]}"  # noqa: S108 - nobody's
+    try:
+        async with pgbouncer(world.database.url, folder) as url:
+            world.environment["DATABASE_URL"] = url
+            done = await asyncio.to_thread(vidgen, world, "check")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LISTEN: a transaction pooler is in between: the queue is read every" in done.stdout
+    assert "session pooler's (port 5432)" in done.stdout
 
 
 def test_a_host_where_nothing_listens(world: World) -> None:

@@ -81,6 +81,8 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.arrivals": WORKER_ONLY,
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.gates": WORKER_ONLY,
+    "vidgen.limits": WORKER_ONLY,
+    "vidgen.slots": WORKER_ONLY,
     "vidgen.checkpoints": WORKER_ONLY,
     "vidgen.budgets": WORKER_ONLY,
     # The record of money: nobody deletes from it.
@@ -111,12 +113,18 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.videos_bucket()": frozenset({"authenticated"}),
     # What the worker's statements call.
     "vidgen.read_scene(uuid,uuid)": WORKER,
+    "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
+    "vidgen.count_slots(text,text,text)": WORKER,
+    "vidgen.free_slot(bigint)": WORKER,
+    "vidgen.room_before_videos(text,text,text)": WORKER,
     "vidgen.write_scene(uuid,uuid,text,text,text)": WORKER,
     "vidgen.scene_digest(uuid,uuid)": WORKER,
     "vidgen.hold_credits(uuid,uuid,integer,integer)": WORKER,
     "vidgen.settle_credits(uuid,text)": WORKER,
     "vidgen.release_credits(uuid)": WORKER,
     # Nobody's: triggers, and what the functions above call as their owner.
+    "vidgen.submission_ends()": NONE,
+    "vidgen.task_leaves()": NONE,
     "vidgen.images_bucket()": NONE,
     "vidgen.may_act_on(uuid)": NONE,
     "vidgen.unbilled_cost(uuid)": NONE,
@@ -372,9 +380,10 @@ def test_no_function_is_callable_by_a_role_that_does_not_need_it(
     assert open_to_role == {name for name, roles in FUNCTIONS.items() if role in roles}
 
 
-def test_every_function_has_an_empty_search_path(trial: Trial) -> None:
+def test_every_function_looks_for_names_where_no_client_can_put_any(trial: Trial) -> None:
+    """Not even types in the session's temporary schema, which an empty path searches first."""
     for name, row in functions_of(trial.ground).items():
-        assert 'search_path=""' in (row["config"] or []), name
+        assert "search_path=pg_catalog, pg_temp" in (row["config"] or []), name
 
 
 def test_every_definer_function_of_clients_checks_its_caller(trial: Trial) -> None:

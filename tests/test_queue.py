@@ -654,3 +654,27 @@ def test_progress_never_goes_down_whoever_is_late(ground: Ground) -> None:
     hand.about(held, "requeue")
     assert hand.claim()
     assert ground.task(held.id)["progress"] == before
+
+
+def test_users_with_nothing_left_leave_the_line_many_at_once(ground: Ground) -> None:
+    """A thousand cancelled orders ahead of it must not cost the next user a thousand claims."""
+    worker = ground.worker()
+    scene = ground.scene(ground.user())
+    ground.sql(
+        "insert into public.video_generation_tasks (user_id, scene_id)"
+        " select gen_random_uuid(), %s from generate_series(1, 1000)",
+        scene,
+    )
+    worker("line_up")
+    ground.sql(
+        "update public.video_generation_tasks set status = 'cancelled', completed_at = now()"
+    )
+    later = ground.order(due=timedelta(hours=1))
+    waiting = ground.order()
+    worker("line_up")
+    assert worker.claim(slots=1) == []
+    assert len(worker("clear_line")) == 500
+    assert len(worker("clear_line")) == 499
+    assert worker("clear_line") == []
+    assert [held.id for held in worker.claim(slots=1)] == [waiting]
+    assert ground.task(later)["status"] == "pending"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vidgen_worker.scratch import scratch_folder, sweep
+from vidgen_worker.scratch import SMALL, Scratch, scratch_folder, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +47,29 @@ def test_folders_of_others_are_left_alone(temp: Path) -> None:
     (temp / "vidgen-worker-without-lock").mkdir()
     assert sweep(temp) == []
     assert (temp / "vidgen-worker-without-lock").exists()
+
+
+@pytest.mark.parametrize("size", [1, SMALL + 1])
+async def test_a_lent_file_is_gone_at_the_end_with_what_was_written_beside_it(
+    temp: Path, size: int
+) -> None:
+    async def work_and_fail(scratch: Scratch) -> None:
+        async with scratch.file() as file:
+            file.write_bytes(b"x" * size)
+            file.with_name(f"{file.name}.png").write_bytes(b"x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await work_and_fail(Scratch(temp, (".png",)))
+    assert list(temp.iterdir()) == []  # noqa: ASYNC240 - a test
+
+
+async def test_files_lent_at_once_are_different_and_names_come_again(temp: Path) -> None:
+    scratch = Scratch(temp)
+    async with scratch.file() as one, scratch.file() as other:
+        assert one != other
+        one.write_bytes(b"x")
+        assert not other.exists()
+    async with scratch.file() as again:
+        assert again in (one, other)
+        assert not again.exists()

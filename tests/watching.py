@@ -13,7 +13,7 @@ from tests.world import PATIENCE, World
 
 TABLES = (
     "public.video_generation_tasks", "vidgen.workers", "vidgen.checkpoints", "vidgen.submissions",
-    "vidgen.budgets", "vidgen.gates",
+    "vidgen.budgets", "vidgen.gates", "vidgen.limits",
 )  # fmt: skip
 
 _TELL = """

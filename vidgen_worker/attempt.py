@@ -26,6 +26,7 @@ from vidgen_worker.queue import (
     CancelAskedError,
     GateClosedError,
     LeaseLostError,
+    NoSlotError,
     SubmissionCapError,
 )
 from vidgen_worker.storm import ALL_MODELS, Storm
@@ -42,6 +43,8 @@ from vidgen_worker.task import (
 
 ERROR = "Video generation failed"
 LONG_WAIT = timedelta(minutes=2)
+NO_SLOT = "NO_SLOT"
+"""What the log calls a task that waits for a place at the provider."""
 
 
 async def attempt(tools: Tools, run: Run) -> Outcome:
@@ -75,6 +78,9 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
         return Requeued(timedelta(), failed=False, code=str(error), details="the gate is closed")
+    except NoSlotError:
+        # The claim takes it up again, in its turn, when there is a slot for it.
+        return Requeued(timedelta(), failed=False, code=NO_SLOT, details="no slot is free")
     except Fault as fault:
         await watch(tools, run, fault)
         return await follow(tools, run, fault)
@@ -199,4 +205,6 @@ def _failed(fault: Fault) -> Failed:
 
 
 def _waiting_message(outcome: Requeued) -> str:
+    if outcome.code == NO_SLOT:
+        return "Waiting for a place at the provider"
     return "Waiting to try again" if outcome.failed else "Waiting for the service to continue"

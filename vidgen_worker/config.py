@@ -115,7 +115,11 @@ class Settings(BaseSettings):
     vidgen_gate_probe: Annotated[Duration, _positive()] = timedelta(seconds=30)
     """First probe of a closed gate; it doubles up to 5m"""
     vidgen_max_running_per_user: int | None = Field(None, ge=1)
-    """At most this many tasks of one user at once"""
+    """At most this many tasks of one user begun and not ended"""
+    vidgen_image_slots: int | None = Field(None, ge=1)
+    """Images at once at the provider, over all workers; unset: what the Runway tier allows"""
+    vidgen_video_slots: int | None = Field(None, ge=1)
+    """Videos at once at the provider, over all workers; unset: what the Runway tier allows"""
     vidgen_image_model: str = "gen4_image"
     """Runway's text-to-image model"""
     vidgen_video_model: str = "gen4_turbo"
@@ -196,6 +200,11 @@ class Settings(BaseSettings):
     def submission_patience(self) -> timedelta:
         """After this an unanswered submission of a lost worker counts as unknown."""
         return self.vidgen_submit_timeout + timedelta(seconds=5)
+
+    @property
+    def slot_patience(self) -> timedelta:
+        """After this whatever an unanswered submission began is over: generations take minutes."""
+        return 3 * self.vidgen_submit_timeout
 
     @property
     def credits(self) -> bool:

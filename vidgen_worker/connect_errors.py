@@ -31,6 +31,7 @@ CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
             "failed to resolve host",
             "Temporary failure in name resolution",
             "No address associated with hostname",
+            "Address family for hostname not supported",
         ),
         (
             "The host name can't be resolved. Check it for typing errors; db.<ref>.supabase.co "
@@ -112,6 +113,7 @@ def place_of(url: str) -> str:
     """Return user, host and database of a URL, never the password."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        host = f"{parts.hostname or 'localhost'}:{parts.port or 5432}"
-        return f"{parts.username or ''}@{host}{parts.path}"
+        name = parts.hostname or "localhost"
+        host = f"[{name}]" if ":" in name else name
+        return f"{parts.username or ''}@{host}:{parts.port or 5432}{parts.path}"
     return "the address of DATABASE_URL"

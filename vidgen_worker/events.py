@@ -144,6 +144,25 @@ class BucketsUnchecked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRead(Event):
+    """How many generations of a model may be in flight over the fleet; None is any number."""
+
+    sentence = "The provider's limit for this model was read"
+    model: str
+    slots: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsUnread(Event):
+    """The provider's account could not be read; what was known of its limits still holds."""
+
+    sentence = "The provider's limits could not be read; the ones known so far still hold"
+    level = logging.WARNING
+    code: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopFailed(Event):
     """A loop of the worker met an exception nobody expected; it goes on."""
 
@@ -164,7 +183,12 @@ class ListenChanged(Event):
 
     def text(self) -> str:
         """Say which of the two."""
-        return "LISTEN works" if self.listening else "LISTEN does not work: the queue is polled"
+        if self.listening:
+            return "LISTEN works"
+        return (
+            "LISTEN does not work: the queue is polled. For instant starts take the direct URL or "
+            "the session pooler's (port 5432)"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,10 +342,13 @@ class GenerationEnded(StageEvent):
     """The provider finished, one way or the other."""
 
     sentence = "Generation ended"
+    model: str
     generation: UUID
     state: str
     cost: float | None
     seconds: float
+    repeated: bool | None = None
+    """True where its end was said before: its output is gone by now, or a successor reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,6 +402,7 @@ class StageDone(StageEvent):
 
     sentence = "Stage done"
     level = logging.DEBUG
+    charged: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

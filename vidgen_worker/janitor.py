@@ -10,7 +10,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from vidgen_worker.errors import Fault
-from vidgen_worker.events import GateOpened, GateProbed, StrayGeneration, emit
+from vidgen_worker.events import (
+    GateOpened,
+    GateProbed,
+    LimitRead,
+    LimitsUnread,
+    StrayGeneration,
+    emit,
+)
 from vidgen_worker.lease import boot_time
 from vidgen_worker.pipeline import end_at_provider
 from vidgen_worker.storm import PROVIDER_STORM
@@ -20,6 +27,10 @@ if TYPE_CHECKING:
 
 SWEEP_EVERY = timedelta(seconds=60)
 COUNT_EVERY = timedelta(seconds=15)
+LIMITS_AGAIN = timedelta(seconds=5)
+"""After a reading that failed."""
+LIMITS_EVERY = timedelta(minutes=1)
+"""One worker of the fleet reads the account so often: an upgrade of the tier counts at once."""
 AUDIT_EVERY = timedelta(minutes=10)
 """The whole ledger is added up, so seldom."""
 
@@ -30,6 +41,7 @@ class Janitor:
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._closed = True
+        self._limits: dict[str, int | None] = {}
 
     async def loop(self) -> None:
         """Probe at the pace of the queue poll, sweep once a minute."""
@@ -38,7 +50,11 @@ class Janitor:
         sweep_at = boot_time() + SWEEP_EVERY.total_seconds() * random.random()  # noqa: S311
         count_at = audit_at = 0.0
         counted = worker.settings.vidgen_metrics_port is not None
+        limits_at = 0.0
         while not worker.stopping.is_set():
+            if boot_time() >= limits_at:
+                pause = await self.read_limits()
+                limits_at = boot_time() + pause.total_seconds() * random.uniform(1.0, 1.1)  # noqa: S311
             sweeping = boot_time() >= sweep_at
             if counted and boot_time() >= count_at:
                 audit = boot_time() >= audit_at
@@ -76,6 +92,30 @@ class Janitor:
                 ))  # fmt: skip
         else:
             emit(GateProbed(model=due["model"], code=due["reason"], details=problem))
+
+    async def read_limits(self) -> timedelta:
+        """Read the provider's limits if it is this worker's turn; the pause until the next look.
+
+        A model that the account doesn't name has no limit: the provider itself holds it back.
+        """
+        worker = self._worker
+        models = await worker.queue.ask_limits(LIMITS_EVERY)
+        unset = [model for model in models if model not in worker.queue.limits_set()]
+        if not unset:
+            return LIMITS_EVERY
+        try:
+            account = await worker.provider.account()
+        except Fault as fault:
+            emit(LimitsUnread(code=fault.code, details=fault.details))
+            return LIMITS_AGAIN
+        for model in unset:
+            found = account.models.get(model)
+            limit = None if found is None else found.max_concurrent
+            await worker.queue.set_limit(model, limit)
+            if model not in self._limits or self._limits[model] != limit:
+                self._limits[model] = limit
+                emit(LimitRead(model=model, slots=limit))
+        return LIMITS_EVERY
 
     async def count(self, *, audit: bool) -> None:
         """Read the fleet's numbers for /metrics; with `audit` the ledger too, which costs more."""

@@ -24,10 +24,13 @@ import httpx
 from httpx import codes
 
 from vidgen_worker.errors import Fault
+from vidgen_worker.http_client import HttpClient
 from vidgen_worker.resolution import size
 
 CONNECT_SECONDS = 10.0
 """How long a connection to the provider's file server may take."""
+CONFORMED = (".conformed.png", ".conformed.mp4")
+"""Endings of a file that was put right, beside the one that was delivered."""
 JOB_SECONDS = 300.0
 """Wall-clock limit of one look at a file; the child's own limit is of CPU time."""
 JOBS_PER_CHILD = 500
@@ -104,7 +107,7 @@ class Media:
         self.max_video_bytes = max_video_bytes
         self._total_seconds = total_timeout.total_seconds()
         idle = idle_timeout.total_seconds()
-        self._http = httpx.AsyncClient(
+        self._http = HttpClient(
             follow_redirects=True,
             timeout=httpx.Timeout(
                 idle, connect=min(CONNECT_SECONDS, idle), pool=self._total_seconds
@@ -171,7 +174,7 @@ class Media:
 
         Raises Fault `output_undecodable`, or `output_too_large` for what it would become.
         """
-        job = _job("image", path, ratio, f"{path}.conformed.png", self.max_image_bytes)
+        job = _job("image", path, ratio, f"{path}{CONFORMED[0]}", self.max_image_bytes)
         found = await self._children.run(job)
         return Picture(**found | {"file": Path(found["file"])})
 
@@ -181,7 +184,7 @@ class Media:
         `duration` is in seconds. Raises Fault `output_undecodable`, or `output_too_large` for what
         it would become.
         """
-        job = _job("video", path, ratio, f"{path}.conformed.mp4", self.max_video_bytes)
+        job = _job("video", path, ratio, f"{path}{CONFORMED[1]}", self.max_video_bytes)
         found = await self._children.run(job)
         right = abs(found["seconds"] - duration) <= DURATION_TOLERANCE
         return Clip(**found | {"file": Path(found["file"]), "right_duration": right})

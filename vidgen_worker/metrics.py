@@ -44,12 +44,16 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._ended = self._counter("tasks_total", "Attempts by how they ended", "outcome", "code")
+        self._claims = self._histogram("claim_seconds", "What one claim takes", _QUICK)
         self._waited = self._histogram("pickup_seconds", "From due to claimed", _QUICK)
         self._took = self._histogram("task_seconds", "From the first claim to completed", _SLOW)
         self._generation = self._histogram(
-            "generation_seconds", "At the provider", _SLOW, "stage", "state"
+            "generation_seconds", "At the provider", _SLOW, "stage", "model", "state"
         )
-        self._cost = self._counter("generation_cost_credits_total", "Provider's credits", "stage")
+        self._cost = self._counter(
+            "generation_cost_credits_total", "Provider's credits", "stage", "model"
+        )
+        self._charged = self._counter("charged_credits_total", "Users' credits", "stage")
         self._submissions = self._counter("submissions_total", "Paid POSTs", "stage", "answer")
         self._stored = self._counter("stored_bytes_total", "Uploaded to Storage", "stage")
         self._upload = self._histogram("upload_seconds", "Upload to Storage", _QUICK, "stage")
@@ -76,6 +80,10 @@ class Metrics:
     def gauge(self, name: str, help_: str, read: Callable[[], float]) -> None:
         """Add a number that is read when Prometheus asks."""
         Gauge(f"vidgen_{name}", help_, registry=self.registry).set_function(read)
+
+    def claimed(self, seconds: float) -> None:
+        """Count a claim: too many of them find nothing for an event each."""
+        self._claims.observe(seconds)
 
     def show(self, numbers: Mapping[str, float], closed: Iterable[tuple[str, str]]) -> None:
         """Take what was read of the fleet: a number for each of `FLEET`, and the closed gates."""
@@ -107,9 +115,12 @@ class Metrics:
                 self._submissions.labels(event.stage.value, "generation").inc()
             case events.SubmissionUnknown():
                 self._submissions.labels(event.stage.value, "unknown").inc()
-            case events.GenerationEnded():
-                self._generation.labels(event.stage.value, event.state).observe(event.seconds)
-                self._cost.labels(event.stage.value).inc(event.cost or 0)
+            case events.GenerationEnded() if not event.repeated:
+                of = (event.stage.value, event.model)
+                self._generation.labels(*of, event.state).observe(event.seconds)
+                self._cost.labels(*of).inc(event.cost or 0)
+            case events.StageDone():
+                self._charged.labels(event.stage.value).inc(event.charged)
             case events.OutputUploaded():
                 self._stored.labels(event.stage.value).inc(event.size)
                 self._upload.labels(event.stage.value).observe(event.seconds)

@@ -7,8 +7,6 @@ Nothing here claims, renews a lease or writes the task's end: that is the worker
 
 import asyncio
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +51,7 @@ from vidgen_worker.queue import (
     scene_of,
 )
 from vidgen_worker.resolution import Resolution, UnsupportedResolutionError, look_up
+from vidgen_worker.scratch import Scratch
 from vidgen_worker.stages import IMAGE, PIPELINE, Order, Stage, check_scene
 from vidgen_worker.storage import Storage
 from vidgen_worker.storm import PROVIDER_STORM, Part, StormWatch
@@ -116,7 +115,7 @@ class Tools:
     license: Callable[[], Awaitable[None]]
     report: Callable[[Reported], None]
     turns: Turns
-    folder: Path
+    scratch: Scratch
 
 
 class Pipeline:
@@ -130,11 +129,14 @@ class Pipeline:
         self._run = run
         self._task = run.task
         self._fence: Fence = run.task.fence
+        self._models: dict[StageName, str] = {}
+        self._booked: set[UUID] = set()
+        """Generations whose end is written down: what is said of them again is no second end."""
 
     async def walk(self) -> Outcome:
         """Run the attempt to its Outcome.
 
-        Raises Fault, LeaseLostError, SubmissionCapError or GateClosedError.
+        Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError or NoSlotError.
         """
         loaded = await self._queue.load(self._fence)
         if loaded.cancel_requested or self._run.cancel.is_set():
@@ -202,6 +204,7 @@ class Pipeline:
         checkpoint = loaded.checkpoints.get(stage.name)
         if checkpoint and checkpoint.artifact and checkpoint.state is CheckpointState.DONE:
             return checkpoint.artifact
+        self._models[stage.name] = order.request.model
         generation_id, waited = None, 0.0
         if checkpoint:
             emit(StageResumed(
@@ -209,6 +212,8 @@ class Pipeline:
                 generation=checkpoint.generation_id,
             ))  # fmt: skip
             generation_id = checkpoint.generation_id
+            if generation_id is not None and checkpoint.state is CheckpointState.STORING:
+                self._booked.add(generation_id)
             if generation_id is not None and checkpoint.generation_started_at:
                 # Only of the generation that is followed: one before it may be hours old.
                 waited = (checkpoint.now - checkpoint.generation_started_at).total_seconds()
@@ -466,13 +471,20 @@ class Pipeline:
     async def _end(
         self, stage: Stage, generation_id: UUID, state: str, cost: float | None, seconds: float
     ) -> None:
-        emit(GenerationEnded(
-            fence=self._fence, stage=stage.name, generation=generation_id, state=state, cost=cost,
-            seconds=round(seconds, 3),
-        ))  # fmt: skip
+        self._say_ended(stage.name, generation_id, state, cost, seconds)
         await self._queue.end_generation(
             self._fence, stage.name, generation_id, state, cost, stage.storing
         )
+
+    def _say_ended(
+        self, stage: StageName, generation_id: UUID, state: str, cost: float | None, seconds: float
+    ) -> None:
+        emit(GenerationEnded(
+            fence=self._fence, stage=stage, model=self._models[stage], generation=generation_id,
+            state=state, cost=cost, seconds=round(seconds, 3),
+            repeated=generation_id in self._booked or None,
+        ))  # fmt: skip
+        self._booked.add(generation_id)
 
     async def _give_up(self, stage: Stage, generation_id: UUID, seconds: float) -> None:
         """The hard deadline has passed: end it at the provider and let the stage begin anew."""
@@ -498,10 +510,9 @@ class Pipeline:
 
     async def _store(self, stage: Stage, order: Order, generation: Generation) -> Artifact:
         """Fetch, look at, upload; then checkpoint, charge and row in one statement."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{stage.name}-", dir=self._tools.folder))
-        try:
+        async with self._tools.scratch.file() as target:
             file, size, sha256 = await self._unless_cancelled(
-                self._fetch(stage, order, generation, folder)
+                self._fetch(stage, order, generation, target)
             )
             await self._went_well(stage, order)
             artifact = Artifact(
@@ -518,13 +529,13 @@ class Pipeline:
                 bucket=artifact.bucket, path=artifact.path, size=size,
                 seconds=round(time.monotonic() - began, 3),
             ))  # fmt: skip
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         url = None
         if stage is IMAGE:
             url = self._tools.storage.public_url(artifact.bucket, artifact.path)
-        await self._queue.finish_stage(self._fence, stage.name, artifact, url, stage.stored)
-        emit(StageDone(fence=self._fence, stage=stage.name))
+        charged = await self._queue.finish_stage(
+            self._fence, stage.name, artifact, url, stage.stored
+        )
+        emit(StageDone(fence=self._fence, stage=stage.name, charged=charged))
         return artifact
 
     async def _went_well(self, stage: Stage, order: Order) -> None:
@@ -539,7 +550,7 @@ class Pipeline:
             emit(GateOpened(model=model, code=PROVIDER_STORM, closed_seconds=round(seconds, 1)))
 
     async def _fetch(
-        self, stage: Stage, order: Order, generation: Generation, folder: Path
+        self, stage: Stage, order: Order, generation: Generation, target: Path
     ) -> tuple[Path, int, str]:
         """Download until the bytes are there and decode. A fresh URL costs a GET, never money."""
         broken: set[str] = set()
@@ -550,7 +561,6 @@ class Pipeline:
             try:
                 if not generation.outputs:
                     raise Fault("output_unavailable", details=f"{generation.id} names no output")  # noqa: TRY301
-                target = folder / f"{tries}"
                 downloaded = await self._tools.media.download(
                     generation.outputs[0], target, stage.max_bytes(self._settings)
                 )
@@ -622,10 +632,16 @@ class Pipeline:
             state, cost = await end_at_provider(
                 self._provider, self._queue, self._task.id, generation_id
             )
+            request = Order.thawed(checkpoint.stage, checkpoint.request).request
+            self._models[checkpoint.stage] = request.model
+            since = checkpoint.generation_started_at or checkpoint.now
+            seconds = (checkpoint.now - since).total_seconds()
             if state == "succeeded":
                 # Paid and finished: its output is kept for a retry.
                 stage = next(stage for stage in PIPELINE if stage.name is checkpoint.stage)
-                await self._end(stage, generation_id, state, cost, 0)
+                await self._end(stage, generation_id, state, cost, seconds)
+            else:
+                self._say_ended(checkpoint.stage, generation_id, state, cost, seconds)
         return Cancelled()
 
     def _raise_if_proven(self) -> None:

@@ -117,68 +117,143 @@ on conflict (user_id) do update
 -- who have waited longest, each a share, in their own order of priority, run_after, created_at.
 -- Work-conserving: `more` says that rows are still waiting. The row lock on a user's turn makes
 -- this the only claim that looks at this user; a client that holds a task's row is skipped.
+-- Where a model has a limit, each task that is to submit gets one of its slots here, and no more
+-- are taken than there are: locked rows, because a count would be read in this statement's own
+-- snapshot, beside which another claim may commit.
 with gate as materialized (
   select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
          coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
     from vidgen.gates
    where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
 ),
+limited as materialized (
+  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
+         coalesce(bool_or(l.model = %(video_model)s), false) as videos,
+         vidgen.room_before_videos(%(provider)s, %(key_fingerprint)s, %(video_model)s) as room
+    from vidgen.limits as l
+   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+     and l.model in (%(image_model)s, %(video_model)s) and l.max_generations is not null
+),
+image_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.model = %(image_model)s and s.task_id is null
+     and not (select image_closed or video_closed from gate)
+   limit %(slots)s
+     for update skip locked
+),
+video_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.model = %(video_model)s and s.task_id is null
+     and not (select video_closed from gate)
+   limit %(slots)s
+     for update skip locked
+),
+free as materialized (
+  -- How many generations of each model may begin; null: any number.
+  select case when limited.images then (select count(*) from image_slots) end as images,
+         case when limited.videos then (select count(*) from video_slots) end as videos,
+         limited.room
+    from limited
+),
 suspect as materialized (
   -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
   -- is laid at the wrong door. First of all, or it would wait for ever under load.
-  select t.id
-    from vidgen.budgets as b
+  select t.id, r.class
+    from free
+    cross join vidgen.budgets as b
     join public.video_generation_tasks as t on t.id = b.task_id
+    left join vidgen.resumes as r on r.task_id = b.task_id
    where %(idle)s and b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
      and t.status = 'pending' and t.run_after <= now()
      and not (select image_closed or video_closed from gate)
+     and case r.class
+           when 0 then true
+           when 1 then free.videos is distinct from 0
+           else free.images is distinct from 0
+         end
    order by t.run_after
    limit 1
      for no key update of t skip locked
 ),
-resumed as materialized (
+living as materialized (
   select t.id
     from vidgen.resumes as r
     join public.video_generation_tasks as t on t.id = r.task_id
     left join vidgen.budgets as b on b.task_id = t.id
-   where r.resume_at <= now() and t.status = 'pending'
-     and (r.class = 0 or not (select video_closed from gate))
+   where r.class = 0 and r.resume_at <= now() and t.status = 'pending'
      and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
      and not exists (select from suspect)
-   order by r.class, r.resume_at
+   order by r.resume_at
    limit %(slots)s
      for no key update of t skip locked
+),
+past_image as materialized (
+  select t.id
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+    left join vidgen.budgets as b on b.task_id = t.id
+   where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
+     and not (select video_closed from gate)
+     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
+     and not exists (select from suspect)
+   order by r.resume_at
+   limit (
+     select least(%(slots)s - (select count(*) from living), free.videos) from free
+   )
+     for no key update of t skip locked
+),
+places as materialized (
+  -- How many tasks may be begun that have nothing yet.
+  select greatest(
+           least(
+             %(slots)s - (select count(*) from living) - (select count(*) from past_image),
+             free.images, free.room
+           ),
+           0
+         )::integer as fresh
+    from free
 ),
 line as materialized (
   select user_id, waiting_since, arrivals
     from vidgen.turns
    where waiting_since is not null
      and not (select image_closed or video_closed from gate)
-     and (select count(*) from resumed) < %(slots)s
      and not exists (select from suspect)
    order by waiting_since
-   limit least(%(slots)s, 200)
+   limit (select least(fresh, 200) from places)
      for update skip locked
 ),
 share as materialized (
-  select ceil(%(slots)s::numeric / greatest(count(*), 1))::integer as rows from line
+  select ceil((select fresh from places)::numeric / greatest(count(*), 1))::integer as rows
+    from line
 ),
 waiting as materialized (
   select line.user_id, line.waiting_since, ready.id,
          row_number() over (
            partition by line.user_id order by ready.priority desc, ready.run_after, ready.created_at
          ) as rank,
-         coalesce(running.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         running.tasks,
+         coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
+         begun.tasks,
          -- A suspect is taken above, by a worker that runs nothing else.
          coalesce(budget.crashes > 0 and budget.crashes >= %(max_crashes)s - 1, false) as not_here
     from line
    cross join lateral (
-     select count(*) as tasks
-       from public.video_generation_tasks as t
-      where t.user_id = line.user_id and t.status = 'processing'
-        and %(max_running_per_user)s::integer is not null
-   ) as running
+     -- What the cap counts: what runs, and what waits to go on.
+     select (
+              select count(*)
+                from public.video_generation_tasks as t
+               where t.user_id = line.user_id and t.status = 'processing'
+                 and %(max_running_per_user)s::integer is not null
+            ) + (
+              select count(*)
+                from vidgen.resumes as r
+               where r.user_id = line.user_id and %(max_running_per_user)s::integer is not null
+            ) as tasks
+   ) as begun
    cross join lateral (
      -- One probe per priority: rows for later, however many, are never walked.
      select found.*
@@ -202,10 +277,16 @@ chosen as materialized (
     from waiting as w
    where w.rank <= (select rows from share)
      and (%(max_running_per_user)s::integer is null
-          or w.rank + w.tasks <= %(max_running_per_user)s::integer)
+          or (
+            w.rank + w.tasks <= %(max_running_per_user)s::integer
+            -- Another claim had this turn after our snapshot: what it began is not in our count.
+            and w.waiting_since = (
+              select seen.waiting_since from vidgen.turns as seen where seen.user_id = w.user_id
+            )
+          ))
      and not w.not_here
    order by w.rank, w.waiting_since
-   limit greatest(%(slots)s - (select count(*) from resumed), 0)
+   limit (select fresh from places)
 ),
 fresh as materialized (
   select t.id
@@ -222,13 +303,40 @@ claimed as (
          current_step = 'Initializing video generation pipeline',
          message = 'Video generation started', stage_progress = null
     from (
-           select id from suspect union select id from resumed union select id from fresh
+           select id from suspect
+           union select id from living
+           union select id from past_image
+           union select id from fresh
          ) as picked,
          -- A worker declared dead claims nothing.
          vidgen.workers as me
    where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
   returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
             t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+),
+given as materialized (
+  select need.id as task_id, slot.id as slot_id
+    from (
+           select id, row_number() over (order by id) as place
+             from (select id from fresh union all select id from suspect where class is null) as i
+         ) as need
+    join (select id, row_number() over (order by id) as place from image_slots) as slot
+      using (place)
+  union all
+  select need.id, slot.id
+    from (
+           select id, row_number() over (order by id) as place
+             from (select id from past_image union all select id from suspect where class = 1) as v
+         ) as need
+    join (select id, row_number() over (order by id) as place from video_slots) as slot
+      using (place)
+),
+reserved as (
+  update vidgen.slots as s
+     set task_id = claimed.id, taken_at = now()
+    from given
+    join claimed on claimed.id = given.task_id
+   where s.id = given.slot_id
 ),
 left_over as materialized (
   select line.user_id, line.waiting_since,
@@ -294,11 +402,38 @@ select c.*, exists (select from suspect where suspect.id = c.id) as alone,
 
 -- still_waiting --
 -- Whether a claim that came back with nothing should be repeated soon: somebody is in the line
--- (another claim may have held that user's turn), or the mailbox isn't empty. Not while a gate is
--- closed: then nothing new may start, and asking again costs a statement each time.
+-- (another claim may have held that user's turn, or the slot), or the mailbox isn't empty. Not while
+-- a gate is closed or no slot is free: then nothing may start, and asking again costs a statement
+-- each time.
+with free as materialized (
+  select coalesce(bool_or(s.model = %(image_model)s), false) as images,
+         coalesce(bool_or(s.model = %(video_model)s), false) as videos
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.task_id is null
+),
+limited as materialized (
+  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
+         coalesce(bool_or(l.model = %(video_model)s), false) as videos
+    from vidgen.limits as l
+   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+     and l.max_generations is not null
+)
 select (
-         exists (select from vidgen.turns where waiting_since is not null)
-         or exists (select from vidgen.arrivals)
+         (
+           (free.images or not limited.images)
+           and vidgen.room_before_videos(
+                 %(provider)s, %(key_fingerprint)s, %(video_model)s
+               ) is distinct from 0
+           and (
+             exists (select from vidgen.turns where waiting_since is not null)
+             or exists (select from vidgen.arrivals)
+           )
+         )
+         or (
+           limited.videos and free.videos
+           and exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+         )
        )
        and not exists (
          select
@@ -306,6 +441,61 @@ select (
           where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
             and g.model in ('*', %(image_model)s, %(video_model)s)
        ) as waiting
+  from free, limited
+
+-- clear_line --
+-- Users at the head of the line who have nothing due any more (cancelled meanwhile) leave it, many at
+-- once: the claim lets go of no more than it has places, and with one place a thousand of them would
+-- keep everybody waiting. A row that came in after our snapshot shows in `arrivals`, now or when the
+-- mailbox is emptied.
+with line as materialized (
+  select user_id, arrivals
+    from vidgen.turns
+   where waiting_since is not null
+   order by waiting_since
+   limit 500
+     for update skip locked
+),
+idle as materialized (
+  select line.user_id
+    from line
+   where line.arrivals = (
+           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+         )
+     and not exists (
+       select
+         from generate_series(10, -10, -1) as p (priority)
+        cross join lateral (
+          select
+            from public.video_generation_tasks as t
+           where t.user_id = line.user_id and t.priority = p.priority
+             and t.status = 'pending' and t.run_after <= now()
+             and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+           order by t.run_after
+           limit 1
+        ) as due
+     )
+)
+update vidgen.turns as t
+   set waiting_since = null,
+       due_at = coalesce(
+         (
+           select min(later.run_after)
+             from generate_series(10, -10, -1) as p (priority)
+            cross join lateral (
+              select l.run_after
+                from public.video_generation_tasks as l
+               where l.user_id = t.user_id and l.priority = p.priority
+                 and l.status = 'pending' and l.run_after > now()
+               order by l.run_after
+               limit 1
+            ) as later
+         ),
+         'infinity'
+       )
+  from idle
+ where t.user_id = idle.user_id
+returning t.user_id
 
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
@@ -497,8 +687,9 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
 -- Refused (nothing is written) where the stage's possibly paid submissions have reached the cap:
--- unknown, gone, or ended with a cost; where its owner has asked to cancel; or behind a closed gate,
--- unless this task is the gate's trial. A repeat finds its own submission and changes nothing.
+-- unknown, gone, or ended with a cost; where its owner has asked to cancel; behind a closed gate,
+-- unless this task is the gate's trial; or where the model has a limit and no slot is free. A repeat
+-- finds its own submission and changes nothing.
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
@@ -515,26 +706,66 @@ paid as materialized (
            or coalesce(s.cost, s.estimated_cost, 1) > 0)))
 ),
 gate as materialized (
-  select min(g.reason) as reason
+  select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
+         coalesce(bool_or(g.trial = %(task_id)s), false) as on_trial
     from vidgen.gates as g
    where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
-     and g.model in ('*', %(model)s) and g.trial is distinct from %(task_id)s
+     and g.model in ('*', %(model)s)
+),
+slot as materialized (
+  -- The one that the claim reserved, or a free one: of the video model only while nobody waits who
+  -- had his image before, else the first in that line could be passed by for ever.
+  select s.id
+    from vidgen.slots as s, mine, gate
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.model = %(model)s
+     and (
+       s.submission_id = %(submission_id)s
+       or (s.task_id = mine.id and s.submission_id is null)
+       or (
+         s.task_id is null
+         and (
+           %(stage)s = 'image' or gate.on_trial
+           or not exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+         )
+       )
+     )
+   order by s.task_id is null
+   limit 1
+     for update of s skip locked
+),
+admitted as materialized (
+  select mine.id, mine.user_id, mine.attempt, mine.worker_id
+    from mine, paid, gate
+   where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
+     and (
+       exists (select from slot)
+       or not exists (
+         select from vidgen.limits as l
+          where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+            and l.model = %(model)s and l.max_generations is not null
+       )
+     )
 ),
 begun as (
   insert into vidgen.submissions (
     id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint
   )
-  select %(submission_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id,
+  select %(submission_id)s, id, user_id, %(stage)s, attempt, worker_id,
          %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
-    from mine, paid, gate
-   where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
+    from admitted
   on conflict (id) do nothing
+),
+taken as (
+  update vidgen.slots as s
+     set task_id = admitted.id, submission_id = %(submission_id)s, taken_at = now()
+    from slot, admitted
+   where s.id = slot.id and s.submission_id is null
 ),
 checkpointed as (
   insert into vidgen.checkpoints as c (task_id, stage, state, request, inputs, submission_id)
-  select mine.id, %(stage)s, 'submitting', %(request)s, %(inputs)s, %(submission_id)s
-    from mine, paid, gate
-   where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
+  select id, %(stage)s, 'submitting', %(request)s, %(inputs)s, %(submission_id)s
+    from admitted
   on conflict (task_id, stage) do update
      set state = 'submitting', request = excluded.request, submission_id = excluded.submission_id,
          generation_id = null, generation_started_at = null, updated_at = now()
@@ -549,11 +780,12 @@ shown as (
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
-    from mine, paid, gate
-   where t.id = mine.id and paid.submissions < %(max_submissions)s and not mine.cancel
-     and gate.reason is null
+    from admitted
+   where t.id = admitted.id
 )
-select paid.submissions, mine.cancel, gate.reason as gate from mine, paid, gate
+select paid.submissions, mine.cancel, gate.reason as gate,
+       not exists (select from admitted) as refused
+  from mine, paid, gate
 
 -- answer_submission --
 -- The provider's answer is a fact: it goes to the submission row without a fence, so that a late
@@ -733,13 +965,20 @@ shown as (
    where t.id = mine.id
 )
 select (select count(*) from settled) as settled,
+       -- In credits, for the metrics; an application with credits of its own has no holds here.
+       coalesce((
+         select case %(stage)s when 'image' then h.image_price else h.video_price end
+           from settled
+           join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
+       ), 0) as charged,
        case when %(scene_updates)s and %(image_url)s::text is not null
          then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
        end as scene_refused
   from mine
 
 -- report --
--- Progress of many tasks in one statement, in id order, never downwards.
+-- Progress of many tasks in one statement, in id order, never downwards. A row that a client holds
+-- is left for the next report: one user's slow DELETE of a scene must not stop everybody's bar.
 with reported as materialized (
   select * from unnest(
     %(task_ids)s::uuid[], %(attempts)s::integer[], %(progress)s::float8[],
@@ -752,7 +991,7 @@ mine as materialized (
     join reported as r on r.task_id = t.id and r.attempt = t.attempt
    where t.worker_id = %(worker_id)s and t.status = 'processing'
    order by t.id
-     for no key update of t
+     for no key update of t skip locked
 )
 update public.video_generation_tasks as t
    set progress = greatest(t.progress, mine.progress), stage_progress = mine.stage_progress,
@@ -952,7 +1191,15 @@ waiting as materialized (
        where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
        order by t.priority desc, t.run_after, t.created_at
        limit 5
-    ) as ready)
+    ) as ready
+    -- While the gate is closed no claim begins anything: nothing races with this count.
+    where %(max_running_per_user)s::integer is null
+       or (
+            select count(*) from public.video_generation_tasks as t
+             where t.user_id = line.user_id and t.status = 'processing'
+          ) + (
+            select count(*) from vidgen.resumes as r where r.user_id = line.user_id
+          ) < %(max_running_per_user)s::integer)
 ),
 chosen as materialized (
   select t.id
@@ -999,6 +1246,53 @@ select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
   from vidgen.gates as g
  where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
  order by g.model
+
+-- ask_limits --
+-- Whether this worker is the one to read the account's limits now: one of the fleet does, every
+-- minute, and sooner while nobody knows them.
+update vidgen.limits as l
+   set asked_at = now()
+ where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   and l.model = any (%(models)s::text[])
+   and (
+     l.asked_at is null
+     or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
+   )
+returning l.model
+
+-- set_limit --
+-- How many generations of a model may be in flight; null: any number.
+select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, %(model)s, %(max_generations)s, true)
+
+-- expect_limit --
+-- Until somebody has read the account: one at a time, which every tier allows.
+select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, m.model, 1, false)
+  from unnest(%(models)s::text[]) as m (model)
+ where not exists (
+   select from vidgen.limits as l
+    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+      and l.model = m.model
+ )
+
+-- free_slots --
+-- Slots that nobody will free: of a submission without a generation to ask about, once whatever it
+-- began must be over; of tasks that are gone. Only those taken a while ago: the re-check of a locked
+-- row compares its new self with the old rows beside it.
+with stale as materialized (
+  select s.id, s.model
+    from vidgen.slots as s
+    left join vidgen.submissions as sent on sent.id = s.submission_id
+    left join public.video_generation_tasks as t on t.id = s.task_id
+   where s.taken_at < now() - interval '1 minute'
+     and case
+           when s.submission_id is null then t.status is distinct from 'processing'
+           else sent.id is null or sent.ended_at is not null
+                or (sent.answer is distinct from 'generation'
+                    and sent.sent_at < now() - %(patience)s::interval)
+         end
+     for update of s skip locked
+)
+select stale.model, vidgen.free_slot(stale.id) from stale
 
 -- sweep_workers --
 -- Rows of dead workers that hold nothing any more, an hour after their death.

@@ -7,6 +7,7 @@ falls silent about that task.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -49,6 +50,10 @@ class GateClosedError(Exception):
     """Nothing paid of this model starts with this key now; the text is the gate's reason."""
 
 
+class NoSlotError(Exception):
+    """As many generations of this model are in flight as the provider's tier allows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A milestone: what the row shows. `progress` is 0 to 100."""
@@ -78,6 +83,8 @@ class Claimed:
 
     tasks: list[tuple[Task, float]]
     more: bool
+    cleared: bool = False
+    """Whether users left the line who had nothing due any more: the next claim may find others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,9 @@ class Queue:
             images_bucket=self.settings.storage_bucket_images,
             videos_bucket=self.settings.storage_bucket_videos,
         )  # fmt: skip
+        await self.db.run("expect_limit", self._give_up, **self._models())
+        for model, limit in self.limits_set().items():
+            await self.db.run("set_limit", self._give_up, **self._limit(model, limit))
 
     async def heartbeat(
         self, held: Sequence[Fence], running: int, *, sweep: bool, steady: bool
@@ -170,9 +180,9 @@ class Queue:
         await self._claims.once("line_up")
 
     async def claim(self, slots: int, *, idle: bool) -> Claimed:
-        """Begin an attempt on up to `slots` waiting tasks."""
-        rows = await self._claims.once(
-            "claim", worker_id=self.worker_id, slots=slots, idle=idle,
+        """Line up, then begin an attempt on up to `slots` waiting tasks."""
+        rows = await self._claims.pair(
+            "line_up", "claim", worker_id=self.worker_id, slots=slots, idle=idle,
             provider=self.key.provider, key_fingerprint=self.key.fingerprint,
             image_model=self.key.image_model, video_model=self.key.video_model,
             max_crashes=self.settings.vidgen_max_crashes,
@@ -184,7 +194,10 @@ class Queue:
             "still_waiting", provider=self.key.provider, key_fingerprint=self.key.fingerprint,
             image_model=self.key.image_model, video_model=self.key.video_model,
         )  # fmt: skip
-        return Claimed([], more=bool(waiting[0]["waiting"]))
+        if not waiting[0]["waiting"]:
+            return Claimed([], more=False)
+        left = await self._claims.once("clear_line")
+        return Claimed([], more=True, cleared=bool(left))
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
         """Take waiting tasks that are to be cancelled at the provider."""
@@ -261,8 +274,8 @@ class Queue:
     ) -> float:  # fmt: skip
         """Record what is about to be paid for; returns when at the earliest, by `boot_time`.
 
-        Raises SubmissionCapError, CancelAskedError, GateClosedError or LeaseLostError; nothing is
-        written then.
+        Raises SubmissionCapError, CancelAskedError, GateClosedError, NoSlotError or LeaseLostError;
+        nothing is written then.
         """
         rows = await self._fenced(
             "begin_submission", fence, stage=request.stage, submission_id=submission_id,
@@ -277,6 +290,8 @@ class Queue:
             raise SubmissionCapError
         if rows[0]["gate"]:
             raise GateClosedError(rows[0]["gate"])
+        if rows[0]["refused"]:
+            raise NoSlotError
         return rows.sent
 
     async def answer(  # noqa: PLR0913, PLR0917 - one value of the row each
@@ -324,8 +339,11 @@ class Queue:
 
     async def finish_stage(
         self, fence: Fence, stage: StageName, artifact: Artifact, image_url: str | None, step: Step
-    ) -> None:
-        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
+    ) -> int:
+        """Checkpoint `done`, charge, settle and show; return the credits charged just now.
+
+        Raises LeaseLostError.
+        """
         rows = await self._fenced(
             "finish_stage", fence, stage=stage, credits=self.settings.credits,
             scene_updates=self.settings.vidgen_scene_updates,
@@ -335,6 +353,7 @@ class Queue:
             video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
         )  # fmt: skip
         self._scene(fence, rows[0])
+        return int(rows[0]["charged"])
 
     async def report(self, reports: Sequence[Reported]) -> None:
         """Write progress of many tasks in one statement; a lost fence is simply left out."""
@@ -400,6 +419,7 @@ class Queue:
         rows = await self.db.once(
             "claim_trial", worker_id=self.worker_id, provider=self.key.provider,
             key_fingerprint=self.key.fingerprint, model=model, probes=probes,
+            max_running_per_user=self.settings.vidgen_max_running_per_user,
         )  # fmt: skip
         return [_task(row) for row in rows]
 
@@ -417,12 +437,47 @@ class Queue:
             "read_gates", provider=self.key.provider, key_fingerprint=self.key.fingerprint
         )
 
+    # Admission.
+
+    async def ask_limits(self, every: timedelta) -> list[str]:
+        """Models whose limits this worker is the one to read now; no other worker is told so."""
+        rows = await self.db.once("ask_limits", every=every, **self._models())
+        return [row["model"] for row in rows]
+
+    async def set_limit(self, model: str, max_generations: int | None) -> None:
+        """Say how many generations of a model may be in flight; None is any number."""
+        await self.db.once("set_limit", **self._limit(model, max_generations))
+
+    def limits_set(self) -> dict[str, int]:
+        """The limits that a setting says, by model: these are not read from the provider."""
+        said = {
+            self.key.image_model: self.settings.vidgen_image_slots,
+            self.key.video_model: self.settings.vidgen_video_slots,
+        }
+        return {model: limit for model, limit in said.items() if limit is not None}
+
+    def _limit(self, model: str, max_generations: int | None) -> dict[str, Any]:
+        return {
+            "provider": self.key.provider,
+            "key_fingerprint": self.key.fingerprint,
+            "model": model,
+            "max_generations": max_generations,
+        }
+
+    def _models(self) -> dict[str, Any]:
+        return {
+            "provider": self.key.provider,
+            "key_fingerprint": self.key.fingerprint,
+            "models": [self.key.image_model, self.key.video_model],
+        }
+
     # The sweep.
 
     async def sweep(self) -> None:
-        """Rows that are of no use any more: long dead workers, users who left the line."""
+        """Rows that are of no use any more: dead workers, users out of the line, lost slots."""
         await self.db.once("sweep_workers")
         await self.db.once("sweep_turns")
+        await self.db.once("free_slots", patience=self.settings.slot_patience)
 
     async def fleet(self) -> tuple[dict[str, float], list[tuple[str, str]]]:
         """Numbers of queue and workers, named as their metrics, and the closed gates."""

@@ -5,16 +5,64 @@ however the process ends, so the next worker on the machine knows which folders 
 pid would not do: containers share folders without sharing pids.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 PREFIX = "vidgen-worker-"
 LOCK = ".lock"
+SMALL = 2**20
+"""Bytes of a file that is removed in a fraction of a millisecond; a large one takes a thread."""
+
+
+class Scratch:
+    """Lends files of one folder.
+
+    In the folder itself and under a few names, again and again: on a journalling file system a new
+    folder for each costs more CPU, and a truncated file more time, than all that is written.
+    `beside` are the endings of what others may write beside a lent file.
+    """
+
+    def __init__(self, folder: Path, beside: Sequence[str] = ()) -> None:
+        self._folder = folder
+        self._endings = ("", *beside)
+        self._free: list[Path] = []
+        self._made = 0
+
+    @contextlib.asynccontextmanager
+    async def file(self) -> AsyncIterator[Path]:
+        """Lend the path of a file that is not there yet; what is there at the end is removed."""
+        if self._free:
+            path = self._free.pop()
+        else:
+            self._made += 1
+            path = self._folder / str(self._made)
+        try:
+            yield path
+        finally:
+            written = [Path(f"{path}{ending}") for ending in self._endings]
+            if any(_is_large(one) for one in written):
+                await asyncio.to_thread(_remove, written)
+            else:
+                _remove(written)
+            self._free.append(path)
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _is_large(file: Path) -> bool:
+    try:
+        return file.stat().st_size > SMALL
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -40,14 +40,14 @@ from vidgen_worker.events import (
 )
 from vidgen_worker.janitor import Janitor
 from vidgen_worker.lease import Lease, boot_time
-from vidgen_worker.media import Media
+from vidgen_worker.media import CONFORMED, Media
 from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.pipeline import Run, Tools
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
 from vidgen_worker.queue import Key, Queue, Reported
-from vidgen_worker.scratch import scratch_folder
+from vidgen_worker.scratch import Scratch, scratch_folder
 from vidgen_worker.storage import Bucket, Storage
 from vidgen_worker.storm import StormWatch
 from vidgen_worker.task import Fence, Task
@@ -116,7 +116,7 @@ class Worker:
     async def run(self) -> int:
         """Work until told to stop, then drain."""
         with contextlib.ExitStack() as stack:
-            self._folder = stack.enter_context(scratch_folder())
+            self._scratch = Scratch(stack.enter_context(scratch_folder()), CONFORMED)
             port = stack.enter_context(serving(
                 self._metrics(), self.settings.vidgen_metrics_port,
                 alive=self.alive, ready=self._ready,
@@ -255,11 +255,14 @@ class Worker:
                     self._start(await self.queue.claim_cancelled())
             if polled:
                 await self._take_over()
-            taken = await self._claim()
-            empty = 0 if taken else empty + 1
+            progress = await self._claim()
+            empty = 0 if progress else empty + 1
             if self._more and self._slots() > 0 and empty <= MOST_EMPTY_CLAIMS:
-                await self._sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5) * (0 if taken else 1))  # noqa: S311
+                await self._sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5) * (0 if progress else 1))  # noqa: S311
                 continue
+            if not progress:
+                # A flood of NOTIFY, which any role may send, is answered at this pace.
+                await self._sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5))  # noqa: S311
             empty = 0
             await self._wait_for_wake(max(due - boot_time(), 0.0))
 
@@ -283,16 +286,18 @@ class Worker:
             return 0
         return max(self.settings.vidgen_concurrency - len(self.running), 0)
 
-    async def _claim(self) -> int:
+    async def _claim(self) -> bool:
+        """Claim once; whether it got anywhere, so that the next one may do so at once."""
         slots = self._slots()
         if slots == 0:
-            return 0
+            return False
         async with self._claiming:
-            await self.queue.line_up()
+            began = boot_time()
             claimed = await self.queue.claim(slots, idle=not self.running)
+            self.metrics.claimed(boot_time() - began)
             self._start(claimed.tasks)
         self._more = claimed.more
-        return len(claimed.tasks)
+        return bool(claimed.tasks or claimed.cleared)
 
     async def _take_over(self) -> None:
         """Take the tasks of the dead; once per lease even without a free slot, for others to take.
@@ -340,7 +345,7 @@ class Worker:
         tools = Tools(
             settings=self.settings, queue=self.queue, provider=self.provider,
             storage=self.storage, media=self.media, storm=self.storm, license=self._license,
-            report=self._report, turns=self.turns, folder=self._folder,
+            report=self._report, turns=self.turns, scratch=self._scratch,
         )  # fmt: skip
         try:
             await attempt(tools, run)

@@ -78,7 +78,7 @@ def check(json: Json = False) -> None:
     rows = effective(settings)
     out = console()
     if not json:
-        out.print(table(("setting", "value", "meaning"), rows))
+        out.print(table(("setting", "value", "meaning"), rows), "")
     findings = []
     for look in (check_postgres, check_storage, check_runway):
         for finding in look(settings):

@@ -81,7 +81,7 @@ def show(
             (e["created_at"], e["kind"], f"{e['amount']:+d}", e["task_id"], e["reference"])
             for e in entries
         ]
-        console().print(table(("when", "kind", "amount", "task", "reference"), lines))
+        console().print("", table(("when", "kind", "amount", "task", "reference"), lines))
 
 
 @credits_app.command()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, NoReturn, Self
+from uuid import UUID
 
 from rich import box
 from rich.console import Console
@@ -86,13 +87,30 @@ def _plain(value: object) -> object:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
-    """Return a table in which text stays text."""
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for name in columns:
-        made.add_column(name, overflow="fold")
-    for row in rows:
-        made.add_row(*[cell(value) for value in row])
+    """Return a table in which text stays text, and ids and times stay in one piece."""
+    made = Table(
+        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold",
+        pad_edge=False, show_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    lines = [list(row) for row in rows]
+    for number, name in enumerate(columns):
+        values = [line[number] for line in lines]
+        timed = any(isinstance(value, datetime) for value in values)
+        made.add_column(
+            # The zone once, in the head, instead of in every line.
+            Text(name.replace("_", " ") + (" (UTC)" if timed else "")),
+            overflow="fold",
+            no_wrap=timed or any(isinstance(value, UUID) for value in values),
+        )
+    for line in lines:
+        made.add_row(*[_in_table(value) for value in line])
     return made
+
+
+def _in_table(value: object) -> Text:
+    if isinstance(value, datetime):
+        return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"))
+    return cell(value)
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:

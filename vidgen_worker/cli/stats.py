@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from vidgen_worker.cli.output import console, facts, print_json, table
@@ -26,7 +27,7 @@ STATE_STYLES: Mapping[str, str] = {
     "silent": "yellow",
     "dead": "red",
 }
-WORKER_COLUMNS = ("worker", "host", "pid", "version", "state", "running", "of", "silent", "started")
+WORKER_COLUMNS = ("worker", "host", "pid", "version", "state", "running", "of", "silent", "up")
 
 
 def register(app: typer.Typer) -> None:
@@ -83,9 +84,10 @@ def shown(found: Mapping[str, Any]) -> Group:
     """Return the tables of one look."""
     queue: Row = found["queue"]
     oldest = format_duration(timedelta(seconds=round(queue["oldest_seconds"])))
+    waiting = f"{queue['pending']}, the oldest for {oldest}" if queue["pending"] else "none"
     parts: list[Any] = [
         facts([
-            ("waiting", f"{queue['pending']}, the oldest for {oldest}"),
+            ("waiting", waiting),
             ("for later", queue["scheduled"]),
             ("running", f"{queue['processing']} in {queue['slots']} slots"),
         ]),
@@ -106,7 +108,12 @@ def shown(found: Mapping[str, Any]) -> Group:
         parts.append(workers_table(found["workers"], "Workers"))
     else:
         parts.append(Text("No worker is running. Start one: vidgen-worker run", style="yellow"))
-    return Group(*parts)
+    # A blank line above each table that has a title.
+    spaced: list[Any] = []
+    for part in parts:
+        titled = isinstance(part, Table) and part.title
+        spaced += ["", part] if titled else [part]
+    return Group(*spaced)
 
 
 def workers_table(rows: list[Row], title: str = "") -> object:
@@ -116,11 +123,17 @@ def workers_table(rows: list[Row], title: str = "") -> object:
             row["id"], row["host"], row["pid"], row["version"],
             Text(row["state"], style=STATE_STYLES[row["state"]]),
             row["running"], row["concurrency"], f"{row['silence'].total_seconds():.0f} s",
-            row["started_at"],
+            format_duration(timedelta(seconds=round(_life(row).total_seconds()))),
         )
         for row in rows
     ]  # fmt: skip
     return table(WORKER_COLUMNS, lines, title)
+
+
+def _life(row: Row) -> timedelta:
+    """How long a worker has been heard of."""
+    life: timedelta = row["heartbeat_at"] - row["started_at"]
+    return life
 
 
 def _throughput(row: Row) -> tuple[object, ...]:

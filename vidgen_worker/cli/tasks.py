@@ -21,12 +21,20 @@ from vidgen_worker.cli.output import (
 from vidgen_worker.cli.watch import watch
 from vidgen_worker.client import Database, load_client_settings, open_database
 from vidgen_worker.config import parse_duration
+from vidgen_worker.logging_setup import escape
 from vidgen_worker.service import VideoGenerationService
 from vidgen_worker.task import Status
 
 tasks_app = typer.Typer(help="Look at tasks, cancel them, try them again.", no_args_is_help=True)
 
 Row = dict[str, Any]
+
+WIDE = 150
+"""Columns of a terminal from which on a list has room for two ids a line."""
+URLS = ("image_url", "video_url")
+IN_THE_STORY = {"Stages": {"path"}, "Paid submissions": {"generation_id"}}
+"""Long columns that the story tells anyway, at the moment when they came."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it; without this it only says what.")]
 TaskId = Annotated[UUID, typer.Argument(help="The task's id.", show_default=False)]
@@ -113,20 +121,21 @@ def list_tasks(
     if not rows:
         console().print("No tasks.")
         return
-    columns = ("task", "user", "status", "%", "step", "code", "created")
+    out = console()
+    wide = out.width >= WIDE
+    columns = ("task", *(["user"] if wide else []), "status", "%", "step or code", "created")
     lines = [
         (
             row["id"],
-            row["user_id"],
+            *([row["user_id"]] if wide else []),
             status_text(row),
             f"{row['progress']:.0f}",
-            row["current_step"],
-            row["error_code"],
+            row["error_code"] or row["current_step"],
             row["created_at"],
         )
         for row in rows
     ]
-    console().print(table(columns, lines))
+    out.print(table(columns, lines))
 
 
 @tasks_app.command()
@@ -148,9 +157,11 @@ def show(task_id: TaskId, json: Json = False) -> None:
     _print_task({**row, **money})
     for title, rows in (("Stages", checkpoints), ("Paid submissions", submissions)):
         if rows:
-            console().print(table(list(rows[0]), [list(r.values()) for r in rows], title))
-    lines = [(s["at"], s["what"], s["stage"], s["attempt"], s["details"]) for s in story]
-    console().print(table(("when", "what", "stage", "attempt", "details"), lines, "Story"))
+            names = [name for name in rows[0] if name not in IN_THE_STORY[title]]
+            lines = [[row[name] for name in names] for row in rows]
+            console().print("", table(names, lines, title))
+    steps = [(s["at"], s["what"], s["stage"], s["attempt"], s["details"]) for s in story]
+    console().print("", table(("when", "what", "stage", "attempt", "details"), steps, "Story"))
 
 
 @tasks_app.command()
@@ -203,8 +214,14 @@ def _row(database: Database, task_id: UUID) -> Row:
 
 
 def _print_task(row: Row) -> None:
-    shown = {**row, "status": status_text(row)}
-    console().print(facts([(k, v) for k, v in shown.items() if v is not None]))
+    """Everything that is set; URLs last and in one piece, to be copied."""
+    out = console()
+    apart = {"error", "message"} if row.get("error_message") else set()
+    shown = {k: v for k, v in row.items() if v is not None and k not in apart}
+    urls = {name: shown.pop(name) for name in URLS if name in shown}
+    out.print(facts([*{**shown, "status": status_text(row)}.items()]))
+    for name, url in urls.items():
+        out.print(f"{name}: {escape(str(url))}", soft_wrap=True)
 
 
 def _length(text: str | None, option: str) -> timedelta | None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import faulthandler
+import signal
+import sys
+from types import FrameType
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -26,6 +29,9 @@ def register(app: typer.Typer) -> None:
 
 def run() -> None:
     """Run the worker until SIGTERM or SIGINT; then it hands its tasks back and ends."""
+    # Until the worker has a handler of its own. Without any, a container's first process would
+    # not hear the signal at all.
+    signal.signal(signal.SIGTERM, _end_before_it_began)
     # Here, because its imports take a second that the other verbs need not wait for.
     from vidgen_worker.worker import serve  # noqa: PLC0415
 
@@ -47,6 +53,11 @@ def run() -> None:
     # Where a loop hangs, systemd's SIGABRT shows in the journal.
     faulthandler.enable()
     raise typer.Exit(asyncio.run(serve(settings)))
+
+
+def _end_before_it_began(_number: int, _frame: FrameType | None) -> None:
+    """End well: nothing was claimed yet."""
+    sys.exit(ExitCode.OK)
 
 
 def migrate(

@@ -25,6 +25,7 @@ from tenacity import (
 )
 
 from vidgen_worker.errors import Fault
+from vidgen_worker.http_client import HttpClient
 from vidgen_worker.providers import Accepted, Account, Generation, Request, runway_answers
 from vidgen_worker.providers.runway_inputs import (
     check_asset_url,
@@ -103,7 +104,7 @@ class Runway:
 
         def client(seconds: float, keepalive: int | None) -> AsyncRunwayML:
             connect = min(CONNECT_SECONDS, seconds / 4)
-            http = httpx.AsyncClient(
+            http = HttpClient(
                 http2=False,
                 verify=certificates,
                 follow_redirects=False,

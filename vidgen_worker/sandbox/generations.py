@@ -269,6 +269,13 @@ class Generations:
         self._advance(generation.model, generation.kind, now)
         return generation.state(now)
 
+    def throttled_seconds(self, generation: Generation) -> float:
+        """Return how long it has waited because others filled the model's concurrency."""
+        now = self.clock()
+        self._advance(generation.model, generation.kind, now)
+        started = now if generation.started is None else generation.started
+        return max(started - generation.not_before, 0.0)
+
     def delete(self, generation: Generation) -> None:
         """Cancel an unfinished generation; destroy a finished one and its output."""
         now = self.clock()

@@ -401,6 +401,7 @@ class RunwayDouble:
             "price": generation.price,
             "cost": generation.final_cost if finished else None,
             "createdAt": generation.created_at.isoformat(),
+            "throttledSeconds": self.generations.throttled_seconds(generation),
             "delivered": generation.delivered,
             "body": generation.body,
         }

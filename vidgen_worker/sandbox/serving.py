@@ -37,13 +37,13 @@ class ConnectionDropped(Exception):  # noqa: N818 - an event of a handler, not a
 class BackgroundServer:
     """Serves `app` on 127.0.0.1. `start` or the context begins it, `stop` ends it."""
 
-    def __init__(self, app: ASGIApp, port: int = 0) -> None:
+    def __init__(self, app: ASGIApp, port: int = 0, *, websockets: bool = False) -> None:
         self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             _silent_when_dropped(app),
             http=_Connection,
-            ws="none",
+            ws="websockets-sansio" if websockets else "none",
             log_config=None,
             log_level=logging.ERROR,
             access_log=False,
