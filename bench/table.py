@@ -24,6 +24,7 @@ Cells = tuple[str, str, str, str, str, bool | None]
 
 PICK_UP_GOAL, PIPELINES_GOAL, STATEMENTS_GOAL = 0.9, 1.5, 15.0
 HELD_STATEMENTS_GOAL, HELD_KB_GOAL, HELD_CPU_GOAL = 0.5, 60.0, 3.0
+FLAT_GOAL, STREAM_MB_GOAL = 1.1, 150.0
 LEVEL_GOAL, INSERT_GOAL, KILL_GOAL, SIGTERM_GOAL = 1.2, 3.0, 17.0, 1.0
 TIMES, NONE = "×", "–"  # noqa: RUF001 - typography
 APART_KILL = "22 s (PgQueuer), 112 s (Chancy), never (Procrastinate), measured apart"
@@ -163,6 +164,82 @@ def _level(row: Row) -> list[Cells]:
     ]  # fmt: skip
 
 
+def _held_snapshot(row: Row) -> list[Cells]:
+    return [(
+        f"… after {row['tasks']:,} tasks in {row['seconds']:g} s under another's snapshot",
+        f"≤ {LEVEL_GOAL}{TIMES}",
+        f"{row['ratio']}{TIMES} ({row['before_ms']} → {row['after_ms']} ms)",
+        "not measured", "", row["ratio"] <= LEVEL_GOAL,
+    )]  # fmt: skip
+
+
+def _speeds(row: Row) -> str:
+    return ", ".join(f"{run['per_second']:g} ({count})" for count, run in row["runs"].items())
+
+
+def _scaled(row: Row) -> str:
+    """The most over what one process does."""
+    one, *_ = row["runs"].values()
+    best = max(run["per_second"] for run in row["runs"].values())
+    return f"{best / one['per_second']:.1f}{TIMES} one process, {row['cores']} cores"
+
+
+def _queue(row: Row) -> list[Cells]:
+    twice = sum(run["claimed_twice"] for run in row["runs"].values())
+    left = sum(run["not_completed"] for run in row["runs"].values())
+    return [(
+        f"{row['tasks']:,} tasks claimed and completed a second (by so many processes), no HTTP",
+        "none twice, none left", f"{_speeds(row)}; {twice} twice, {left} left", "", _scaled(row),
+        twice == 0 and left == 0,
+    )]  # fmt: skip
+
+
+def _database(row: Row) -> list[Cells]:
+    runs = row["runs"].values()
+    wal = statistics.median(run["wal_bytes"] for run in runs) / 1000
+    cpu = statistics.median(run["postgres_cpu_ms"] for run in runs)
+    disk = sum(list(runs)[-1]["disk_bytes"].values()) / 1000
+    return [
+        (
+            "all statements of a task, tasks a second (by so many processes), no HTTP", "",
+            _speeds(row), "", _scaled(row), None,
+        ),
+        (
+            "… WAL, CPU of PostgreSQL and disk of a task", "",
+            f"{wal:.1f} KB, {cpu:.1f} ms, {disk:.1f} KB", "", "", None,
+        ),
+    ]  # fmt: skip
+
+
+def _fleet(row: Row) -> list[Cells]:
+    again = sum(run["attempts_beyond_one"] for run in row["runs"].values())
+    return [(
+        "pipelines of doubles a second (by so many processes), doubles on the same cores",
+        "none twice", f"{_speeds(row)}; {again} twice", "", _scaled(row), again == 0,
+    )]  # fmt: skip
+
+
+def _flat(row: Row) -> list[Cells]:
+    (early, late), files, connections = row["mb"], row["files"], row["connections"]
+    return [(
+        f"one process over {row['tasks']:,} tasks: first quarter → last quarter",
+        f"memory ≤ {FLAT_GOAL}{TIMES}, connections the same",
+        f"{early} → {late} MB, {files[0]:g} → {files[1]:g} files,"
+        f" {connections[0]:g} → {connections[1]:g} connections", "", "",
+        late <= early * FLAT_GOAL and connections[0] == connections[1],
+    )]  # fmt: skip
+
+
+def _streams(row: Row) -> list[Cells]:
+    children = " and ".join(f"{peak:g}" for peak in row["media_mb"])
+    return [(
+        f"{row['videos']} clips of {row['clip_mb']:g} MB at once: peak of the process's memory",
+        f"≤ {STREAM_MB_GOAL:g} MB",
+        f"{row['worker_mb']} MB (idle {row['idle_mb']}; media children {children})", "", "",
+        row["worker_mb"] <= STREAM_MB_GOAL,
+    )]  # fmt: skip
+
+
 def _turns(row: Row) -> list[Cells]:
     return [(
         f"second user's first task behind {row['backlog']:,} of the first's", "next turn",
@@ -217,8 +294,14 @@ ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "in_flight": _in_flight,
     "in_flight_unpolled": _in_flight_cpu,
     "level": _level,
+    "held_snapshot": _held_snapshot,
     "turns": _turns,
     "bulk_insert": _bulk_insert,
+    "queue": _queue,
+    "database": _database,
+    "fleet": _fleet,
+    "flat": _flat,
+    "streams": _streams,
     "deaths": _deaths,
     "outage": _outage,
 }

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from bench import alone, races
+from bench import alone, fleet, races
 from bench import run as bench_run
 from bench.contenders import ALL, OURS, PEERS
+from bench.drain import Hand, fence_of
 from bench.ground import Ground, statement_name
 from bench.lines import BrokenError, Process
 from bench.table import BEGIN, END, into_readme, table
@@ -75,6 +76,62 @@ def test_one_insert_is_measured_with_and_without_triggers(bench_ground: Ground) 
     found = alone.bulk_insert(bench_ground, rows=100, rounds=1)
     assert found["rows"] == 100
     assert found["ratio"] > 0
+
+
+def test_a_claim_is_measured_before_and_after_a_held_snapshot(bench_ground: Ground) -> None:
+    found = alone.held_snapshot(bench_ground, seconds=1, claims=3)
+    assert found["tasks"] >= 5
+    assert found["before_ms"] > 0
+    assert found["after_ms"] > 0
+
+
+@pytest.mark.slow
+def test_processes_that_race_for_the_tasks_claim_none_twice(bench_ground: Ground) -> None:
+    found = fleet.queue(bench_ground, tasks=120, processes=[1, 8])["runs"]
+    for run in found.values():
+        assert (run["claimed_twice"], run["not_completed"]) == (0, 0)
+        assert run["per_second"] > 0
+
+
+def test_the_statements_of_a_task_are_those_of_its_pipeline(bench_ground: Ground) -> None:
+    """What the database alone is measured with is what a worker sends for a task."""
+    whole = fleet.database(bench_ground, tasks=40, processes=[1])["runs"]["1"]
+    assert whole["not_completed"] == 0
+    assert whole["wal_bytes"] > 1000
+    real = races.pipelines(bench_ground, tasks=9, rounds=1, who=(OURS,))["vidgen-worker"]
+    sent = {one["name"] for one in real["runs"][0]["by_statement"] if one["calls_per_task"] >= 0.9}
+    with bench_ground.site() as site:
+        scenes = site.scenes(1, site.users(1))
+        site.sql(
+            "insert into public.video_generation_tasks (id, scene_id, user_id)"
+            " select s.id, s.id, s.user_id from public.video_scenes as s where s.id = %s",
+            scenes[0],
+        )
+        site.forget_statements()
+        hand = Hand(site.url)
+        (row,) = hand.claim()
+        hand.task(fence_of(row), whole=True)
+        hand.conn.close()
+        drained = {row["name"] for row in site.statements()}
+    assert sent <= drained
+
+
+def test_a_worker_s_memory_files_and_connections_stay_flat(bench_ground: Ground) -> None:
+    """The small form of 10,000 tasks: connections the same, files within what HTTP keeps alive."""
+    found = fleet.flat(bench_ground, tasks=120, every=10)
+    assert found["connections"][0] == found["connections"][1]
+    assert found["processes"][0] == found["processes"][1]
+    assert found["files"][1] <= found["files"][0] + 10
+    assert found["mb"][1] <= found["mb"][0] * 1.1
+
+
+@pytest.mark.slow
+def test_large_clips_pass_through_little_memory(bench_ground: Ground) -> None:
+    """Four at once, more than the process may hold in all."""
+    found = fleet.streams(bench_ground, videos=4, clip_bytes=50_000_000)
+    assert found["stored_mb"] >= 200
+    assert found["worker_mb"] < 150
+    assert found["worker_mb"] - found["idle_mb"] < 30
 
 
 def test_a_process_that_breaks_is_no_result(tmp_path: Path) -> None:

@@ -528,7 +528,7 @@ def test_users_take_turns_in_any_interleaving(ground: Ground) -> None:
     ground.sql(IMPATIENT)
 
     @settings(
-        max_examples=int(os.environ.get("HYPOTHESIS_EXPLORE", "50")),
+        max_examples=int(os.environ.get("HYPOTHESIS_EXPLORE", "40")),
         derandomize="HYPOTHESIS_EXPLORE" not in os.environ,
         # To find the shortest way to a failure takes minutes: for who explores.
         phases=[Phase.generate, *([Phase.shrink] if "HYPOTHESIS_EXPLORE" in os.environ else [])],
