@@ -157,14 +157,15 @@ HELD_PACE = 10.0
 
 
 def held_snapshot(ground: Ground, seconds: float, claims: int) -> Result:
-    """A claim's milliseconds before and after another session has held its snapshot for so long.
+    """A claim's milliseconds where another session has held its snapshot for so long.
 
     Meanwhile tasks are ordered, claimed and ended at a steady pace; what is dead stays where it is.
+    In turns with a claim on a database where nothing has happened.
     """
-    with ground.site() as site:
-        _waiting(site, 100, users=20)
-        site.sql("vacuum analyze")
-        before = _median_claim(site, claims)
+    with ground.site() as quiet, ground.site() as site:
+        for one in (quiet, site):
+            _waiting(one, 100, users=20)
+            one.sql("vacuum analyze")
         worker = Hand(site.url)
         with psycopg.connect(site.url) as reader:
             reader.execute("set transaction isolation level repeatable read")
@@ -177,21 +178,12 @@ def held_snapshot(ground: Ground, seconds: float, claims: int) -> Result:
                 for row in worker.claim(5):
                     worker.task(fence_of(row), whole=False)
                     tasks += 1
-            after = _median_claim(site, claims)
+            before, after = _in_turns(quiet, site, claims)
         worker.conn.close()
     return {
         "seconds": seconds, "tasks": tasks, "before_ms": before, "after_ms": after,
         "ratio": round(after / before, 2),
     }  # fmt: skip
-
-
-def _median_claim(site: Site, claims: int) -> float:
-    """A claim of 20 rows, rolled back, in milliseconds."""
-    hand = _Claims(site)
-    hand.line_up()
-    found = [hand.seconds() for _ in range(12 + claims)][12:]
-    hand.close()
-    return round(statistics.median(found) * 1000, 3)
 
 
 def turns(ground: Ground, backlog: int) -> Result:

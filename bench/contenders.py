@@ -45,7 +45,7 @@ class Contender:
             [sys.executable, "-m", "venv", "--without-pip", str(self.folder)],
             check=True,
         )
-        # Both run the very same adapters, in the very same versions.
+        # Both run the same official clients, in the very same versions.
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         site = self.folder / "lib" / version / "site-packages"
         (site / "product.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")

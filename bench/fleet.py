@@ -13,17 +13,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg import sql
+
 from bench.contenders import OURS
 from bench.ground import ROOT, Ground, Site
 from bench.lines import Process, cpu_seconds, family
 
 Result = dict[str, Any]
 
-TABLES = (
-    "public.video_generation_tasks", "vidgen.submissions", "vidgen.checkpoints", "vidgen.holds",
-    "vidgen.charges", "public.credit_entries",
-)  # fmt: skip
-"""What a finished task leaves behind."""
+TABLES = {
+    "public.video_generation_tasks": ("id",),
+    "vidgen.submissions": ("id", "task_id", "generation_id"),
+    "vidgen.checkpoints": ("task_id", "submission_id", "generation_id"),
+    "vidgen.holds": ("task_id",),
+    "vidgen.charges": ("task_id",),
+    "public.credit_entries": ("id", "task_id"),
+}
+"""What a finished task leaves behind, and by which columns one of them differs from the next."""
 
 
 # Many processes.
@@ -93,7 +100,6 @@ def _drained(site: Site, tasks: int, count: int, mode: str) -> Result:
         "statements": round(sum(row["calls"] for row in statements) / tasks, 2),
         "wal_bytes": round((_wal(site) - wal) / tasks),
         "postgres_cpu_ms": round(cpu / tasks * 1000, 2),
-        "disk_bytes": _disk_bytes(site, tasks),
     }  # fmt: skip
 
 
@@ -110,15 +116,49 @@ def _wal(site: Site) -> int:
     return int(site.sql("select pg_current_wal_lsn() - '0/0' as bytes")[0]["bytes"])
 
 
-def _disk_bytes(site: Site, tasks: int) -> dict[str, int]:
-    """Bytes per finished task and table, indexes and TOAST included, after a vacuum."""
-    site.sql("vacuum")
-    rows = site.sql(
-        "select t as name, pg_total_relation_size(t::regclass) as bytes"
-        "  from unnest(%s::text[]) as t",
-        list(TABLES),
-    )
-    return {row["name"]: round(row["bytes"] / tasks) for row in rows}
+def disk(ground: Ground, tasks: int) -> Result:
+    """Bytes on disk that a finished task leaves, by table: rows, indexes, TOAST.
+
+    A hundred tasks are made by their statements, and copied under other ids until there are enough.
+    """
+    made = 100
+    with ground.site() as site:
+        _drained(site, made, 1, "whole")
+        with psycopg.connect(site.admin_url, autocommit=True) as conn:
+            conn.execute("set session_replication_role = replica")
+            for table, ids in TABLES.items():
+                identity = table == "public.credit_entries"
+                others = sql.SQL(", ").join(
+                    sql.SQL("{}, {}").format(
+                        sql.Literal(column),
+                        sql.SQL("1000000 + n * 1000 + t.id" if identity and column == "id"
+                                else "gen_random_uuid()"),
+                    )
+                    for column in ids
+                )  # fmt: skip
+                conn.execute(
+                    sql.SQL(
+                        "insert into {} {} select (jsonb_populate_record(t, jsonb_build_object({}))).*"
+                        "  from {} as t, generate_series(1, %s) as n"
+                    ).format(
+                        sql.Identifier(*table.split(".")),
+                        sql.SQL("overriding system value" if identity else ""),
+                        others, sql.Identifier(*table.split(".")),
+                    ),
+                    (tasks // made - 1,),
+                )  # fmt: skip
+            conn.execute("vacuum analyze")
+            rows = conn.execute(
+                "select t, pg_total_relation_size(t::regclass), pg_relation_size(t::regclass)"
+                "  from unnest(%s::text[]) as t",
+                (list(TABLES),),
+            ).fetchall()
+    return {
+        "tasks": tasks,
+        "bytes": {name: round(total / tasks) for name, total, _ in rows},
+        "of_rows": {name: round(heap / tasks) for name, _, heap in rows},
+        "bytes_per_task": round(sum(total for _, total, _ in rows) / tasks),
+    }
 
 
 def pipelines(ground: Ground, tasks: int, processes: list[int]) -> Result:

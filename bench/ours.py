@@ -9,6 +9,8 @@ import time
 import psycopg
 
 from bench.lines import say
+from vidgen_worker import attempt as product
+from vidgen_worker import worker
 from vidgen_worker.cli.work import secrets_of
 from vidgen_worker.config import load
 from vidgen_worker.events import (
@@ -19,11 +21,12 @@ from vidgen_worker.events import (
     TaskCompleted,
     TaskFailed,
     TaskRequeued,
-    TaskStarted,
     WorkerStopped,
     subscribe,
 )
 from vidgen_worker.logging_setup import configure
+from vidgen_worker.pipeline import Run, Tools
+from vidgen_worker.task import Outcome
 from vidgen_worker.worker import serve
 
 INSERT = """
@@ -37,8 +40,6 @@ def tell(event: Event) -> None:
     match event:
         case ListenChanged(listening=True):
             say("ready")
-        case TaskStarted():
-            say("started", id=str(event.fence.task_id), attempt=event.fence.attempt)
         case SubmissionRecorded():
             say("submitted", id=str(event.fence.task_id), stage=event.stage)
         case GenerationEnded():
@@ -55,8 +56,15 @@ def tell(event: Event) -> None:
             pass
 
 
+async def attempt(tools: Tools, run: Run) -> Outcome:
+    """Run an attempt; it starts where a handler of the others starts, in its first line."""
+    say("started", id=str(run.task.id), attempt=run.task.fence.attempt)
+    return await product.attempt(tools, run)
+
+
 def work() -> int:
     """Run the worker until SIGTERM."""
+    worker.attempt = attempt  # type: ignore[attr-defined]
     settings = load()
     configure(settings.vidgen_log_level, "json", secrets=secrets_of(settings))
     subscribe(tell)

@@ -43,6 +43,7 @@ class Sizes:
     processes: list[int]
     queue_tasks: int
     database_tasks: int
+    disk_tasks: int
     fleet_tasks: int
     flat_tasks: int
     held_seconds: float
@@ -54,12 +55,12 @@ FULL = Sizes(
     jobs=50, job_rounds=3, pipelines=120, pipeline_rounds=3, in_flight=1000, window_seconds=20,
     finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
     outage_seconds=45, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
-    fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8, video_bytes=100_000_000,
+    disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8, video_bytes=100_000_000,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=12, job_rounds=1, pipelines=45, pipeline_rounds=1, in_flight=100, window_seconds=5,
     finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
-    outage_seconds=5, processes=[1, 4], queue_tasks=400, database_tasks=100, fleet_tasks=10,
+    outage_seconds=5, processes=[1, 4], queue_tasks=400, database_tasks=100, disk_tasks=5_000, fleet_tasks=10,
     flat_tasks=60, held_seconds=5, videos=8, video_bytes=20_000_000,
 )  # fmt: skip
 
@@ -83,6 +84,7 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "bulk_insert": lambda: alone.bulk_insert(ground, sizes.backlog, sizes.insert_rounds),
         "queue": lambda: fleet.queue(ground, sizes.queue_tasks, sizes.processes),
         "database": lambda: fleet.database(ground, sizes.database_tasks, sizes.processes),
+        "disk": lambda: fleet.disk(ground, sizes.disk_tasks),
         "fleet": lambda: fleet.pipelines(ground, sizes.fleet_tasks, sizes.processes),
         "flat": lambda: fleet.flat(ground, sizes.flat_tasks, sizes.flat_tasks // 20),
         "streams": lambda: fleet.streams(ground, sizes.videos, sizes.video_bytes),

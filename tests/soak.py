@@ -25,7 +25,7 @@ from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
 from tests.mortal import Mortal, Mortals, mortals
-from tests.soak_audit import Report, audit
+from tests.soak_audit import SLOTS, Report, audit
 from tests.soak_faults import TroubledStorage
 from tests.soak_plan import Order, Plan, orders_of
 from tests.world import World
@@ -47,6 +47,7 @@ ENVIRONMENT = {
     "VIDGEN_POLL_INTERVAL": "150ms", "VIDGEN_RETRY_BACKOFF_MAX": "1s",
     "VIDGEN_STAGE_DEADLINE": "4s", "VIDGEN_STAGE_HARD_DEADLINE": "8s",
     "VIDGEN_LOG_FORMAT": "json",
+    "VIDGEN_IMAGE_SLOTS": str(SLOTS), "VIDGEN_VIDEO_SLOTS": str(SLOTS),
 }  # fmt: skip
 
 

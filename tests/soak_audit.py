@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -30,6 +31,8 @@ from vidgen_worker.sandbox.runway import RunwayDouble
 PRICES: Mapping[str, int] = {"image": 5, "video": 25}
 CAP = 2
 """VIDGEN_MAX_SUBMISSIONS of the soak: the default."""
+SLOTS = 24
+"""Generations of a model at once over all workers: fewer than these want to run."""
 MOST_SENTENCES = 10
 """Of one kind of violation."""
 
@@ -92,6 +95,7 @@ def audit(  # noqa: PLR0913 - what happened, in its parts
         *_ends(ledger),
         *_money(ledger, world),
         *_generations(ledger, runway),
+        *_admission(ledger, world),
         *_objects(ledger),
         *_leases(world),
         *_tracebacks(log),
@@ -227,6 +231,36 @@ def _generations(ledger: Ledger, runway: RunwayDouble) -> list[str]:
         found += [f"submission {row['id']} names a generation that the provider has not"
                   for row in submissions if row["generation_id"] not in {None, *there}]  # fmt: skip
     return _some(found)
+
+
+def _admission(ledger: Ledger, world: World) -> list[str]:
+    """Never more in flight than there are slots, whoever was killed; and none kept for ever.
+
+    Of what was answered: what began without an answer is guessed to be over after a while. A
+    generation that the double forgets is over for us when it is gone for us.
+    """
+    found = []
+    ours = {
+        row["generation_id"] for rows in ledger.submissions.values() for row in rows
+        if row["answer"] == "generation" and not str(row["details"]).startswith("late: ")
+    }  # fmt: skip
+    for stage in PRICES:
+        lives = [
+            (one.created, one.ends) for pair, generations in ledger.generations.items()
+            for one in generations
+            if pair[1] == stage and UUID(one.id) in ours and "gone" not in one.words
+        ]  # fmt: skip
+        steps = sorted([(began, 1) for began, _ in lives] + [(ended, -1) for _, ended in lives])
+        most = max(accumulate(step for _, step in steps), default=0)
+        if most > SLOTS:
+            found.append(f"{most} {stage} generations were in flight at once, {SLOTS} may be")
+    kept = world.sql(
+        "select s.id from vidgen.slots as s left join vidgen.submissions as sent"
+        "    on sent.id = s.submission_id"
+        " where s.task_id is not null and (s.submission_id is null or sent.ended_at is not null)"
+    )
+    found += [f"slot {row['id']} is taken by nothing" for row in kept]
+    return found
 
 
 def _may_cost(generation: Generation) -> bool:

@@ -116,6 +116,13 @@ def test_the_statements_of_a_task_are_those_of_its_pipeline(bench_ground: Ground
     assert sent <= drained
 
 
+def test_the_disk_of_finished_tasks_is_measured_by_table(bench_ground: Ground) -> None:
+    found = fleet.disk(bench_ground, tasks=1_000)
+    assert found["bytes"].keys() == fleet.TABLES.keys()
+    assert all(found["of_rows"][table] > 0 for table in fleet.TABLES)
+    assert sum(found["bytes"].values()) == pytest.approx(found["bytes_per_task"], abs=10)
+
+
 def test_a_worker_s_memory_files_and_connections_stay_flat(bench_ground: Ground) -> None:
     """The small form of 10,000 tasks: connections the same, files within what HTTP keeps alive."""
     found = fleet.flat(bench_ground, tasks=120, every=10)

@@ -70,7 +70,7 @@ async def test_trouble_in_either_of_a_pair_is_told_as_it_is(ground: Ground, lock
     worker = ground.worker()
     async with opened(f"{ground.database.url}?{IMPATIENT}") as database:
         with ground.hand().holding() as other:
-            other.conn.execute(f"lock table {locked} in access exclusive mode")  # type: ignore[call-overload]
+            other.conn.execute(f"lock table {locked} in access exclusive mode")
             with pytest.raises(DatabaseUnavailableError, match="LockNotAvailable"):
                 await claim(database, worker)
         assert len(await claim(database, worker)) == 1

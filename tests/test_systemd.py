@@ -98,6 +98,30 @@ def test_a_worker_says_when_it_is_ready_works_and_stops(
     assert not [said for said in systemd.waiting() if "READY" in said]
 
 
+async def test_nothing_is_ready_before_a_heartbeat_was_accepted(
+    world: World, told: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, held, beat = asyncio.Event(), asyncio.Event(), Worker._beat
+
+    async def slowly(worker: Worker) -> None:
+        inside.set()
+        await held.wait()
+        await beat(worker)
+
+    monkeypatch.setattr(Worker, "_beat", slowly)
+    async with world.worker():
+        await asyncio.wait_for(inside.wait(), PATIENCE)
+        said: dict[str, str] = {}
+        while "WATCHDOG" not in said:
+            said = await asyncio.to_thread(told.heard)
+            early = "READY" in said
+            if early:
+                break
+        held.set()
+        assert not early
+        await asyncio.to_thread(told.until, "READY")
+
+
 async def test_the_status_counts_what_runs(world: World, told: Systemd) -> None:
     user = world.user()
     async with world.worker():
