@@ -28,9 +28,10 @@ TABLES = {
     "vidgen.checkpoints": ("task_id", "submission_id", "generation_id"),
     "vidgen.holds": ("task_id",),
     "vidgen.charges": ("task_id",),
-    "public.credit_entries": ("id", "task_id"),
+    "public.credit_entries": ("task_id",),
 }
 """What a finished task leaves behind, and by which columns one of them differs from the next."""
+NUMBERED = ("vidgen.holds", "public.credit_entries")
 
 
 # Many processes.
@@ -116,6 +117,26 @@ def _wal(site: Site) -> int:
     return int(site.sql("select pg_current_wal_lsn() - '0/0' as bytes")[0]["bytes"])
 
 
+def _copies(table: str, ids: tuple[str, ...]) -> sql.Composed:
+    """The statement that copies every row of a table so many times, each under ids of its own."""
+    others = sql.SQL(", ").join(
+        sql.SQL("{}, gen_random_uuid()").format(sql.Literal(column)) for column in ids
+    )
+    numbered = table in NUMBERED
+    number = sql.SQL(", 'id', 1000000 + n * 1000 + t.id") if numbered else sql.SQL("")
+    return sql.SQL(
+        "insert into {table} {system} select made.*"
+        "  from {table} as t, generate_series(1, %s) as n,"
+        "       lateral jsonb_populate_record(t, jsonb_build_object({others}{number})) as made"
+        " where {wanted}"
+    ).format(
+        table=sql.Identifier(*table.split(".")),
+        system=sql.SQL("overriding system value" if numbered else ""),
+        others=others, number=number,
+        wanted=sql.SQL("t.kind = 'charge'" if table == "public.credit_entries" else "true"),
+    )  # fmt: skip
+
+
 def disk(ground: Ground, tasks: int) -> Result:
     """Bytes on disk that a finished task leaves, by table: rows, indexes, TOAST.
 
@@ -127,26 +148,7 @@ def disk(ground: Ground, tasks: int) -> Result:
         with psycopg.connect(site.admin_url, autocommit=True) as conn:
             conn.execute("set session_replication_role = replica")
             for table, ids in TABLES.items():
-                identity = table == "public.credit_entries"
-                others = sql.SQL(", ").join(
-                    sql.SQL("{}, {}").format(
-                        sql.Literal(column),
-                        sql.SQL("1000000 + n * 1000 + t.id" if identity and column == "id"
-                                else "gen_random_uuid()"),
-                    )
-                    for column in ids
-                )  # fmt: skip
-                conn.execute(
-                    sql.SQL(
-                        "insert into {} {} select (jsonb_populate_record(t, jsonb_build_object({}))).*"
-                        "  from {} as t, generate_series(1, %s) as n"
-                    ).format(
-                        sql.Identifier(*table.split(".")),
-                        sql.SQL("overriding system value" if identity else ""),
-                        others, sql.Identifier(*table.split(".")),
-                    ),
-                    (tasks // made - 1,),
-                )  # fmt: skip
+                conn.execute(_copies(table, ids), (tasks // made - 1,))
             conn.execute("vacuum analyze")
             rows = conn.execute(
                 "select t, pg_total_relation_size(t::regclass), pg_relation_size(t::regclass)"

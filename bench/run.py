@@ -55,13 +55,14 @@ FULL = Sizes(
     jobs=50, job_rounds=3, pipelines=120, pipeline_rounds=3, in_flight=1000, window_seconds=20,
     finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
     outage_seconds=45, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
-    disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8, video_bytes=100_000_000,
+    disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8,
+    video_bytes=100_000_000,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=12, job_rounds=1, pipelines=45, pipeline_rounds=1, in_flight=100, window_seconds=5,
     finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
-    outage_seconds=5, processes=[1, 4], queue_tasks=400, database_tasks=100, disk_tasks=5_000, fleet_tasks=10,
-    flat_tasks=60, held_seconds=5, videos=8, video_bytes=20_000_000,
+    outage_seconds=5, processes=[1, 4], queue_tasks=400, database_tasks=100, disk_tasks=5_000,
+    fleet_tasks=10, flat_tasks=60, held_seconds=5, videos=8, video_bytes=20_000_000,
 )  # fmt: skip
 
 

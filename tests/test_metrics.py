@@ -109,7 +109,8 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
     )
     task = world.order(user, world.scene(user))
     with recorded() as heard:
-        async with world.worker(VIDGEN_METRICS_PORT="0") as worker:
+        more = {"VIDGEN_METRICS_PORT": "0", "VIDGEN_IMAGE_SLOTS": "3", "VIDGEN_VIDEO_SLOTS": "2"}
+        async with world.worker(**more) as worker:
             await world.beats(1)
             await worker.janitor.count(audit=True)
             (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]
@@ -120,6 +121,8 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
     assert found["vidgen_queue_oldest_pending_seconds"] > 0
     assert found["vidgen_workers_alive"] == 1
     assert found["vidgen_ledger_discrepancies"] == 1
+    assert found['vidgen_provider_slots{model="gen4_image"}'] == 3
+    assert found['vidgen_provider_slots_taken{model="gen4_turbo"}'] == 0
 
 
 def test_every_alert_reads_metrics_that_exist_and_is_in_the_runbook() -> None:

@@ -176,6 +176,29 @@ insert into vidgen.account_readings (provider, key_fingerprint, credit_balance, 
 values (%(provider)s, %(key_fingerprint)s, %(credit_balance)s, %(outlay)s)
 returning id;
 
+-- provider_slots --
+-- How much of what the tier allows is taken, by model; without a limit, what is open.
+select l.model, sum(l.max_generations)::integer as slots,
+       sum(case
+         when l.max_generations is null then (
+           select count(*)
+             from vidgen.submissions as s
+            where s.ended_at is null and s.answer is distinct from 'unknown'
+              and (s.provider, s.key_fingerprint, s.model)
+                = (l.provider, l.key_fingerprint, l.model)
+         )
+         else (
+           select count(*)
+             from vidgen.slots as s
+            where s.task_id is not null
+              and (s.provider, s.key_fingerprint, s.model)
+                = (l.provider, l.key_fingerprint, l.model)
+         )
+       end)::integer as taken
+  from vidgen.limits as l
+ group by l.model
+ order by l.model;
+
 -- gates --
 -- Every closed gate: a row is a gate that is closed.
 select provider, key_fingerprint, model, reason, message, details, closed_at, until, probes

@@ -120,10 +120,10 @@ class Janitor:
     async def count(self, *, audit: bool) -> None:
         """Read the fleet's numbers for /metrics; with `audit` the ledger too, which costs more."""
         queue = self._worker.queue
-        numbers, closed = await queue.fleet()
+        fleet = await queue.fleet()
         if audit:
-            numbers["ledger_discrepancies"] = await queue.discrepancies()
-        self._worker.metrics.show(numbers, closed)
+            fleet.numbers["ledger_discrepancies"] = await queue.discrepancies()
+        self._worker.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
 
     async def _problem(self, reason: str, model: str) -> str | None:
         """Why the gate must stay closed; None when it may open."""

@@ -63,6 +63,14 @@ class Metrics:
         self._gates = Gauge(
             "vidgen_gate_closed", "1 while closed", ("model", "code"), registry=self.registry
         )
+        self._slots = Gauge(
+            "vidgen_provider_slots", "Generations that the tier allows at once", ("model",),
+            registry=self.registry,
+        )  # fmt: skip
+        self._taken = Gauge(
+            "vidgen_provider_slots_taken", "Those in flight or about to be", ("model",),
+            registry=self.registry,
+        )  # fmt: skip
         # Of the whole fleet, read from the database: every worker tells the same.
         self._fleet = {
             name: Gauge(f"vidgen_{name}", help_, registry=self.registry)
@@ -85,13 +93,23 @@ class Metrics:
         """Count a claim: too many of them find nothing for an event each."""
         self._claims.observe(seconds)
 
-    def show(self, numbers: Mapping[str, float], closed: Iterable[tuple[str, str]]) -> None:
-        """Take what was read of the fleet: a number for each of `FLEET`, and the closed gates."""
+    def show(
+        self,
+        numbers: Mapping[str, float],
+        closed: Iterable[tuple[str, str]],
+        slots: Iterable[tuple[str, int, int]],
+    ) -> None:
+        """Take what was read of the fleet: a number for each of `FLEET`, closed gates, slots."""
         for name, value in numbers.items():
             self._fleet[name].set(value)
         self._gates.clear()
         for model, code in closed:
             self._gates.labels(model, code).set(1)
+        self._slots.clear()
+        self._taken.clear()
+        for model, limit, taken in slots:
+            self._slots.labels(model).set(limit)
+            self._taken.labels(model).set(taken)
 
     def hear(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line per kind of event
         """Count an event: the subscriber."""

@@ -1338,12 +1338,21 @@ select s.task_id, s.generation_id
  limit 20
 
 -- fleet --
--- For /metrics: what waits, what runs, who works, what is closed.
+-- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
 select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
        q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
        extract(epoch from now())::float as fleet_read_at_seconds,
        (select coalesce(jsonb_agg(jsonb_build_object('model', g.model, 'reason', g.reason)), '[]')
-          from vidgen.gates as g) as gates
+          from vidgen.gates as g) as gates,
+       (select coalesce(jsonb_agg(of_model), '[]')
+          from (
+            select l.model, sum(l.max_generations) as slots,
+                   (select count(*) from vidgen.slots as s
+                     where s.model = l.model and s.task_id is not null) as taken
+              from vidgen.limits as l
+             where l.max_generations is not null
+             group by l.model
+          ) as of_model) as slots
   from vidgen.queue_health as q
 
 -- discrepancies --

@@ -121,6 +121,18 @@ class Reported:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All workers together: numbers named as their metrics, closed gates (model, reason), slots.
+
+    Slots are of a limited model: (model, how many there are, how many are taken).
+    """
+
+    numbers: dict[str, float]
+    closed: list[tuple[str, str]]
+    slots: list[tuple[str, int, int]]
+
+
 class Queue:
     """One worker's view of the queue. `worker_id` is new for every life of a worker."""
 
@@ -479,11 +491,12 @@ class Queue:
         await self.db.once("sweep_turns")
         await self.db.once("free_slots", patience=self.settings.slot_patience)
 
-    async def fleet(self) -> tuple[dict[str, float], list[tuple[str, str]]]:
-        """Numbers of queue and workers, named as their metrics, and the closed gates."""
+    async def fleet(self) -> Fleet:
+        """What the metrics tell of all workers together."""
         row = (await self.db.once("fleet"))[0]
         closed = [(gate["model"], gate["reason"]) for gate in row.pop("gates")]
-        return {name: float(value) for name, value in row.items()}, closed
+        slots = [(one["model"], int(one["slots"]), int(one["taken"])) for one in row.pop("slots")]
+        return Fleet({name: float(value) for name, value in row.items()}, closed, slots)
 
     async def discrepancies(self) -> float:
         """How many balances disagree with ledger or holds."""

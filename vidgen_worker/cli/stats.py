@@ -75,6 +75,7 @@ def read(database: Database) -> dict[str, Any]:
         "in_flight": database.rows("in_flight_by_stage"),
         "throughput": database.rows("throughput"),
         "failures": database.rows("failures_by_code"),
+        "slots": database.rows("provider_slots"),
         "gates": database.rows("gates"),
         "workers": database.rows("workers"),
     }
@@ -93,6 +94,12 @@ def shown(found: Mapping[str, Any]) -> Group:
         ]),
         _gates(found["gates"]),
     ]  # fmt: skip
+    if found["slots"]:
+        lines = [
+            (row["model"], row["taken"], "no limit" if row["slots"] is None else row["slots"])
+            for row in found["slots"]
+        ]  # fmt: skip
+        parts.append(table(("model", "in flight", "of"), lines, "At the provider"))
     if found["in_flight"]:
         lines = [(row["stage"] or "–", row["state"], row["tasks"]) for row in found["in_flight"]]  # noqa: RUF001
         parts.append(table(("stage", "state", "tasks"), lines, "In flight"))
