@@ -122,12 +122,15 @@ def _copies(table: str, ids: tuple[str, ...]) -> sql.Composed:
     others = sql.SQL(", ").join(
         sql.SQL("{}, gen_random_uuid()").format(sql.Literal(column)) for column in ids
     )
+    # That it depends on `n`, which is no column, has it called for every copy.
     numbered = table in NUMBERED
     number = sql.SQL(", 'id', 1000000 + n * 1000 + t.id") if numbered else sql.SQL("")
     return sql.SQL(
         "insert into {table} {system} select made.*"
         "  from {table} as t, generate_series(1, %s) as n,"
-        "       lateral jsonb_populate_record(t, jsonb_build_object({others}{number})) as made"
+        "       lateral jsonb_populate_record("
+        "         t, jsonb_build_object('n', n, {others}{number})"
+        "       ) as made"
         " where {wanted}"
     ).format(
         table=sql.Identifier(*table.split(".")),

@@ -61,8 +61,8 @@ FULL = Sizes(
 QUICK = Sizes(
     jobs=12, job_rounds=1, pipelines=45, pipeline_rounds=1, in_flight=100, window_seconds=5,
     finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
-    outage_seconds=5, processes=[1, 4], queue_tasks=400, database_tasks=100, disk_tasks=5_000,
-    fleet_tasks=10, flat_tasks=60, held_seconds=5, videos=8, video_bytes=20_000_000,
+    outage_seconds=5, processes=[1, 2], queue_tasks=400, database_tasks=100, disk_tasks=5_000,
+    fleet_tasks=8, flat_tasks=40, held_seconds=3, videos=8, video_bytes=20_000_000,
 )  # fmt: skip
 
 
