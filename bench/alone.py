@@ -8,9 +8,11 @@ import signal
 import statistics
 import time
 from collections.abc import Mapping
-from datetime import timedelta
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from itertools import accumulate
 from types import MappingProxyType
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -19,7 +21,7 @@ from psycopg.rows import dict_row
 from bench.contenders import OURS
 from bench.drain import Hand, fence_of
 from bench.ground import Ground, Site
-from bench.lines import Process
+from bench.lines import BrokenError, Process
 from vidgen_worker.db import QUERIES
 
 Result = dict[str, Any]
@@ -81,6 +83,56 @@ def in_flight(ground: Ground, tasks: int, seconds: float, poll: str) -> Result:
         "kb_per_task": round((held - idle) / tasks / 1000, 1),
         "cpu_percent": round(cpu / window * 100, 1),
     }  # fmt: skip
+
+
+# The provider's limit.
+
+
+def limit(ground: Ground, tasks: int, slots: int, workers: int) -> Result:
+    """So many workers race for a tier that allows so many generations of a model at once.
+
+    The limit is what they read of the account; one of them is killed on the way. The double says of
+    each generation how long it had to wait there because too many ran.
+    """
+    seconds = {"image": 0.4, "video": 0.8}
+    runway = {f"{kind}_seconds": value for kind, value in seconds.items()}
+    with ground.site(unlimited=False, concurrency=slots, **runway) as site, ExitStack() as stack:
+        more = {"VIDGEN_LEASE": "2s", "VIDGEN_SUBMIT_TIMEOUT": "5s"}
+        running = [
+            stack.enter_context(OURS.start("work", site, os.environ, **more))
+            for _ in range(workers)
+        ]
+        for worker in running:
+            worker.until("ready")
+        _enqueue(site, tasks, users=5)
+        running[0].until("submitted")
+        os.kill(running[0].pid, signal.SIGKILL)
+        _until(site, "select not exists (select from video_generation_tasks"
+                     " where status in ('pending', 'processing')) as done")  # fmt: skip
+        seen = site.runway.generations()
+        tasks_ended = site.sql("select count(*) as n from video_generation_tasks"
+                               " where status = 'completed'")[0]["n"]  # fmt: skip
+    return {
+        "slots": slots, "workers": workers, "completed": tasks_ended, "generations": len(seen),
+        "waited": sum(one["throttledSeconds"] > 0 for one in seen),
+        "most_at_once": max(_most_at_once(seen, kind, life) for kind, life in seconds.items()),
+    }  # fmt: skip
+
+
+def _most_at_once(seen: list[dict[str, Any]], kind: str, seconds: float) -> int:
+    began = [
+        datetime.fromisoformat(one["createdAt"]).timestamp() for one in seen if one["kind"] == kind
+    ]
+    steps = sorted([(at, 1) for at in began] + [(at + seconds, -1) for at in began])
+    return max(accumulate(step for _, step in steps))
+
+
+def _until(site: Site, condition: LiteralString) -> None:
+    deadline = time.monotonic() + 120
+    while not site.sql(condition)[0]["done"]:
+        if time.monotonic() > deadline:
+            raise BrokenError("the tasks have not ended within two minutes")
+        time.sleep(0.1)
 
 
 # The claim, on tables of all sizes.

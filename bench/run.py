@@ -40,6 +40,7 @@ class Sizes:
     deaths: int
     death_rounds: int
     outage_seconds: float
+    limited: int
     processes: list[int]
     queue_tasks: int
     database_tasks: int
@@ -54,15 +55,16 @@ class Sizes:
 FULL = Sizes(
     jobs=50, job_rounds=3, pipelines=120, pipeline_rounds=3, in_flight=1000, window_seconds=20,
     finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
-    outage_seconds=45, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
+    outage_seconds=45, limited=60, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
     disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8,
     video_bytes=100_000_000,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=12, job_rounds=1, pipelines=45, pipeline_rounds=1, in_flight=100, window_seconds=5,
     finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
-    outage_seconds=5, processes=[1, 2], queue_tasks=400, database_tasks=100, disk_tasks=5_000,
-    fleet_tasks=8, flat_tasks=40, held_seconds=3, videos=8, video_bytes=20_000_000,
+    outage_seconds=5, limited=16, processes=[1, 2], queue_tasks=400, database_tasks=100,
+    disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, videos=8,
+    video_bytes=20_000_000,
 )  # fmt: skip
 
 
@@ -83,6 +85,7 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "held_snapshot": lambda: alone.held_snapshot(ground, sizes.held_seconds, sizes.claims),
         "turns": lambda: alone.turns(ground, sizes.backlog),
         "bulk_insert": lambda: alone.bulk_insert(ground, sizes.backlog, sizes.insert_rounds),
+        "limit": lambda: alone.limit(ground, sizes.limited, slots=4, workers=4),
         "queue": lambda: fleet.queue(ground, sizes.queue_tasks, sizes.processes),
         "database": lambda: fleet.database(ground, sizes.database_tasks, sizes.processes),
         "disk": lambda: fleet.disk(ground, sizes.disk_tasks),

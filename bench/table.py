@@ -28,6 +28,7 @@ FLAT_GOAL, STREAM_MB_GOAL = 1.1, 150.0
 LEVEL_GOAL, INSERT_GOAL, KILL_GOAL, SIGTERM_GOAL = 1.2, 3.0, 17.0, 1.0
 TIMES, NONE = "×", "–"  # noqa: RUF001 - typography
 APART_KILL = "22 s (PgQueuer), 112 s (Chancy), never (Procrastinate), measured apart"
+APART_LIMIT = "4 (PgQueuer), 11 to 35 (pg-boss)"
 APART_OUTAGE = "50 once (Chancy), 50 twice (PgQueuer), 50 stuck (Procrastinate), measured apart"
 
 
@@ -44,10 +45,6 @@ def table(found: Row) -> str:
         for *cells, reached in cells_of(row):
             verdict = NONE if reached is None else ("yes" if reached else "**no**")
             lines.append(f"| {' | '.join([*cells, verdict])} |\n")
-    lines.append(
-        "| provider limit over racing workers | never above it | `tests/test_admission.py` |"
-        f" exact (PgQueuer), 11 to 35 of 4 (pg-boss): measured apart | | {NONE} |\n"
-    )
     lines.append(
         "| zombie's late write | bounces, always | `tests/test_zombies.py` | overwrites"
         f" (Procrastinate, PgQueuer), dropped (Chancy): measured apart | | {NONE} |\n"
@@ -257,6 +254,16 @@ def _turns(row: Row) -> list[Cells]:
     )]  # fmt: skip
 
 
+def _limit(row: Row) -> list[Cells]:
+    exact = row["waited"] == 0 and row["most_at_once"] <= row["slots"]
+    return [(
+        f"provider limit of {row['slots']} over {row['workers']} racing workers, one killed",
+        f"never above {row['slots']}",
+        f"at most {row['most_at_once']}; {row['waited']} of {row['generations']} queued there",
+        f"{APART_LIMIT}, measured apart", "", exact and row["most_at_once"] == row["slots"],
+    )]  # fmt: skip
+
+
 def _bulk_insert(row: Row) -> list[Cells]:
     return [(
         f"one INSERT of {row['rows']:,} rows, with our triggers",
@@ -307,6 +314,7 @@ ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "held_snapshot": _held_snapshot,
     "turns": _turns,
     "bulk_insert": _bulk_insert,
+    "limit": _limit,
     "queue": _queue,
     "database": _database,
     "disk": _disk,

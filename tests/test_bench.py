@@ -86,6 +86,13 @@ def test_a_claim_is_measured_before_and_after_a_held_snapshot(bench_ground: Grou
 
 
 @pytest.mark.slow
+def test_the_provider_s_limit_holds_over_racing_workers(bench_ground: Ground) -> None:
+    found = alone.limit(bench_ground, tasks=8, slots=2, workers=2)
+    assert found["completed"] == 8
+    assert found["generations"] >= 16
+    assert (found["waited"], found["most_at_once"]) == (0, 2)
+
+
 def test_processes_that_race_for_the_tasks_claim_none_twice(bench_ground: Ground) -> None:
     found = fleet.queue(bench_ground, tasks=120, processes=[1, 8])["runs"]
     for run in found.values():
