@@ -101,8 +101,11 @@ def test_stop_may_come_twice_and_before_the_start(tmp_path: Path) -> None:
         psycopg.connect(sandbox.postgres.url())
 
 
-def test_a_failed_start_leaves_nothing() -> None:
+def test_a_failed_start_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own: other tests make theirs in the common one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
     with Sandbox.start() as running:
+        assert running.folder.parent == home
         port = int(running.url.rpartition(":")[2])
         before = set(running.folder.parent.iterdir())
         with pytest.raises(OSError, match="Address already in use"):
