@@ -75,7 +75,9 @@ begin
     insert into vidgen.slots (provider, key_fingerprint, model, task_id, submission_id, taken_at)
     select s.provider, s.key_fingerprint, s.model, s.task_id, s.id, s.sent_at
       from vidgen.submissions as s
-     where s.ended_at is null and s.answer is distinct from 'unknown'
+     where s.ended_at is null
+       -- Without an answer for long: given up, or about to be (see free_slots).
+       and (s.answer = 'generation' or (s.answer is null and s.sent_at > now() - interval '10 minutes'))
        and s.provider = of_provider and s.key_fingerprint = of_key and s.model = of_model
        and not exists (select from vidgen.slots as taken where taken.submission_id = s.id);
   end if;
@@ -102,27 +104,37 @@ begin
 end
 $$;
 
--- Free a slot, or take it away where there are more than the limit. Of two at once both may go:
--- one too few until the limit is read again, never one too many.
-create function vidgen.free_slot(slot_id bigint) returns void
+-- Free a slot, or take it away where there are more than the limit. The lock on the limit keeps
+-- set_limit away until this has ended, so there is never one too many. Of two at once both may go:
+-- one too few, until the limit is set again a minute later. It frees only what its caller saw.
+create function vidgen.free_slot(slot_id bigint, of_task uuid, of_submission uuid) returns void
 language plpgsql volatile set search_path = ''
 as $$
+declare
+  slots integer;
 begin
-  delete from vidgen.slots as s
-   using vidgen.limits as l
+  select coalesce(l.max_generations, 0) into slots
+    from vidgen.slots as s
+    join vidgen.limits as l using (provider, key_fingerprint, model)
    where s.id = slot_id
-     and (l.provider, l.key_fingerprint, l.model) = (s.provider, s.key_fingerprint, s.model)
-     and vidgen.count_slots(s.provider, s.key_fingerprint, s.model) > coalesce(l.max_generations, 0);
+     for share of l;
+  delete from vidgen.slots as s
+   where s.id = slot_id and s.task_id = of_task
+     and s.submission_id is not distinct from of_submission
+     and vidgen.count_slots(s.provider, s.key_fingerprint, s.model) > slots;
   if not found then
-    update vidgen.slots set task_id = null, submission_id = null, taken_at = null
-     where id = slot_id;
+    update vidgen.slots as s
+       set task_id = null, submission_id = null, taken_at = null
+     where s.id = slot_id and s.task_id = of_task
+       and s.submission_id is not distinct from of_submission;
   end if;
   perform pg_notify('vidgen_tasks', '');
 end
 $$;
 
 -- No image starts while far more tasks wait for a video slot than there are: twice as many as slots
--- may be under way to one. Null where videos have no limit.
+-- may be under way to one. Null where videos have no limit. What waits for later waits for no slot,
+-- and what other keys run needs none of this key's.
 create function vidgen.room_before_videos(of_provider text, of_key text, of_model text)
 returns integer
 language plpgsql stable set search_path = ''
@@ -138,11 +150,13 @@ begin
   end if;
   return greatest(
     2 * slots
-    - (select count(*) from vidgen.resumes where class = 1)
+    - (select count(*) from vidgen.resumes where class = 1 and resume_at <= now())
     - (
       select count(*)
         from public.video_generation_tasks as t
+        join vidgen.workers as w on w.id = t.worker_id
        where t.status = 'processing'
+         and w.provider = of_provider and w.key_fingerprint = of_key
          and not exists (
            select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
          )
@@ -152,12 +166,22 @@ begin
 end
 $$;
 
--- A slot is free again: whoever books the end of a generation, and by whatever statement.
+-- A slot is free again: whoever books the end of a generation, and by whatever statement. After a
+-- refusal it stays reserved while the task runs: the still may be refused by one address and taken by
+-- the next, which must not stand behind everybody else again.
 create function vidgen.submission_ends() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
 begin
-  perform vidgen.free_slot(s.id) from vidgen.slots as s where s.submission_id = new.id;
+  if new.ended_state = 'refused' then
+    update vidgen.slots as s
+       set submission_id = null, taken_at = now()
+      from public.video_generation_tasks as t
+     where s.submission_id = new.id and t.id = s.task_id and t.status = 'processing';
+  end if;
+  perform vidgen.free_slot(s.id, s.task_id, s.submission_id)
+     from vidgen.slots as s
+    where s.submission_id = new.id;
   return null;
 end
 $$;
@@ -173,7 +197,7 @@ create function vidgen.task_leaves() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
 begin
-  perform vidgen.free_slot(s.id)
+  perform vidgen.free_slot(s.id, s.task_id, s.submission_id)
      from vidgen.slots as s
     where s.task_id = new.id and s.submission_id is null;
   return null;
@@ -188,7 +212,8 @@ create trigger task_leaves
 
 -- VIDGEN_MAX_RUNNING_PER_USER counts what a user has begun and not ended: what runs, and what waits
 -- to go on. So nothing that goes on can break the cap, and only the claim, which holds the user's
--- turn, can begin more.
+-- turn, can begin more. A task that is retried waits for its turn again, whatever it has to go on
+-- from: else retrying many would go around the cap, and past everybody in the line.
 alter table vidgen.resumes add column user_id uuid;
 update vidgen.resumes as r
    set user_id = t.user_id
@@ -217,7 +242,7 @@ begin
       from vidgen.checkpoints as c
       join vidgen.submissions as s on s.id = c.submission_id
      where c.task_id = new.id;
-    if class is null then
+    if class is null or old.status in ('failed', 'cancelled') then
       delete from vidgen.resumes as r where r.task_id = new.id;
       insert into vidgen.arrivals (user_id, due_at) values (new.user_id, new.run_after);
     else
@@ -240,7 +265,7 @@ revoke all on function vidgen.set_limit(text, text, text, integer, boolean)
   from public, anon, authenticated, service_role;
 revoke all on function vidgen.count_slots(text, text, text)
   from public, anon, authenticated, service_role;
-revoke all on function vidgen.free_slot(bigint) from public, anon, authenticated, service_role;
+revoke all on function vidgen.free_slot(bigint, uuid, uuid) from public, anon, authenticated, service_role;
 revoke all on function vidgen.room_before_videos(text, text, text)
   from public, anon, authenticated, service_role;
 revoke all on function vidgen.submission_ends() from public, anon, authenticated, service_role;
@@ -249,5 +274,5 @@ revoke all on function vidgen.task_leaves() from public, anon, authenticated, se
 grant select, insert, update, delete on vidgen.limits, vidgen.slots to vidgen_worker;
 grant execute on function vidgen.set_limit(text, text, text, integer, boolean) to vidgen_worker;
 grant execute on function vidgen.count_slots(text, text, text) to vidgen_worker;
-grant execute on function vidgen.free_slot(bigint) to vidgen_worker;
+grant execute on function vidgen.free_slot(bigint, uuid, uuid) to vidgen_worker;
 grant execute on function vidgen.room_before_videos(text, text, text) to vidgen_worker;

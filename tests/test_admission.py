@@ -167,12 +167,21 @@ def test_a_task_that_ends_before_it_submits_gives_its_slot_back(ground: Ground, 
     assert taken(ground) == (0, 0)
 
 
-def test_a_refused_submission_gives_its_slot_back(ground: Ground) -> None:
+def test_a_refused_submission_keeps_its_slot_while_its_task_runs(ground: Ground) -> None:
+    """The still's second address must not stand behind everybody who waits for a video slot."""
     hand = ground.worker()
-    limit(hand, IMAGE, 1)
-    held = ground.held(hand, "start_task", "begin_submission")
-    hand.about(held, "answer_submission", answer="refused", generation_id=None)
-    assert taken(ground) == (0, 0)
+    first, second = (ground.held(hand, "start_task", *STAGE) for _ in range(2))
+    hand.about(first, "requeue")
+    hand.about(second, "requeue")
+    limit(hand, VIDEO, 1)
+    (again,) = hand.claim()
+    for _ in range(2):
+        one = held_again(again)
+        assert not refused(hand, one, "video")
+        hand.about(one, "answer_submission", stage="video", answer="refused", generation_id=None)
+        assert taken(ground, VIDEO) == (1, 0)
+    hand.about(again, "requeue")
+    assert taken(ground, VIDEO) == (0, 0)
 
 
 def test_a_submission_that_is_sent_twice_takes_one_slot(ground: Ground) -> None:
@@ -357,7 +366,147 @@ def running(hand: Hand, user: UUID) -> int:
     return int(row["n"])
 
 
+def test_retrying_many_goes_neither_around_the_cap_nor_past_the_line(ground: Ground) -> None:
+    hand = ground.worker()
+    user = ground.user()
+    tasks = [ground.held(hand, "start_task", *STAGE, user_id=user) for _ in range(4)]
+    for task in tasks:
+        hand.about(task, "cancel")
+    other = ground.order()
+    hand("line_up")
+    for task in tasks:
+        ground.sql("select vidgen.retry_task(%s)", task.id)
+    first, *rest = hand.claim(max_running_per_user=1)
+    assert first.id == other
+    assert len(rest) == 1
+
+
+# What must not leak, run empty, or run hot.
+
+
+def test_a_submission_that_died_without_an_answer_is_given_up_for_good(ground: Ground) -> None:
+    """Its task is gone, so nobody else ever counts it as unknown."""
+    hand = ground.worker()
+    limit(hand, IMAGE, 1)
+    held = ground.held(hand, "start_task", "begin_submission")
+    hand.about(held, "cancel")
+    assert taken(ground) == (0, 1)
+    ground.sql("update vidgen.submissions set sent_at = now() - interval '5 minutes'")
+    ground.sql("update vidgen.slots set taken_at = now() - interval '5 minutes'")
+    assert len(hand("free_slots")) == 1
+    limit(hand, IMAGE, 1)
+    ground.order()
+    assert len(hand.claim()) == 1
+    hand.about(held, "answer_submission")
+    (late,) = ground.sql("select answer, details from vidgen.submissions")
+    assert late == {"answer": "generation", "details": "late: nobody recorded an answer"}
+
+
+def test_a_limit_that_goes_down_waits_for_an_end_that_is_being_booked(ground: Ground) -> None:
+    hand, other = ground.worker(), ground.worker()
+    limit(hand, IMAGE, 3)
+    ground.orders(ground.user(), 4)
+    held = hand.claim(slots=3)
+    for one in held:
+        hand.walk(one, "start_task", *STAGE[:2])
+    with hand.holding():
+        hand.walk(held[0], "end_generation")
+        late = other.later(lambda: limit(other, IMAGE, 1))
+        assert ground.waits(late)
+    late.result()
+    assert slots(ground) == 2, "those in flight, and none to begin with"
+    assert hand.claim() == []
+
+
+def test_two_ends_at_once_may_leave_one_too_few_until_the_limit_is_set_again(
+    ground: Ground,
+) -> None:
+    hand, other = ground.worker(), ground.worker()
+    limit(hand, IMAGE, 2)
+    ground.orders(ground.user(), 3)
+    held = hand.claim(slots=2)
+    for one in held:
+        hand.walk(one, "start_task", *STAGE[:2])
+    limit(hand, IMAGE, 1)
+    with hand.holding():
+        hand.walk(held[0], "end_generation")
+        other.about(held[1], "end_generation", worker_id=hand.worker_id)
+    assert slots(ground) <= 1
+    limit(hand, IMAGE, 1)
+    assert slots(ground) == 1
+    assert len(hand.claim()) == 1
+
+
+def test_one_task_never_has_two_slots_of_a_model(ground: Ground) -> None:
+    """Its own is locked for a moment by a claim that looks at it: it waits for its turn."""
+    hand, other = ground.worker(), ground.worker()
+    limit(hand, IMAGE, 2)
+    held = ground.held(hand, "start_task")
+    with other.holding():
+        other.conn.execute("select from vidgen.slots where task_id is not null for update")
+        assert refused(hand, held)
+    assert not refused(hand, held)
+    assert taken(ground) == (0, 1)
+
+
+def test_what_waits_for_later_or_runs_with_another_key_keeps_no_image_waiting(
+    ground: Ground,
+) -> None:
+    hand = ground.worker()
+    stranger = ground.hand()
+    stranger("register_worker", key_fingerprint="another")
+    ground.orders(ground.user(), 5)
+    assert len(stranger.claim(slots=5, key_fingerprint="another")) == 5
+    limit(hand, VIDEO, 1)
+    for _ in range(2):
+        past = ground.held(hand, "start_task", *STAGE)
+        hand.about(past, "requeue", delay=timedelta(minutes=10))
+    ground.orders(ground.user(), 5)
+    assert len(hand.claim()) == 2
+
+
 # Workers.
+
+
+async def test_a_setting_is_set_again_and_again(world: World) -> None:
+    """So that slots that went astray come back."""
+    async with (
+        hearing(events.WorkerStarted) as started,
+        world.worker(VIDGEN_IMAGE_SLOTS="3", VIDGEN_VIDEO_SLOTS="3") as worker,
+    ):
+        await asyncio.wait_for(started.wait(), 20)
+        await worker.janitor.read_limits()
+        world.sql("delete from vidgen.slots")
+        world.sql("update vidgen.limits set asked_at = now() - interval '2 minutes'")
+        await worker.janitor.read_limits()
+        assert world.one("select count(*) as n from vidgen.slots")["n"] == 6
+
+
+async def test_a_request_frozen_for_another_model_does_not_run_hot(world: World) -> None:
+    """The claim sees a slot of the configured model, the request needs one of its own."""
+    watch(world)
+    user = world.user()
+    task = world.order(user, world.scene(user, visual_prompt="[[busy x99]] it moves"))
+    async with world.worker(VIDGEN_RETRY_BACKOFF="1m"):
+        await until_true(
+            world, "select count(*) = 1 from vidgen.submissions"
+            " where stage = 'video' and answer = 'refused'",
+        )  # fmt: skip
+        await world.until(task, "pending")
+    world.sql("update vidgen.limits set max_generations = 0, asked_at = now()")
+    world.sql("delete from vidgen.slots")
+    world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
+    before = world.task(task)["attempt"]
+    async with (
+        hearing(events.TaskRequeued) as waits,
+        world.worker(VIDGEN_VIDEO_MODEL="gen4.5", VIDGEN_QUEUE_POLL="1h"),
+    ):
+        await asyncio.wait_for(waits.wait(), 30)
+        row = await world.until(task, "pending", attempt=before + 1)
+        assert row["message"] == "Waiting for a place at the provider"
+        assert row["run_after"] > row["updated_at"], "not at once again"
+        await world.beats(2)
+    assert world.task(task)["attempt"] == before + 1
 
 
 async def test_a_worker_learns_the_limits_of_its_tier(world: World) -> None:

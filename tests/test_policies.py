@@ -115,7 +115,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.read_scene(uuid,uuid)": WORKER,
     "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
     "vidgen.count_slots(text,text,text)": WORKER,
-    "vidgen.free_slot(bigint)": WORKER,
+    "vidgen.free_slot(bigint,uuid,uuid)": WORKER,
     "vidgen.room_before_videos(text,text,text)": WORKER,
     "vidgen.write_scene(uuid,uuid,text,text,text)": WORKER,
     "vidgen.scene_digest(uuid,uuid)": WORKER,

@@ -79,8 +79,10 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
         return Requeued(timedelta(), failed=False, code=str(error), details="the gate is closed")
     except NoSlotError:
-        # The claim takes it up again, in its turn, when there is a slot for it.
-        return Requeued(timedelta(), failed=False, code=NO_SLOT, details="no slot is free")
+        # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
+        # only where the claim saw one for it and was wrong (another model in a frozen request).
+        delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
+        return Requeued(delay, failed=False, code=NO_SLOT, details="no slot is free")
     except Fault as fault:
         await watch(tools, run, fault)
         return await follow(tools, run, fault)

@@ -100,7 +100,11 @@ class Janitor:
         """
         worker = self._worker
         models = await worker.queue.ask_limits(LIMITS_EVERY)
-        unset = [model for model in models if model not in worker.queue.limits_set()]
+        said = worker.queue.limits_set()
+        for model in said.keys() & set(models):
+            # Again and again: that mends whatever the number of slots has drifted to.
+            await worker.queue.set_limit(model, said[model])
+        unset = [model for model in models if model not in said]
         if not unset:
             return LIMITS_EVERY
         try:

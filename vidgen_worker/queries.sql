@@ -724,6 +724,12 @@ slot as materialized (
        or (s.task_id = mine.id and s.submission_id is null)
        or (
          s.task_id is null
+         -- One slot for one task, also where its own is locked for a moment.
+         and not exists (
+           select from vidgen.slots as own
+            where own.task_id = mine.id and own.submission_id is null and own.model = %(model)s
+              and own.provider = %(provider)s and own.key_fingerprint = %(key_fingerprint)s
+         )
          and (
            %(stage)s = 'image' or gate.on_trial
            or not exists (select from vidgen.resumes where class = 1 and resume_at <= now())
@@ -1249,11 +1255,11 @@ select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
 
 -- ask_limits --
 -- Whether this worker is the one to read the account's limits now: one of the fleet does, every
--- minute, and sooner while nobody knows them.
+-- minute, and sooner while nobody knows them. Of all models that this key was ever used with: tasks
+-- that began with another one may still be under way.
 update vidgen.limits as l
    set asked_at = now()
  where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
-   and l.model = any (%(models)s::text[])
    and (
      l.asked_at is null
      or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
@@ -1279,7 +1285,7 @@ select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, m.model, 1, false)
 -- began must be over; of tasks that are gone. Only those taken a while ago: the re-check of a locked
 -- row compares its new self with the old rows beside it.
 with stale as materialized (
-  select s.id, s.model
+  select s.id, s.model, s.task_id, s.submission_id
     from vidgen.slots as s
     left join vidgen.submissions as sent on sent.id = s.submission_id
     left join public.video_generation_tasks as t on t.id = s.task_id
@@ -1291,8 +1297,15 @@ with stale as materialized (
                     and sent.sent_at < now() - %(patience)s::interval)
          end
      for update of s skip locked
+),
+-- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+given_up as (
+  update vidgen.submissions as sent
+     set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+    from stale
+   where sent.id = stale.submission_id and sent.answer is null
 )
-select stale.model, vidgen.free_slot(stale.id) from stale
+select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id) from stale
 
 -- sweep_workers --
 -- Rows of dead workers that hold nothing any more, an hour after their death.

@@ -453,7 +453,10 @@ class Queue:
 
     async def ask_limits(self, every: timedelta) -> list[str]:
         """Models whose limits this worker is the one to read now; no other worker is told so."""
-        rows = await self.db.once("ask_limits", every=every, **self._models())
+        rows = await self.db.once(
+            "ask_limits", every=every, provider=self.key.provider,
+            key_fingerprint=self.key.fingerprint,
+        )  # fmt: skip
         return [row["model"] for row in rows]
 
     async def set_limit(self, model: str, max_generations: int | None) -> None:
