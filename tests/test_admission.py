@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 
 from tests.hands import STAGE, Ground, Hand, Held
+from tests.test_fairness import HELD_UP_BY_ITS_PID
 from tests.watching import until_true, watch
 from tests.world import World, hearing, recorded
 from vidgen_worker import events
@@ -348,6 +349,26 @@ def test_the_cap_of_a_user_holds_when_eight_workers_race(ground: Ground) -> None
         thread.join(60)
     assert len(done) == len(set(done)) == 40
     assert max(most) <= 3
+
+
+def test_the_cap_of_a_user_holds_for_a_claim_with_an_old_snapshot(ground: Ground) -> None:
+    """It counts before another claim commits, and locks the user's turn after that."""
+    ground.sql(HELD_UP_BY_ITS_PID)
+    first, second = ground.worker(), ground.worker()
+    user = ground.user()
+    ground.orders(user, 6)
+    first("line_up")
+    ground.sql("select pg_advisory_lock(%s)", second.conn.info.backend_pid)
+    late = second.later(lambda: second("claim", slots=5, max_running_per_user=2))
+    assert ground.waits(late), "it has its snapshot and looks at the gates"
+    urgent = {ground.order(user, priority=5), ground.order(user, priority=5)}
+    first("line_up")
+    assert {row["id"] for row in first("claim", slots=5, max_running_per_user=2)} == urgent
+    # At the cap he has left the line; as a second later, he is back in it.
+    ground_turn(first)
+    first("line_up")
+    ground.sql("select pg_advisory_unlock(%s)", second.conn.info.backend_pid)
+    assert late.result() == []
 
 
 def ground_turn(hand: Hand) -> None:
