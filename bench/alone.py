@@ -95,7 +95,7 @@ def limit(ground: Ground, tasks: int, slots: int, workers: int) -> Result:
     each generation how long it had to wait there because too many ran.
     """
     seconds = {"image": 0.4, "video": 0.8}
-    runway = {f"{kind}_seconds": value for kind, value in seconds.items()}
+    runway: dict[str, Any] = {f"{kind}_seconds": value for kind, value in seconds.items()}
     with ground.site(unlimited=False, concurrency=slots, **runway) as site, ExitStack() as stack:
         more = {"VIDGEN_LEASE": "2s", "VIDGEN_SUBMIT_TIMEOUT": "5s"}
         running = [
