@@ -60,9 +60,9 @@ FULL = Sizes(
     video_bytes=100_000_000,
 )  # fmt: skip
 QUICK = Sizes(
-    jobs=12, job_rounds=1, pipelines=45, pipeline_rounds=1, in_flight=100, window_seconds=5,
-    finished=50_000, backlog=20_000, claims=30, insert_rounds=1, deaths=20, death_rounds=1,
-    outage_seconds=5, limited=16, processes=[1, 2], queue_tasks=400, database_tasks=100,
+    jobs=8, job_rounds=1, pipelines=30, pipeline_rounds=1, in_flight=50, window_seconds=3,
+    finished=20_000, backlog=10_000, claims=20, insert_rounds=1, deaths=20, death_rounds=1,
+    outage_seconds=5, limited=12, processes=[1, 2], queue_tasks=300, database_tasks=60,
     disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, videos=8,
     video_bytes=20_000_000,
 )  # fmt: skip
