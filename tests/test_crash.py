@@ -293,7 +293,6 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query fleet": "for the metrics: a SELECT",
     "query discrepancies": "for the metrics: a SELECT",
     "query read_gates": "for `check` and the metrics: a SELECT",
-    "query clock": "for `check`: a SELECT",
 }
 # The provider has accepted, and nobody has written it down: the only deaths that may cost twice.
 IN_DOUBT = (

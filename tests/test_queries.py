@@ -26,10 +26,9 @@ Prepare = Callable[[Ground, Hand], Parameters]
 
 
 def test_every_query_of_the_worker_is_used_by_the_queue() -> None:
-    """One module speaks the queue's SQL; `clock` is for `check`, which has no queue."""
+    """One module speaks the queue's SQL."""
     queue = (PACKAGE / "queue.py").read_text()
-    assert [name for name in QUERIES if f'"{name}"' not in queue] == ["clock"]
-    assert '"clock"' in (PACKAGE / "cli" / "check.py").read_text()
+    assert [name for name in QUERIES if f'"{name}"' not in queue] == []
 
 
 def test_every_query_of_the_client_is_used() -> None:
@@ -228,14 +227,13 @@ STATES: Mapping[str, Prepare] = {
     "sweep_turns": stale_rows,
     "fleet": a_closed_gate,
     "discrepancies": nothing,
-    "clock": nothing,
 }
 """The state in which a query that carries no task's fence has something to do."""
 
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
-    "costs_to_read_again", "read_gates", "clock", "fleet", "discrepancies",
+    "costs_to_read_again", "read_gates", "fleet", "discrepancies",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

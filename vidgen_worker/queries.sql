@@ -1371,7 +1371,3 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
 -- discrepancies --
 -- For /metrics, seldom: it adds up the whole ledger.
 select count(*) as discrepancies from vidgen.credit_discrepancies
-
--- clock --
--- The database's clock, and whether this is a connection we can use.
-select now() as now
