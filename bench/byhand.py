@@ -3,12 +3,15 @@
 The official SDKs as their documentation has them: `runwayml` with its own retries, `supabase` for
 the uploads and the signed URL, `httpx` for the downloads, and one shared client of each with pooled
 connections. The same requests as our pipeline and the same pauses before a poll; one read of the
-scene before, one write of it after. No fence, no checkpoint, no submission row, no credits, no
-progress, and nobody looks whether an output decodes or has the size that was asked for: a crash
-pays again. Outputs stay in memory.
+scene before, one write of it after. Outputs stay in memory, and are looked at before they are
+stored: PyAV in a thread decodes the picture, reads the clip to its end and decodes its key frames,
+and both must have the size that was asked for. No fence, no checkpoint, no submission row, no
+credits, no progress: a crash pays again. No child process, no limits and no conforming either: an
+output of another size fails the job, and one that crashes libav ends the worker.
 """
 
 import asyncio
+import io
 import os
 import random
 from collections.abc import AsyncIterator
@@ -17,8 +20,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import av
 import httpx
 import psycopg
+from av.container import InputContainer
+from av.video.stream import VideoStream
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from runwayml import AsyncRunwayML
@@ -49,13 +55,18 @@ class ByHand:
     async def handle(self, scene_id: str) -> None:
         """One job: nothing at all, a wait, or the two stages."""
         say("started", id=scene_id)
-        match BODY.partition(":"):
-            case "nothing", _, _:
-                pass
-            case "hold", _, seconds:
-                await asyncio.sleep(float(seconds))
-            case _:
-                await self.generate(scene_id)
+        try:
+            match BODY.partition(":"):
+                case "nothing", _, _:
+                    pass
+                case "hold", _, seconds:
+                    await asyncio.sleep(float(seconds))
+                case _:
+                    await self.generate(scene_id)
+        except Exception as error:
+            # The library keeps it to itself; the bench would wait for an end that never comes.
+            say("failed", id=scene_id, error=f"{type(error).__name__}: {error}")
+            raise
         say("ended", id=scene_id)
 
     async def generate(self, scene_id: str) -> None:
@@ -74,15 +85,18 @@ class ByHand:
             model="gen4_image", prompt_text=scene["image_prompt"], ratio=image_ratio
         )  # type: ignore[call-overload]
         still = await self.follow(image.id)
+        picture = await self.download(still)
+        await asyncio.to_thread(check_picture, picture, image_ratio)
         image_path = f"generated_images/{scene['user_id']}/{image.id}.png"
-        await self.store(still, IMAGES, image_path, "image/png")
+        await self.upload(picture, IMAGES, image_path, "image/png")
         video: Any = await self.runway.image_to_video.create(
             model="gen4_turbo", prompt_image=still, prompt_text=scene["visual_prompt"],
             ratio=video_ratio, duration=scene["duration"] or SECONDS,
         )  # type: ignore[call-overload] # fmt: skip
-        clip = await self.follow(video.id)
+        clip = await self.download(await self.follow(video.id))
+        await asyncio.to_thread(check_clip, clip, video_ratio)
         video_path = f"video-files/{scene['user_id']}/{video.id}.mp4"
-        await self.store(clip, VIDEOS, video_path, "video/mp4")
+        await self.upload(clip, VIDEOS, video_path, "video/mp4")
         signed = await self.supabase.storage.from_(VIDEOS).create_signed_url(video_path, HOUR)
         public = await self.supabase.storage.from_(IMAGES).get_public_url(image_path)
         async with self.pool.connection() as conn:
@@ -103,13 +117,65 @@ class ByHand:
                 case "FAILED" | "CANCELLED":
                     raise RuntimeError(f"generation {generation_id} ended {generation.status}")
 
-    async def store(self, url: str, bucket: str, path: str, media_type: str) -> None:
-        """Download an output and upload it."""
+    async def download(self, url: str) -> bytes:
+        """An output, in memory."""
         response = await self.http.get(url)
         response.raise_for_status()
+        return response.content
+
+    async def upload(self, content: bytes, bucket: str, path: str, media_type: str) -> None:
+        """Store an output."""
         await self.supabase.storage.from_(bucket).upload(
-            path, response.content, {"content-type": media_type, "upsert": "true"}
+            path, content, {"content-type": media_type, "upsert": "true"}
         )
+
+
+class OutputError(ValueError):
+    """An output is not what was asked for, and is not stored."""
+
+
+def check_picture(content: bytes, ratio: str) -> None:
+    """Decode a picture; `ratio` is "width:height" in pixels. Raises OutputError."""
+    try:
+        with av.open(io.BytesIO(content), "r") as container:
+            stream = _video_stream(container)
+            sizes = {f"{frame.width}:{frame.height}" for frame in container.decode(stream)}
+    except av.FFmpegError as error:
+        raise OutputError(f"the picture does not decode: {error}") from error
+    if sizes != {ratio}:
+        raise OutputError(f"the picture is {_said(sizes)}, not {ratio}")
+
+
+def check_clip(content: bytes, ratio: str) -> None:
+    """Read a clip to its end and decode its key frames, as above. Raises OutputError."""
+    sizes, packets = set(), 0
+    try:
+        with av.open(io.BytesIO(content), "r") as container:
+            stream = _video_stream(container)
+            stream.codec_context.skip_frame = "NONKEY"
+            stated = stream.frames
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                sizes |= {f"{frame.width}:{frame.height}" for frame in packet.decode()}
+    except av.FFmpegError as error:
+        raise OutputError(f"the clip does not decode: {error}") from error
+    if packets < stated:
+        raise OutputError(f"the clip is cut short: {packets} of {stated} frames are there")
+    if sizes != {ratio}:
+        raise OutputError(f"the clip is {_said(sizes)}, not {ratio}")
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    if not container.streams.video:
+        raise OutputError("there is neither picture nor film in the output")
+    stream = container.streams.video[0]
+    # Twenty jobs are busy at once: threads within each would only cost more.
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _said(sizes: set[str]) -> str:
+    return " and ".join(sorted(sizes)) or "without a picture"
 
 
 @asynccontextmanager

@@ -53,7 +53,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    jobs=50, job_rounds=3, pipelines=120, pipeline_rounds=3, in_flight=1000, window_seconds=20,
+    jobs=50, job_rounds=3, pipelines=300, pipeline_rounds=3, in_flight=1000, window_seconds=20,
     finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
     outage_seconds=45, limited=60, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
     disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8,

@@ -113,6 +113,10 @@ def _pipelines(row: Row) -> list[Cells]:
             _others(row, lambda one: f"{one['postgres_cpu_ms']} ms"), "", None,
         ),
         (
+            "… CPU of the doubles per pipeline", "", f"{ours['doubles_cpu_ms']} ms",
+            _others(row, lambda one: f"{one['doubles_cpu_ms']} ms"), "", None,
+        ),
+        (
             "statements per task, claim to completed", f"≤ {STATEMENTS_GOAL:g}",
             f"{ours['statements']}", _others(row, lambda one: f"{one['statements']}"), "",
             ours["statements"] <= STATEMENTS_GOAL,

@@ -12,12 +12,14 @@ import pytest
 
 from bench import alone, fleet, races
 from bench import run as bench_run
+from bench.byhand import OutputError, check_clip, check_picture, open_by_hand
 from bench.contenders import ALL, OURS, PEERS
 from bench.drain import Hand, fence_of
 from bench.ground import Ground, statement_name
 from bench.lines import BrokenError, Process
 from bench.table import BEGIN, END, into_readme, table
 from vidgen_worker.db import QUERIES
+from vidgen_worker.sandbox import drawing, film
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +55,42 @@ def test_our_pipelines_end_and_their_statements_have_names(bench_ground: Ground)
     assert calls["finish_stage"] == 2
     # The worker may be ended before the last acknowledgement is counted, never after two.
     assert calls["complete"] == pytest.approx(1, abs=0.2)
+
+
+async def test_the_stages_by_hand_refuse_what_ours_would_not_store(
+    bench_ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench_ground.site() as site:
+        for name, value in site.environment().items():
+            monkeypatch.setenv(name, value)
+        good, small, short = map(str, site.scenes(3, site.users(1)))
+        spoil = "update public.video_scenes set {} = {} || ' [[wrong-size]]' where id = %s"
+        site.sql(spoil.format("image_prompt", "image_prompt"), small)
+        site.sql(spoil.format("visual_prompt", "visual_prompt"), short)
+        async with open_by_hand() as by_hand:
+            await by_hand.generate(good)
+            with pytest.raises(OutputError, match="the picture is 960:540, not 1920:1080"):
+                await by_hand.generate(small)
+            with pytest.raises(OutputError, match="the clip is 640:360, not 1280:720"):
+                await by_hand.generate(short)
+        completed = site.sql("select id::text from public.video_scenes where status = 'completed'")
+        assert [row["id"] for row in completed] == [good]
+        stored = site.sql("select bucket_id from storage.objects order by bucket_id")
+        # The still of the third is stored before its clip is asked for.
+        assert [row["bucket_id"] for row in stored] == 2 * ["generated-content"] + ["video-files"]
+
+
+def test_the_stages_by_hand_refuse_what_does_not_decode() -> None:
+    picture = drawing.encoded(drawing.plain((1024, 1024)), "PNG")
+    clip = film.plain_clip((960, 960), 2, "mp4")
+    check_picture(picture, "1024:1024")
+    check_clip(clip, "960:960")
+    for noise in (picture[: len(picture) // 2], b"no picture" * 99):
+        with pytest.raises(OutputError, match="the picture does not decode"):
+            check_picture(noise, "1024:1024")
+    for noise in (clip[: len(clip) // 2], b"no clip" * 99):
+        with pytest.raises(OutputError, match=r"the clip (does not decode|is cut short)"):
+            check_clip(noise, "960:960")
 
 
 def test_holding_writes_one_heartbeat_for_all(bench_ground: Ground) -> None:
@@ -188,6 +226,18 @@ def test_the_table_says_where_another_one_is_better() -> None:
     text = table(_found(pick_up=pick_up))
     assert "2.00 (another one is better) | **no** |" in text
     assert "2026-11-22T18:00:00" in text
+
+
+def test_the_table_adds_up_where_the_cores_go() -> None:
+    ours = {
+        "per_second": 30.0, "cpu_ms": 31.0, "postgres_cpu_ms": 12.0, "doubles_cpu_ms": 17.0,
+        "statements": 12.0,
+    }  # fmt: skip
+    other = {**ours, "per_second": 20.0, "cpu_ms": 29.0, "doubles_cpu_ms": 16.0}
+    text = table(_found(pipelines={"vidgen-worker": ours, "quick one": other}))
+    assert "| … CPU of the worker per pipeline |  | 31.0 ms | quick one 29.0 ms |" in text
+    assert "| … CPU of PostgreSQL per pipeline |  | 12.0 ms | quick one 12.0 ms |" in text
+    assert "| … CPU of the doubles per pipeline |  | 17.0 ms | quick one 16.0 ms |" in text
 
 
 def test_a_row_that_broke_is_shown_as_not_reached() -> None:
