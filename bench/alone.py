@@ -22,7 +22,7 @@ from bench.contenders import OURS
 from bench.drain import Hand, fence_of
 from bench.ground import Ground, Site
 from bench.lines import BrokenError, Process
-from vidgen_worker.db import QUERIES
+from vidgen_worker.db import PLANNED_ONCE, QUERIES
 
 Result = dict[str, Any]
 
@@ -34,8 +34,8 @@ LEASE_SECONDS = 15.0
 _USUAL: Mapping[str, object] = MappingProxyType({
     "host": "bench", "pid": 1, "version": "0", "concurrency": 20,
     "lease": timedelta(seconds=LEASE_SECONDS), "provider": "runway", "key_fingerprint": "key",
-    "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": 20, "idle": False,
-    "max_crashes": 3, "max_running_per_user": None,
+    "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": 20, "idle": True,
+    "resumed": False, "max_crashes": 3, "max_running_per_user": None,
 })  # fmt: skip
 
 
@@ -143,6 +143,8 @@ class _Claims:
 
     def __init__(self, site: Site) -> None:
         self.conn = psycopg.connect(site.url, autocommit=True, row_factory=dict_row)
+        self.conn.prepare_threshold = 0
+        self.conn.execute(PLANNED_ONCE)
         self.parameters = {**_USUAL, "worker_id": uuid4()}
         self.conn.execute(QUERIES["register_worker"], self.parameters)
 

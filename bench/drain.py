@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from bench.lines import say
-from vidgen_worker.db import QUERIES
+from vidgen_worker.db import PLANNED_ONCE, QUERIES
 
 SLOTS = 20
 ADDRESS = "https://project.supabase.co/storage/v1/object/sign/video-files/"
@@ -26,7 +26,8 @@ PROMPT = "A glass bottle stands on a wet stone by the sea, in the light of the l
 USUAL: dict[str, Any] = {
     "host": "bench", "pid": os.getpid(), "version": "0", "concurrency": SLOTS,
     "lease": timedelta(minutes=10), "provider": "runway", "key_fingerprint": "key",
-    "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": SLOTS, "idle": False,
+    "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": SLOTS, "idle": True,
+    "resumed": False,
     "max_crashes": 3, "max_running_per_user": None, "max_submissions": 2, "credits": True,
     "scene_updates": True, "resolution": "1280:720", "video_ratio": "1280:720",
     "image_ratio": "1920:1080", "image_due": True, "video_due": True, "message": "At work",
@@ -55,7 +56,7 @@ class Hand:
     def __init__(self, url: str) -> None:
         self.conn = psycopg.connect(url, autocommit=True, row_factory=dict_row)
         self.conn.prepare_threshold = 0
-        self.conn.execute("set plan_cache_mode = force_generic_plan")
+        self.conn.execute(PLANNED_ONCE)
         self.usual = {**USUAL, "worker_id": uuid4()}
         self("register_worker")
 

@@ -35,7 +35,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "provider": "runway", "key_fingerprint": "key", "image_model": "gen4_image",
     "video_model": "gen4_turbo", "images_bucket": "generated-content",
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
-    "task_ids": [], "attempts": [], "slots": 20, "idle": True, "max_crashes": 3,
+    "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "max_running_per_user": None, "models": ["gen4_image", "gen4_turbo"],
     "max_generations": None, "patience": timedelta(minutes=3), "every": timedelta(minutes=1),
     "scene_updates": True, "credits": True,
@@ -111,12 +111,15 @@ class Hand:
         return self
 
     def claim(self, slots: int = 20, **parameters: object) -> list[Held]:
-        """Line up, claim, and return what was taken in the order in which it was returned."""
+        """Claim as a worker does; what was taken, in the order in which it was returned."""
         self("line_up")
-        return [
-            Held(row["id"], row["attempt"], row["worker_id"])
-            for row in self("claim", slots=slots, **parameters)
-        ]
+        rows = self("claim", slots=slots, **parameters)
+        if not rows and self("still_waiting", **parameters)[0]["resumable"]:
+            rows = self("resume", slots=slots, **parameters)
+            if not rows:
+                self("line_up")
+                rows = self("claim", slots=slots, **{**parameters, "resumed": True})
+        return [Held(row["id"], row["attempt"], row["worker_id"]) for row in rows]
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""

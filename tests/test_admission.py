@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.hands import STAGE, Ground, Hand, Held
+from tests.hands import PATIENCE, STAGE, Ground, Hand, Held
 from tests.test_fairness import HELD_UP_BY_ITS_PID
 from tests.watching import until_true, watch
 from tests.world import World, hearing, recorded
@@ -65,7 +65,9 @@ def test_a_claim_takes_no_more_than_there_are_slots(ground: Ground) -> None:
     assert len(hand.claim(slots=5)) == 2
     assert hand.claim(slots=5) == []
     assert taken(ground) == (2, 0)
-    assert hand("still_waiting") == [{"waiting": False}], "asking again would find nothing"
+    assert hand("still_waiting") == [{"resumable": False, "waiting": False}], (
+        "asking again would find nothing"
+    )
 
 
 def test_without_a_limit_there_are_no_slots_to_take(ground: Ground) -> None:
@@ -249,7 +251,7 @@ def test_no_image_starts_while_far_more_wait_for_a_video_than_there_are_slots(
     ground.orders(ground.user(), 10)
     begun = hand.claim(slots=10)
     assert len(begun) == 4, "twice as many as video slots are under way to one"
-    assert hand("still_waiting") == [{"waiting": False}]
+    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
     hand.walk(begun[0], "start_task", *STAGE)
     assert not refused(hand, held_again(begun[0]), "video")
     assert len(hand.claim(slots=10)) == 1, "one has got there: one more may begin"
@@ -265,6 +267,54 @@ def test_a_suspect_that_is_run_alone_needs_a_slot_too(ground: Ground) -> None:
     hand.walk(blocker, "end_generation")
     assert [held.id for held in hand.claim()] == [task]
     assert taken(ground) == (1, 0)
+
+
+@pytest.mark.parametrize("model", [IMAGE, VIDEO])
+def test_a_slot_is_left_for_a_task_that_is_to_run_alone(ground: Ground, model: str) -> None:
+    """It needs a slot and an idle worker in one claim, and others would always be quicker."""
+    hand = ground.worker()
+    steps = ("start_task", *STAGE) if model == VIDEO else ()
+    (suspect, other) = (ground.held(hand, *steps), ground.held(hand, *steps))
+    for held in (other, suspect):
+        assert hand.about(held, "requeue")
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", suspect.id)
+    limit(hand, model, 1)
+
+    assert hand.claim(idle=False) == [], "the only slot is not for the other one"
+    assert [held.id for held in hand.claim(idle=True)] == [suspect.id]
+    assert taken(ground, model) == (1, 0)
+    limit(hand, model, 2)
+    assert [held.id for held in hand.claim(idle=False)] == [other.id]
+
+
+def heard(listener: Hand) -> list[str]:
+    """What the workers' channel brought so far: a word of our own comes after all of it."""
+    listener.conn.execute("select pg_notify('vidgen_tasks', 'the end')")
+    words: list[str] = []
+    for notify in listener.conn.notifies(timeout=PATIENCE):
+        if notify.payload == "the end":
+            return words
+        words.append(notify.payload)
+    raise AssertionError("not even our own word came")
+
+
+def test_a_free_slot_wakes_workers_only_where_somebody_waits(ground: Ground) -> None:
+    hand, listener = ground.worker(), ground.hand()
+    limit(hand, IMAGE, 1)
+    listener.conn.execute("listen vidgen_tasks")
+    first = ground.held(hand, "start_task", *STAGE[:2])
+    heard(listener)
+
+    assert hand.about(first, "end_generation")
+    assert heard(listener) == []
+
+    assert hand.about(first, "fail")
+    second = ground.held(hand, "start_task", *STAGE[:2])
+    ground.order()
+    hand("line_up")
+    heard(listener)
+    assert hand.about(second, "end_generation")
+    assert heard(listener) == [""]
 
 
 def test_a_limit_goes_up_and_down_under_what_runs(ground: Ground) -> None:

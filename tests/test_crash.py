@@ -200,7 +200,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("call storage.sign"),
     }),
     "resumed": Scenario(
-        {"event StageResumed": (1,), "query claim after": (1,), "query load_task after": (1,),
+        {"event StageResumed": (1,), **_both("query resume"), "query load_task after": (1,),
          "query start_task after": (1,), "query end_generation before": (1, 2),
          "call provider.poll after": (1,)},
         prepare=_generation_runs,

@@ -39,21 +39,20 @@ from hypothesis import strategies as st
 from psycopg import errors
 
 from tests.hands import Ground, Hand, Held, Later, Row, stage_of
+from vidgen_worker.db import PLANNED_ONCE
 
 TASKS = "public.video_generation_tasks"
 WORKERS, USERS = 4, 4
 IMPATIENT = "set lock_timeout = '10ms'"
 
 # A claim of the one whose connection's number is locked by the test waits where it has its snapshot
-# and no lock yet. One gate stands there, of a model that nobody uses, so that the view has a row.
+# and no lock yet. Stable, the function is asked once, whether a gate stands there or not.
 HELD_UP_BY_ITS_PID = """
-create function public.wait_for_the_test() returns boolean language plpgsql as $$
+create function public.wait_for_the_test() returns boolean language plpgsql stable as $$
 begin
   perform pg_advisory_xact_lock_shared(pg_backend_pid());
   return true;
 end $$;
-insert into vidgen.gates (provider, key_fingerprint, model, reason, message)
-values ('runway', 'key', 'another', 'TEST', '');
 alter table vidgen.gates rename to gates_behind;
 create view vidgen.gates with (security_barrier) as
   select * from vidgen.gates_behind where public.wait_for_the_test();
@@ -106,7 +105,7 @@ class Player:
         hand.conn.execute(IMPATIENT)
         # As the worker's own claims are run.
         hand.conn.prepare_threshold = 0
-        hand.conn.execute("set plan_cache_mode = force_generic_plan")
+        hand.conn.execute(PLANNED_ONCE)
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -331,7 +330,11 @@ class Line:
             return []
         seen = self.look(player.hand)
         rows = player.hand("claim", slots=slots)
-        more = any(row["more"] for row in rows) if rows else self.still_waiting(player)
+        if not rows and player.hand("still_waiting")[0]["resumable"]:
+            rows = player.hand("resume", slots=slots)
+            if not rows:
+                rows = player.hand("claim", slots=slots, resumed=True)
+        more = any(row.get("more", True) for row in rows) if rows else self.still_waiting(player)
         player.claimed = [Held(row["id"], row["attempt"], row["worker_id"]) for row in rows]
         player.turn = Turn(self.served(rows, seen), seen)
         self.log.append(player.turn)

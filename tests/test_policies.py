@@ -91,6 +91,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.charges": {"vidgen_worker": Rights(select=ALL, insert=ALL)},
     "vidgen.holds": {"vidgen_worker": READ},
     "vidgen.pruned": {"vidgen_worker": READ},
+    "vidgen.rooms": {"vidgen_worker": READ},
     "vidgen.credit_discrepancies": {"vidgen_worker": READ},
     "vidgen.queue_health": {"vidgen_worker": READ},
     "vidgen.stats_hourly": {"vidgen_worker": READ},

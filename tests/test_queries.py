@@ -97,6 +97,13 @@ def a_claimable_task(ground: Ground, hand: Hand) -> Parameters:
     return {"slots": 3}
 
 
+def tasks_to_go_on(ground: Ground, hand: Hand) -> Parameters:
+    begun = [ground.held(hand, "start_task", *steps) for steps in (STAGE[:2], STAGE)]
+    for held in begun:
+        hand.about(held, "requeue")
+    return {}
+
+
 def a_line_of_cancelled_tasks(ground: Ground, hand: Hand) -> Parameters:
     waiting, gone = ground.order(), ground.order()
     ground.order(ground.task(gone)["user_id"], due=timedelta(hours=1))
@@ -203,6 +210,7 @@ STATES: Mapping[str, Prepare] = {
     "heartbeat": held_lost_and_orphaned,
     "line_up": arrivals,
     "claim": a_claimable_task,
+    "resume": tasks_to_go_on,
     "still_waiting": a_claimable_task,
     "clear_line": a_line_of_cancelled_tasks,
     "claim_cancelled": a_waiting_cancel,
@@ -406,7 +414,7 @@ def test_resumes_are_found_by_their_order(crowded: Ground) -> None:
         user, scene, user,
     )  # fmt: skip
     crowded.sql("analyze")
-    nodes = planned(crowded, "claim")
+    nodes = planned(crowded, "resume")
     assert scanned(nodes) == []
     assert "resumes_in_order" in indexes_of(nodes)
     assert read_of_tasks(nodes) < 300

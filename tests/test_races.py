@@ -312,7 +312,12 @@ class Interleavings:
                 self.walk_on(player, number, openly=openly)
             case "claim" | "claim_cancelled" | "take_over":
                 player.act("line_up")
-                rows = player.act(act, slots=1 + number % 3, idle=not player.held)
+                asked = {"slots": 1 + number % 3, "idle": not player.held}
+                rows = player.act(act, **asked)
+                if act == "claim" and not rows:
+                    rows = player.act("resume", **asked) or player.act(
+                        "claim", **asked, resumed=True
+                    )
                 self._took(player, rows)
             case "zombie":
                 self.zombie(player, number, openly=openly)
@@ -565,7 +570,7 @@ class Interleavings:
         with Hand(ground.database.url) as hand:
             newcomer = Player(hand.registered())
             for _ in range(60):
-                for query in ("line_up", "take_over", "claim_cancelled", "claim"):
+                for query in ("line_up", "take_over", "claim_cancelled", "resume", "claim"):
                     rows = newcomer.act(query, slots=3)
                     assert rows is not None
                     if query != "line_up":

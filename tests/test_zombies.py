@@ -175,7 +175,7 @@ async def test_a_claim_whose_answer_was_lost_is_handed_back(world: World) -> Non
     user = world.user()
     task = world.order(user, world.scene(user))
     async with proxy(world.database.url) as between:
-        between.lose_the_answer_to(b"-- Take up to")
+        between.lose_the_answer_to(b"-- Begin an attempt on")
         async with hearing(events.OrphansHandedBack) as handed_back:
             async with world.worker(**QUICK, DATABASE_URL=between.url):
                 async with asyncio.timeout(PATIENCE):

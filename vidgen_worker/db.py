@@ -45,6 +45,14 @@ CONNECTION: Mapping[str, Any] = MappingProxyType(
     }
 )
 
+PLANNED_ONCE: LiteralString = (
+    "select set_config('plan_cache_mode', 'force_generic_plan', false),"
+    " set_config('random_page_cost', '1.1', false)"
+)
+"""For a connection whose plans are made once, perhaps while there are few rows, and kept: with the
+default of 4 a walk through a small table looks cheaper than its index, and an hour later it is not.
+What waits is in memory; Supabase sets 1.1 as well."""
+
 _BLOCK = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _PARAMETER = re.compile(r"%\((\w+)\)s|%%")
 
@@ -188,7 +196,7 @@ class Database:
             conn.prepare_threshold = None
         elif self._planned_once:
             conn.prepare_threshold = 0
-            await conn.execute("set plan_cache_mode = force_generic_plan")
+            await conn.execute(PLANNED_ONCE)
         else:
             conn.prepare_threshold = 2
 

@@ -80,14 +80,15 @@ select 'cancel_waiting', null, null
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
 -- written in user order, so two of these can't deadlock; claims skip what is locked here.
 with mail as materialized (
-  select id, user_id, due_at
+  select ctid, user_id, due_at
     from vidgen.arrivals
    order by id
    limit 2000
      for update skip locked
 ),
 emptied as (
-  delete from vidgen.arrivals as a using mail where a.id = mail.id
+  -- Locked, and never updated: they stay where they are.
+  delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
 ),
 due as materialized (
   select user_id, due_at
@@ -112,133 +113,105 @@ on conflict (user_id) do update
        arrivals = t.arrivals + 1
 
 -- claim --
--- Take up to `slots` waiting rows and begin an attempt on each: first tasks whose generation lives
--- at the provider (they cost nothing to resume), then tasks past their image, then turns: the users
--- who have waited longest, each a share, in their own order of priority, run_after, created_at.
--- Work-conserving: `more` says that rows are still waiting. The row lock on a user's turn makes
--- this the only claim that looks at this user; a client that holds a task's row is skipped.
--- Where a model has a limit, each task that is to submit gets one of its slots here, and no more
--- are taken than there are: locked rows, because a count would be read in this statement's own
--- snapshot, beside which another claim may commit.
-with gate as materialized (
-  select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
-         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
-    from vidgen.gates
-   where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
-),
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos,
-         vidgen.room_before_videos(%(provider)s, %(key_fingerprint)s, %(video_model)s) as room
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
-     and l.model in (%(image_model)s, %(video_model)s) and l.max_generations is not null
-),
-image_slots as materialized (
-  select s.id
-    from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
-     and s.model = %(image_model)s and s.task_id is null
-     and not (select image_closed or video_closed from gate)
-   limit %(slots)s
-     for update skip locked
-),
-video_slots as materialized (
-  select s.id
-    from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
-     and s.model = %(video_model)s and s.task_id is null
-     and not (select video_closed from gate)
-   limit %(slots)s
-     for update skip locked
+-- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
+-- share, in their own order of priority, run_after, created_at. Work-conserving: `more` says that
+-- rows are still waiting. Nothing while a task waits that has something to go on from: `resume` takes
+-- those first, and this one comes again and is told so. The row lock on a user's turn makes this the
+-- only claim that looks at this user; a client that holds a task's row is skipped.
+-- Where the model has a limit, each task gets one of its slots here, and no more are taken than there
+-- are: locked rows, because a count would be read in this statement's own snapshot, beside which
+-- another claim may commit. The count before them only says how many turns are worth a lock.
+with crashed as materialized (
+  -- One death below the limit: these run alone. Few; the fence keeps the plan from beginning at what
+  -- waits, however little that was when it was made.
+  select r.class
+    from vidgen.budgets as b
+   cross join lateral (
+     select t.status, t.run_after
+       from public.video_generation_tasks as t
+      where t.id = b.task_id
+     offset 0
+   ) as t
+    left join vidgen.resumes as r on r.task_id = b.task_id
+   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
+     and t.status = 'pending' and t.run_after <= now()
 ),
 free as materialized (
-  -- How many generations of each model may begin; null: any number.
-  select case when limited.images then (select count(*) from image_slots) end as images,
-         case when limited.videos then (select count(*) from video_slots) end as videos,
-         limited.room
-    from limited
-),
-suspect as materialized (
-  -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
-  -- is laid at the wrong door. First of all, or it would wait for ever under load.
-  select t.id, r.class
-    from free
-    cross join vidgen.budgets as b
-    join public.video_generation_tasks as t on t.id = b.task_id
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where %(idle)s and b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
-     and not (select image_closed or video_closed from gate)
-     and case r.class
-           when 0 then true
-           when 1 then free.videos is distinct from 0
-           else free.images is distinct from 0
-         end
-   order by t.run_after
-   limit 1
-     for no key update of t skip locked
-),
-living as materialized (
-  select t.id
-    from vidgen.resumes as r
-    join public.video_generation_tasks as t on t.id = r.task_id
-    left join vidgen.budgets as b on b.task_id = t.id
-   where r.class = 0 and r.resume_at <= now() and t.status = 'pending'
-     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
-     and not exists (select from suspect)
-   order by r.resume_at
-   limit %(slots)s
-     for no key update of t skip locked
-),
-past_image as materialized (
-  select t.id
-    from vidgen.resumes as r
-    join public.video_generation_tasks as t on t.id = r.task_id
-    left join vidgen.budgets as b on b.task_id = t.id
-   where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
-     and not (select video_closed from gate)
-     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
-     and not exists (select from suspect)
-   order by r.resume_at
-   limit (
-     select least(%(slots)s - (select count(*) from living), free.videos) from free
-   )
-     for no key update of t skip locked
+  -- How many may begin; null: any number. One slot is left for a task that is to run alone: it needs
+  -- a slot and an idle worker at once, and would never find both.
+  select (
+           select greatest(
+                    (
+                      select count(*)
+                        from (
+                          select
+                            from vidgen.slots as s
+                           where s.provider = l.provider and s.key_fingerprint = l.key_fingerprint
+                             and s.model = l.model and s.task_id is null
+                           limit %(slots)s + 1
+                        ) as s
+                    ) - exists (select from crashed where class is null)::integer,
+                    0
+                  )
+             from vidgen.limits as l
+            where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+              and l.model = %(image_model)s and l.max_generations is not null
+         ) as images,
+         (
+           select r.room
+             from vidgen.rooms as r
+            where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+              and r.model = %(video_model)s
+         ) as room
+    from vidgen.workers as me
+   -- A worker declared dead claims nothing.
+   where me.id = %(worker_id)s and me.dead_at is null
+     and not exists (
+       select from vidgen.gates as g
+        where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+          and g.model in ('*', %(image_model)s, %(video_model)s)
+     )
+     and (
+       %(resumed)s
+       or not (
+         exists (select from vidgen.resumes where class = 0 and resume_at <= now())
+         or (%(idle)s and exists (select from crashed))
+         or (
+           exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+           and (
+             exists (
+               select from vidgen.slots as s
+                where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+                  and s.model = %(video_model)s and s.task_id is null
+             )
+             or not exists (
+               select from vidgen.limits as l
+                where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+                  and l.model = %(video_model)s and l.max_generations is not null
+             )
+           )
+         )
+       )
+     )
 ),
 places as materialized (
-  -- How many tasks may be begun that have nothing yet.
-  select greatest(
-           least(
-             %(slots)s - (select count(*) from living) - (select count(*) from past_image),
-             free.images, free.room
-           ),
-           0
-         )::integer as fresh
-    from free
+  select least(%(slots)s, images, room)::integer as most, images is not null as limited from free
 ),
 line as materialized (
   select user_id, waiting_since, arrivals
     from vidgen.turns
    where waiting_since is not null
-     and not (select image_closed or video_closed from gate)
-     and not exists (select from suspect)
    order by waiting_since
-   limit (select least(fresh, 200) from places)
+   limit coalesce((select least(most, 200) from places), 0)
      for update skip locked
 ),
 share as materialized (
-  select ceil((select fresh from places)::numeric / greatest(count(*), 1))::integer as rows
+  select ceil((select most from places)::numeric / greatest(count(*), 1))::integer as rows
     from line
 ),
 waiting as materialized (
-  select line.user_id, line.waiting_since, ready.id,
-         row_number() over (
-           partition by line.user_id order by ready.priority desc, ready.run_after, ready.created_at
-         ) as rank,
+  select line.user_id, line.waiting_since, ready.id, ready.rank, begun.tasks,
          coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         begun.tasks,
-         -- A suspect is taken above, by a worker that runs nothing else.
          coalesce(budget.crashes > 0 and budget.crashes >= %(max_crashes)s - 1, false) as not_here
     from line
    cross join lateral (
@@ -256,7 +229,10 @@ waiting as materialized (
    ) as begun
    cross join lateral (
      -- One probe per priority: rows for later, however many, are never walked.
-     select found.*
+     select found.id,
+            row_number() over (
+              order by found.priority desc, found.run_after, found.created_at
+            ) as rank
        from generate_series(10, -10, -1) as p (priority)
       cross join lateral (
         select t.id, t.priority, t.run_after, t.created_at
@@ -272,6 +248,14 @@ waiting as materialized (
    ) as ready
     left join vidgen.budgets as budget on budget.task_id = ready.id
 ),
+image_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.model = %(image_model)s and s.task_id is null
+   limit (select least(count(*), (select most from places)) from waiting)
+     for update skip locked
+),
 chosen as materialized (
   select w.id
     from waiting as w
@@ -286,15 +270,21 @@ chosen as materialized (
           ))
      and not w.not_here
    order by w.rank, w.waiting_since
-   limit (select fresh from places)
+   limit (select case when limited then (select count(*) from image_slots) else most end from places)
 ),
 fresh as materialized (
+  -- By id, one by one, and looked at again once it is locked: a plan made while little waited would
+  -- rather walk all that waits.
   select t.id
-    from public.video_generation_tasks as t
-    join chosen on chosen.id = t.id
+    from chosen
+   cross join lateral (
+     select t.id, t.status, t.run_after
+       from public.video_generation_tasks as t
+      where t.id = chosen.id
+     offset 0
+        for no key update skip locked
+   ) as t
    where t.status = 'pending' and t.run_after <= now()
-   order by t.id
-     for no key update of t skip locked
 ),
 claimed as (
   update public.video_generation_tasks as t
@@ -302,59 +292,38 @@ claimed as (
          started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
          current_step = 'Initializing video generation pipeline',
          message = 'Video generation started', stage_progress = null
-    from (
-           select id from suspect
-           union select id from living
-           union select id from past_image
-           union select id from fresh
-         ) as picked,
-         -- A worker declared dead claims nothing.
-         vidgen.workers as me
-   where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
+    from fresh
+   where t.id = fresh.id
   returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
             t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
 ),
-given as materialized (
-  select need.id as task_id, slot.id as slot_id
-    from (
-           select id, row_number() over (order by id) as place
-             from (select id from fresh union all select id from suspect where class is null) as i
-         ) as need
-    join (select id, row_number() over (order by id) as place from image_slots) as slot
-      using (place)
-  union all
-  select need.id, slot.id
-    from (
-           select id, row_number() over (order by id) as place
-             from (select id from past_image union all select id from suspect where class = 1) as v
-         ) as need
-    join (select id, row_number() over (order by id) as place from video_slots) as slot
-      using (place)
-),
 reserved as (
   update vidgen.slots as s
-     set task_id = claimed.id, taken_at = now()
-    from given
-    join claimed on claimed.id = given.task_id
-   where s.id = given.slot_id
+     set task_id = given.task_id, taken_at = now()
+    from unnest(
+           array(select id from fresh), array(select id from image_slots)
+         ) as given (task_id, slot_id)
+   where s.id = given.slot_id and given.task_id is not null
 ),
 left_over as materialized (
-  select line.user_id, line.waiting_since,
+  select line.user_id,
          row_number() over (order by line.waiting_since) as place,
-         count(fresh.id) as taken,
+         count(*) filter (where waiting.id = any (array(select id from fresh))) as taken,
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(fresh.id)
+         count(waiting.id) > count(*) filter (where waiting.id = any (array(select id from fresh)))
          or line.arrivals is distinct from (
            select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
          -- Had its turn and could not use it (a client holds the row; not for this worker): it
          -- must not stand in everybody's way.
-         bool_or(waiting.not_here or (chosen.id is not null and fresh.id is null)) as passed
+         bool_or(
+           waiting.not_here
+           or (waiting.id = any (array(select id from chosen))
+               and waiting.id <> all (array(select id from fresh)))
+         ) as passed
     from line
     left join waiting on waiting.user_id = line.user_id
-    left join chosen on chosen.id = waiting.id
-    left join fresh on fresh.id = waiting.id
    group by line.user_id, line.waiting_since, line.arrivals
 ),
 moved as (
@@ -385,26 +354,172 @@ moved as (
          end
     from left_over as o
    where t.user_id = o.user_id
-     and exists (select from vidgen.workers as me where me.id = %(worker_id)s and me.dead_at is null)
   returning t.waiting_since
 )
-select c.*, exists (select from suspect where suspect.id = c.id) as alone,
+select c.*, false as alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
        exists (select from moved where waiting_since is not null)
        or exists (
          select from vidgen.turns as t
-          where t.waiting_since is not null and not (select image_closed or video_closed from gate)
-            and not exists (select from line where line.user_id = t.user_id)
+          where t.waiting_since is not null and t.user_id <> all (array(select user_id from line))
        ) as more
   from claimed as c
-  left join vidgen.budgets as b on b.task_id = c.id
+ order by c.run_after, c.created_at
+
+-- resume --
+-- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
+-- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
+-- their image, each with one of the video model's slots where it has a limit.
+with gate as materialized (
+  select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
+         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
+    from vidgen.gates
+   where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
+),
+limited as materialized (
+  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
+         coalesce(bool_or(l.model = %(video_model)s), false) as videos
+    from vidgen.limits as l
+   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+     and l.max_generations is not null
+),
+crashed as materialized (
+  -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
+  -- is laid at the wrong door.
+  select b.task_id as id, t.run_after, r.class
+    from vidgen.budgets as b
+   cross join lateral (
+     select t.status, t.run_after
+       from public.video_generation_tasks as t
+      where t.id = b.task_id
+     offset 0
+   ) as t
+    left join vidgen.resumes as r on r.task_id = b.task_id
+   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
+     and t.status = 'pending' and t.run_after <= now()
+),
+image_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.model = %(image_model)s and s.task_id is null
+     and %(idle)s and exists (select from crashed where class is null)
+   limit 1
+     for update skip locked
+),
+video_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.model = %(video_model)s and s.task_id is null
+     and not (select video_closed from gate)
+   limit %(slots)s
+     for update skip locked
+),
+free as materialized (
+  -- How many generations of each model may begin; null: any number.
+  select case when limited.images then (select count(*) from image_slots) end as images,
+         case when limited.videos then (select count(*) from video_slots) end as videos
+    from limited
+),
+suspect as materialized (
+  -- First of all, or it would wait for ever under load.
+  select t.id, crashed.class
+    from free
+    cross join crashed
+    join public.video_generation_tasks as t on t.id = crashed.id
+   where %(idle)s and t.status = 'pending' and t.run_after <= now()
+     and not (select image_closed or video_closed from gate)
+     and case crashed.class
+           when 0 then true
+           when 1 then free.videos is distinct from 0
+           else free.images is distinct from 0
+         end
+   order by crashed.run_after
+   limit 1
+     for no key update of t skip locked
+),
+living as materialized (
+  select t.id
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+    left join vidgen.budgets as b on b.task_id = t.id
+   where r.class = 0 and r.resume_at <= now() and t.status = 'pending'
+     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
+     and not exists (select from suspect)
+   order by r.resume_at
+   limit %(slots)s
+     for no key update of t skip locked
+),
+past_image as materialized (
+  select t.id
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+    left join vidgen.budgets as b on b.task_id = t.id
+   where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
+     and not (select video_closed from gate)
+     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
+     and not exists (select from suspect)
+   order by r.resume_at
+   limit (
+     -- One slot is left for a suspect: it needs a slot and an idle worker at once, and would never
+     -- find both.
+     select greatest(
+              least(
+                %(slots)s - (select count(*) from living),
+                free.videos - exists (select from crashed where class = 1)::integer
+              ),
+              0
+            )
+       from free
+   )
+     for no key update of t skip locked
+),
+claimed as (
+  update public.video_generation_tasks as t
+     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
+         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
+         current_step = 'Initializing video generation pipeline',
+         message = 'Video generation started', stage_progress = null
+    from (
+           select id from suspect
+           union all select id from living
+           union all select id from past_image
+         ) as picked,
+         -- A worker declared dead claims nothing.
+         vidgen.workers as me
+   where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
+  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+),
+reserved as (
+  update vidgen.slots as s
+     set task_id = claimed.id, taken_at = now()
+    from (
+           select *
+             from unnest(
+                    array(
+                      select id from past_image union all select id from suspect where class = 1
+                    ),
+                    array(select id from video_slots)
+                  ) as of_videos (task_id, slot_id)
+           union all
+           select suspect.id, image_slots.id from suspect, image_slots where suspect.class is null
+         ) as given
+    join claimed on claimed.id = given.task_id
+   where s.id = given.slot_id
+)
+select c.*, exists (select from suspect where suspect.id = c.id) as alone,
+       extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
+  from claimed as c
  order by c.run_after, c.created_at
 
 -- still_waiting --
--- Whether a claim that came back with nothing should be repeated soon: somebody is in the line
--- (another claim may have held that user's turn, or the slot), or the mailbox isn't empty. Not while
--- a gate is closed or no slot is free: then nothing may start, and asking again costs a statement
--- each time.
+-- Why a claim came back with nothing. `resumable`: a task goes first that has something to go on from
+-- (the same condition as in the claim; a closed gate keeps only those waiting that are to submit).
+-- `waiting`: it should be repeated soon, somebody is in the line (another claim may have held that
+-- user's turn, or the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free:
+-- then nothing may start, and asking again costs a statement each time.
 with free as materialized (
   select coalesce(bool_or(s.model = %(image_model)s), false) as images,
          coalesce(bool_or(s.model = %(video_model)s), false) as videos
@@ -418,30 +533,57 @@ limited as materialized (
     from vidgen.limits as l
    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
      and l.max_generations is not null
+),
+gate as materialized (
+  select count(*) > 0 as closed,
+         coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+     and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+past_image as materialized (
+  select exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+         and (free.videos or not limited.videos) as may_go_on
+    from free, limited
 )
-select (
-         (
+select exists (select from vidgen.resumes where class = 0 and resume_at <= now())
+       or (past_image.may_go_on and not gate.video_closed)
+       or (
+         %(idle)s and not gate.closed
+         and exists (
+           select
+             from vidgen.budgets as b
+            cross join lateral (
+              select t.status, t.run_after
+                from public.video_generation_tasks as t
+               where t.id = b.task_id
+              offset 0
+            ) as t
+            where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
+              and t.status = 'pending' and t.run_after <= now()
+         )
+       ) as resumable,
+       not gate.closed
+       and (
+         (past_image.may_go_on and limited.videos)
+         or (
            (free.images or not limited.images)
-           and vidgen.room_before_videos(
-                 %(provider)s, %(key_fingerprint)s, %(video_model)s
-               ) is distinct from 0
+           and coalesce(
+                 (
+                   select r.room
+                     from vidgen.rooms as r
+                    where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+                      and r.model = %(video_model)s
+                 ),
+                 1
+               ) > 0
            and (
              exists (select from vidgen.turns where waiting_since is not null)
              or exists (select from vidgen.arrivals)
            )
          )
-         or (
-           limited.videos and free.videos
-           and exists (select from vidgen.resumes where class = 1 and resume_at <= now())
-         )
-       )
-       and not exists (
-         select
-           from vidgen.gates as g
-          where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
-            and g.model in ('*', %(image_model)s, %(video_model)s)
        ) as waiting
-  from free, limited
+  from free, limited, gate, past_image
 
 -- clear_line --
 -- Users at the head of the line who have nothing due any more (cancelled meanwhile) leave it, many at

@@ -192,24 +192,34 @@ class Queue:
         await self._claims.once("line_up")
 
     async def claim(self, slots: int, *, idle: bool) -> Claimed:
-        """Line up, then begin an attempt on up to `slots` waiting tasks."""
-        rows = await self._claims.pair(
-            "line_up", "claim", worker_id=self.worker_id, slots=slots, idle=idle,
-            provider=self.key.provider, key_fingerprint=self.key.fingerprint,
-            image_model=self.key.image_model, video_model=self.key.video_model,
-            max_crashes=self.settings.vidgen_max_crashes,
-            max_running_per_user=self.settings.vidgen_max_running_per_user,
-        )  # fmt: skip
-        if rows:
-            return Claimed([_task(row) for row in rows], more=any(row["more"] for row in rows))
-        waiting = await self._claims.once(
-            "still_waiting", provider=self.key.provider, key_fingerprint=self.key.fingerprint,
-            image_model=self.key.image_model, video_model=self.key.video_model,
-        )  # fmt: skip
-        if not waiting[0]["waiting"]:
-            return Claimed([], more=False)
+        """Take up to `slots` waiting tasks: those that can go on, or, without such, new ones."""
+        claimed = await self._begin(slots, idle=idle, resumed=False)
+        if claimed.tasks:
+            return claimed
+        state = (await self._claims.once("still_waiting", idle=idle, **self._models_claimed()))[0]
+        if state["resumable"]:
+            rows = await self._claims.once(
+                "resume", worker_id=self.worker_id, slots=slots, idle=idle, **self._models_claimed()
+            )
+            if rows:
+                return Claimed([_task(row) for row in rows], more=True)
+            # They were not for this worker, or another one has just taken them.
+            claimed = await self._begin(slots, idle=idle, resumed=True)
+            if claimed.tasks:
+                return claimed
+        if not state["waiting"]:
+            return claimed
         left = await self._claims.once("clear_line")
         return Claimed([], more=True, cleared=bool(left))
+
+    async def _begin(self, slots: int, *, idle: bool, resumed: bool) -> Claimed:
+        """Line up, then begin an attempt on up to `slots` new tasks."""
+        rows = await self._claims.pair(
+            "line_up", "claim", worker_id=self.worker_id, slots=slots, idle=idle, resumed=resumed,
+            max_running_per_user=self.settings.vidgen_max_running_per_user,
+            **self._models_claimed(),
+        )  # fmt: skip
+        return Claimed([_task(row) for row in rows], more=any(row["more"] for row in rows))
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
         """Take waiting tasks that are to be cancelled at the provider."""
@@ -477,6 +487,15 @@ class Queue:
             "key_fingerprint": self.key.fingerprint,
             "model": model,
             "max_generations": max_generations,
+        }
+
+    def _models_claimed(self) -> dict[str, Any]:
+        return {
+            "provider": self.key.provider,
+            "key_fingerprint": self.key.fingerprint,
+            "image_model": self.key.image_model,
+            "video_model": self.key.video_model,
+            "max_crashes": self.settings.vidgen_max_crashes,
         }
 
     def _models(self) -> dict[str, Any]:
