@@ -7,6 +7,32 @@ update vidgen.settings set schema_version = '20261123000400';
 -- Suspects are few: an idle worker finds them without a look at what waits.
 create index budgets_crashed on vidgen.budgets (crashes) where crashes > 0;
 
+-- And they stay few: deaths count while a task may still run. What it ended by is in its row.
+create function vidgen.task_ends() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update vidgen.budgets as b set crashes = 0 where b.task_id = new.id and b.crashes > 0;
+  return null;
+end
+$$;
+
+create trigger task_ends
+  after update on public.video_generation_tasks
+  for each row
+  when (
+    old.status in ('pending', 'processing') and new.status in ('completed', 'failed', 'cancelled')
+  )
+  execute function vidgen.task_ends();
+
+revoke all on function vidgen.task_ends() from public, anon, authenticated, service_role;
+
+update vidgen.budgets as b
+   set crashes = 0
+  from public.video_generation_tasks as t
+ where t.id = b.task_id and b.crashes > 0
+   and t.status in ('completed', 'failed', 'cancelled');
+
 -- No image starts while far more tasks wait for a video slot than there are: twice as many as slots
 -- may be under way to one. What waits for later waits for no slot, and what other keys run needs none
 -- of this key's. Nothing is counted beyond the number that decides.
@@ -85,6 +111,7 @@ begin
        and s.submission_id is not distinct from of_submission;
   end if;
   if exists (select from vidgen.turns where waiting_since is not null)
+     or exists (select from vidgen.turns where waiting_since is null and due_at <= now())
      or exists (select from vidgen.arrivals)
      or exists (select from vidgen.resumes where resume_at <= now()) then
     perform pg_notify('vidgen_tasks', '');

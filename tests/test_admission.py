@@ -287,6 +287,50 @@ def test_a_slot_is_left_for_a_task_that_is_to_run_alone(ground: Ground, model: s
     assert [held.id for held in hand.claim(idle=False)] == [other.id]
 
 
+def past_image(ground: Ground, hand: Hand, tasks: int) -> tuple[Held, list[Held]]:
+    """A suspect, and others, that wait for their clip."""
+    held = [ground.held(hand, "start_task", *STAGE) for _ in range(1 + tasks)]
+    for one in held:
+        assert hand.about(one, "requeue")
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held[0].id)
+    return held[0], held[1:]
+
+
+def test_a_worker_with_one_place_goes_on_with_what_waits_beside_a_suspect(ground: Ground) -> None:
+    """The slot that is left is one of those there are, not one of those there is a place for."""
+    hand = ground.worker()
+    _, others = past_image(ground, hand, 2)
+    limit(hand, VIDEO, 5)
+    ground.order()
+    taken_up = [hand.claim(slots=1, idle=False)[0].id for _ in others]
+    assert taken_up == [other.id for other in others], "before anything new"
+
+
+def test_no_slot_is_left_for_a_suspect_that_a_gate_keeps_from_running(ground: Ground) -> None:
+    hand = ground.worker()
+    _, (other,) = past_image(ground, hand, 1)
+    limit(hand, VIDEO, 1)
+    hand("close_gate", model=IMAGE)
+    assert [held.id for held in hand.claim()] == [other.id]
+
+
+def test_a_busy_worker_asks_no_more_for_what_is_not_for_it(ground: Ground) -> None:
+    """A suspect alone, or no slot but the one left for it: the next reason comes by itself."""
+    hand = ground.worker()
+    past_image(ground, hand, 0)
+    for slots in (1, 5):
+        limit(hand, VIDEO, slots)
+        assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": False}]
+    assert hand("still_waiting", idle=True)[0]["resumable"]
+    ground.sql("delete from vidgen.resumes")
+    limit(hand, IMAGE, 1)
+    ground.order()
+    hand("line_up")
+    assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": False}]
+    limit(hand, IMAGE, 2)
+    assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": True}]
+
+
 def heard(listener: Hand) -> list[str]:
     """What the workers' channel brought so far: a word of our own comes after all of it."""
     listener.conn.execute("select pg_notify('vidgen_tasks', 'the end')")
@@ -315,6 +359,16 @@ def test_a_free_slot_wakes_workers_only_where_somebody_waits(ground: Ground) -> 
     heard(listener)
     assert hand.about(second, "end_generation")
     assert heard(listener) == [""]
+
+    ground.sql("update vidgen.turns set waiting_since = null, due_at = now()")
+    assert hand.about(second, "fail")
+    third = ground.held(hand, "start_task", *STAGE[:2])
+    ground.order(due=timedelta(hours=1))
+    hand("line_up")
+    ground.sql("update vidgen.turns set due_at = now() where waiting_since is null")
+    heard(listener)
+    assert hand.about(third, "end_generation")
+    assert heard(listener) == [""], "due, and not yet in the line"
 
 
 def test_a_limit_goes_up_and_down_under_what_runs(ground: Ground) -> None:

@@ -15,10 +15,14 @@ import pytest
 from tests.mortal import mortals
 from tests.proxy import proxy
 from tests.watching import until_true, watch
-from tests.world import World
+from tests.world import PATIENCE, World
+from vidgen_worker.worker import LOOPS_END
 
-QUICK = {"VIDGEN_LEASE": "1s", "VIDGEN_SUBMIT_TIMEOUT": "1s", "VIDGEN_QUEUE_POLL": "50ms"}
-TAKES_LONG = {"VIDGEN_POLL_INTERVAL": "500ms", "VIDGEN_CONCURRENCY": "250"}
+# Two hundred POSTs at once take seconds on a busy machine: one that counts as lost is paid again.
+QUICK = {"VIDGEN_LEASE": "1s", "VIDGEN_SUBMIT_TIMEOUT": "10s", "VIDGEN_QUEUE_POLL": "50ms"}
+TAKES_LONG = {
+    "VIDGEN_POLL_INTERVAL": "500ms", "VIDGEN_CONCURRENCY": "250", "VIDGEN_LEASE": "30s",
+}  # fmt: skip
 MANY = 200
 ENDED = "select not exists (select from video_generation_tasks where completed_at is null)"
 
@@ -75,7 +79,7 @@ async def test_a_deploy_with_200_tasks_in_flight(world: World, tmp_path: Path) -
     world.runway.set(concurrency=MANY, image_seconds=300)
     tasks = many(world, MANY)
     with mortals(tmp_path / "worker.log") as processes:
-        old = await processes.start(world.env(**QUICK | TAKES_LONG | {"VIDGEN_LEASE": "30s"}))
+        old = await processes.start(world.env(**QUICK | TAKES_LONG))
         await until_true(
             world, "select count(*) = %s from vidgen.checkpoints where state = 'generating'", MANY
         )
@@ -134,15 +138,14 @@ async def test_a_drain_lets_the_submit_in_flight_end(world: World, tmp_path: Pat
     watch(world)
     user = world.user()
     task = world.order(user, world.scene(user, image_prompt="[[late 700ms]] x"))
-    environment = QUICK | {"VIDGEN_SUBMIT_TIMEOUT": "10s"}
     with mortals(tmp_path / "worker.log") as processes:
-        old = await processes.start(world.env(**environment))
+        old = await processes.start(world.env(**QUICK))
         await until_true(world, "select exists (select from vidgen.submissions)")
         old.signal(signal.SIGTERM)
         assert await old.ended() == 0
     submission = world.one("select * from vidgen.submissions")
     assert submission["answer"] == "generation"
-    async with world.worker(**environment):
+    async with world.worker(**QUICK):
         row = await world.until(task)
     assert (row["status"], row["attempt"]) == ("completed", 2)
     assert len(world.runway.generations()) == 2
@@ -168,7 +171,7 @@ async def test_a_second_signal_forces(world: World, tmp_path: Path, second: int)
 
 
 async def _says(log: Path, event: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while event not in said(log):  # noqa: ASYNC110 - another process's file
             await asyncio.sleep(0.01)  # a bounded wait for a line of another process
 
@@ -184,19 +187,20 @@ async def test_sigterm_while_starting(world: World, tmp_path: Path) -> None:
                 # It falls asleep when it begins, so that the signal surely meets it there.
                 "query register_worker before", by=signal.SIGSTOP,
             )  # fmt: skip
-            await _stopped(worker.pid)
+            await stopped(worker.pid)
             worker.signal(signal.SIGTERM)
             before = time.monotonic()
             worker.signal(signal.SIGCONT)
             assert await worker.ended() == 0
-    assert time.monotonic() - before < 8
+    assert time.monotonic() - before < LOOPS_END, "it ended by running out of time"
     assert world.sql("select * from vidgen.workers") == []
     assert "Traceback" not in log.read_text()
 
 
-async def _stopped(pid: int) -> None:
+async def stopped(pid: int) -> None:
+    """Wait until a process has fallen asleep by SIGSTOP."""
     stat = Path(f"/proc/{pid}/stat")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.01)  # a bounded wait for another process
 
@@ -267,7 +271,7 @@ async def test_a_poison_task_takes_nobody_down_with_it(world: World, tmp_path: P
     ended = world.sql("select status from video_generation_tasks where id <> %s", poison)
     assert [row["status"] for row in ended] == ["completed"] * len(neighbours)
     budget = world.one("select crashes from vidgen.budgets where task_id = %s", poison)
-    assert budget["crashes"] == 3
+    assert budget["crashes"] == 0, "deaths count while a task may still run"
     assert world.books_balance()
     assert world.sql("select * from falls") == []
 

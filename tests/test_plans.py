@@ -155,15 +155,26 @@ def test_a_claim_reads_no_more_beside_a_crowd(small: tuple[Ground, Hand], crowd:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["claim", "resume", "line_up", "still_waiting"])
-def test_a_plan_made_while_there_was_nothing_stays_good(ground: Ground, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "idle"),
+    [
+        ("claim", True),
+        ("resume", True),
+        ("resume", False),
+        ("line_up", True),
+        ("still_waiting", True),
+    ],
+)
+def test_a_plan_made_while_there_was_nothing_stays_good(
+    ground: Ground, name: str, idle: bool
+) -> None:
     """A worker plans once, on a new project; then somebody inserts a hundred thousand rows."""
     for table in (f"public.{TASKS}", "vidgen.turns", "vidgen.arrivals", "vidgen.resumes"):
         ground.sql(f"alter table {table} set (autovacuum_enabled = false)")
     hand = ground.worker()
     body, names = numbered(QUERIES[name])
     arguments = f"({', '.join(f'%({name})s' for name in names)})" if names else ""
-    values = {**USUAL, "worker_id": hand.worker_id, "slots": SMALL_ROWS}
+    values = {**USUAL, "worker_id": hand.worker_id, "slots": SMALL_ROWS, "idle": idle}
     with psycopg.connect(ground.database.url, cursor_factory=ClientCursor, autocommit=True) as conn:
         conn.execute(PLANNED_ONCE)
         conn.execute(f"prepare it as {body}".encode())
@@ -174,6 +185,15 @@ def test_a_plan_made_while_there_was_nothing_stays_good(ground: Ground, name: st
             )
         if name != "line_up":
             hand("line_up")
+        if name == "resume":
+            ground.sql(
+                "insert into vidgen.resumes (task_id, user_id, class, resume_at)"
+                f" select id, user_id, 1, now() from public.{TASKS} limit 20"
+            )
+            ground.sql(
+                f"insert into vidgen.budgets (task_id, crashes) select id, 2 from public.{TASKS}"
+                " where id not in (select task_id from vidgen.resumes) limit 3"
+            )
         with conn.transaction(force_rollback=True):
             row = conn.execute(
                 "explain (analyze, buffers, timing off, format json)"

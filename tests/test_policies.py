@@ -126,6 +126,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     # Nobody's: triggers, and what the functions above call as their owner.
     "vidgen.submission_ends()": NONE,
     "vidgen.task_leaves()": NONE,
+    "vidgen.task_ends()": NONE,
     "vidgen.images_bucket()": NONE,
     "vidgen.may_act_on(uuid)": NONE,
     "vidgen.unbilled_cost(uuid)": NONE,

@@ -624,6 +624,34 @@ def test_a_checkpoint_that_advances_forgives_the_deaths_before_it(ground: Ground
     assert ground.one("select crashes from vidgen.budgets")["crashes"] == 0
 
 
+@pytest.mark.parametrize("end", ["fail", "cancel", "requeue"])
+def test_deaths_count_while_a_task_may_still_run(ground: Ground, end: str) -> None:
+    """Else each claim would look at every task that ever died."""
+    hand = ground.worker()
+    held = ground.held(hand, "start_task")
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 1)", held.id)
+    assert hand.about(held, end)
+    assert ground.one("select crashes from vidgen.budgets")["crashes"] == (end == "requeue")
+
+
+def test_room_is_made_by_a_worker_that_could_take_the_suspect(ground: Ground) -> None:
+    """The first of its key, wherever another key's stands; none behind a closed gate."""
+    first, second = sorted((ground.worker(), ground.worker()), key=lambda hand: hand.worker_id)
+    suspect = ground.order()
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", suspect)
+
+    def asked(hand: Hand) -> bool:
+        return any(row["kind"] == "room" for row in hand("take_over", idle=False))
+
+    assert (asked(first), asked(second)) == (True, False)
+    ground.sql(
+        "update vidgen.workers set key_fingerprint = 'another' where id = %s", first.worker_id
+    )
+    assert asked(second)
+    second("close_gate", model="gen4_image")
+    assert not asked(second)
+
+
 def test_cancels_of_waiting_tasks_are_claimed_outside_gates(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:2])

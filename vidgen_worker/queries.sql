@@ -124,7 +124,7 @@ on conflict (user_id) do update
 with crashed as materialized (
   -- One death below the limit: these run alone. Few; the fence keeps the plan from beginning at what
   -- waits, however little that was when it was made.
-  select r.class
+  select b.task_id as id, r.class
     from vidgen.budgets as b
    cross join lateral (
      select t.status, t.run_after
@@ -137,8 +137,9 @@ with crashed as materialized (
      and t.status = 'pending' and t.run_after <= now()
 ),
 free as materialized (
-  -- How many may begin; null: any number. One slot is left for a task that is to run alone: it needs
-  -- a slot and an idle worker at once, and would never find both.
+  -- How many may begin; null: any number. One slot is left for a task that is to run alone, which
+  -- needs a slot and an idle worker at once. (Two claims at once may take it all the same; then the
+  -- next one that comes free is left.)
   select (
            select greatest(
                     (
@@ -174,10 +175,18 @@ free as materialized (
      and (
        %(resumed)s
        or not (
-         exists (select from vidgen.resumes where class = 0 and resume_at <= now())
-         or (%(idle)s and exists (select from crashed))
+         (%(idle)s and exists (select from crashed))
+         or exists (
+           select from vidgen.resumes as r
+            where r.class = 0 and r.resume_at <= now()
+              and not exists (select from crashed where crashed.id = r.task_id)
+         )
          or (
-           exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+           exists (
+             select from vidgen.resumes as r
+              where r.class = 1 and r.resume_at <= now()
+                and not exists (select from crashed where crashed.id = r.task_id)
+           )
            and (
              exists (
                select from vidgen.slots as s
@@ -413,7 +422,8 @@ video_slots as materialized (
    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select video_closed from gate)
-   limit %(slots)s
+   -- One more: it may be the one that is left for a suspect.
+   limit %(slots)s + 1
      for update skip locked
 ),
 free as materialized (
@@ -423,57 +433,88 @@ free as materialized (
     from limited
 ),
 suspect as materialized (
-  -- First of all, or it would wait for ever under load.
-  select t.id, crashed.class
-    from free
-    cross join crashed
-    join public.video_generation_tasks as t on t.id = crashed.id
-   where %(idle)s and t.status = 'pending' and t.run_after <= now()
-     and not (select image_closed or video_closed from gate)
-     and case crashed.class
-           when 0 then true
-           when 1 then free.videos is distinct from 0
-           else free.images is distinct from 0
-         end
-   order by crashed.run_after
+  -- First of all, or it would wait for ever under load. Here and below each row is locked by its id and
+  -- looked at again: a plan made while little waited would rather walk all that waits.
+  select t.id, first.class
+    from (
+      select crashed.id, crashed.class
+        from free, crashed
+       where %(idle)s
+         and not (select image_closed or video_closed from gate)
+         and case crashed.class
+               when 0 then true
+               when 1 then free.videos is distinct from 0
+               else free.images is distinct from 0
+             end
+       order by crashed.run_after
+      offset 0
+    ) as first
+   cross join lateral (
+     select t.id, t.status, t.run_after
+       from public.video_generation_tasks as t
+      where t.id = first.id
+     offset 0
+        for no key update skip locked
+   ) as t
+   where t.status = 'pending' and t.run_after <= now()
    limit 1
-     for no key update of t skip locked
 ),
 living as materialized (
   select t.id
-    from vidgen.resumes as r
-    join public.video_generation_tasks as t on t.id = r.task_id
-    left join vidgen.budgets as b on b.task_id = t.id
-   where r.class = 0 and r.resume_at <= now() and t.status = 'pending'
-     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
-     and not exists (select from suspect)
-   order by r.resume_at
+    from (
+      select r.task_id
+        from vidgen.resumes as r
+       where r.class = 0 and r.resume_at <= now()
+         and not exists (select from crashed where crashed.id = r.task_id)
+         and not exists (select from suspect)
+       order by r.resume_at
+      offset 0
+    ) as first
+   cross join lateral (
+     select t.id, t.status
+       from public.video_generation_tasks as t
+      where t.id = first.task_id
+     offset 0
+        for no key update skip locked
+   ) as t
+   where t.status = 'pending'
    limit %(slots)s
-     for no key update of t skip locked
 ),
 past_image as materialized (
   select t.id
-    from vidgen.resumes as r
-    join public.video_generation_tasks as t on t.id = r.task_id
-    left join vidgen.budgets as b on b.task_id = t.id
-   where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
-     and not (select video_closed from gate)
-     and not (coalesce(b.crashes, 0) > 0 and b.crashes >= %(max_crashes)s - 1)
-     and not exists (select from suspect)
-   order by r.resume_at
+    from (
+      select r.task_id
+        from vidgen.resumes as r
+       where r.class = 1 and r.resume_at <= now()
+         and not (select video_closed from gate)
+         and not exists (select from crashed where crashed.id = r.task_id)
+         and not exists (select from suspect)
+       order by r.resume_at
+      offset 0
+    ) as first
+   cross join lateral (
+     select t.id, t.status
+       from public.video_generation_tasks as t
+      where t.id = first.task_id
+     offset 0
+        for no key update skip locked
+   ) as t
+   where t.status = 'pending'
    limit (
-     -- One slot is left for a suspect: it needs a slot and an idle worker at once, and would never
-     -- find both.
+     -- One slot is left for a suspect, which needs a slot and an idle worker at once; not while a
+     -- gate keeps it from running.
      select greatest(
               least(
                 %(slots)s - (select count(*) from living),
-                free.videos - exists (select from crashed where class = 1)::integer
+                free.videos - (
+                  exists (select from crashed where class = 1)
+                  and not (select image_closed from gate)
+                )::integer
               ),
               0
             )
        from free
    )
-     for no key update of t skip locked
 ),
 claimed as (
   update public.video_generation_tasks as t
@@ -520,12 +561,39 @@ select c.*, exists (select from suspect where suspect.id = c.id) as alone,
 -- `waiting`: it should be repeated soon, somebody is in the line (another claim may have held that
 -- user's turn, or the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free:
 -- then nothing may start, and asking again costs a statement each time.
-with free as materialized (
-  select coalesce(bool_or(s.model = %(image_model)s), false) as images,
-         coalesce(bool_or(s.model = %(video_model)s), false) as videos
-    from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
-     and s.task_id is null
+with crashed as materialized (
+  select b.task_id as id, r.class
+    from vidgen.budgets as b
+   cross join lateral (
+     select t.status, t.run_after
+       from public.video_generation_tasks as t
+      where t.id = b.task_id
+     offset 0
+   ) as t
+    left join vidgen.resumes as r on r.task_id = b.task_id
+   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
+     and t.status = 'pending' and t.run_after <= now()
+),
+gate as materialized (
+  select count(*) > 0 as closed,
+         coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
+         coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+     and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+free as materialized (
+  -- Beyond the slot that is left for a task that is to run alone.
+  select count(*) filter (where s.model = %(image_model)s)
+           > exists (select from crashed where class is null)::integer as images,
+         count(*) filter (where s.model = %(video_model)s)
+           > (exists (select from crashed where class = 1) and not gate.image_closed)::integer
+           as videos
+    from gate
+    left join vidgen.slots as s
+      on s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+         and s.task_id is null
+   group by gate.image_closed
 ),
 limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
@@ -534,34 +602,21 @@ limited as materialized (
    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
      and l.max_generations is not null
 ),
-gate as materialized (
-  select count(*) > 0 as closed,
-         coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
-    from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
-     and g.model in ('*', %(image_model)s, %(video_model)s)
-),
 past_image as materialized (
-  select exists (select from vidgen.resumes where class = 1 and resume_at <= now())
-         and (free.videos or not limited.videos) as may_go_on
-    from free, limited
-)
-select exists (select from vidgen.resumes where class = 0 and resume_at <= now())
-       or (past_image.may_go_on and not gate.video_closed)
-       or (
-         %(idle)s and not gate.closed
-         and exists (
-           select
-             from vidgen.budgets as b
-            cross join lateral (
-              select t.status, t.run_after
-                from public.video_generation_tasks as t
-               where t.id = b.task_id
-              offset 0
-            ) as t
-            where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-              and t.status = 'pending' and t.run_after <= now()
+  select exists (
+           select from vidgen.resumes as r
+            where r.class = 1 and r.resume_at <= now()
+              and not exists (select from crashed where crashed.id = r.task_id)
          )
+         and (free.videos or not limited.videos) and not gate.video_closed as may_go_on
+    from free, limited, gate
+)
+select past_image.may_go_on
+       or (%(idle)s and not gate.closed and exists (select from crashed))
+       or exists (
+         select from vidgen.resumes as r
+          where r.class = 0 and r.resume_at <= now()
+            and not exists (select from crashed where crashed.id = r.task_id)
        ) as resumable,
        not gate.closed
        and (
@@ -751,13 +806,25 @@ union all
 select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
   from vidgen.workers as me
  where me.id = %(worker_id)s and not %(idle)s
+   -- The first of those who could take it: none of them behind a closed gate.
    and not exists (
      select from vidgen.workers as w
       where w.id < me.id and w.dead_at is null and w.concurrency > 0
+        and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
+   )
+   and not exists (
+     select from vidgen.gates as g
+      where g.provider = me.provider and g.key_fingerprint in ('*', me.key_fingerprint)
    )
    and exists (
-     select from vidgen.budgets as b
-       join public.video_generation_tasks as t on t.id = b.task_id
+     select
+       from vidgen.budgets as b
+      cross join lateral (
+        select t.status, t.run_after
+          from public.video_generation_tasks as t
+         where t.id = b.task_id
+        offset 0
+      ) as t
       where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
         and t.status = 'pending' and t.run_after <= now()
    )
