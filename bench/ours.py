@@ -25,7 +25,7 @@ from vidgen_worker.events import (
     subscribe,
 )
 from vidgen_worker.logging_setup import configure
-from vidgen_worker.pipeline import Run, Tools
+from vidgen_worker.run import Run, Tools
 from vidgen_worker.task import Outcome
 from vidgen_worker.worker import serve
 

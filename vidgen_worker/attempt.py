@@ -21,7 +21,7 @@ from vidgen_worker.events import (
     UnexpectedError,
     emit,
 )
-from vidgen_worker.pipeline import Pipeline, ProvenError, Run, Tools
+from vidgen_worker.pipeline import Pipeline, ProvenError
 from vidgen_worker.queue import (
     CancelAskedError,
     GateClosedError,
@@ -29,6 +29,7 @@ from vidgen_worker.queue import (
     NoSlotError,
     SubmissionCapError,
 )
+from vidgen_worker.run import Run, Tools
 from vidgen_worker.storm import ALL_MODELS, Storm
 from vidgen_worker.task import (
     Abandoned,

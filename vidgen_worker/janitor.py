@@ -18,8 +18,8 @@ from vidgen_worker.events import (
     StrayGeneration,
     emit,
 )
+from vidgen_worker.generating import end_at_provider
 from vidgen_worker.lease import boot_time
-from vidgen_worker.pipeline import end_at_provider
 from vidgen_worker.storm import PROVIDER_STORM
 
 if TYPE_CHECKING:

@@ -43,10 +43,10 @@ from vidgen_worker.lease import Lease, boot_time
 from vidgen_worker.media import CONFORMED, Media
 from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
-from vidgen_worker.pipeline import Run, Tools
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
 from vidgen_worker.queue import Key, Queue, Reported
+from vidgen_worker.run import Run, Tools
 from vidgen_worker.scratch import Scratch, scratch_folder
 from vidgen_worker.storage import Bucket, Storage
 from vidgen_worker.storm import StormWatch
@@ -54,7 +54,7 @@ from vidgen_worker.task import Fence, Task
 
 REPORT_EVERY = timedelta(seconds=1)
 CLAIM_AGAIN = timedelta(milliseconds=30)
-CLAIM_STATEMENTS = 6
+CLAIM_STATEMENTS = 8
 """Statements in one turn of the claim loop at the most, and a heartbeat's to wait for."""
 STATUS_EVERY = timedelta(seconds=10)
 MOST_EMPTY_CLAIMS = 10

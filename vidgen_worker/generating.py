@@ -1,0 +1,202 @@
+"""While a checkpoint says `generating`: follows a generation until it has ended.
+
+However it ends (by itself, overdue, cancelled, gone, of no use), its end is booked here with its
+cost. A stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing
+here pays for anything, or looks at an output.
+"""
+
+import random
+import time
+from datetime import timedelta
+from uuid import UUID
+
+from vidgen_worker.errors import Disposition, Fault, failure_fault
+from vidgen_worker.events import GenerationEnded, GenerationOverdue, PollFailed, Progressed, emit
+from vidgen_worker.providers import Generation, GenerationState, Provider
+from vidgen_worker.queue import Queue, Reported
+from vidgen_worker.run import Run, Tools
+from vidgen_worker.stages import Order, Stage
+from vidgen_worker.task import Checkpoint, CheckpointState
+
+SLOWEST_POLL = timedelta(minutes=1)
+LONGEST_POLL = timedelta(minutes=2)
+"""One poll with its tries: beyond this the poll loop is stuck."""
+
+
+class Generating:
+    """One generation of one attempt."""
+
+    def __init__(
+        self, tools: Tools, run: Run, stage: Stage, order: Order, generation_id: UUID
+    ) -> None:
+        self._tools = tools
+        self._queue = tools.queue
+        self._provider = tools.provider
+        self._run = run
+        self._fence = run.task.fence
+        self._stage = stage
+        self._model = order.request.model
+        self._id = generation_id
+        self._booked = False
+        """Its end is written down: what is said of it again is no second end."""
+
+    async def follow(self, checkpoint: Checkpoint | None) -> Generation:
+        """Poll until the generation has ended; returns it only if it succeeded."""
+        settings = self._tools.settings
+        interval = settings.vidgen_poll_interval.total_seconds()
+        deadline = settings.vidgen_stage_deadline.total_seconds()
+        hard_deadline = settings.vidgen_stage_hard_deadline.total_seconds()
+        began, trouble, overdue = time.monotonic(), 0, False
+        if checkpoint and checkpoint.generation_id == self._id:
+            # Only of the generation that is followed: one before it may be hours old.
+            began -= _age(checkpoint)
+            self._booked = checkpoint.state is CheckpointState.STORING
+        if self._stage.name in self._run.submitted:
+            await self._pause(interval)
+        while True:
+            seconds = time.monotonic() - began
+            try:
+                generation = await self._poll()
+                trouble = 0
+            except Fault as fault:
+                await self._go_on(fault, None, seconds)
+                trouble += 1
+                generation = Generation(self._id, GenerationState.UNKNOWN)
+            if generation.state.terminal:
+                await self.end(generation.state.value, generation.cost, seconds)
+                return _succeeded(generation)
+            self._show(generation)
+            if seconds > hard_deadline and not trouble:
+                # Only after a look: what has finished meanwhile would be destroyed.
+                await self._give_up(seconds)
+            if seconds > deadline and not overdue:
+                overdue = True
+                emit(GenerationOverdue(
+                    fence=self._fence, stage=self._stage.name, generation=self._id, seconds=seconds,
+                ))  # fmt: skip
+            slower = 2 ** min(trouble, 4) * (5 if overdue else 1)
+            await self._pause(min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval)))
+
+    async def read_again(self, generation: Generation) -> Generation:
+        """Read a finished generation for fresh URLs; trouble leaves the ones we have."""
+        try:
+            return await self._provider.poll(self._id)
+        except Fault as fault:
+            await self._go_on(fault, generation.cost, 0)
+            return generation
+
+    async def cancel(self, checkpoint: Checkpoint) -> None:
+        """End it at the provider, where it still runs."""
+        state, cost = await end_at_provider(
+            self._provider, self._queue, self._fence.task_id, self._id
+        )
+        if state == "succeeded":
+            # Paid and finished: its output is kept for a retry.
+            await self.end(state, cost, _age(checkpoint))
+        else:
+            self._say_ended(state, cost, _age(checkpoint))
+
+    async def end(self, state: str, cost: float | None, seconds: float) -> None:
+        """Book its end. Raises LeaseLostError."""
+        self._say_ended(state, cost, seconds)
+        await self._queue.end_generation(
+            self._fence, self._stage.name, self._id, state, cost, self._stage.storing
+        )
+
+    def _say_ended(self, state: str, cost: float | None, seconds: float) -> None:
+        emit(GenerationEnded(
+            fence=self._fence, stage=self._stage.name, model=self._model, generation=self._id,
+            state=state, cost=cost, seconds=round(seconds, 3), repeated=self._booked or None,
+        ))  # fmt: skip
+        self._booked = True
+
+    async def _poll(self) -> Generation:
+        """Poll under the eyes of the watchdog. Raises Fault."""
+        turn = ("poll", self._id)
+        self._tools.turns.turned(turn, LONGEST_POLL)
+        try:
+            return await self._provider.poll(self._id)
+        finally:
+            self._tools.turns.rests(turn)
+
+    async def _go_on(self, fault: Fault, cost: float | None, seconds: float) -> None:
+        """Say that a poll failed; raises its Fault where another one would not help."""
+        if fault.disposition is not Disposition.IN_PLACE:
+            await self.end("gone", cost, seconds)
+            raise fault
+        emit(PollFailed(
+            fence=self._fence, stage=self._stage.name, generation=self._id, details=fault.details,
+        ))  # fmt: skip
+
+    async def _give_up(self, seconds: float) -> None:
+        """The hard deadline has passed: end it at the provider and let the stage begin anew."""
+        await self._provider.cancel(self._id)
+        await self.end("cancelled", None, seconds)
+        raise Fault("generation_overdue", details=f"{self._id} after {seconds:.0f} s")
+
+    def _show(self, generation: Generation) -> None:
+        """Progress to the row, throttled: from this step's milestone towards the next one."""
+        within = min(max(generation.progress or 0.0, 0.0), 1.0)
+        low, high = self._stage.generating.progress, self._stage.storing.progress
+        if generation.state is GenerationState.RUNNING:
+            emit(Progressed(
+                fence=self._fence, stage=self._stage.name, generation=self._id,
+                stage_progress=round(within * 100, 1),
+            ))  # fmt: skip
+        self._tools.report(Reported(
+            self._fence, low + (high - low) * within, within * 100,
+            _MESSAGES.get(generation.state, self._stage.generating.message),
+        ))  # fmt: skip
+
+    async def _pause(self, seconds: float) -> None:
+        await self._run.pause(timedelta(seconds=seconds * random.uniform(1.0, 1.25)))  # noqa: S311
+
+
+_MESSAGES = {
+    GenerationState.THROTTLED: "Waiting for a place at the provider",
+    GenerationState.PENDING: "Waiting for the provider to start",
+}
+
+
+def _succeeded(generation: Generation) -> Generation:
+    match generation.state:
+        case GenerationState.SUCCEEDED:
+            return generation
+        case GenerationState.CANCELLED:
+            raise Fault("generation_gone", details=f"{generation.id} was cancelled, not by us")
+        case _:
+            raise failure_fault(generation.failure_code, generation.failure or "", generation.cost)
+
+
+def _age(checkpoint: Checkpoint) -> float:
+    """Seconds since its generation was accepted."""
+    since = checkpoint.generation_started_at or checkpoint.now
+    return (checkpoint.now - since).total_seconds()
+
+
+async def end_at_provider(
+    provider: Provider, queue: Queue, task_id: UUID, generation_id: UUID
+) -> tuple[str, float | None]:
+    """Read a generation, cancel it if it still runs, and book its end: (state, cost).
+
+    Read first: on a finished generation the same verb destroys its output, and after a cancel the
+    cost may not be readable any more. Raises Fault when the provider can't be asked.
+    """
+    try:
+        generation = await provider.poll(generation_id)
+    except Fault as fault:
+        if fault.name != "generation_gone":
+            raise
+        await queue.close_generation(task_id, generation_id, "gone", None)
+        return "gone", None
+    state, cost = generation.state.value, generation.cost
+    if not generation.state.terminal:
+        await provider.cancel(generation_id)
+        state = "cancelled"
+        try:
+            cost = (await provider.poll(generation_id)).cost
+        except Fault:
+            # 404 after a cancel is the documented answer: then the estimate is all there is.
+            cost = None
+    await queue.close_generation(task_id, generation_id, state, cost)
+    return state, cost

@@ -1,0 +1,138 @@
+"""While a checkpoint says `storing`: brings a generation's output into our bucket.
+
+Fetched and looked at before it counts, then uploaded, then charged with the checkpoint `done` in
+one statement. What is missing here costs a GET, never another generation.
+"""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from vidgen_worker.errors import Fault
+from vidgen_worker.events import (
+    GateOpened,
+    OutputConformed,
+    OutputFetched,
+    OutputUploaded,
+    StageDone,
+    emit,
+)
+from vidgen_worker.generating import Generating
+from vidgen_worker.providers import Generation
+from vidgen_worker.run import Run, Tools
+from vidgen_worker.stages import IMAGE, Order, Stage
+from vidgen_worker.storm import PROVIDER_STORM, Part
+from vidgen_worker.task import Artifact
+
+FETCH_TRIES = 3
+
+
+class Storing:
+    """The output of one generation."""
+
+    def __init__(
+        self, tools: Tools, run: Run, stage: Stage, order: Order, generating: Generating
+    ) -> None:
+        self._tools = tools
+        self._settings = tools.settings
+        self._queue = tools.queue
+        self._run = run
+        self._fence = run.task.fence
+        self._stage = stage
+        self._order = order
+        self._generating = generating
+
+    async def store(self, generation: Generation) -> Artifact:
+        """Fetch, look at, upload; then checkpoint, charge and row in one statement."""
+        stage, storage = self._stage, self._tools.storage
+        async with self._tools.scratch.file() as target:
+            file, size, sha256 = await self._run.unless_cancelled(self._fetch(generation, target))
+            await self._went_well()
+            artifact = Artifact(
+                stage.bucket(self._settings), stage.path(self._run.task.user_id, generation.id),
+                stage.media_type, size, sha256,
+            )  # fmt: skip
+            began = time.monotonic()
+            await self._run.unless_cancelled(
+                storage.put(artifact.bucket, artifact.path, file, stage.media_type)
+            )
+            self._tools.storm.passed(Part.STORAGE, self._order.request.model)
+            emit(OutputUploaded(
+                fence=self._fence, stage=stage.name, generation=generation.id,
+                bucket=artifact.bucket, path=artifact.path, size=size,
+                seconds=round(time.monotonic() - began, 3),
+            ))  # fmt: skip
+        url = storage.public_url(artifact.bucket, artifact.path) if stage is IMAGE else None
+        charged = await self._queue.finish_stage(
+            self._fence, stage.name, artifact, url, stage.stored
+        )
+        emit(StageDone(fence=self._fence, stage=stage.name, charged=charged))
+        return artifact
+
+    async def _went_well(self) -> None:
+        """The provider has delivered: no storm any more, where this task was let through to try."""
+        model = self._order.request.model
+        self._tools.storm.passed(Part.GENERATION, model)
+        if self._run.trial != model or self._stage.name not in self._run.submitted:
+            return
+        self._run.trial = None
+        seconds = await self._queue.open_gate(model)
+        if seconds is not None:
+            emit(GateOpened(model=model, code=PROVIDER_STORM, closed_seconds=round(seconds, 1)))
+
+    async def _fetch(self, generation: Generation, target: Path) -> tuple[Path, int, str]:
+        """Download until the bytes are there and decode. A fresh URL costs a GET, never money."""
+        broken: set[str] = set()
+        tries = 0
+        while True:
+            tries += 1
+            sha256 = ""
+            try:
+                if not generation.outputs:
+                    raise Fault("output_unavailable", details=f"{generation.id} names no output")  # noqa: TRY301
+                downloaded = await self._tools.media.download(
+                    generation.outputs[0], target, self._stage.max_bytes(self._settings)
+                )
+                sha256 = downloaded.sha256
+                found = await self._look(generation, target)
+            except Fault as fault:
+                if fault.name == "output_undecodable":
+                    if sha256 in broken:
+                        await self._generating.end("undecodable", generation.cost, 0)
+                        raise Fault("output_broken", details=fault.details) from fault
+                    broken.add(sha256)
+                elif fault.name != "output_unavailable":
+                    raise
+                if tries >= FETCH_TRIES:
+                    if fault.name == "output_undecodable":
+                        await self._generating.end("undecodable", generation.cost, 0)
+                    raise
+                await self._run.pause(timedelta(seconds=min(0.25 * 2**tries, 4)))
+            else:
+                self._run.outputs[self._stage.name] = generation.outputs
+                emit(OutputFetched(
+                    fence=self._fence, stage=self._stage.name, generation=generation.id,
+                    size=found[1],
+                ))  # fmt: skip
+                return found
+            generation = await self._generating.read_again(generation)
+
+    async def _look(self, generation: Generation, file: Path) -> tuple[Path, int, str]:
+        """Decode the output, in a process of its own, and bring it to what was asked for."""
+        ratio, media = self._order.ratio, self._tools.media
+        if self._stage is IMAGE:
+            picture = await media.check_image(file, ratio)
+            was, now = f"{picture.format} {picture.width}:{picture.height}", ratio
+            changed, kept = picture.conformed, (picture.file, picture.size, picture.sha256)
+        else:
+            clip = await media.check_video(file, ratio, self._order.seconds)
+            was = f"{clip.codec} {clip.width}:{clip.height} {clip.seconds:.2f} s"
+            now = f"{ratio} {self._order.seconds} s"
+            changed = clip.conformed or not clip.right_duration
+            kept = (clip.file, clip.size, clip.sha256)
+        if changed:
+            emit(OutputConformed(
+                fence=self._fence, stage=self._stage.name, generation=generation.id, was=was,
+                now=now,
+            ))  # fmt: skip
+        return kept
