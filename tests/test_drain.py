@@ -7,6 +7,7 @@ import asyncio
 import json
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +16,8 @@ import pytest
 from tests.mortal import mortals
 from tests.proxy import proxy
 from tests.watching import until_true, watch
-from tests.world import PATIENCE, World
+from tests.world import PATIENCE, World, hearing, recorded
+from vidgen_worker import events
 from vidgen_worker.worker import LOOPS_END
 
 # Two hundred POSTs at once take seconds on a busy machine: one that counts as lost is paid again.
@@ -292,6 +294,43 @@ async def test_a_suspect_does_not_starve_under_load(world: World) -> None:
     # Alone until its first checkpoint, then like any other.
     assert row["attempt"] == 2
     assert rest["rows"] > 0, "the others had ended: there was no load"
+
+
+async def _begun(world: World, words: str) -> UUID:
+    """A task whose generation one worker has submitted and left behind."""
+    user = world.user()
+    async with world.worker(**QUICK), hearing(events.SubmissionRecorded) as submitted:
+        task = world.order(user, world.scene(user, image_prompt=f"{words} x"))
+        await submitted.wait()
+    return task
+
+
+async def test_a_generation_is_as_old_as_it_is_whoever_follows_it(world: World) -> None:
+    """The deadline counts from when the provider accepted, not from when a worker began to look."""
+    watch(world)
+    task = await _begun(world, "[[stall]]")
+    world.sql("update vidgen.checkpoints set generation_started_at = now() - interval '1 day'")
+    with recorded() as heard:
+        async with world.worker(**QUICK, VIDGEN_RETRY_BACKOFF="1h"):
+            await until_true(world, "select failures = 1 from video_generation_tasks")
+    assert world.task(task)["status"] == "pending"
+    assert [one["state"] for one in world.runway.generations()] == ["CANCELLED"]
+    (ended,) = [event for event in heard if isinstance(event, events.GenerationEnded)]
+    assert ended.seconds > timedelta(days=1).total_seconds()
+
+
+async def test_a_suspect_is_alone_until_its_generation_has_ended(world: World) -> None:
+    """Then its deaths are forgiven, and it waits for its turn to go on like any other."""
+    watch(world)
+    task = await _begun(world, "[[slow 300ms]]")
+    world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+    with recorded() as heard:
+        async with world.worker(**QUICK):
+            row = await world.until(task)
+    assert (row["status"], row["attempt"]) == ("completed", 3)
+    stored = [event.fence.attempt for event in heard if isinstance(event, events.StageDone)]
+    assert stored == [3, 3], "it stored alone what it could have stored in company"
+    assert len(world.runway.generations()) == 2
 
 
 async def test_a_suspect_runs_alone(world: World) -> None:

@@ -42,7 +42,6 @@ from vidgen_worker.task import (
     StageName,
 )
 
-ERROR = "Video generation failed"
 LONG_WAIT = timedelta(minutes=2)
 NO_SLOT = "NO_SLOT"
 """What the log calls a task that waits for a place at the provider."""
@@ -204,7 +203,7 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
 
 
 def _failed(fault: Fault) -> Failed:
-    return Failed(fault.code, fault.message, fault.details, ERROR, fault.visible())
+    return Failed(fault.code, fault.message, fault.details, fault.visible())
 
 
 def _waiting_message(outcome: Requeued) -> str:

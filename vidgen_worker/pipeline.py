@@ -14,7 +14,7 @@ from vidgen_worker.generating import Generating
 from vidgen_worker.queue import CancelAskedError, Loaded, scene_of
 from vidgen_worker.resolution import Resolution, UnsupportedResolutionError, look_up
 from vidgen_worker.run import Run, Tools
-from vidgen_worker.stages import IMAGE, PIPELINE, Order, Stage, check_scene
+from vidgen_worker.stages import IMAGE, PIPELINE, Order, Stage
 from vidgen_worker.storing import Storing
 from vidgen_worker.submitting import Submitting
 from vidgen_worker.task import Artifact, Cancelled, CheckpointState, Completed, Outcome, StageName
@@ -89,7 +89,6 @@ class Pipeline:
                 video_ratio=resolution.video_ratio, image_ratio=resolution.image_ratio,
                 fallback=resolution.fallback,
             ))  # fmt: skip
-            check_scene(fresh, scene, resolution, self._settings)
             for stage in fresh:
                 orders[stage.name] = stage.order(scene, resolution, self._settings, NO_FRAME)
         done = {c.stage for c in loaded.checkpoints.values() if c.state is CheckpointState.DONE}

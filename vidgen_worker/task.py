@@ -155,7 +155,6 @@ class Failed:
     code: str
     message: str
     details: str
-    error: str
     visible: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -5,9 +5,9 @@ its output goes. It does no I/O and knows nothing of attempts, leases or money.
 """
 
 from vidgen_worker.stages.image import IMAGE
-from vidgen_worker.stages.stage import Order, Stage, check_scene
+from vidgen_worker.stages.stage import Order, Stage
 from vidgen_worker.stages.video import VIDEO
 
 PIPELINE: tuple[Stage, ...] = (IMAGE, VIDEO)
 
-__all__ = ["IMAGE", "PIPELINE", "VIDEO", "Order", "Stage", "check_scene"]
+__all__ = ["IMAGE", "PIPELINE", "VIDEO", "Order", "Stage"]

@@ -88,11 +88,3 @@ def seconds_of(scene: Scene) -> int:
         )
         raise Fault("scene_invalid", field="duration", message=message, details=message)
     return duration
-
-
-def check_scene(
-    stages: tuple[Stage, ...], scene: Scene, resolution: Resolution, settings: Settings
-) -> None:
-    """Check the inputs of all these stages before any of them is paid. Raises Fault."""
-    for stage in stages:
-        stage.order(scene, resolution, settings, "https://frame.invalid/still.png")
