@@ -264,10 +264,15 @@ async def test_behind_a_transaction_pooler(world: World, tmp_path: Path) -> None
             many(world, 20)
             async with hearing(events.ListenChanged) as changed:
                 with recorded() as heard:
-                    async with world.worker(**QUICK, DATABASE_URL=url):
+                    async with world.worker(**QUICK, DATABASE_URL=url) as worker:
                         await until_true(world, ENDED)
                         async with asyncio.timeout(PATIENCE):
                             await changed.wait()
+                        pools = worker.databases
+                        # Prepared by one client, a name would be carried out for another.
+                        assert not any(
+                            one._prepare for one in (pools.work, pools.claims, pools.pulse)
+                        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     said = [event for event in heard if isinstance(event, events.ListenChanged)]

@@ -190,6 +190,13 @@ class Database:
         await self._pool.close(timeout=2.0)
 
     async def _configure(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        # A pooler answers for a server connection that may be another one each time, whatever its
+        # port. Names of prepared statements are the same in every client: one of somebody else's
+        # would be carried out, and nothing would tell.
+        cursor = await conn.execute("select pg_backend_pid() as pid")
+        row = await cursor.fetchone()
+        if row is None or row["pid"] != conn.info.backend_pid:
+            self._prepare = False
         # Behind a transaction pooler None, never 0: 0 prepares at once, and the statement then
         # lives on somebody else's connection, as a SET would.
         if not self._prepare:
@@ -233,7 +240,10 @@ class Database:
             if not is_transient(error):
                 raise
             if isinstance(
-                error, errors.DuplicatePreparedStatement | errors.InvalidSqlStatementName
+                error,
+                errors.DuplicatePreparedStatement
+                | errors.InvalidSqlStatementName
+                | errors.ProtocolViolation,
             ):
                 self._prepare = False
                 await self._pool.drain()

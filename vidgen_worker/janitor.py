@@ -99,14 +99,14 @@ class Janitor:
         A model that the account doesn't name has no limit: the provider itself holds it back.
         """
         worker = self._worker
-        models = await worker.queue.ask_limits(LIMITS_EVERY)
+        models, others_unknown = await worker.queue.ask_limits(LIMITS_EVERY)
         said = worker.queue.limits_set()
         for model in said.keys() & set(models):
             # Again and again: that mends whatever the number of slots has drifted to.
             await worker.queue.set_limit(model, said[model])
         unset = [model for model in models if model not in said]
         if not unset:
-            return LIMITS_EVERY
+            return LIMITS_AGAIN if others_unknown else LIMITS_EVERY
         try:
             account = await worker.provider.account()
         except Fault as fault:

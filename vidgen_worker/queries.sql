@@ -422,8 +422,14 @@ video_slots as materialized (
    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select video_closed from gate)
-   -- One more: it may be the one that is left for a suspect.
-   limit %(slots)s + 1
+   -- No more than wait for one, or a submission that goes straight on finds none free. One more than
+   -- places: it may be the one that is left for a suspect.
+   limit (
+     select count(*)
+       from (
+         select from vidgen.resumes where class = 1 and resume_at <= now() limit %(slots)s + 1
+       ) as waiting
+   )
      for update skip locked
 ),
 free as materialized (
@@ -921,33 +927,33 @@ gate as materialized (
    where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
      and g.model in ('*', %(model)s)
 ),
-slot as materialized (
-  -- The one that the claim reserved, or a free one: of the video model only while nobody waits who
-  -- had his image before, else the first in that line could be passed by for ever.
+own as materialized (
+  -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
+  select s.id
+    from vidgen.slots as s, mine
+   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.model = %(model)s and s.task_id = mine.id
+     and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
+   limit 1
+     for update of s
+),
+other as materialized (
+  -- Else a free one: of the video model only while nobody waits who had his image before, else the
+  -- first in that line could be passed by for ever.
   select s.id
     from vidgen.slots as s, mine, gate
    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
      and s.model = %(model)s
+     and s.task_id is null and not exists (select from own)
      and (
-       s.submission_id = %(submission_id)s
-       or (s.task_id = mine.id and s.submission_id is null)
-       or (
-         s.task_id is null
-         -- One slot for one task, also where its own is locked for a moment.
-         and not exists (
-           select from vidgen.slots as own
-            where own.task_id = mine.id and own.submission_id is null and own.model = %(model)s
-              and own.provider = %(provider)s and own.key_fingerprint = %(key_fingerprint)s
-         )
-         and (
-           %(stage)s = 'image' or gate.on_trial
-           or not exists (select from vidgen.resumes where class = 1 and resume_at <= now())
-         )
-       )
+       %(stage)s = 'image' or gate.on_trial
+       or not exists (select from vidgen.resumes where class = 1 and resume_at <= now())
      )
-   order by s.task_id is null
    limit 1
      for update of s skip locked
+),
+slot as materialized (
+  select id from own union all select id from other
 ),
 admitted as materialized (
   select mine.id, mine.user_id, mine.attempt, mine.worker_id
@@ -1465,15 +1471,24 @@ select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
 -- ask_limits --
 -- Whether this worker is the one to read the account's limits now: one of the fleet does, every
 -- minute, and sooner while nobody knows them. Of all models that this key was ever used with: tasks
--- that began with another one may still be under way.
-update vidgen.limits as l
-   set asked_at = now()
+-- that began with another one may still be under way. Those that another worker is asking about, and
+-- nobody knows yet, come back as not `mine`: it may die before it says so.
+with asked as (
+  update vidgen.limits as l
+     set asked_at = now()
+   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+     and (
+       l.asked_at is null
+       or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
+     )
+  returning l.model
+)
+select asked.model, true as mine from asked
+union all
+select l.model, false
+  from vidgen.limits as l
  where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
-   and (
-     l.asked_at is null
-     or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
-   )
-returning l.model
+   and l.read_at is null and l.model not in (select asked.model from asked)
 
 -- set_limit --
 -- How many generations of a model may be in flight; null: any number.

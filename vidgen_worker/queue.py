@@ -461,13 +461,16 @@ class Queue:
 
     # Admission.
 
-    async def ask_limits(self, every: timedelta) -> list[str]:
-        """Models whose limits this worker is the one to read now; no other worker is told so."""
+    async def ask_limits(self, every: timedelta) -> tuple[list[str], bool]:
+        """Models whose limits this worker is the one to read now; no other worker is told so.
+
+        Then whether there are others that nobody knows yet.
+        """
         rows = await self.db.once(
             "ask_limits", every=every, provider=self.key.provider,
             key_fingerprint=self.key.fingerprint,
         )  # fmt: skip
-        return [row["model"] for row in rows]
+        return [row["model"] for row in rows if row["mine"]], any(not row["mine"] for row in rows)
 
     async def set_limit(self, model: str, max_generations: int | None) -> None:
         """Say how many generations of a model may be in flight; None is any number."""
