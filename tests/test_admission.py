@@ -308,6 +308,19 @@ def test_a_worker_with_one_place_goes_on_with_what_waits_beside_a_suspect(ground
     assert taken_up == [other.id for other in others], "before anything new"
 
 
+def test_a_slot_that_is_left_keeps_nothing_new_waiting(ground: Ground) -> None:
+    """The others past their image can't have it: a busy worker goes on with what it may begin."""
+    hand = ground.worker()
+    past_image(ground, hand, 1)
+    limit(hand, VIDEO, 5)
+    ground.sql(
+        "update vidgen.slots set task_id = gen_random_uuid(), taken_at = now()"
+        " where id > (select min(id) from vidgen.slots)"
+    )
+    new = ground.order()
+    assert [held.id for held in hand.claim(idle=False)] == [new]
+
+
 def test_no_slot_is_left_for_a_suspect_that_a_gate_keeps_from_running(ground: Ground) -> None:
     hand = ground.worker()
     _, (other,) = past_image(ground, hand, 1)

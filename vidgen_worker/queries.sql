@@ -188,11 +188,17 @@ free as materialized (
                 and not exists (select from crashed where crashed.id = r.task_id)
            )
            and (
-             exists (
-               select from vidgen.slots as s
-                where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
-                  and s.model = %(video_model)s and s.task_id is null
-             )
+             -- As in still_waiting: a slot that is left for a suspect keeps nothing new waiting.
+             (
+               select count(*)
+                 from (
+                   select
+                     from vidgen.slots as s
+                    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+                      and s.model = %(video_model)s and s.task_id is null
+                    limit 2
+                 ) as s
+             ) > exists (select from crashed where class = 1)::integer
              or not exists (
                select from vidgen.limits as l
                 where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
