@@ -112,7 +112,8 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
         more = {"VIDGEN_METRICS_PORT": "0", "VIDGEN_IMAGE_SLOTS": "3", "VIDGEN_VIDEO_SLOTS": "2"}
         async with world.worker(**more) as worker:
             await world.beats(1)
-            await worker.janitor.count(audit=True)
+            await worker.janitor.count()
+            await worker.janitor.audit()
             (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]
             found = await scraped(f"http://127.0.0.1:{served.port}")
     assert world.task(task)["status"] == "pending"

@@ -1,11 +1,14 @@
-"""The periodic sweep: probing closed gates, ending stray generations, removing stale rows.
+"""The periodic duties: probing closed gates, ending stray generations, removing stale rows.
 
-Any worker may do any of it at any time: each piece is one fenced or locked statement, and a piece
-that fails is tried again at the next turn. It never touches a task that somebody runs.
+Any worker may do any of it at any time: each piece is one fenced or locked statement. Each duty has
+a loop of its own, so that one that fails, or takes long, keeps no other waiting; it is tried again
+at its next turn. It never touches a task that somebody runs.
 """
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -35,41 +38,65 @@ AUDIT_EVERY = timedelta(minutes=10)
 """The whole ledger is added up, so seldom."""
 
 
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """One piece of the janitor's work.
+
+    `do` returns the pause until its next turn where that differs from `every`.
+    """
+
+    name: str
+    every: timedelta
+    do: Callable[[], Awaitable[timedelta | None]]
+    at_once: bool = True
+    """Whether it begins with a turn, and not with a part of its pause: the fleet spreads out."""
+
+
 class Janitor:
     """Sweeps on behalf of one worker."""
 
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._closed = True
+        self._look_at = 0.0
+        """When it is looked up anew what is closed, by `boot_time`."""
         self._limits: dict[str, int | None] = {}
 
-    async def loop(self) -> None:
-        """Probe at the pace of the queue poll, sweep once a minute."""
+    def duties(self) -> tuple[Duty, ...]:
+        """Everything that is done now and then, each with its own pace."""
+        settings = self._worker.settings
+        pace = min(settings.vidgen_queue_poll, settings.vidgen_gate_probe)
+        return (
+            Duty("gates", pace, self.probe_closed),
+            Duty("limits", LIMITS_EVERY, self.read_limits),
+            Duty("rows", SWEEP_EVERY, self.sweep_rows, at_once=False),
+            Duty("strays", SWEEP_EVERY, self.end_strays, at_once=False),
+            Duty("costs", SWEEP_EVERY, self.read_costs_again, at_once=False),
+            *(
+                (Duty("count", COUNT_EVERY, self.count), Duty("audit", AUDIT_EVERY, self.audit))
+                if settings.vidgen_metrics_port is not None
+                else ()
+            ),
+        )
+
+    async def keep(self, duty: Duty) -> None:
+        """Do one duty again and again, until the worker stops."""
+        if not duty.at_once:
+            await asyncio.sleep(duty.every.total_seconds() * random.random())  # noqa: S311
+        while not self._worker.stopping.is_set():
+            pause = await duty.do() or duty.every
+            await asyncio.sleep(pause.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
+
+    async def probe_closed(self) -> None:
+        """Probe where something is closed, which is looked up only when it may have changed."""
         worker = self._worker
-        pace = min(worker.settings.vidgen_queue_poll, worker.settings.vidgen_gate_probe)
-        sweep_at = boot_time() + SWEEP_EVERY.total_seconds() * random.random()  # noqa: S311
-        count_at = audit_at = 0.0
-        counted = worker.settings.vidgen_metrics_port is not None
-        limits_at = 0.0
-        while not worker.stopping.is_set():
-            if boot_time() >= limits_at:
-                pause = await self.read_limits()
-                limits_at = boot_time() + pause.total_seconds() * random.uniform(1.0, 1.1)  # noqa: S311
-            sweeping = boot_time() >= sweep_at
-            if counted and boot_time() >= count_at:
-                audit = boot_time() >= audit_at
-                await self.count(audit=audit)
-                count_at = boot_time() + COUNT_EVERY.total_seconds()
-                audit_at = boot_time() + AUDIT_EVERY.total_seconds() if audit else audit_at
-            if sweeping or worker.gates_heard or not worker.listener.listening:
-                worker.gates_heard = False
-                self._closed = bool(await worker.queue.read_gates())
-            if self._closed:
-                await self.probe()
-            if sweeping:
-                sweep_at = boot_time() + SWEEP_EVERY.total_seconds()
-                await self.sweep()
-            await asyncio.sleep(pace.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
+        sweeping = boot_time() >= self._look_at
+        if sweeping or worker.gates_heard or not worker.listener.listening:
+            worker.gates_heard = False
+            self._look_at = boot_time() + SWEEP_EVERY.total_seconds()
+            self._closed = bool(await worker.queue.read_gates())
+        if self._closed:
+            await self.probe()
 
     async def probe(self) -> None:
         """Probe one closed gate whose time has come; open it where the probe goes well."""
@@ -121,13 +148,15 @@ class Janitor:
                 emit(LimitRead(model=model, slots=limit))
         return LIMITS_EVERY
 
-    async def count(self, *, audit: bool) -> None:
-        """Read the fleet's numbers for /metrics; with `audit` the ledger too, which costs more."""
-        queue = self._worker.queue
-        fleet = await queue.fleet()
-        if audit:
-            fleet.numbers["ledger_discrepancies"] = await queue.discrepancies()
+    async def count(self) -> None:
+        """Read the fleet's numbers for /metrics."""
+        fleet = await self._worker.queue.fleet()
         self._worker.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
+
+    async def audit(self) -> None:
+        """Compare the ledger with balances and holds, for /metrics."""
+        found = await self._worker.queue.discrepancies()
+        self._worker.metrics.audited(found)
 
     async def _problem(self, reason: str, model: str) -> str | None:
         """Why the gate must stay closed; None when it may open."""
@@ -154,9 +183,18 @@ class Janitor:
         return None
 
     async def sweep(self) -> None:
-        """Stale rows, and generations that nobody follows."""
+        """Everything that is swept, at once."""
+        await self.sweep_rows()
+        await self.end_strays()
+        await self.read_costs_again()
+
+    async def sweep_rows(self) -> None:
+        """Remove rows that are of no use any more."""
+        await self._worker.queue.sweep()
+
+    async def end_strays(self) -> None:
+        """End the generations that nobody follows, and book what they cost."""
         queue = self._worker.queue
-        await queue.sweep()
         for row in await queue.strays():
             try:
                 state, cost = await end_at_provider(
@@ -167,9 +205,8 @@ class Janitor:
             emit(StrayGeneration(
                 task=str(row["task_id"]), generation=row["generation_id"], state=state, cost=cost
             ))  # fmt: skip
-        await self._read_costs_again()
 
-    async def _read_costs_again(self) -> None:
+    async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""
         queue = self._worker.queue
         for row in await queue.costs_to_read_again():

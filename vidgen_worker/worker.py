@@ -6,6 +6,7 @@ database or the provider; they say so and go on. Nothing here knows what a stage
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -129,11 +130,9 @@ class Worker:
                 if not await self._or_stop(self._begin()):
                     return EXIT_OK
                 loops = [
-                    asyncio.create_task(self._turning(loop), name=loop.__name__)
-                    for loop in (self._claim_loop, self._report_loop, self.janitor.loop)
+                    asyncio.create_task(self._turning(name, loop, drain=drain), name=name)
+                    for name, loop, drain in self._loops()
                 ]
-                loops.append(asyncio.create_task(self._turning(self._heartbeat_loop, drain=True)))
-                loops.append(asyncio.create_task(self._turning(self._watchdog_loop, drain=True)))
                 loops.append(asyncio.create_task(self._ensure_buckets()))
                 if self.settings.vidgen_listen != "off":
                     loops.append(asyncio.create_task(self.listener.run(self.queue.worker_id)))
@@ -208,7 +207,22 @@ class Worker:
         except Fault as fault:
             emit(BucketsUnchecked(code=fault.code, details=fault.details))
 
-    async def _turning(self, loop: Callable[[], Awaitable[None]], *, drain: bool = False) -> None:
+    def _loops(self) -> list[tuple[str, Callable[[], Awaitable[None]], bool]]:
+        """Name and loop of everything that turns, and whether it does so while draining too."""
+        return [
+            ("claim", self._claim_loop, False),
+            ("report", self._report_loop, False),
+            ("heartbeat", self._heartbeat_loop, True),
+            ("watchdog", self._watchdog_loop, True),
+            *(
+                (f"janitor {duty.name}", functools.partial(self.janitor.keep, duty), False)
+                for duty in self.janitor.duties()
+            ),
+        ]
+
+    async def _turning(
+        self, name: str, loop: Callable[[], Awaitable[None]], *, drain: bool
+    ) -> None:
         """Keep a loop turning: what nobody expected is said, and the loop goes on.
 
         `drain` says that it turns on while the worker drains, until it is cancelled.
@@ -221,7 +235,7 @@ class Worker:
                 await self._sleep(timedelta(seconds=random.uniform(0.5, 1.5)))  # noqa: S311
             except Exception as error:  # noqa: BLE001 - a loop that dies is a worker that hangs
                 emit(LoopFailed(
-                    loop=loop.__name__, error=f"{type(error).__name__}: {error}"[:500],
+                    loop=name, error=f"{type(error).__name__}: {error}"[:500],
                     traceback=traceback.format_exc(),
                 ))  # fmt: skip
                 await self._sleep(timedelta(seconds=1))
