@@ -59,6 +59,9 @@ class Metrics:
         self._upload = self._histogram("upload_seconds", "Upload to Storage", _QUICK, "stage")
         self._polls = self._counter("polls_failed_total", "Reads that said nothing", "stage")
         self._database = self._counter("database_trouble_total", "Transient errors", "query")
+        self._refusals = self._counter(
+            "rows_refused_total", "Changes that a task's row refused", "statement"
+        )
         self._loops = self._counter("loop_failures_total", "Unexpected errors of a loop", "loop")
         self._gates = Gauge(
             "vidgen_gate_closed", "1 while closed", ("model", "code"), registry=self.registry
@@ -154,6 +157,8 @@ class Metrics:
                 self._gates.labels(event.model, event.code).set(0)
             case events.DatabaseTrouble():
                 self._database.labels(event.query).inc()
+            case events.RowRefused():
+                self._refusals.labels(event.statement).inc()
             case events.LoopFailed():
                 self._loops.labels(event.loop.split(" ", 1)[0]).inc()
             case _:

@@ -46,6 +46,9 @@ class Pipeline:
         Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError or NoSlotError.
         """
         loaded = await self._queue.load(self._fence)
+        if loaded.verdict is not None:
+            # Found out before, by whoever could not write it: nothing is paid for again.
+            return loaded.verdict
         if loaded.cancel_requested or self._run.cancel.is_set():
             return await self._cancel(loaded)
         try:
