@@ -1,4 +1,4 @@
-"""What the SQL of this project says of itself: for tests that generate their cases from the code."""
+"""What the SQL of this project says of itself: for cases that are generated from the code."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ _FUNCTION = re.compile(r"create (?:or replace )?function (vidgen\.\w+)(.*?\$\$.*
 
 
 def doers(pattern: re.Pattern[str]) -> tuple[set[str], set[str]]:
-    """The named queries, and the functions, whose text has the pattern or that call one of these."""
+    """The named queries, and the functions, with the pattern in their text, or that call such."""
     text = "\n".join(file.read_text() for file in sorted(MIGRATIONS.glob("*.sql")))
     bodies = _FUNCTION.findall(text)
     functions = {name for name, body in bodies if pattern.search(body)}

@@ -15,6 +15,7 @@ from tests.sources import doers
 from tests.watching import until_true, watch
 from tests.world import World, recorded
 from vidgen_worker import events
+from vidgen_worker.cli import app
 
 WRITES_A_TASK = re.compile(r"\bupdate public\.video_generation_tasks\b")
 
@@ -362,3 +363,17 @@ def refuse_one(world: World, task_id: UUID, when: str) -> None:
     """As `refuse`, in a world."""
     with world.ground() as ground:
         refuse(ground, task_id, when=when)
+
+
+def test_why_a_task_is_set_aside_is_shown(ground: Ground, capsys: pytest.CaptureFixture[str],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    hand = ground.worker()
+    bad = ground.order()
+    refuse(ground, bad)
+    hand.claim()
+    monkeypatch.setenv("DATABASE_URL", ground.database.url)
+    for command in (["tasks", "show", str(bad)], ["stats"]):
+        app(command, standalone_mode=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "its row refuses a change (claim, 1 time(s)). 23503 notifications_user_id_fkey" in said
+    assert "set aside 1: their rows refuse a change" in said

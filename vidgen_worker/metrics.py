@@ -29,6 +29,7 @@ FLEET = {
     "queue_oldest_pending_seconds": "How long the oldest due task has waited",
     "workers_alive": "Workers with a lease",
     "workers_steady": "Workers that may take over from the dead",
+    "tasks_set_aside": "Tasks whose row refuses a change of ours",
     "ledger_discrepancies": "Balances that disagree with ledger or holds",
     "fleet_read_at_seconds": "When these numbers were read, Unix time",
 }
