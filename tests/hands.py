@@ -32,7 +32,8 @@ Connection = psycopg.Connection[Row]
 # What a worker sends where a test says nothing else. Names that a query doesn't know are left out.
 USUAL: Mapping[str, Any] = MappingProxyType({
     "host": "here", "pid": 1, "version": "0", "concurrency": 20, "lease": timedelta(seconds=15),
-    "provider": "runway", "key_fingerprint": "key", "image_model": "gen4_image",
+    "provider": "runway", "key_fingerprint": "key", "account": "default",
+    "scope": "default", "scopes": ["*", "default", "key:key"], "image_model": "gen4_image",
     "video_model": "gen4_turbo", "images_bucket": "generated-content",
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
@@ -105,9 +106,9 @@ class Hand:
         )
         return cursor.fetchall() if cursor.description else []
 
-    def registered(self) -> Self:
+    def registered(self, **parameters: object) -> Self:
         """Write the worker's row."""
-        self("register_worker")
+        self("register_worker", **parameters)
         return self
 
     def claim(self, slots: int = 20, **parameters: object) -> list[Held]:
@@ -204,9 +205,9 @@ class Ground:
         """Open a connection of a worker that is not registered."""
         return self.stack.enter_context(Hand(self.database.url, worker_id))
 
-    def worker(self) -> Hand:
+    def worker(self, **parameters: object) -> Hand:
         """Open a connection of a registered worker."""
-        return self.hand().registered()
+        return self.hand().registered(**parameters)
 
     def sql(self, statement: str, *parameters: object) -> list[Row]:
         """Run one statement as superuser."""

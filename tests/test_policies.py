@@ -135,6 +135,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.refuse_pruned_ids()": NONE,
     "vidgen.ledger_is_append_only()": NONE,
     "vidgen.show_gate()": NONE,
+    "vidgen.show_gates()": NONE,
+    "vidgen.worker_comes_or_goes()": NONE,
     "vidgen.task_is_born()": NONE,
     "vidgen.task_changes()": NONE,
     "vidgen.task_goes()": NONE,

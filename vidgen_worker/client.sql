@@ -201,7 +201,7 @@ select l.model, sum(l.max_generations)::integer as slots,
 
 -- gates --
 -- Every closed gate: a row is a gate that is closed.
-select provider, key_fingerprint, model, reason, message, details, closed_at, until, probes
+select provider, key_fingerprint as scope, model, reason, message, details, closed_at, until, probes
   from vidgen.gates
  order by closed_at;
 
@@ -214,10 +214,11 @@ on conflict (provider, key_fingerprint, model) do update
 returning model;
 
 -- open_gate --
--- Open every gate of a model, whoever closed it; a trouble that lasts closes it again.
+-- Open the gates of a model, of one scope or of all, whoever closed them; a trouble that lasts closes
+-- them again.
 delete from vidgen.gates
- where model = %(model)s
-returning key_fingerprint, reason;
+ where model = %(model)s and (%(scope)s::text is null or key_fingerprint = %(scope)s)
+returning key_fingerprint as scope, reason;
 
 -- find_tasks --
 -- The newest tasks that fit every filter that is given.

@@ -193,10 +193,11 @@ class ListenChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateClosed(Event):
-    """Nothing paid of this model starts with this key."""
+    """Nothing paid of this model starts in this scope."""
 
     sentence = "Gate closed: nothing paid starts until a probe goes well"
     level = logging.ERROR
+    scope: str
     model: str
     code: str
     details: str
@@ -207,6 +208,7 @@ class GateOpened(Event):
     """A probe went well, or an operator opened it."""
 
     sentence = "Gate opened"
+    scope: str
     model: str
     code: str
     closed_seconds: float
@@ -218,6 +220,7 @@ class GateProbed(Event):
 
     sentence = "Gate probed: still closed"
     level = logging.WARNING
+    scope: str
     model: str
     code: str
     details: str

@@ -21,6 +21,7 @@ from vidgen_worker.events import (
     StrayGeneration,
     emit,
 )
+from vidgen_worker.gates import Gate
 from vidgen_worker.generating import end_at_provider
 from vidgen_worker.lease import boot_time
 from vidgen_worker.storm import PROVIDER_STORM
@@ -106,19 +107,23 @@ class Janitor:
         due = await queue.take_probe()
         if due is None:
             return
-        problem = await self._problem(due["reason"], due["model"])
+        gate = Gate(due["scope"], due["model"])
+        problem = await self._problem(due["reason"], gate.model)
         if problem is None and due["reason"] == PROVIDER_STORM:
             # Reading the account is free and says little: the gate opens when one task went well.
-            tried = await self._worker.try_gate(due["model"], due["probes"])
+            tried = await self._worker.try_gate(gate, due["probes"])
             problem = "one task tries it" if tried else "no task waits that could try it"
         if problem is None:
-            seconds = await queue.open_gate(due["model"])
+            seconds = await queue.open_gate(gate)
             if seconds is not None:
                 emit(GateOpened(
-                    model=due["model"], code=due["reason"], closed_seconds=round(seconds, 1)
+                    scope=gate.scope, model=gate.model, code=due["reason"],
+                    closed_seconds=round(seconds, 1),
                 ))  # fmt: skip
         else:
-            emit(GateProbed(model=due["model"], code=due["reason"], details=problem))
+            emit(GateProbed(
+                scope=gate.scope, model=gate.model, code=due["reason"], details=problem
+            ))  # fmt: skip
 
     async def read_limits(self) -> timedelta:
         """Read the provider's limits if it is this worker's turn; the pause until the next look.

@@ -9,10 +9,10 @@
 -- register_worker --
 -- A worker's row, once per id: a repeated INSERT finds its own.
 insert into vidgen.workers
-  (id, host, pid, version, provider, key_fingerprint, concurrency, lease)
+  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)
 values
-  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s,
-   %(concurrency)s, %(lease)s)
+  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s, %(account)s,
+   %(scopes)s::text[], %(concurrency)s, %(lease)s)
 on conflict (id) do nothing
 
 -- share_buckets --
@@ -169,7 +169,7 @@ free as materialized (
    where me.id = %(worker_id)s and me.dead_at is null
      and not exists (
        select from vidgen.gates as g
-        where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+        where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
           and g.model in ('*', %(image_model)s, %(video_model)s)
      )
      and (
@@ -389,7 +389,7 @@ with gate as materialized (
   select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
          coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
     from vidgen.gates
-   where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
+   where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
 ),
 limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
@@ -591,7 +591,7 @@ gate as materialized (
          coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
          coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
 ),
 free as materialized (
@@ -823,10 +823,15 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
      select from vidgen.workers as w
       where w.id < me.id and w.dead_at is null and w.concurrency > 0
         and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
+        and not exists (
+          select from vidgen.gates as g
+           where g.provider = w.provider
+             and g.key_fingerprint = any (coalesce(w.scopes, array['*', w.key_fingerprint]))
+        )
    )
    and not exists (
      select from vidgen.gates as g
-      where g.provider = me.provider and g.key_fingerprint in ('*', me.key_fingerprint)
+      where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
    )
    and exists (
      select
@@ -930,7 +935,7 @@ gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
          coalesce(bool_or(g.trial = %(task_id)s), false) as on_trial
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
      and g.model in ('*', %(model)s)
 ),
 own as materialized (
@@ -1355,18 +1360,18 @@ delete from vidgen.workers as w
    )
 
 -- close_gate --
--- Nothing paid of this model starts with this key until a probe or an operator opens it. A gate
--- that is closed already keeps its probes.
+-- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
+-- that is closed already keeps its probes. The column key_fingerprint holds the scope.
 insert into vidgen.gates as g
   (provider, key_fingerprint, model, reason, message, details, probe_at, until)
 values
-  (%(provider)s, %(key_fingerprint)s, %(model)s, %(reason)s, %(message)s, %(details)s,
+  (%(provider)s, %(scope)s, %(model)s, %(reason)s, %(message)s, %(details)s,
    now() + %(probe)s::interval, now() + %(probe)s::interval)
 on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 
 -- take_probe --
--- One worker probes a closed gate; the next probe is twice as far away, up to five minutes.
+-- One worker that it concerns probes a closed gate; the next probe is twice as far away, up to five minutes.
 update vidgen.gates as g
    set probes = g.probes + 1,
        probe_at = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
@@ -1374,13 +1379,15 @@ update vidgen.gates as g
   from (
     select provider, key_fingerprint, model
       from vidgen.gates
-     where provider = %(provider)s and key_fingerprint = %(key_fingerprint)s and probe_at <= now()
+     where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
+       and probe_at <= now()
      order by probe_at
      limit 1
        for update skip locked
   ) as due
  where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
-returning g.model, g.reason, g.probes, extract(epoch from now() - g.closed_at)::float as seconds
+returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
+          extract(epoch from now() - g.closed_at)::float as seconds
 
 -- claim_trial --
 -- After a storm one waiting task is let through the gate, to try it: under the gate's row lock, by
@@ -1390,7 +1397,7 @@ returning g.model, g.reason, g.probes, extract(epoch from now() - g.closed_at)::
 with gate as materialized (
   select g.provider, g.key_fingerprint, g.model
     from vidgen.gates as g, vidgen.workers as me
-   where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s
+   where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
      and g.model = %(model)s and g.probes = %(probes)s
      and me.id = %(worker_id)s and me.dead_at is null
      and not exists (
@@ -1464,14 +1471,14 @@ select c.*, false as alone,
 -- open_gate --
 -- A probe went well.
 delete from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s and g.model = %(model)s
+ where g.provider = %(provider)s and g.key_fingerprint = %(scope)s and g.model = %(model)s
 returning extract(epoch from now() - g.closed_at)::float as seconds
 
 -- read_gates --
--- What is closed for this key.
-select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
+-- What is closed for this worker.
+select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
   from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+ where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
  order by g.model
 
 -- ask_limits --
@@ -1585,7 +1592,9 @@ select s.task_id, s.generation_id
 select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
        q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
        extract(epoch from now())::float as fleet_read_at_seconds,
-       (select coalesce(jsonb_agg(jsonb_build_object('model', g.model, 'reason', g.reason)), '[]')
+       (select coalesce(jsonb_agg(jsonb_build_object(
+                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
+               )), '[]')
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
           from (

@@ -17,6 +17,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
 from vidgen_worker.events import SceneWriteRefused, emit
+from vidgen_worker.gates import Gate, Scopes
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.resolution import Resolution
 from vidgen_worker.task import (
@@ -47,7 +48,7 @@ class SubmissionCapError(Exception):
 
 
 class GateClosedError(Exception):
-    """Nothing paid of this model starts with this key now; the text is the gate's reason."""
+    """Nothing paid of this model starts here now; the text is the gate's reason."""
 
 
 class NoSlotError(Exception):
@@ -65,12 +66,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Which key at which provider, and the models it is used for: what gates belong to."""
+    """Which key at which provider, the models it is used for, and whom gates close for."""
 
     provider: str
-    fingerprint: str
     image_model: str
     video_model: str
+    scopes: Scopes
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells keys apart without telling the key."""
+        return self.scopes.key
 
     def model(self, stage: StageName) -> str:
         """The model of a stage."""
@@ -123,13 +129,14 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All workers together: numbers named as their metrics, closed gates (model, reason), slots.
+    """All workers together: numbers named as their metrics, closed gates, slots.
 
+    A closed gate is (scope, model, reason).
     Slots are of a limited model: (model, how many there are, how many are taken).
     """
 
     numbers: dict[str, float]
-    closed: list[tuple[str, str]]
+    closed: list[tuple[str, str, str]]
     slots: list[tuple[str, int, int]]
 
 
@@ -154,6 +161,7 @@ class Queue:
         await self.db.run(
             "register_worker", self._give_up, worker_id=self.worker_id, host=host, pid=pid,
             version=version, provider=self.key.provider, key_fingerprint=self.key.fingerprint,
+            account=self.key.scopes.account, scopes=self.key.scopes.all(),
             # 0: never asked to make room for a task that is to run alone.
             concurrency=self.settings.vidgen_concurrency if self.settings.runwayml_enabled else 0,
             lease=self.settings.vidgen_lease,
@@ -235,7 +243,7 @@ class Queue:
         """
         rows = await self._claims.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
-            max_crashes=self.settings.vidgen_max_crashes,
+            max_crashes=self.settings.vidgen_max_crashes, scopes=self.key.scopes.all(),
             scene_updates=self.settings.vidgen_scene_updates,
             lost_message=FAULTS["worker_lost"].message,
         )  # fmt: skip
@@ -302,6 +310,7 @@ class Queue:
         rows = await self._fenced(
             "begin_submission", fence, stage=request.stage, submission_id=submission_id,
             provider=self.key.provider, key_fingerprint=self.key.fingerprint, model=request.model,
+            scopes=self.key.scopes.all(),
             fingerprint=request.fingerprint(), inputs=inputs,
             request=Jsonb(dict(frozen)),
             max_submissions=self.settings.vidgen_max_submissions, **_shown(step),
@@ -419,45 +428,43 @@ class Queue:
 
     # Gates.
 
-    async def close_gate(self, model: str, reason: str, message: str, details: str) -> bool:
-        """Close the gate for this key and model; False when it was closed already."""
+    async def close_gate(self, gate: Gate, reason: str, message: str, details: str) -> bool:
+        """Close a gate; False when it was closed already."""
         rows = await self.db.run(
-            "close_gate", self._give_up, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint, model=model, reason=reason, message=message,
+            "close_gate", self._give_up, **self._gate(gate), reason=reason, message=message,
             details=details[:2000], probe=self.settings.vidgen_gate_probe,
         )  # fmt: skip
         return bool(rows)
 
     async def take_probe(self) -> Row | None:
-        """Take the due probe of one closed gate: model, reason, probes, seconds closed."""
+        """Take the due probe of one closed gate: scope, model, reason, probes, seconds closed."""
         rows = await self.db.once(
-            "take_probe", provider=self.key.provider, key_fingerprint=self.key.fingerprint,
+            "take_probe", provider=self.key.provider, scopes=self.key.scopes.all(),
             probe=self.settings.vidgen_gate_probe,
         )  # fmt: skip
         return rows[0] if rows else None
 
-    async def claim_trial(self, model: str, probes: int) -> list[tuple[Task, float]]:
+    async def claim_trial(self, gate: Gate, probes: int) -> list[tuple[Task, float]]:
         """Take the one task that tries a gate after a storm; none while another one does."""
         rows = await self.db.once(
-            "claim_trial", worker_id=self.worker_id, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint, model=model, probes=probes,
+            "claim_trial", worker_id=self.worker_id, **self._gate(gate), probes=probes,
             max_running_per_user=self.settings.vidgen_max_running_per_user,
         )  # fmt: skip
         return [_task(row) for row in rows]
 
-    async def open_gate(self, model: str) -> float | None:
+    async def open_gate(self, gate: Gate) -> float | None:
         """Open a gate; the seconds that it was closed, None when it was open."""
-        rows = await self.db.run(
-            "open_gate", self._give_up, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint, model=model,
-        )  # fmt: skip
+        rows = await self.db.run("open_gate", self._give_up, **self._gate(gate))
         return float(rows[0]["seconds"]) if rows else None
 
     async def read_gates(self) -> list[Row]:
-        """What is closed for this key."""
+        """What is closed for this worker."""
         return await self.db.once(
-            "read_gates", provider=self.key.provider, key_fingerprint=self.key.fingerprint
+            "read_gates", provider=self.key.provider, scopes=self.key.scopes.all()
         )
+
+    def _gate(self, gate: Gate) -> dict[str, Any]:
+        return {"provider": self.key.provider, "scope": gate.scope, "model": gate.model}
 
     # Admission.
 
@@ -498,6 +505,7 @@ class Queue:
             "key_fingerprint": self.key.fingerprint,
             "image_model": self.key.image_model,
             "video_model": self.key.video_model,
+            "scopes": self.key.scopes.all(),
             "max_crashes": self.settings.vidgen_max_crashes,
         }
 
@@ -519,7 +527,7 @@ class Queue:
     async def fleet(self) -> Fleet:
         """What the metrics tell of all workers together."""
         row = (await self.db.once("fleet"))[0]
-        closed = [(gate["model"], gate["reason"]) for gate in row.pop("gates")]
+        closed = [(g["scope"], g["model"], g["reason"]) for g in row.pop("gates")]
         slots = [(one["model"], int(one["slots"]), int(one["taken"])) for one in row.pop("slots")]
         return Fleet({name: float(value) for name, value in row.items()}, closed, slots)
 

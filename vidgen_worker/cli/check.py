@@ -230,7 +230,10 @@ def _rights(database: Database, settings: Settings, server: dict[str, Any]) -> I
         remedy = "alter publication supabase_realtime add table public.video_generation_tasks"
         yield Finding("Realtime", State.NOTE, said, remedy)
     for gate in database.rows("gates"):
-        said = f"{gate['model']} since {gate['closed_at']:%Y-%m-%d %H:%M}: {gate['reason']}"
+        said = (
+            f"{gate['model']} in scope {gate['scope']} since {gate['closed_at']:%Y-%m-%d %H:%M}: "
+            f"{gate['reason']}"
+        )
         yield Finding("Gate closed", State.NOTE, said, f"{gate['details']} (vidgen-worker gate)")
 
 

@@ -156,5 +156,9 @@ def _throughput(row: Row) -> tuple[object, ...]:
 def _gates(gates: list[Row]) -> object:
     if not gates:
         return facts([("gates", "all open")])
-    lines = [(g["model"], g["reason"], g["details"], g["closed_at"], g["until"]) for g in gates]
-    return table(("model", "reason", "details", "closed", "probed next"), lines, "Closed gates")
+    lines = [
+        (g["scope"], g["model"], g["reason"], g["details"], g["closed_at"], g["until"])
+        for g in gates
+    ]
+    columns = ("scope", "model", "reason", "details", "closed", "probed next")
+    return table(columns, lines, "Closed gates")

@@ -115,7 +115,8 @@ def list_tasks(
     for gate in gates:
         until = f", probed at {cell(gate['until'])}" if gate["until"] else ""
         console(stderr=True).print(
-            f"Gate closed: {gate['model']}, {gate['reason']}{until} ({gate['message']})",
+            f"Gate closed: {gate['model']}, {gate['reason']}, scope {gate['scope']}{until} "
+            f"({gate['message']})",
             soft_wrap=True,
         )
     if not rows:
