@@ -39,6 +39,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "max_running_per_user": None, "models": ["gen4_image", "gen4_turbo"],
     "max_generations": None, "patience": timedelta(minutes=3), "every": timedelta(minutes=1),
+    "absence": timedelta(hours=1),
     "scene_updates": True, "credits": True,
     "lost_message": "The worker was lost.", "resolution": "1280:720", "video_ratio": "1280:720",
     "image_ratio": "1920:1080", "image_due": True, "video_due": True, "stage": "image",

@@ -28,6 +28,7 @@ from vidgen_worker.queue import (
     GateClosedError,
     LeaseLostError,
     NoSlotError,
+    NotOursError,
     SubmissionCapError,
 )
 from vidgen_worker.run import Run, Tools
@@ -71,6 +72,9 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         return Cancelled()
     except ProvenError:
         # Its deaths are forgiven; handed back, it waits for nothing and blocks nobody.
+        return HandedBack()
+    except NotOursError:
+        # Handed back, it is seen only by workers that may follow it.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"

@@ -341,6 +341,15 @@ class GenerationOverdue(StageEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationNotOurs(StageEvent):
+    """It is known to another account, or only to the key that made it: handed back for those."""
+
+    sentence = "The generation is another account's; its own workers follow it"
+    generation: UUID | None
+    account: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationEnded(StageEvent):
     """The provider finished, one way or the other."""
 
@@ -492,6 +501,18 @@ class StrayGeneration(Event):
     generation: UUID
     state: str
     cost: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationLeftAlone(Event):
+    """No worker that may follow it has been heard of for long; a 404 is its end from now on."""
+
+    sentence = "Nobody with a generation's account or key works here any more; anyone asks for it"
+    level = logging.WARNING
+    task: str
+    generation: UUID | None
+    account: str
+    key: str
 
 
 Subscriber = Callable[[Event], None]

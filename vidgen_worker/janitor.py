@@ -16,6 +16,7 @@ from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     GateOpened,
     GateProbed,
+    GenerationLeftAlone,
     LimitRead,
     LimitsUnread,
     StrayGeneration,
@@ -24,6 +25,7 @@ from vidgen_worker.events import (
 from vidgen_worker.gates import Gate
 from vidgen_worker.generating import end_at_provider
 from vidgen_worker.lease import boot_time
+from vidgen_worker.queue import NotOursError
 from vidgen_worker.storm import PROVIDER_STORM
 
 if TYPE_CHECKING:
@@ -200,13 +202,19 @@ class Janitor:
     async def end_strays(self) -> None:
         """End the generations that nobody follows, and book what they cost."""
         queue = self._worker.queue
+        for row in await queue.let_anyone_follow():
+            emit(GenerationLeftAlone(
+                task=str(row["task_id"]), generation=row["generation_id"],
+                account=row["account"], key=row["key_fingerprint"],
+            ))  # fmt: skip
         for row in await queue.strays():
             try:
                 state, cost = await end_at_provider(
                     self._worker.provider, queue, row["task_id"], row["generation_id"]
                 )
-            except Fault:
-                continue  # the provider can't be asked now; the row stays and is met again
+            except (Fault, NotOursError):
+                # The provider can't be asked now, or not by this worker: the row stays.
+                continue
             emit(StrayGeneration(
                 task=str(row["task_id"]), generation=row["generation_id"], state=state, cost=cost
             ))  # fmt: skip
@@ -219,7 +227,7 @@ class Janitor:
             try:
                 generation = await self._worker.provider.poll(generation_id)
             except Fault as fault:
-                if fault.name == "generation_gone":
+                if fault.name == "generation_gone" and await queue.is_gone(task_id, generation_id):
                     await queue.close_generation(task_id, generation_id, "gone", None)
                 continue  # else it can't be asked now, and is met again
             await queue.close_generation(

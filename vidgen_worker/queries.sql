@@ -135,6 +135,7 @@ with crashed as materialized (
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
      and t.status = 'pending' and t.run_after <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 free as materialized (
   -- How many may begin; null: any number. One slot is left for a task that is to run alone, which
@@ -155,13 +156,13 @@ free as materialized (
                     0
                   )
              from vidgen.limits as l
-            where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+            where l.provider = %(provider)s and l.key_fingerprint = %(account)s
               and l.model = %(image_model)s and l.max_generations is not null
          ) as images,
          (
            select r.room
              from vidgen.rooms as r
-            where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+            where r.provider = %(provider)s and r.key_fingerprint = %(account)s
               and r.model = %(video_model)s
          ) as room
     from vidgen.workers as me
@@ -179,6 +180,7 @@ free as materialized (
          or exists (
            select from vidgen.resumes as r
             where r.class = 0 and r.resume_at <= now()
+              and (r.followers is null or r.followers && %(scopes)s::text[])
               and not exists (select from crashed where crashed.id = r.task_id)
          )
          or (
@@ -194,14 +196,14 @@ free as materialized (
                  from (
                    select
                      from vidgen.slots as s
-                    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+                    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
                       and s.model = %(video_model)s and s.task_id is null
                     limit 2
                  ) as s
              ) > exists (select from crashed where class = 1)::integer
              or not exists (
                select from vidgen.limits as l
-                where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+                where l.provider = %(provider)s and l.key_fingerprint = %(account)s
                   and l.model = %(video_model)s and l.max_generations is not null
              )
            )
@@ -266,7 +268,7 @@ waiting as materialized (
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
@@ -384,7 +386,8 @@ select c.*, false as alone,
 -- resume --
 -- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
 -- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
--- their image, each with one of the video model's slots where it has a limit.
+-- their image, each with one of the video model's slots where it has a limit. A generation of another
+-- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen.
 with gate as materialized (
   select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
          coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
@@ -395,7 +398,7 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and l.max_generations is not null
 ),
 crashed as materialized (
@@ -412,11 +415,12 @@ crashed as materialized (
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
      and t.status = 'pending' and t.run_after <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
      and %(idle)s and exists (select from crashed where class is null)
    limit 1
@@ -425,7 +429,7 @@ image_slots as materialized (
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select video_closed from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
@@ -477,6 +481,7 @@ living as materialized (
       select r.task_id
         from vidgen.resumes as r
        where r.class = 0 and r.resume_at <= now()
+         and (r.followers is null or r.followers && %(scopes)s::text[])
          and not exists (select from crashed where crashed.id = r.task_id)
          and not exists (select from suspect)
        order by r.resume_at
@@ -585,6 +590,7 @@ with crashed as materialized (
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
      and t.status = 'pending' and t.run_after <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 gate as materialized (
   select count(*) > 0 as closed,
@@ -603,7 +609,7 @@ free as materialized (
            as videos
     from gate
     left join vidgen.slots as s
-      on s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+      on s.provider = %(provider)s and s.key_fingerprint = %(account)s
          and s.task_id is null
    group by gate.image_closed
 ),
@@ -611,7 +617,7 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and l.max_generations is not null
 ),
 past_image as materialized (
@@ -628,6 +634,7 @@ select past_image.may_go_on
        or exists (
          select from vidgen.resumes as r
           where r.class = 0 and r.resume_at <= now()
+            and (r.followers is null or r.followers && %(scopes)s::text[])
             and not exists (select from crashed where crashed.id = r.task_id)
        ) as resumable,
        not gate.closed
@@ -639,7 +646,7 @@ select past_image.may_go_on
                  (
                    select r.room
                      from vidgen.rooms as r
-                    where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+                    where r.provider = %(provider)s and r.key_fingerprint = %(account)s
                       and r.model = %(video_model)s
                  ),
                  1
@@ -714,6 +721,16 @@ with asked as materialized (
     from public.video_generation_tasks as t, vidgen.workers as me
    where t.status = 'pending' and t.cancel_requested_at is not null
      and me.id = %(worker_id)s and me.dead_at is null
+     -- Only its account can end what lives of it.
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join vidgen.submissions as s on s.id = c.submission_id
+        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+          and (s.answer is null or s.answer = 'generation')
+          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                  && %(scopes)s::text[]
+     )
    order by t.cancel_requested_at
    limit 100
      for no key update of t skip locked
@@ -730,8 +747,8 @@ returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
 -- win) and take their tasks. A death counts once for every task in flight there; at the limit the
 -- task ends here as WORKER_LOST. What this worker has no slot for goes back to pending, where the
--- claim finds it before anything new; so does a suspect, one death below the limit: the claim gives
--- it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
+-- claim finds it before anything new; so does what another account's workers have to follow, and a
+-- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
@@ -758,7 +775,21 @@ holders as materialized (
      and (w.dead_at is not null or w.id in (select id from died) or (w.id is null and %(steady)s))
 ),
 victims as materialized (
-  select t.id, t.user_id, t.scene_id, coalesce(b.crashes, 0) + 1 as crashes
+  select t.id, t.user_id, t.scene_id, coalesce(b.crashes, 0) + 1 as crashes,
+         -- Something of it lives, or waits to be fetched, at another account.
+         exists (
+           select
+             from vidgen.checkpoints as c
+             join vidgen.submissions as s on s.id = c.submission_id
+            where c.task_id = t.id
+              and (
+                c.state in ('generating', 'storing')
+                or (c.state = 'submitting' and s.ended_at is null
+                    and (s.answer is null or s.answer = 'generation'))
+              )
+              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                      && %(scopes)s::text[]
+         ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t
       on t.worker_id = h.worker_id and t.status = 'processing'
@@ -768,10 +799,10 @@ victims as materialized (
      for no key update of t skip locked
 ),
 ranked as materialized (
-  select v.*, v.crashes < %(max_crashes)s - 1 and row_number() over (
-           partition by v.crashes < %(max_crashes)s - 1 order by v.id
-         ) <= %(slots)s as mine
-    from victims as v
+  select v.*, v.may_be and row_number() over (partition by v.may_be order by v.id) <= %(slots)s as mine
+    from (
+      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere as may_be from victims
+    ) as v
 ),
 counted as (
   insert into vidgen.budgets as b (task_id, crashes)
@@ -844,6 +875,10 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
       ) as t
       where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
         and t.status = 'pending' and t.run_after <= now()
+        and not exists (
+          select from vidgen.resumes as r
+           where r.task_id = b.task_id and not r.followers && %(scopes)s::text[]
+        )
    )
 union all
 select 'lost', v.id, 0, %(worker_id)s, v.user_id, v.scene_id, 0, 0, 0, now(), false, false, 0.0
@@ -856,7 +891,10 @@ select t.cancel_requested_at is not null as cancel_requested,
        scene.found as scene, md5(scene.found::text) as inputs,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
        c.bucket, c.path, c.media_type, c.size, c.sha256,
-       s.sent_at, s.answer, s.ended_at, now() as now
+       s.sent_at, s.answer, s.ended_at, s.account, now() as now,
+       coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       ) as followed_here
   from public.video_generation_tasks as t
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
   left join vidgen.checkpoints as c on c.task_id = t.id
@@ -942,7 +980,7 @@ own as materialized (
   -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
   select s.id
     from vidgen.slots as s, mine
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s and s.task_id = mine.id
      and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
    limit 1
@@ -953,7 +991,7 @@ other as materialized (
   -- first in that line could be passed by for ever.
   select s.id
     from vidgen.slots as s, mine, gate
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
@@ -974,17 +1012,18 @@ admitted as materialized (
        exists (select from slot)
        or not exists (
          select from vidgen.limits as l
-          where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+          where l.provider = %(provider)s and l.key_fingerprint = %(account)s
             and l.model = %(model)s and l.max_generations is not null
        )
      )
 ),
 begun as (
   insert into vidgen.submissions (
-    id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint
+    id, task_id, user_id, stage, attempt, worker_id, provider, account, key_fingerprint, model,
+    fingerprint
   )
   select %(submission_id)s, id, user_id, %(stage)s, attempt, worker_id,
-         %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
+         %(provider)s, %(account)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
     from admitted
   on conflict (id) do nothing
 ),
@@ -1423,6 +1462,8 @@ waiting as materialized (
       select t.id, t.failures, t.created_at
         from public.video_generation_tasks as t
        where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+         -- One whose generation lives already would try nothing.
+         and not exists (select from vidgen.resumes as r where r.task_id = t.id and r.class = 0)
        order by t.priority desc, t.run_after, t.created_at
        limit 5
     ) as ready
@@ -1489,7 +1530,7 @@ select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.clos
 with asked as (
   update vidgen.limits as l
      set asked_at = now()
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and (
        l.asked_at is null
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
@@ -1500,20 +1541,20 @@ select asked.model, true as mine from asked
 union all
 select l.model, false
   from vidgen.limits as l
- where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+ where l.provider = %(provider)s and l.key_fingerprint = %(account)s
    and l.read_at is null and l.model not in (select asked.model from asked)
 
 -- set_limit --
 -- How many generations of a model may be in flight; null: any number.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, %(model)s, %(max_generations)s, true)
+select vidgen.set_limit(%(provider)s, %(account)s, %(model)s, %(max_generations)s, true)
 
 -- expect_limit --
 -- Until somebody has read the account: one at a time, which every tier allows.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, m.model, 1, false)
+select vidgen.set_limit(%(provider)s, %(account)s, m.model, 1, false)
   from unnest(%(models)s::text[]) as m (model)
  where not exists (
    select from vidgen.limits as l
-    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+    where l.provider = %(provider)s and l.key_fingerprint = %(account)s
       and l.model = m.model
  )
 
@@ -1559,6 +1600,63 @@ returning w.id
 delete from vidgen.turns as t
  where t.waiting_since is null and t.due_at = 'infinity'
 
+-- is_gone --
+-- The provider knows no such generation under this worker's key. It is gone where that is the key
+-- which made it, and where nobody is left who may know better. Else the two keys may belong to two
+-- accounts: from now on only workers with its own key follow it.
+with asked as materialized (
+  select s.id, s.key_fingerprint = %(key_fingerprint)s or s.followed_by = 'anyone' as gone
+    from vidgen.submissions as s
+   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+     for no key update
+),
+left_to_its_key as (
+  update vidgen.submissions as s
+     set followed_by = 'key'
+    from asked
+   where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
+)
+select coalesce(bool_and(gone), true) as gone from asked
+
+-- let_anyone_follow --
+-- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,
+-- and a 404 is the end of it. Else their tasks would wait, and their slots be taken, for good.
+with left_alone as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.ended_at is null and s.followed_by <> 'anyone' and s.sent_at < now() - %(absence)s::interval
+     and (s.answer is null or s.answer = 'generation')
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+  union
+  select s.id
+    from vidgen.resumes as r
+    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state <> 'done'
+    join vidgen.submissions as s on s.id = c.submission_id
+   where r.followers is not null and s.followed_by <> 'anyone'
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+),
+free as (
+  update vidgen.submissions as s
+     set followed_by = 'anyone'
+    from left_alone
+   where s.id = left_alone.id
+  returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
+),
+waiting as (
+  -- Those that an earlier run has missed too: a task that moved just then.
+  update vidgen.resumes as r
+     set followers = null
+    from vidgen.checkpoints as c
+    join vidgen.submissions as s on s.id = c.submission_id
+   where c.task_id = r.task_id and c.state <> 'done' and r.followers is not null
+     and (s.followed_by = 'anyone' or s.id in (select id from left_alone))
+)
+select id, task_id, generation_id, account, key_fingerprint from free
+
 -- stray_submissions --
 -- Generations that no checkpoint follows and whose end nobody has booked: answers that came too
 -- late, tasks that ended by another way.
@@ -1566,7 +1664,10 @@ select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
   from vidgen.submissions as s
  where s.answer = 'generation' and s.ended_at is null
    and s.answered_at < now() - interval '1 minute'
-   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   and s.provider = %(provider)s
+   and coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       )
    and not exists (
      select from vidgen.checkpoints as c
       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
@@ -1583,7 +1684,10 @@ select s.task_id, s.generation_id
  where s.ended_state in ('failed', 'cancelled')
    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
    and s.cost_read_at < s.ended_at + interval '5 minutes'
-   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   and s.provider = %(provider)s
+   and coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       )
  order by s.ended_at
  limit 20
 
@@ -1598,11 +1702,20 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
           from (
+            -- Of accounts that have a worker; one of the version before has its limits under its key.
             select l.model, sum(l.max_generations) as slots,
-                   (select count(*) from vidgen.slots as s
-                     where s.model = l.model and s.task_id is not null) as taken
+                   sum((select count(*) from vidgen.slots as s
+                         where (s.provider, s.key_fingerprint, s.model)
+                             = (l.provider, l.key_fingerprint, l.model)
+                           and s.task_id is not null)) as taken
               from vidgen.limits as l
              where l.max_generations is not null
+               and exists (
+                 select from vidgen.workers as w
+                  where w.dead_at is null and w.provider = l.provider
+                    and l.key_fingerprint
+                      = case when w.scopes is null then w.key_fingerprint else w.account end
+               )
              group by l.model
           ) as of_model) as slots
   from vidgen.queue_health as q

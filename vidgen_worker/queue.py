@@ -55,6 +55,14 @@ class NoSlotError(Exception):
     """As many generations of this model are in flight as the provider's tier allows."""
 
 
+class NotOursError(Exception):
+    """A generation that only workers with another account, or another key, may follow."""
+
+
+ABSENCE = timedelta(hours=1)
+"""Anyone may follow a generation when no worker that may has been heard of for so long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A milestone: what the row shows. `progress` is 0 to 100."""
@@ -77,6 +85,15 @@ class Key:
     def fingerprint(self) -> str:
         """Tells keys apart without telling the key."""
         return self.scopes.key
+
+    def names(self) -> dict[str, Any]:
+        """Who the worker is, as the queries name it."""
+        return {
+            "provider": self.provider,
+            "account": self.scopes.account,
+            "key_fingerprint": self.scopes.key,
+            "scopes": self.scopes.all(),
+        }
 
     def model(self, stage: StageName) -> str:
         """The model of a stage."""
@@ -160,8 +177,7 @@ class Queue:
         """Write the worker's row, and the buckets' names for the storage policy."""
         await self.db.run(
             "register_worker", self._give_up, worker_id=self.worker_id, host=host, pid=pid,
-            version=version, provider=self.key.provider, key_fingerprint=self.key.fingerprint,
-            account=self.key.scopes.account, scopes=self.key.scopes.all(),
+            version=version, **self.key.names(),
             # 0: never asked to make room for a task that is to run alone.
             concurrency=self.settings.vidgen_concurrency if self.settings.runwayml_enabled else 0,
             lease=self.settings.vidgen_lease,
@@ -231,7 +247,9 @@ class Queue:
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
         """Take waiting tasks that are to be cancelled at the provider."""
-        rows = await self._claims.once("claim_cancelled", worker_id=self.worker_id)
+        rows = await self._claims.once(
+            "claim_cancelled", worker_id=self.worker_id, **self.key.names()
+        )
         return [_task(row) for row in rows]
 
     async def take_over(
@@ -243,7 +261,7 @@ class Queue:
         """
         rows = await self._claims.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
-            max_crashes=self.settings.vidgen_max_crashes, scopes=self.key.scopes.all(),
+            max_crashes=self.settings.vidgen_max_crashes, **self.key.names(),
             scene_updates=self.settings.vidgen_scene_updates,
             lost_message=FAULTS["worker_lost"].message,
         )  # fmt: skip
@@ -267,7 +285,7 @@ class Queue:
 
     async def load(self, fence: Fence) -> Loaded:
         """Read scene and checkpoints. Raises LeaseLostError."""
-        rows = await self._fenced("load_task", fence)
+        rows = await self._fenced("load_task", fence, **self.key.names())
         checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
         return Loaded(
             cancel_requested=rows[0]["cancel_requested"],
@@ -309,8 +327,7 @@ class Queue:
         """
         rows = await self._fenced(
             "begin_submission", fence, stage=request.stage, submission_id=submission_id,
-            provider=self.key.provider, key_fingerprint=self.key.fingerprint, model=request.model,
-            scopes=self.key.scopes.all(),
+            **self.key.names(), model=request.model,
             fingerprint=request.fingerprint(), inputs=inputs,
             request=Jsonb(dict(frozen)),
             max_submissions=self.settings.vidgen_max_submissions, **_shown(step),
@@ -358,6 +375,17 @@ class Queue:
             "end_generation", fence, stage=stage, generation_id=generation_id,
             ended_state=ended_state, cost=cost, **_shown(step),
         )  # fmt: skip
+
+    async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
+        """Whether a 404 under this worker's key is the end of a generation.
+
+        If not, from now on only workers with the key that made it follow it.
+        """
+        rows = await self.db.run(
+            "is_gone", self._give_up, task_id=task_id, generation_id=generation_id,
+            **self.key.names(),
+        )  # fmt: skip
+        return bool(rows[0]["gone"])
 
     async def close_generation(
         self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None
@@ -439,9 +467,8 @@ class Queue:
     async def take_probe(self) -> Row | None:
         """Take the due probe of one closed gate: scope, model, reason, probes, seconds closed."""
         rows = await self.db.once(
-            "take_probe", provider=self.key.provider, scopes=self.key.scopes.all(),
-            probe=self.settings.vidgen_gate_probe,
-        )  # fmt: skip
+            "take_probe", **self.key.names(), probe=self.settings.vidgen_gate_probe
+        )
         return rows[0] if rows else None
 
     async def claim_trial(self, gate: Gate, probes: int) -> list[tuple[Task, float]]:
@@ -459,9 +486,7 @@ class Queue:
 
     async def read_gates(self) -> list[Row]:
         """What is closed for this worker."""
-        return await self.db.once(
-            "read_gates", provider=self.key.provider, scopes=self.key.scopes.all()
-        )
+        return await self.db.once("read_gates", **self.key.names())
 
     def _gate(self, gate: Gate) -> dict[str, Any]:
         return {"provider": self.key.provider, "scope": gate.scope, "model": gate.model}
@@ -473,10 +498,7 @@ class Queue:
 
         Then whether there are others that nobody knows yet.
         """
-        rows = await self.db.once(
-            "ask_limits", every=every, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint,
-        )  # fmt: skip
+        rows = await self.db.once("ask_limits", every=every, **self.key.names())
         return [row["model"] for row in rows if row["mine"]], any(not row["mine"] for row in rows)
 
     async def set_limit(self, model: str, max_generations: int | None) -> None:
@@ -493,26 +515,22 @@ class Queue:
 
     def _limit(self, model: str, max_generations: int | None) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "model": model,
             "max_generations": max_generations,
         }
 
     def _models_claimed(self) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "image_model": self.key.image_model,
             "video_model": self.key.video_model,
-            "scopes": self.key.scopes.all(),
             "max_crashes": self.settings.vidgen_max_crashes,
         }
 
     def _models(self) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "models": [self.key.image_model, self.key.video_model],
         }
 
@@ -537,17 +555,15 @@ class Queue:
 
     async def costs_to_read_again(self) -> list[Row]:
         """Generations that ended without an output some minutes ago: task_id, generation_id."""
-        return await self.db.once(
-            "costs_to_read_again",
-            provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint,
-        )
+        return await self.db.once("costs_to_read_again", **self.key.names())
 
     async def strays(self) -> list[Row]:
         """Generations that no task follows: id, task_id, generation_id."""
-        return await self.db.once(
-            "stray_submissions", provider=self.key.provider, key_fingerprint=self.key.fingerprint
-        )
+        return await self.db.once("stray_submissions", **self.key.names())
+
+    async def let_anyone_follow(self) -> list[Row]:
+        """Let anyone follow what accounts and keys without a worker have left; return it."""
+        return await self.db.once("let_anyone_follow", absence=ABSENCE)
 
     async def _fenced(self, name: str, fence: Fence, **parameters: object) -> Rows:
         rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
@@ -601,6 +617,8 @@ def _checkpoint(row: Row) -> Checkpoint:
         if row["path"]
         else None,
         now=row["now"],
+        account=row["account"],
+        followed_here=row["followed_here"],
     )
 
 
