@@ -26,6 +26,7 @@ PROMPT = "A glass bottle stands on a wet stone by the sea, in the light of the l
 USUAL: dict[str, Any] = {
     "host": "bench", "pid": os.getpid(), "version": "0", "concurrency": SLOTS,
     "lease": timedelta(minutes=10), "provider": "runway", "key_fingerprint": "key",
+    "account": "default", "scopes": ["*", "default", "key:key"],
     "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": SLOTS, "idle": True,
     "resumed": False,
     "max_crashes": 3, "max_running_per_user": None, "max_submissions": 2, "credits": True,

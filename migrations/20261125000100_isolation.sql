@@ -395,48 +395,6 @@ delete from vidgen.checkpoints as c
  where t.id = c.task_id and t.status in ('completed', 'failed', 'cancelled')
    and c.state in ('submitting', 'generating');
 
--- As before; a task that is retried by its owner begins with a clean slate.
-create or replace function vidgen.task_moves() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-declare
-  class smallint;
-begin
-  if new.status = 'pending' then
-    select min(case
-             when c.state in ('generating', 'storing') then 0
-             when c.state = 'submitting' and s.ended_at is null
-                  and (s.answer is null or s.answer = 'generation') then 0
-             -- The clip is stored: what is left costs nothing either.
-             when c.state = 'done' then case c.stage when 'video' then 0 else 1 end
-           end)
-      into class
-      from vidgen.checkpoints as c
-      join vidgen.submissions as s on s.id = c.submission_id
-     where c.task_id = new.id;
-    if old.status in ('failed', 'cancelled') then
-      class := null;
-      delete from vidgen.refusals as r where r.task_id = new.id;
-    end if;
-    if class is null then
-      delete from vidgen.resumes as r where r.task_id = new.id;
-      insert into vidgen.arrivals (user_id, due_at) values (new.user_id, new.run_after);
-    else
-      insert into vidgen.resumes as r (task_id, user_id, class, resume_at)
-      values (new.id, new.user_id, class, new.run_after)
-          on conflict (task_id) do update
-         set class = excluded.class, resume_at = excluded.resume_at;
-    end if;
-    if new.run_after <= now() then
-      perform pg_notify('vidgen_tasks', '');
-    end if;
-  else
-    delete from vidgen.resumes as r where r.task_id = new.id;
-  end if;
-  return null;
-end
-$$;
-
 do $$
 declare
   ours regprocedure;

@@ -32,12 +32,14 @@ Connection = psycopg.Connection[Row]
 # What a worker sends where a test says nothing else. Names that a query doesn't know are left out.
 USUAL: Mapping[str, Any] = MappingProxyType({
     "host": "here", "pid": 1, "version": "0", "concurrency": 20, "lease": timedelta(seconds=15),
-    "provider": "runway", "key_fingerprint": "key", "image_model": "gen4_image",
+    "provider": "runway", "key_fingerprint": "key", "account": "default",
+    "scope": "default", "scopes": ["*", "default", "key:key"], "image_model": "gen4_image",
     "video_model": "gen4_turbo", "images_bucket": "generated-content",
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "max_running_per_user": None, "models": ["gen4_image", "gen4_turbo"],
     "max_generations": None, "patience": timedelta(minutes=3), "every": timedelta(minutes=1),
+    "absence": timedelta(hours=1),
     "scene_updates": True, "credits": True,
     "lost_message": "The worker was lost.", "resolution": "1280:720", "video_ratio": "1280:720",
     "image_ratio": "1920:1080", "image_due": True, "video_due": True, "stage": "image",
@@ -106,9 +108,9 @@ class Hand:
         )
         return cursor.fetchall() if cursor.description else []
 
-    def registered(self) -> Self:
+    def registered(self, **parameters: object) -> Self:
         """Write the worker's row."""
-        self("register_worker")
+        self("register_worker", **parameters)
         return self
 
     def claim(self, slots: int = 20, **parameters: object) -> list[Held]:
@@ -207,9 +209,9 @@ class Ground:
         """Open a connection of a worker that is not registered."""
         return self.stack.enter_context(Hand(self.database.url, worker_id))
 
-    def worker(self) -> Hand:
+    def worker(self, **parameters: object) -> Hand:
         """Open a connection of a registered worker."""
-        return self.hand().registered()
+        return self.hand().registered(**parameters)
 
     def sql(self, statement: str, *parameters: object) -> list[Row]:
         """Run one statement as superuser."""

@@ -58,6 +58,11 @@ def test_a_gate_keeps_the_users_hold() -> None:
     assert all(rule.hold is Hold.KEPT for rule in gates)
 
 
+def test_a_fault_that_closes_a_gate_says_for_whom() -> None:
+    closing = {name for name, rule in FAULTS.items() if rule.disposition is Disposition.GATE}
+    assert closing == {name for name, rule in FAULTS.items() if rule.gate is not None}
+
+
 def test_only_the_field_of_a_fault_is_visible_to_the_user() -> None:
     fault = Fault("scene_invalid", details="secret words of the provider", field="duration")
     assert fault.visible() == {"field": "duration"}

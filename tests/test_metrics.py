@@ -117,7 +117,7 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
             (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]
             found = await scraped(f"http://127.0.0.1:{served.port}")
     assert world.task(task)["status"] == "pending"
-    assert found['vidgen_gate_closed{code="OPERATOR",model="*"}'] == 1
+    assert found['vidgen_gate_closed{code="OPERATOR",model="*",scope="*"}'] == 1
     assert found["vidgen_queue_pending"] == 1
     assert found["vidgen_queue_oldest_pending_seconds"] > 0
     assert found["vidgen_workers_alive"] == 1

@@ -177,6 +177,23 @@ def stale_rows(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def another_keys_generation(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    return {**held.fence, "key_fingerprint": "another"}
+
+
+def generations_left_alone(ground: Ground, hand: Hand) -> Parameters:
+    """One whose task waits, and one that nobody follows, of a key that has gone."""
+    a_generation_nobody_follows(ground, hand)
+    hand.about(ground.held(hand, "start_task", *STAGE[:2]), "requeue")
+    ground.sql(
+        "update vidgen.submissions set account = 'old', key_fingerprint = 'old',"
+        " sent_at = now() - interval '2 hours'"
+    )
+    ground.sql("update vidgen.resumes set followers = array['old', 'key:old']")
+    return {}
+
+
 def a_failure_with_a_cost(ground: Ground, hand: Hand) -> Parameters:
     held = ground.held(hand, "start_task", *STAGE[:2])
     hand.about(held, "end_generation", ended_state="failed")
@@ -239,6 +256,8 @@ STATES: Mapping[str, Prepare] = {
     "close_generation": a_generation_nobody_follows,
     "stray_submissions": a_generation_nobody_follows,
     "costs_to_read_again": a_failure_with_a_cost,
+    "is_gone": another_keys_generation,
+    "let_anyone_follow": generations_left_alone,
     "hand_back": held_tasks,
     "leave": nothing,
     "retry_refused": refused_long_ago,

@@ -271,34 +271,116 @@ def test_a_closed_gate_stops_new_work_and_lets_live_generations_through(ground: 
     assert [held.id for held in worker.claim()] == [new]
 
 
-def test_a_gate_closes_for_its_own_key_only(ground: Ground) -> None:
-    closed, other = ground.worker(), ground.worker()
-    closed("close_gate", model="*")
+SCOPES = ["*", "default", "key:key", "storage:store", "machine:here"]
+SCOPES_OF_ANOTHER = ["*", "default", "key:another", "storage:other", "machine:there"]
+
+
+@pytest.mark.parametrize("scope", ["key:key", "storage:store", "machine:here"])
+def test_a_gate_closes_for_those_alone_whom_it_concerns(ground: Ground, scope: str) -> None:
+    closed, other = ground.worker(scopes=SCOPES), ground.worker(scopes=SCOPES_OF_ANOTHER)
+    closed("close_gate", scope=scope, model="*")
     task = ground.order()
-    assert closed.claim() == []
-    assert [held.id for held in other.claim(key_fingerprint="another")] == [task]
+    assert closed.claim(scopes=SCOPES) == []
+    assert [held.id for held in other.claim(scopes=SCOPES_OF_ANOTHER)] == [task]
+
+
+@pytest.mark.parametrize("scope", ["default", "*"])
+def test_a_gate_of_the_account_closes_for_all_its_keys(ground: Ground, scope: str) -> None:
+    one, other = ground.worker(scopes=SCOPES), ground.worker(scopes=SCOPES_OF_ANOTHER)
+    one("close_gate", scope=scope, model="*")
+    ground.order()
+    assert one.claim(scopes=SCOPES) == []
+    assert other.claim(scopes=SCOPES_OF_ANOTHER) == []
+
+
+# What users are told.
+
+
+def shown_to_users(ground: Ground) -> list[tuple[str, str]]:
+    rows = ground.sql("select model, reason from public.video_generation_gates order by model")
+    return [(row["model"], row["reason"]) for row in rows]
+
+
+def test_users_hear_nothing_of_a_gate_that_others_work_beside(ground: Ground) -> None:
+    one = ground.worker(scopes=SCOPES)
+    other = ground.worker(scopes=SCOPES_OF_ANOTHER)
+    one("close_gate", scope="machine:here", model="*", reason="SCRATCH_UNAVAILABLE")
+    assert shown_to_users(ground) == []
+    other("close_gate", scope="key:another", model="*", reason="PROVIDER_DENIED")
+    assert [model for model, _ in shown_to_users(ground)] == ["*"], "nobody works any more"
+    one("open_gate", scope="machine:here", model="*")
+    assert shown_to_users(ground) == []
+
+
+@pytest.mark.parametrize("how", ["leaves", "dies"])
+def test_users_hear_of_it_when_the_last_one_who_worked_is_gone(ground: Ground, how: str) -> None:
+    one, other = ground.worker(scopes=SCOPES), ground.worker(scopes=SCOPES_OF_ANOTHER)
+    one("close_gate", scope="key:key", model="*", reason="PROVIDER_DENIED")
+    if how == "leaves":
+        other("leave")
+    else:
+        ground.silent(other.worker_id)
+        one("take_over", scopes=SCOPES)
+    assert shown_to_users(ground) == [("*", "PROVIDER_DENIED")]
+    ground.worker(scopes=SCOPES_OF_ANOTHER)
+    assert shown_to_users(ground) == [], "somebody works again"
+
+
+def test_a_worker_that_claims_nothing_keeps_no_gate_from_being_shown(ground: Ground) -> None:
+    one = ground.worker(scopes=SCOPES)
+    ground.worker(scopes=SCOPES_OF_ANOTHER, concurrency=0)
+    one("close_gate", scope="key:key", model="*")
+    assert [model for model, _ in shown_to_users(ground)] == ["*"]
+
+
+def test_a_gate_of_all_models_counts_for_each(ground: Ground) -> None:
+    """One can't make the still, the other nothing: no still is made."""
+    one, other = ground.worker(scopes=SCOPES), ground.worker(scopes=SCOPES_OF_ANOTHER)
+    one("close_gate", scope="key:key", model="gen4_image")
+    other("close_gate", scope="machine:there", model="*")
+    assert [model for model, _ in shown_to_users(ground)] == ["gen4_image"]
+
+
+def test_two_gates_that_close_at_once_are_seen_by_the_second(ground: Ground) -> None:
+    """Neither sees the other's row in its own snapshot: the second one waits and looks again."""
+    one, other = ground.worker(scopes=SCOPES), ground.worker(scopes=SCOPES_OF_ANOTHER)
+    with one.holding():
+        one("close_gate", scope="key:key", model="*")
+        late = other.later(lambda: other("close_gate", scope="key:another", model="*"))
+        assert ground.waits(late)
+    late.result()
+    assert [model for model, _ in shown_to_users(ground)] == ["*"]
+
+
+def test_a_worker_of_the_version_before_counts_with_its_key(ground: Ground) -> None:
+    ground.worker(scopes=None)
+    one = ground.worker(scopes=SCOPES)
+    one("close_gate", scope="key:key", model="*")
+    assert shown_to_users(ground) == []
+    one("close_gate", scope="key", model="*")
+    assert [model for model, _ in shown_to_users(ground)] == ["*"]
 
 
 def test_an_operator_s_gate_closes_for_all_keys(ground: Ground) -> None:
     worker = ground.worker()
-    worker("close_gate", model="*", key_fingerprint="*")
+    worker("close_gate", model="*", scope="*")
     ground.order()
     assert worker.claim() == []
     assert ground.one("select * from public.video_generation_gates")["reason"] == (
         "PROVIDER_UNFUNDED"
     )
-    worker("open_gate", model="*", key_fingerprint="*")
+    worker("open_gate", model="*", scope="*")
     assert ground.sql("select * from public.video_generation_gates") == []
     assert len(worker.claim()) == 1
 
 
-def test_a_gate_shown_for_two_keys_stands_until_the_last_one_opens(ground: Ground) -> None:
+def test_a_gate_of_two_scopes_is_shown_until_the_last_one_opens(ground: Ground) -> None:
     worker = ground.worker()
-    for key in ("a", "b"):
-        worker("close_gate", model="gen4_image", key_fingerprint=key)
-    worker("open_gate", model="gen4_image", key_fingerprint="a")
+    for scope in ("default", "key:key"):
+        worker("close_gate", model="gen4_image", scope=scope)
+    worker("open_gate", model="gen4_image", scope="default")
     assert len(ground.sql("select * from public.video_generation_gates")) == 1
-    worker("open_gate", model="gen4_image", key_fingerprint="b")
+    worker("open_gate", model="gen4_image", scope="key:key")
     assert ground.sql("select * from public.video_generation_gates") == []
 
 

@@ -34,7 +34,8 @@ def faults_table() -> str:
     rows = [("where", "signal", "code", "what follows", "the user's hold")]
     for rule in FAULTS.values():
         code = f"`{rule.code}`" if rule.code else shown(None)
-        follows = f"{rule.disposition}; {rule.follows}" if rule.follows else rule.disposition
+        follows = f"{rule.disposition} ({rule.gate})" if rule.gate else str(rule.disposition)
+        follows = f"{follows}; {rule.follows}" if rule.follows else follows
         rows.append((rule.where, rule.signal, code, follows, rule.hold))
     return table(*rows)
 

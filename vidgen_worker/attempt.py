@@ -23,6 +23,7 @@ from vidgen_worker.events import (
     UnexpectedError,
     emit,
 )
+from vidgen_worker.gates import Scope
 from vidgen_worker.generating import failed
 from vidgen_worker.pipeline import Pipeline, ProvenError
 from vidgen_worker.queue import (
@@ -30,11 +31,12 @@ from vidgen_worker.queue import (
     GateClosedError,
     LeaseLostError,
     NoSlotError,
+    NotOursError,
     RowRefusedError,
     SubmissionCapError,
 )
 from vidgen_worker.run import Run, Tools
-from vidgen_worker.storm import ALL_MODELS, Storm
+from vidgen_worker.storm import Storm
 from vidgen_worker.task import (
     Abandoned,
     Cancelled,
@@ -94,8 +96,9 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
     except CancelAskedError:
         # Asked while nothing of it ran at the provider.
         return Cancelled()
-    except ProvenError:
-        # Its deaths are forgiven; handed back, it waits for nothing and blocks nobody.
+    except (ProvenError, NotOursError):
+        # Proven: its deaths are forgiven; handed back, it waits for nothing and blocks nobody. Not
+        # ours: handed back, it is seen only by workers that may follow it.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
@@ -183,15 +186,18 @@ _NEEDS_ANOTHER_SUBMISSION = frozenset(
 
 
 async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:
-    """Close the gate for everybody who shares the key; the task that met it just waits."""
-    model = _model(tools, run) if fault.name == "provider_quota" else ALL_MODELS
-    await shut(tools, Storm(model, fault.code, fault.message, fault.details))
+    """Close the gate for everybody whom the fault concerns; the task that met it just waits."""
+    scope = fault.rule.gate or Scope.ACCOUNT
+    await shut(tools, Storm(scope, _model(tools, run), fault.code, fault.message, fault.details))
 
 
 async def shut(tools: Tools, storm: Storm) -> None:
     """Close a gate, and say so unless it was closed already."""
-    if await tools.queue.close_gate(storm.model, storm.reason, storm.message, storm.details):
-        emit(GateClosed(model=storm.model, code=storm.reason, details=storm.details))
+    gate = tools.queue.key.scopes.gate(storm.scope, storm.model)
+    if await tools.queue.close_gate(gate, storm.reason, storm.message, storm.details):
+        emit(GateClosed(
+            scope=gate.scope, model=gate.model, code=storm.reason, details=storm.details
+        ))  # fmt: skip
 
 
 def _stage(run: Run) -> StageName:

@@ -57,7 +57,8 @@ select stage, state, generation_id, path, size, updated_at
 
 -- submissions_of_task --
 -- Every paid POST of a task, oldest first.
-select stage, attempt, model, sent_at, answer, generation_id, estimated_cost, ended_state, cost
+select stage, attempt, model, account, key_fingerprint as key, sent_at, answer, generation_id,
+       estimated_cost, ended_state, cost
   from vidgen.submissions
  where task_id = %(task_id)s
  order by sent_at;
@@ -141,7 +142,8 @@ select what, granted
 
 -- live_workers --
 -- Workers that are not declared dead, and when each was last heard of.
-select id, host, pid, version, running, heartbeat_at, now() - heartbeat_at as silence
+select id, host, pid, version, running, account, key_fingerprint, heartbeat_at,
+       now() - heartbeat_at as silence
   from vidgen.workers
  where dead_at is null
  order by started_at;
@@ -156,8 +158,8 @@ select user_id, balance, held, entries_total, holds_total
   from vidgen.credit_discrepancies
  order by user_id;
 
--- submissions_of_key --
--- What our records say of one key's last 24 hours, by model: generations, possibly paid ones.
+-- submissions_of_account --
+-- What our records say of one account's last 24 hours, by model: generations, possibly paid ones.
 select model,
        count(*) filter (where answer = 'generation') as generations,
        count(*) filter (where answer = 'unknown'
@@ -165,53 +167,66 @@ select model,
        count(*) filter (where answer is null
                           and sent_at >= now() - interval '5 minutes') as in_flight
   from vidgen.submissions
- where provider = %(provider)s and key_fingerprint = %(key_fingerprint)s
+ where provider = %(provider)s and (account = %(account)s or key_fingerprint = %(key_fingerprint)s)
    and sent_at > now() - interval '24 hours'
  group by model
  order by model;
 
--- outlay_of_key --
--- Provider credits of all our generations with one key, and the reading before this one.
+-- outlay_of_account --
+-- Provider credits of all our generations of one account, and the reading before this one: readings
+-- stand under the account's label, those of the version before under the key's fingerprint.
 select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) as outlay,
        (select to_jsonb(r) from vidgen.account_readings as r
-         where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+         where r.provider = %(provider)s and r.key_fingerprint in (%(account)s, %(key_fingerprint)s)
          order by r.read_at desc limit 1) as reading
   from vidgen.submissions as s
- where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+ where s.provider = %(provider)s
+   and (s.account = %(account)s or s.key_fingerprint = %(key_fingerprint)s)
    and s.answer = 'generation';
 
 -- add_account_reading --
 -- Keep a reading, for the next comparison.
 insert into vidgen.account_readings (provider, key_fingerprint, credit_balance, outlay)
-values (%(provider)s, %(key_fingerprint)s, %(credit_balance)s, %(outlay)s)
+values (%(provider)s, %(account)s, %(credit_balance)s, %(outlay)s)
 returning id;
 
 -- provider_slots --
--- How much of what the tier allows is taken, by model; without a limit, what is open.
-select l.model, sum(l.max_generations)::integer as slots,
-       sum(case
-         when l.max_generations is null then (
-           select count(*)
-             from vidgen.submissions as s
-            where s.ended_at is null and s.answer is distinct from 'unknown'
-              and (s.provider, s.key_fingerprint, s.model)
-                = (l.provider, l.key_fingerprint, l.model)
-         )
-         else (
-           select count(*)
-             from vidgen.slots as s
-            where s.task_id is not null
-              and (s.provider, s.key_fingerprint, s.model)
-                = (l.provider, l.key_fingerprint, l.model)
-         )
-       end)::integer as taken
-  from vidgen.limits as l
- group by l.model
- order by l.model;
+-- How much of what the tier allows is taken, by account and model; without a limit, what is open. Only
+-- of accounts that have a worker, or something in flight (a worker of the version before has its limits
+-- under its key's fingerprint).
+select *
+  from (
+    select l.key_fingerprint as account, l.model, l.max_generations as slots,
+           case
+             when l.max_generations is null then (
+               select count(*)
+                 from vidgen.submissions as s
+                where s.ended_at is null and s.answer is distinct from 'unknown'
+                  and s.provider = l.provider and s.model = l.model
+                  and l.key_fingerprint in (s.account, s.key_fingerprint)
+             )
+             else (
+               select count(*)
+                 from vidgen.slots as s
+                where s.task_id is not null
+                  and (s.provider, s.key_fingerprint, s.model)
+                    = (l.provider, l.key_fingerprint, l.model)
+             )
+           end::integer as taken,
+           exists (
+             select from vidgen.workers as w
+              where w.dead_at is null and w.provider = l.provider
+                and l.key_fingerprint
+                  = case when w.scopes is null then w.key_fingerprint else w.account end
+           ) as works
+      from vidgen.limits as l
+  ) as of_account
+ where works or taken > 0
+ order by model, account;
 
 -- gates --
 -- Every closed gate: a row is a gate that is closed.
-select provider, key_fingerprint, model, reason, message, details, closed_at, until, probes
+select provider, key_fingerprint as scope, model, reason, message, details, closed_at, until, probes
   from vidgen.gates
  order by closed_at;
 
@@ -224,10 +239,11 @@ on conflict (provider, key_fingerprint, model) do update
 returning model;
 
 -- open_gate --
--- Open every gate of a model, whoever closed it; a trouble that lasts closes it again.
+-- Open the gates of a model, of one scope or of all, whoever closed them; a trouble that lasts closes
+-- them again.
 delete from vidgen.gates
- where model = %(model)s
-returning key_fingerprint, reason;
+ where model = %(model)s and (%(scope)s::text is null or key_fingerprint = %(scope)s)
+returning key_fingerprint as scope, reason;
 
 -- find_tasks --
 -- The newest tasks that fit every filter that is given.
@@ -257,7 +273,8 @@ select at, what, stage, attempt, details
            format('%%s for the image, %%s for the video', image_price, video_price)
       from vidgen.holds where task_id = %(task_id)s
     union all
-    select 4, sent_at, 'submitted', stage, attempt, format('%%s by worker %%s', model, worker_id)
+    select 4, sent_at, 'submitted', stage, attempt, format('%%s with key %%s of account %%s, by worker %%s', model, key_fingerprint, account,
+                  worker_id)
       from vidgen.submissions where task_id = %(task_id)s
     union all
     select 5, answered_at,
@@ -355,7 +372,7 @@ select error_code as code, count(*) as tasks, max(completed_at) as last
 -- workers --
 -- Every worker that has a row, the dead included until they are swept.
 select id, host, pid, version, concurrency, running, started_at, heartbeat_at,
-       now() - heartbeat_at as silence, steady_since, key_fingerprint,
+       now() - heartbeat_at as silence, steady_since, account, key_fingerprint,
        case
          when dead_at is not null then 'dead'
          when heartbeat_at < now() - lease then 'silent'

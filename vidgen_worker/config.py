@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from vidgen_worker.gates import ACCOUNT_LABEL, DEFAULT_ACCOUNT
 from vidgen_worker.resolution import image_models, video_models
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -82,6 +83,8 @@ class Settings(BaseSettings):
     storage_bucket_videos: str = "video-files"
     """Private bucket of the clips"""
 
+    vidgen_account: str = DEFAULT_ACCOUNT
+    """A label for the key's Runway account, where workers of one database use several accounts"""
     vidgen_concurrency: int = Field(20, ge=1, le=5000)
     """Tasks at once in this process"""
     vidgen_lease: Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(hours=1))] = (
@@ -165,6 +168,8 @@ class Settings(BaseSettings):
                 problems.append(f"{name.upper()}: write a full URL such as https://host")
         if not self.database_url.get_secret_value().startswith(("postgres://", "postgresql://")):
             problems.append("DATABASE_URL: write postgresql://user:password@host:5432/postgres")
+        if not ACCOUNT_LABEL.fullmatch(self.vidgen_account):
+            problems.append("VIDGEN_ACCOUNT: up to 64 letters, digits and - _ . make a label")
         if self.vidgen_stage_hard_deadline < self.vidgen_stage_deadline:
             problems.append("VIDGEN_STAGE_HARD_DEADLINE: it can't be below VIDGEN_STAGE_DEADLINE")
         if problems:

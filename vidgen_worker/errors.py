@@ -12,6 +12,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from vidgen_worker.gates import Scope
+
 
 class Disposition(StrEnum):
     """What follows from a fault."""
@@ -42,6 +44,7 @@ class FaultRule:
 
     `code` is what the row of the task says when the task ends by it (None: the task can't end by
     this fault alone). `message` is our sentence for the user: it never holds provider text.
+    `gate` says for whom the gate closes, where the disposition is GATE.
     """
 
     name: str
@@ -52,6 +55,7 @@ class FaultRule:
     hold: Hold
     message: str
     follows: str = ""
+    gate: Scope | None = None
 
 
 _IN, _WAIT, _RETRY, _FAIL, _GATE = (
@@ -108,18 +112,20 @@ _RULES = (
         "provider_unfunded", "submit", '400 "not enough credits", 402',
         "PROVIDER_UNFUNDED", _GATE, Hold.KEPT,
         "Video generation is paused: the service's account at the provider needs a top-up.",
+        gate=Scope.ACCOUNT,
     ),
     FaultRule(
         "provider_denied", "submit", "401, 403",
         "PROVIDER_DENIED", _GATE, Hold.KEPT,
         "Video generation is paused: the provider refuses the service's key.",
         "loud",
+        gate=Scope.KEY,
     ),
     FaultRule(
         "provider_quota", "submit", "429 daily limit (by text)",
         "PROVIDER_QUOTA", _GATE, Hold.KEPT,
         "Video generation is paused: the provider's daily limit is reached.",
-        "that model only",
+        gate=Scope.MODEL,
     ),
     FaultRule(
         "provider_busy", "submit", "429 else",
@@ -231,6 +237,7 @@ _RULES = (
         "STORAGE_DENIED", _GATE, Hold.KEPT,
         "Video generation is paused: the file store refuses the service's key.",
         "the generation is kept; a long storage outage also stops new submits",
+        gate=Scope.STORAGE,
     ),
     FaultRule(
         "storage_refused", "storage", "400, 413, 415",

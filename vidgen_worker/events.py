@@ -208,10 +208,11 @@ class ListenChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateClosed(Event):
-    """Nothing paid of this model starts with this key."""
+    """Nothing paid of this model starts in this scope."""
 
     sentence = "Gate closed: nothing paid starts until a probe goes well"
     level = logging.ERROR
+    scope: str
     model: str
     code: str
     details: str
@@ -222,6 +223,7 @@ class GateOpened(Event):
     """A probe went well, or an operator opened it."""
 
     sentence = "Gate opened"
+    scope: str
     model: str
     code: str
     closed_seconds: float
@@ -233,6 +235,7 @@ class GateProbed(Event):
 
     sentence = "Gate probed: still closed"
     level = logging.WARNING
+    scope: str
     model: str
     code: str
     details: str
@@ -350,6 +353,15 @@ class GenerationOverdue(StageEvent):
     level = logging.WARNING
     generation: UUID
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationNotOurs(StageEvent):
+    """It is known to another account, or only to the key that made it: handed back for those."""
+
+    sentence = "The generation is another account's; its own workers follow it"
+    generation: UUID | None
+    account: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -504,6 +516,18 @@ class StrayGeneration(Event):
     generation: UUID
     state: str
     cost: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationLeftAlone(Event):
+    """No worker that may follow it has been heard of for long; a 404 is its end from now on."""
+
+    sentence = "Nobody with a generation's account or key works here any more; anyone asks for it"
+    level = logging.WARNING
+    task: str
+    generation: UUID | None
+    account: str
+    key: str
 
 
 Subscriber = Callable[[Event], None]

@@ -11,9 +11,16 @@ from datetime import timedelta
 from uuid import UUID
 
 from vidgen_worker.errors import Disposition, Fault, failure_fault
-from vidgen_worker.events import GenerationEnded, GenerationOverdue, PollFailed, Progressed, emit
+from vidgen_worker.events import (
+    GenerationEnded,
+    GenerationNotOurs,
+    GenerationOverdue,
+    PollFailed,
+    Progressed,
+    emit,
+)
 from vidgen_worker.providers import Generation, GenerationState, Provider
-from vidgen_worker.queue import Queue, Reported
+from vidgen_worker.queue import NotOursError, Queue, Reported
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import Order, Stage
 from vidgen_worker.task import Checkpoint, CheckpointState, Failed
@@ -127,8 +134,17 @@ class Generating:
             self._tools.turns.rests(turn)
 
     async def _go_on(self, fault: Fault, cost: float | None, seconds: float) -> None:
-        """Say that a poll failed; raises its Fault where another one would not help."""
+        """Say that a poll failed; raises its Fault where another one would not help.
+
+        Raises NotOursError where only another key can tell what has become of it.
+        """
         if fault.disposition is not Disposition.IN_PLACE:
+            if not await self._queue.is_gone(self._fence.task_id, self._id):
+                emit(GenerationNotOurs(
+                    fence=self._fence, stage=self._stage.name, generation=self._id,
+                    account=self._queue.key.scopes.account,
+                ))  # fmt: skip
+                raise NotOursError(str(self._id)) from fault
             await self.end("gone", cost, seconds)
             raise fault
         emit(PollFailed(
@@ -193,13 +209,16 @@ async def end_at_provider(
     """Read a generation, cancel it if it still runs, and book its end: (state, cost).
 
     Read first: on a finished generation the same verb destroys its output, and after a cancel the
-    cost may not be readable any more. Raises Fault when the provider can't be asked.
+    cost may not be readable any more. Raises Fault when the provider can't be asked, NotOursError
+    where only another key can tell.
     """
     try:
         generation = await provider.poll(generation_id)
     except Fault as fault:
         if fault.name != "generation_gone":
             raise
+        if not await queue.is_gone(task_id, generation_id):
+            raise NotOursError(str(generation_id)) from fault
         await queue.close_generation(task_id, generation_id, "gone", None)
         return "gone", None
     state, cost = generation.state.value, generation.cost

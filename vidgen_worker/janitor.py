@@ -17,13 +17,16 @@ from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     GateOpened,
     GateProbed,
+    GenerationLeftAlone,
     LimitRead,
     LimitsUnread,
     StrayGeneration,
     emit,
 )
+from vidgen_worker.gates import Gate
 from vidgen_worker.generating import end_at_provider
 from vidgen_worker.lease import boot_time
+from vidgen_worker.queue import NotOursError
 from vidgen_worker.storm import PROVIDER_STORM
 
 if TYPE_CHECKING:
@@ -117,19 +120,23 @@ class Janitor:
         due = await queue.take_probe()
         if due is None:
             return
-        problem = await self._problem(due["reason"], due["model"])
+        gate = Gate(due["scope"], due["model"])
+        problem = await self._problem(due["reason"], gate.model)
         if problem is None and due["reason"] == PROVIDER_STORM:
             # Reading the account is free and says little: the gate opens when one task went well.
-            tried = await self._worker.try_gate(due["model"], due["probes"])
+            tried = await self._worker.try_gate(gate, due["probes"])
             problem = "one task tries it" if tried else "no task waits that could try it"
         if problem is None:
-            seconds = await queue.open_gate(due["model"])
+            seconds = await queue.open_gate(gate)
             if seconds is not None:
                 emit(GateOpened(
-                    model=due["model"], code=due["reason"], closed_seconds=round(seconds, 1)
+                    scope=gate.scope, model=gate.model, code=due["reason"],
+                    closed_seconds=round(seconds, 1),
                 ))  # fmt: skip
         else:
-            emit(GateProbed(model=due["model"], code=due["reason"], details=problem))
+            emit(GateProbed(
+                scope=gate.scope, model=gate.model, code=due["reason"], details=problem
+            ))  # fmt: skip
 
     async def read_limits(self) -> timedelta:
         """Read the provider's limits if it is this worker's turn; the pause until the next look.
@@ -210,7 +217,13 @@ class Janitor:
 
     async def end_strays(self) -> None:
         """End the generations that nobody follows, book what they cost and so free their slots."""
-        strays = await self._worker.queue.strays()
+        queue = self._worker.queue
+        for row in await queue.let_anyone_follow():
+            emit(GenerationLeftAlone(
+                task=str(row["task_id"]), generation=row["generation_id"],
+                account=row["account"], key=row["key_fingerprint"],
+            ))  # fmt: skip
+        strays = await queue.strays()
         await asyncio.gather(*[self._end_stray(row) for row in strays])
 
     async def _end_stray(self, row: Row) -> None:
@@ -226,6 +239,8 @@ class Janitor:
                 await queue.close_generation(task_id, generation_id, state, cost)
             else:
                 state, cost = await end_at_provider(provider, queue, task_id, generation_id)
+        except NotOursError:
+            return  # not this worker's to ask for; the row stays for one of its own account
         except Fault as fault:
             if not row["overdue"]:
                 return  # the provider can't be asked now; the row stays and is met again
@@ -242,7 +257,7 @@ class Janitor:
             try:
                 generation = await self._worker.provider.poll(generation_id)
             except Fault as fault:
-                if fault.name == "generation_gone":
+                if fault.name == "generation_gone" and await queue.is_gone(task_id, generation_id):
                     await queue.close_generation(task_id, generation_id, "gone", None)
                 continue  # else it can't be asked now, and is met again
             await queue.close_generation(

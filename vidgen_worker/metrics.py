@@ -65,8 +65,9 @@ class Metrics:
         )
         self._loops = self._counter("loop_failures_total", "Unexpected errors of a loop", "loop")
         self._gates = Gauge(
-            "vidgen_gate_closed", "1 while closed", ("model", "code"), registry=self.registry
-        )
+            "vidgen_gate_closed", "1 while closed", ("scope", "model", "code"),
+            registry=self.registry,
+        )  # fmt: skip
         self._slots = Gauge(
             "vidgen_provider_slots", "Generations that the tier allows at once", ("model",),
             registry=self.registry,
@@ -104,15 +105,15 @@ class Metrics:
     def show(
         self,
         numbers: Mapping[str, float],
-        closed: Iterable[tuple[str, str]],
+        closed: Iterable[tuple[str, str, str]],
         slots: Iterable[tuple[str, int, int]],
     ) -> None:
         """Take what was read of the fleet: a number for each of `FLEET`, closed gates, slots."""
         for name, value in numbers.items():
             self._fleet[name].set(value)
         self._gates.clear()
-        for model, code in closed:
-            self._gates.labels(model, code).set(1)
+        for scope, model, code in closed:
+            self._gates.labels(scope, model, code).set(1)
         self._slots.clear()
         self._taken.clear()
         for model, limit, taken in slots:
@@ -153,9 +154,9 @@ class Metrics:
             case events.PollFailed():
                 self._polls.labels(event.stage.value).inc()
             case events.GateClosed():
-                self._gates.labels(event.model, event.code).set(1)
+                self._gates.labels(event.scope, event.model, event.code).set(1)
             case events.GateOpened():
-                self._gates.labels(event.model, event.code).set(0)
+                self._gates.labels(event.scope, event.model, event.code).set(0)
             case events.DatabaseTrouble():
                 self._database.labels(event.query).inc()
             case events.RowRefused():

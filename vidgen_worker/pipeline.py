@@ -9,9 +9,9 @@ or writes the task's end: that is the worker's.
 from datetime import UTC, datetime, timedelta
 
 from vidgen_worker.errors import Fault
-from vidgen_worker.events import ResolutionMapped, StageResumed, emit
+from vidgen_worker.events import GenerationNotOurs, ResolutionMapped, StageResumed, emit
 from vidgen_worker.generating import Generating
-from vidgen_worker.queue import CancelAskedError, Loaded, scene_of
+from vidgen_worker.queue import CancelAskedError, Loaded, NotOursError, scene_of
 from vidgen_worker.resolution import Resolution, UnsupportedResolutionError, look_up
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, PIPELINE, Order, Stage
@@ -43,12 +43,14 @@ class Pipeline:
     async def walk(self) -> Outcome:
         """Run the attempt to its Outcome.
 
-        Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError or NoSlotError.
+        Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError, NoSlotError or
+        NotOursError.
         """
         loaded = await self._queue.load(self._fence)
         if loaded.verdict is not None:
             # Found out before, by whoever could not write it: nothing is paid for again.
             return loaded.verdict
+        self._raise_if_elsewhere(loaded)
         if loaded.cancel_requested or self._run.cancel.is_set():
             return await self._cancel(loaded)
         try:
@@ -64,6 +66,17 @@ class Pipeline:
         except CancelAskedError:
             return await self._cancel(await self._queue.load(self._fence))
         return Completed(url, expires_at)
+
+    def _raise_if_elsewhere(self, loaded: Loaded) -> None:
+        """Raise NotOursError where something lives that only another account's workers can see."""
+        for name, checkpoint in loaded.checkpoints.items():
+            lives = checkpoint.state is not CheckpointState.DONE and name not in loaded.closed
+            if lives and not checkpoint.followed_here:
+                emit(GenerationNotOurs(
+                    fence=self._fence, stage=name, generation=checkpoint.generation_id,
+                    account=checkpoint.account,
+                ))  # fmt: skip
+                raise NotOursError(str(self._fence.task_id))
 
     async def _prepare(self, loaded: Loaded) -> dict[StageName, Order]:
         """Look everything up, check it, and hold the credits, before anything is paid.

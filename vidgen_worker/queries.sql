@@ -9,10 +9,10 @@
 -- register_worker --
 -- A worker's row, once per id: a repeated INSERT finds its own.
 insert into vidgen.workers
-  (id, host, pid, version, provider, key_fingerprint, concurrency, lease)
+  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)
 values
-  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s,
-   %(concurrency)s, %(lease)s)
+  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s, %(account)s,
+   %(scopes)s::text[], %(concurrency)s, %(lease)s)
 on conflict (id) do nothing
 
 -- share_buckets --
@@ -115,7 +115,7 @@ on conflict (user_id) do update
 with crashed as materialized (
   -- One death below the limit: these run alone. Few; the fence keeps the plan from beginning at what
   -- waits, however little that was when it was made.
-  select b.task_id as id, r.class
+  select b.task_id as id, nullif(r.class, 2) as class
     from vidgen.budgets as b
    cross join lateral (
      select t.status, t.run_after
@@ -125,7 +125,8 @@ with crashed as materialized (
    ) as t
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
+     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 free as materialized (
   -- How many may begin; null: any number. One slot is left for a task that is to run alone, which
@@ -146,13 +147,13 @@ free as materialized (
                     0
                   )
              from vidgen.limits as l
-            where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+            where l.provider = %(provider)s and l.key_fingerprint = %(account)s
               and l.model = %(image_model)s and l.max_generations is not null
          ) as images,
          (
            select r.room
              from vidgen.rooms as r
-            where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+            where r.provider = %(provider)s and r.key_fingerprint = %(account)s
               and r.model = %(video_model)s
          ) as room
     from vidgen.workers as me
@@ -160,7 +161,7 @@ free as materialized (
    where me.id = %(worker_id)s and me.dead_at is null
      and not exists (
        select from vidgen.gates as g
-        where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+        where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
           and g.model in ('*', %(image_model)s, %(video_model)s)
      )
      and (
@@ -170,6 +171,7 @@ free as materialized (
          or exists (
            select from vidgen.resumes as r
             where r.class = 0 and r.resume_at <= now()
+              and (r.followers is null or r.followers && %(scopes)s::text[])
               and not exists (select from crashed where crashed.id = r.task_id)
          )
          or (
@@ -185,14 +187,14 @@ free as materialized (
                  from (
                    select
                      from vidgen.slots as s
-                    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+                    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
                       and s.model = %(video_model)s and s.task_id is null
                     limit 2
                  ) as s
              ) > exists (select from crashed where class = 1)::integer
              or not exists (
                select from vidgen.limits as l
-                where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+                where l.provider = %(provider)s and l.key_fingerprint = %(account)s
                   and l.model = %(video_model)s and l.max_generations is not null
              )
            )
@@ -257,7 +259,7 @@ waiting as materialized (
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
@@ -359,24 +361,25 @@ select c.*, false as alone,
 -- resume --
 -- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
 -- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
--- their image, each with one of the video model's slots where it has a limit.
+-- their image, each with one of the video model's slots where it has a limit. A generation of another
+-- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen.
 with gate as materialized (
   select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
          coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
     from vidgen.gates
-   where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
+   where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
 ),
 limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and l.max_generations is not null
 ),
 crashed as materialized (
   -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
   -- is laid at the wrong door.
-  select b.task_id as id, t.run_after, r.class
+  select b.task_id as id, t.run_after, nullif(r.class, 2) as class
     from vidgen.budgets as b
    cross join lateral (
      select t.status, t.run_after
@@ -386,12 +389,13 @@ crashed as materialized (
    ) as t
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
+     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
      and %(idle)s and exists (select from crashed where class is null)
    limit 1
@@ -400,7 +404,7 @@ image_slots as materialized (
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select video_closed from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
@@ -446,6 +450,7 @@ living as materialized (
       select r.task_id
         from vidgen.resumes as r
        where r.class = 0 and r.resume_at <= now()
+         and (r.followers is null or r.followers && %(scopes)s::text[])
          and not exists (select from crashed where crashed.id = r.task_id)
          and not exists (select from suspect)
        order by r.resume_at
@@ -517,7 +522,7 @@ select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_fa
 -- user's turn, or the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free:
 -- then nothing may start, and asking again costs a statement each time.
 with crashed as materialized (
-  select b.task_id as id, r.class
+  select b.task_id as id, nullif(r.class, 2) as class
     from vidgen.budgets as b
    cross join lateral (
      select t.status, t.run_after
@@ -527,14 +532,15 @@ with crashed as materialized (
    ) as t
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
+     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 gate as materialized (
   select count(*) > 0 as closed,
          coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
          coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
 ),
 free as materialized (
@@ -546,7 +552,7 @@ free as materialized (
            as videos
     from gate
     left join vidgen.slots as s
-      on s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+      on s.provider = %(provider)s and s.key_fingerprint = %(account)s
          and s.task_id is null
    group by gate.image_closed
 ),
@@ -554,7 +560,7 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and l.max_generations is not null
 ),
 past_image as materialized (
@@ -571,6 +577,7 @@ select past_image.may_go_on
        or exists (
          select from vidgen.resumes as r
           where r.class = 0 and r.resume_at <= now()
+            and (r.followers is null or r.followers && %(scopes)s::text[])
             and not exists (select from crashed where crashed.id = r.task_id)
        ) as resumable,
        not gate.closed
@@ -582,7 +589,7 @@ select past_image.may_go_on
                  (
                    select r.room
                      from vidgen.rooms as r
-                    where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+                    where r.provider = %(provider)s and r.key_fingerprint = %(account)s
                       and r.model = %(video_model)s
                  ),
                  1
@@ -657,6 +664,16 @@ with asked as materialized (
     from public.video_generation_tasks as t
    where t.status = 'pending' and t.cancel_requested_at is not null
      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+     -- Only its account can end what lives of it.
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join vidgen.submissions as s on s.id = c.submission_id
+        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+          and (s.answer is null or s.answer = 'generation')
+          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                  && %(scopes)s::text[]
+     )
    order by t.cancel_requested_at
    limit 100
 )
@@ -667,9 +684,11 @@ select begun.*, false as alone, 0.0::float as waited
 -- take_over --
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
 -- win) and take their tasks, each on its own: a row that refuses is set aside. A death counts once for
--- every task in flight there, none where the worker had left; at the limit the task ends as WORKER_LOST. What this worker has no slot for goes back to pending, where the
--- claim finds it before anything new; so does a suspect, one death below the limit: the claim gives
--- it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
+-- every task in flight there, none where the worker had left; at the limit the task ends as
+-- WORKER_LOST. What this worker has no slot for goes back to pending, where the claim finds it before
+-- anything new; so does what another account's workers have to follow, and a suspect, one death below
+-- the limit: the claim gives it to a worker that runs nothing else. A row of kind 'room' asks this
+-- worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
@@ -696,7 +715,21 @@ holders as materialized (
      and (w.dead_at is not null or w.id in (select id from died) or (w.id is null and %(steady)s))
 ),
 victims as materialized (
-  select t.id, t.worker_id, coalesce(b.crashes, 0) + 1 as crashes
+  select t.id, t.worker_id, coalesce(b.crashes, 0) + 1 as crashes,
+         -- Something of it lives, or waits to be fetched, at another account.
+         exists (
+           select
+             from vidgen.checkpoints as c
+             join vidgen.submissions as s on s.id = c.submission_id
+            where c.task_id = t.id
+              and (
+                c.state in ('generating', 'storing')
+                or (c.state = 'submitting' and s.ended_at is null
+                    and (s.answer is null or s.answer = 'generation'))
+              )
+              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                      && %(scopes)s::text[]
+         ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t
       on t.worker_id = h.worker_id and t.status = 'processing'
@@ -706,10 +739,10 @@ victims as materialized (
    limit 1000
 ),
 ranked as materialized (
-  select v.*, v.crashes < %(max_crashes)s - 1 and row_number() over (
-           partition by v.crashes < %(max_crashes)s - 1 order by v.id
-         ) <= %(slots)s as mine
-    from victims as v
+  select v.*, v.may_be and row_number() over (partition by v.may_be order by v.id) <= %(slots)s as mine
+    from (
+      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere as may_be from victims
+    ) as v
 ),
 moved as materialized (
   -- One by one, each locked and looked at again in a savepoint of its own.
@@ -729,10 +762,15 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, null, false,
      select from vidgen.workers as w
       where w.id < me.id and w.dead_at is null and w.concurrency > 0
         and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
+        and not exists (
+          select from vidgen.gates as g
+           where g.provider = w.provider
+             and g.key_fingerprint = any (coalesce(w.scopes, array['*', w.key_fingerprint]))
+        )
    )
    and not exists (
      select from vidgen.gates as g
-      where g.provider = me.provider and g.key_fingerprint in ('*', me.key_fingerprint)
+      where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
    )
    and exists (
      select
@@ -745,6 +783,10 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, null, false,
       ) as t
       where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
         and t.status = 'pending' and t.run_after <= now()
+        and not exists (
+          select from vidgen.resumes as r
+           where r.task_id = b.task_id and not r.followers && %(scopes)s::text[]
+        )
    )
 
 -- load_task --
@@ -754,8 +796,11 @@ select t.cancel_requested_at is not null as cancel_requested,
        scene.found as scene, md5(scene.found::text) as inputs,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
        c.bucket, c.path, c.media_type, c.size, c.sha256,
-       s.sent_at, s.answer, s.ended_at, now() as now,
-       coalesce(refusal.verdict, c.verdict) as verdict
+       s.sent_at, s.answer, s.ended_at, s.account, now() as now,
+       coalesce(refusal.verdict, c.verdict) as verdict,
+       coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       ) as followed_here
   from public.video_generation_tasks as t
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
   left join vidgen.refusals as refusal on refusal.task_id = t.id
@@ -839,14 +884,14 @@ gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
          coalesce(bool_or(g.trial = %(task_id)s), false) as on_trial
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
      and g.model in ('*', %(model)s)
 ),
 own as materialized (
   -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
   select s.id
     from vidgen.slots as s, mine
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s and s.task_id = mine.id
      and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
    limit 1
@@ -857,7 +902,7 @@ other as materialized (
   -- first in that line could be passed by for ever.
   select s.id
     from vidgen.slots as s, mine, gate
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
@@ -878,17 +923,18 @@ admitted as materialized (
        exists (select from slot)
        or not exists (
          select from vidgen.limits as l
-          where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+          where l.provider = %(provider)s and l.key_fingerprint = %(account)s
             and l.model = %(model)s and l.max_generations is not null
        )
      )
 ),
 begun as (
   insert into vidgen.submissions (
-    id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint
+    id, task_id, user_id, stage, attempt, worker_id, provider, account, key_fingerprint, model,
+    fingerprint
   )
   select %(submission_id)s, id, user_id, %(stage)s, attempt, worker_id,
-         %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
+         %(provider)s, %(account)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
     from admitted
   on conflict (id) do nothing
 ),
@@ -1285,18 +1331,18 @@ select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s
  limit 100
 
 -- close_gate --
--- Nothing paid of this model starts with this key until a probe or an operator opens it. A gate
--- that is closed already keeps its probes.
+-- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
+-- that is closed already keeps its probes. The column key_fingerprint holds the scope.
 insert into vidgen.gates as g
   (provider, key_fingerprint, model, reason, message, details, probe_at, until)
 values
-  (%(provider)s, %(key_fingerprint)s, %(model)s, %(reason)s, %(message)s, %(details)s,
+  (%(provider)s, %(scope)s, %(model)s, %(reason)s, %(message)s, %(details)s,
    now() + %(probe)s::interval, now() + %(probe)s::interval)
 on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 
 -- take_probe --
--- One worker probes a closed gate; the next probe is twice as far away, up to five minutes.
+-- One worker that it concerns probes a closed gate; the next probe is twice as far away, up to five minutes.
 update vidgen.gates as g
    set probes = g.probes + 1,
        probe_at = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
@@ -1304,13 +1350,15 @@ update vidgen.gates as g
   from (
     select provider, key_fingerprint, model
       from vidgen.gates
-     where provider = %(provider)s and key_fingerprint = %(key_fingerprint)s and probe_at <= now()
+     where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
+       and probe_at <= now()
      order by probe_at
      limit 1
        for update skip locked
   ) as due
  where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
-returning g.model, g.reason, g.probes, extract(epoch from now() - g.closed_at)::float as seconds
+returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
+          extract(epoch from now() - g.closed_at)::float as seconds
 
 -- claim_trial --
 -- After a storm one waiting task is let through the gate, to try it: under the gate's row lock, by
@@ -1320,7 +1368,7 @@ returning g.model, g.reason, g.probes, extract(epoch from now() - g.closed_at)::
 with gate as materialized (
   select g.provider, g.key_fingerprint, g.model
     from vidgen.gates as g, vidgen.workers as me
-   where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s
+   where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
      and g.model = %(model)s and g.probes = %(probes)s
      and me.id = %(worker_id)s and me.dead_at is null
      and not exists (
@@ -1387,14 +1435,14 @@ select c.*, false as alone,
 -- open_gate --
 -- A probe went well.
 delete from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s and g.model = %(model)s
+ where g.provider = %(provider)s and g.key_fingerprint = %(scope)s and g.model = %(model)s
 returning extract(epoch from now() - g.closed_at)::float as seconds
 
 -- read_gates --
--- What is closed for this key.
-select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
+-- What is closed for this worker.
+select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
   from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+ where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
  order by g.model
 
 -- ask_limits --
@@ -1405,7 +1453,7 @@ select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
 with asked as (
   update vidgen.limits as l
      set asked_at = now()
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and (
        l.asked_at is null
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
@@ -1416,20 +1464,20 @@ select asked.model, true as mine from asked
 union all
 select l.model, false
   from vidgen.limits as l
- where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+ where l.provider = %(provider)s and l.key_fingerprint = %(account)s
    and l.read_at is null and l.model not in (select asked.model from asked)
 
 -- set_limit --
 -- How many generations of a model may be in flight; null: any number.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, %(model)s, %(max_generations)s, true)
+select vidgen.set_limit(%(provider)s, %(account)s, %(model)s, %(max_generations)s, true)
 
 -- expect_limit --
 -- Until somebody has read the account: one at a time, which every tier allows.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, m.model, 1, false)
+select vidgen.set_limit(%(provider)s, %(account)s, m.model, 1, false)
   from unnest(%(models)s::text[]) as m (model)
  where not exists (
    select from vidgen.limits as l
-    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+    where l.provider = %(provider)s and l.key_fingerprint = %(account)s
       and l.model = m.model
  )
 
@@ -1475,6 +1523,63 @@ returning w.id
 delete from vidgen.turns as t
  where t.waiting_since is null and t.due_at = 'infinity'
 
+-- is_gone --
+-- The provider knows no such generation under this worker's key. It is gone where that is the key
+-- which made it, and where nobody is left who may know better. Else the two keys may belong to two
+-- accounts: from now on only workers with its own key follow it.
+with asked as materialized (
+  select s.id, s.key_fingerprint = %(key_fingerprint)s or s.followed_by = 'anyone' as gone
+    from vidgen.submissions as s
+   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+     for no key update
+),
+left_to_its_key as (
+  update vidgen.submissions as s
+     set followed_by = 'key'
+    from asked
+   where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
+)
+select coalesce(bool_and(gone), true) as gone from asked
+
+-- let_anyone_follow --
+-- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,
+-- and a 404 is the end of it. Else their tasks would wait, and their slots be taken, for good.
+with left_alone as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.ended_at is null and s.followed_by <> 'anyone' and s.sent_at < now() - %(absence)s::interval
+     and (s.answer is null or s.answer = 'generation')
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+  union
+  select s.id
+    from vidgen.resumes as r
+    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state <> 'done'
+    join vidgen.submissions as s on s.id = c.submission_id
+   where r.followers is not null and s.followed_by <> 'anyone'
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+),
+free as (
+  update vidgen.submissions as s
+     set followed_by = 'anyone'
+    from left_alone
+   where s.id = left_alone.id
+  returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
+),
+waiting as (
+  -- Those that an earlier run has missed too: a task that moved just then.
+  update vidgen.resumes as r
+     set followers = null
+    from vidgen.checkpoints as c
+    join vidgen.submissions as s on s.id = c.submission_id
+   where c.task_id = r.task_id and c.state <> 'done' and r.followers is not null
+     and (s.followed_by = 'anyone' or s.id in (select id from left_alone))
+)
+select id, task_id, generation_id, account, key_fingerprint from free
+
 -- stray_submissions --
 -- Generations that nobody follows and whose end nobody has booked: answers that came too late, and
 -- whatever a task has left behind by the way it ended. `kept`: its task only waits, or is set aside; it
@@ -1499,7 +1604,10 @@ with strays as materialized (
      and coalesce(follower.waits, true)
      -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
-     and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
    order by s.looked_at nulls first, s.sent_at
    limit 50
      for no key update of s skip locked
@@ -1532,7 +1640,10 @@ select s.task_id, s.generation_id
  where s.ended_state in ('failed', 'cancelled')
    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
    and s.cost_read_at < s.ended_at + interval '5 minutes'
-   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   and s.provider = %(provider)s
+   and coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       )
  order by s.ended_at
  limit 20
 
@@ -1542,15 +1653,26 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
        q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
        extract(epoch from now())::float as fleet_read_at_seconds,
        (select count(*) from vidgen.set_aside) as tasks_set_aside,
-       (select coalesce(jsonb_agg(jsonb_build_object('model', g.model, 'reason', g.reason)), '[]')
+       (select coalesce(jsonb_agg(jsonb_build_object(
+                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
+               )), '[]')
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
           from (
+            -- Of accounts that have a worker; one of the version before has its limits under its key.
             select l.model, sum(l.max_generations) as slots,
-                   (select count(*) from vidgen.slots as s
-                     where s.model = l.model and s.task_id is not null) as taken
+                   sum((select count(*) from vidgen.slots as s
+                         where (s.provider, s.key_fingerprint, s.model)
+                             = (l.provider, l.key_fingerprint, l.model)
+                           and s.task_id is not null)) as taken
               from vidgen.limits as l
              where l.max_generations is not null
+               and exists (
+                 select from vidgen.workers as w
+                  where w.dead_at is null and w.provider = l.provider
+                    and l.key_fingerprint
+                      = case when w.scopes is null then w.key_fingerprint else w.account end
+               )
              group by l.model
           ) as of_model) as slots
   from vidgen.queue_health as q

@@ -18,6 +18,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
 from vidgen_worker.events import RowRefused, SceneWriteRefused, emit
+from vidgen_worker.gates import Gate, Scopes
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.resolution import Resolution
 from vidgen_worker.task import (
@@ -63,11 +64,19 @@ class SubmissionCapError(Exception):
 
 
 class GateClosedError(Exception):
-    """Nothing paid of this model starts with this key now; the text is the gate's reason."""
+    """Nothing paid of this model starts here now; the text is the gate's reason."""
 
 
 class NoSlotError(Exception):
     """As many generations of this model are in flight as the provider's tier allows."""
+
+
+class NotOursError(Exception):
+    """A generation that only workers with another account, or another key, may follow."""
+
+
+ABSENCE = timedelta(hours=1)
+"""Anyone may follow a generation when no worker that may has been heard of for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +90,26 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Which key at which provider, and the models it is used for: what gates belong to."""
+    """Which key at which provider, the models it is used for, and whom gates close for."""
 
     provider: str
-    fingerprint: str
     image_model: str
     video_model: str
+    scopes: Scopes
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells keys apart without telling the key."""
+        return self.scopes.key
+
+    def names(self) -> dict[str, Any]:
+        """Who the worker is, as the queries name it."""
+        return {
+            "provider": self.provider,
+            "account": self.scopes.account,
+            "key_fingerprint": self.scopes.key,
+            "scopes": self.scopes.all(),
+        }
 
     def model(self, stage: StageName) -> str:
         """The model of a stage."""
@@ -141,13 +164,14 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All workers together: numbers named as their metrics, closed gates (model, reason), slots.
+    """All workers together: numbers named as their metrics, closed gates, slots.
 
+    A closed gate is (scope, model, reason).
     Slots are of a limited model: (model, how many there are, how many are taken).
     """
 
     numbers: dict[str, float]
-    closed: list[tuple[str, str]]
+    closed: list[tuple[str, str, str]]
     slots: list[tuple[str, int, int]]
 
 
@@ -171,7 +195,7 @@ class Queue:
         """Write the worker's row, and the buckets' names for the storage policy."""
         await self.db.run(
             "register_worker", self._give_up, worker_id=self.worker_id, host=host, pid=pid,
-            version=version, provider=self.key.provider, key_fingerprint=self.key.fingerprint,
+            version=version, **self.key.names(),
             # 0: never asked to make room for a task that is to run alone.
             concurrency=self.settings.vidgen_concurrency if self.settings.runwayml_enabled else 0,
             lease=self.settings.vidgen_lease,
@@ -251,7 +275,9 @@ class Queue:
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
         """Take waiting tasks that are to be cancelled at the provider."""
-        rows = await self._claims.once("claim_cancelled", worker_id=self.worker_id)
+        rows = await self._claims.once(
+            "claim_cancelled", worker_id=self.worker_id, **self.key.names()
+        )
         return self._taken(rows)
 
     async def take_over(
@@ -263,7 +289,7 @@ class Queue:
         """
         rows = await self._claims.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
-            max_crashes=self.settings.vidgen_max_crashes,
+            max_crashes=self.settings.vidgen_max_crashes, **self.key.names(),
             scene_updates=self.settings.vidgen_scene_updates,
             lost_message=FAULTS["worker_lost"].message,
         )  # fmt: skip
@@ -297,7 +323,7 @@ class Queue:
 
     async def load(self, fence: Fence) -> Loaded:
         """Read scene and checkpoints. Raises LeaseLostError."""
-        rows = await self._fenced("load_task", fence)
+        rows = await self._fenced("load_task", fence, **self.key.names())
         checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
         return Loaded(
             cancel_requested=rows[0]["cancel_requested"],
@@ -340,7 +366,7 @@ class Queue:
         """
         rows = await self._fenced(
             "begin_submission", fence, stage=request.stage, submission_id=submission_id,
-            provider=self.key.provider, key_fingerprint=self.key.fingerprint, model=request.model,
+            **self.key.names(), model=request.model,
             fingerprint=request.fingerprint(), inputs=inputs,
             request=Jsonb(dict(frozen)),
             max_submissions=self.settings.vidgen_max_submissions, **_shown(step),
@@ -396,6 +422,17 @@ class Queue:
         except RowRefusedError:
             # What the row would show is worth less than the facts; the row is met again soon.
             await self._fenced("end_generation", fence, show=False, **values)
+
+    async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
+        """Whether a 404 under this worker's key is the end of a generation.
+
+        If not, from now on only workers with the key that made it follow it.
+        """
+        rows = await self.db.run(
+            "is_gone", self._give_up, task_id=task_id, generation_id=generation_id,
+            **self.key.names(),
+        )  # fmt: skip
+        return bool(rows[0]["gone"])
 
     async def close_generation(
         self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None
@@ -507,45 +544,40 @@ class Queue:
 
     # Gates.
 
-    async def close_gate(self, model: str, reason: str, message: str, details: str) -> bool:
-        """Close the gate for this key and model; False when it was closed already."""
+    async def close_gate(self, gate: Gate, reason: str, message: str, details: str) -> bool:
+        """Close a gate; False when it was closed already."""
         rows = await self.db.run(
-            "close_gate", self._give_up, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint, model=model, reason=reason, message=message,
+            "close_gate", self._give_up, **self._gate(gate), reason=reason, message=message,
             details=details[:2000], probe=self.settings.vidgen_gate_probe,
         )  # fmt: skip
         return bool(rows)
 
     async def take_probe(self) -> Row | None:
-        """Take the due probe of one closed gate: model, reason, probes, seconds closed."""
+        """Take the due probe of one closed gate: scope, model, reason, probes, seconds closed."""
         rows = await self.db.once(
-            "take_probe", provider=self.key.provider, key_fingerprint=self.key.fingerprint,
-            probe=self.settings.vidgen_gate_probe,
-        )  # fmt: skip
+            "take_probe", **self.key.names(), probe=self.settings.vidgen_gate_probe
+        )
         return rows[0] if rows else None
 
-    async def claim_trial(self, model: str, probes: int) -> list[tuple[Task, float]]:
+    async def claim_trial(self, gate: Gate, probes: int) -> list[tuple[Task, float]]:
         """Take the one task that tries a gate after a storm; none while another one does."""
         rows = await self.db.once(
-            "claim_trial", worker_id=self.worker_id, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint, model=model, probes=probes,
+            "claim_trial", worker_id=self.worker_id, **self._gate(gate), probes=probes,
             max_running_per_user=self.settings.vidgen_max_running_per_user,
         )  # fmt: skip
         return [_task(row) for row in rows]
 
-    async def open_gate(self, model: str) -> float | None:
+    async def open_gate(self, gate: Gate) -> float | None:
         """Open a gate; the seconds that it was closed, None when it was open."""
-        rows = await self.db.run(
-            "open_gate", self._give_up, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint, model=model,
-        )  # fmt: skip
+        rows = await self.db.run("open_gate", self._give_up, **self._gate(gate))
         return float(rows[0]["seconds"]) if rows else None
 
     async def read_gates(self) -> list[Row]:
-        """What is closed for this key."""
-        return await self.db.once(
-            "read_gates", provider=self.key.provider, key_fingerprint=self.key.fingerprint
-        )
+        """What is closed for this worker."""
+        return await self.db.once("read_gates", **self.key.names())
+
+    def _gate(self, gate: Gate) -> dict[str, Any]:
+        return {"provider": self.key.provider, "scope": gate.scope, "model": gate.model}
 
     # Admission.
 
@@ -554,10 +586,7 @@ class Queue:
 
         Then whether there are others that nobody knows yet.
         """
-        rows = await self.db.once(
-            "ask_limits", every=every, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint,
-        )  # fmt: skip
+        rows = await self.db.once("ask_limits", every=every, **self.key.names())
         return [row["model"] for row in rows if row["mine"]], any(not row["mine"] for row in rows)
 
     async def set_limit(self, model: str, max_generations: int | None) -> None:
@@ -574,16 +603,14 @@ class Queue:
 
     def _limit(self, model: str, max_generations: int | None) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "model": model,
             "max_generations": max_generations,
         }
 
     def _models_claimed(self) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "image_model": self.key.image_model,
             "video_model": self.key.video_model,
             "max_crashes": self.settings.vidgen_max_crashes,
@@ -591,8 +618,7 @@ class Queue:
 
     def _models(self) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "models": [self.key.image_model, self.key.video_model],
         }
 
@@ -608,7 +634,7 @@ class Queue:
     async def fleet(self) -> Fleet:
         """What the metrics tell of all workers together."""
         row = (await self.db.once("fleet"))[0]
-        closed = [(gate["model"], gate["reason"]) for gate in row.pop("gates")]
+        closed = [(g["scope"], g["model"], g["reason"]) for g in row.pop("gates")]
         slots = [(one["model"], int(one["slots"]), int(one["taken"])) for one in row.pop("slots")]
         return Fleet({name: float(value) for name, value in row.items()}, closed, slots)
 
@@ -618,11 +644,7 @@ class Queue:
 
     async def costs_to_read_again(self) -> list[Row]:
         """Generations that ended without an output some minutes ago: task_id, generation_id."""
-        return await self.db.once(
-            "costs_to_read_again",
-            provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint,
-        )
+        return await self.db.once("costs_to_read_again", **self.key.names())
 
     async def strays(self) -> list[Row]:
         """Generations that nobody follows: id, task_id, generation_id, kept, overdue.
@@ -630,9 +652,13 @@ class Queue:
         `kept`: its task waits, so it is only read. `overdue`: nobody waits for its end any more.
         """
         return await self.db.once(
-            "stray_submissions", provider=self.key.provider, key_fingerprint=self.key.fingerprint,
-            patience=self.settings.vidgen_stage_hard_deadline,
+            "stray_submissions", patience=self.settings.vidgen_stage_hard_deadline,
+            **self.key.names(),
         )  # fmt: skip
+
+    async def let_anyone_follow(self) -> list[Row]:
+        """Let anyone follow what accounts and keys without a worker have left; return it."""
+        return await self.db.once("let_anyone_follow", absence=ABSENCE)
 
     async def _fenced(self, name: str, fence: Fence, **parameters: object) -> Rows:
         try:
@@ -709,6 +735,8 @@ def _checkpoint(row: Row) -> Checkpoint:
         if row["path"]
         else None,
         now=row["now"],
+        account=row["account"],
+        followed_here=row["followed_here"],
     )
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from vidgen_worker.config import Settings
+from vidgen_worker.gates import Gate
 from vidgen_worker.media import Media
 from vidgen_worker.notify import Turns
 from vidgen_worker.providers import Provider
@@ -30,8 +31,8 @@ class Run:
 
     task: Task
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
-    trial: str | None = None
-    """The model whose gate this task was let through, to try whether a storm has passed."""
+    trial: Gate | None = None
+    """The gate that this task was let through, to try whether a storm has passed."""
     posting: "asyncio.Task[UUID] | None" = None
     """The paid POST in flight with its records: never cut, not even by a drain."""
     submitted: set[StageName] = field(default_factory=set)

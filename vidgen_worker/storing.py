@@ -73,12 +73,16 @@ class Storing:
         """The provider has delivered: no storm any more, where this task was let through to try."""
         model = self._order.request.model
         self._tools.storm.passed(Part.GENERATION, model)
-        if self._run.trial != model or self._stage.name not in self._run.submitted:
+        gate = self._run.trial
+        if gate is None or gate.model != model or self._stage.name not in self._run.submitted:
             return
         self._run.trial = None
-        seconds = await self._queue.open_gate(model)
+        seconds = await self._queue.open_gate(gate)
         if seconds is not None:
-            emit(GateOpened(model=model, code=PROVIDER_STORM, closed_seconds=round(seconds, 1)))
+            emit(GateOpened(
+                scope=gate.scope, model=gate.model, code=PROVIDER_STORM,
+                closed_seconds=round(seconds, 1),
+            ))  # fmt: skip
 
     async def _fetch(self, generation: Generation, target: Path) -> tuple[Path, int, str]:
         """Download until the bytes are there and decode. A fresh URL costs a GET, never money."""

@@ -13,6 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from uuid import UUID
 
+from vidgen_worker.gates import ALL_MODELS, Scope
 from vidgen_worker.lease import boot_time
 
 WINDOW = 20
@@ -28,7 +29,6 @@ MEMORY = timedelta(minutes=10)
 
 PROVIDER_STORM = "PROVIDER_STORM"
 STORAGE_STORM = "STORAGE_UNAVAILABLE"
-ALL_MODELS = "*"
 
 
 class Part(StrEnum):
@@ -58,6 +58,7 @@ PART_OF_FAULT: Mapping[str, Part] = MappingProxyType(
 class Storm:
     """A gate to close: `message` is for the users, `details` for the log."""
 
+    scope: Scope
     model: str
     reason: str
     message: str
@@ -113,6 +114,6 @@ def _weight(part: Part, bad: list[_Result]) -> int:
 def _storm(part: Part, model: str, details: str) -> Storm:
     if part is Part.STORAGE:
         message = "Video generation is paused: the file store is out of order."
-        return Storm(ALL_MODELS, STORAGE_STORM, message, details)
+        return Storm(Scope.STORAGE, ALL_MODELS, STORAGE_STORM, message, details)
     message = "Video generation is paused: the provider is out of order."
-    return Storm(model, PROVIDER_STORM, message, details)
+    return Storm(Scope.MODEL, model, PROVIDER_STORM, message, details)

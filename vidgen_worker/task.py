@@ -115,7 +115,8 @@ class Checkpoint:
 
     `request` is frozen when the stage first goes to `submitting`; `generation_id` is set from
     `generating` on, `artifact` when the stage is `done`. `sent_at` and `now` are the database's
-    clock, so that their difference needs no agreement between machines.
+    clock, so that their difference needs no agreement between machines. `account` is the label of
+    the one that paid, `followed_here` whether this worker may follow the generation.
     """
 
     stage: StageName
@@ -128,6 +129,8 @@ class Checkpoint:
     generation_started_at: datetime | None
     artifact: Artifact | None
     now: datetime
+    account: str
+    followed_here: bool
 
 
 @dataclass(frozen=True, slots=True)

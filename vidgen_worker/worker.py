@@ -39,6 +39,7 @@ from vidgen_worker.events import (
     WorkerStopped,
     emit,
 )
+from vidgen_worker.gates import Gate, Scopes, machine_of, storage_fingerprint
 from vidgen_worker.janitor import Janitor
 from vidgen_worker.lease import Lease, boot_time
 from vidgen_worker.media import CONFORMED, Media
@@ -84,8 +85,8 @@ class Worker:
         self.databases = Databases(url, settings.vidgen_database_pool, settings.heartbeat)
         self.db = self.databases.work
         self.key = Key(
-            provider.name, provider.key_fingerprint,
-            settings.vidgen_image_model, settings.vidgen_video_model,
+            provider.name, settings.vidgen_image_model, settings.vidgen_video_model,
+            scopes_of(settings, provider.key_fingerprint, socket.gethostname()),
         )  # fmt: skip
         self.lease = Lease(settings)
         self.queue = self._new_queue()
@@ -333,17 +334,17 @@ class Worker:
                 details=f"{self.settings.vidgen_max_crashes} deaths without progress",
             ))  # fmt: skip
 
-    async def try_gate(self, model: str, probes: int) -> bool:
+    async def try_gate(self, gate: Gate, probes: int) -> bool:
         """Let one task through a gate, beyond the slots; whether there was one to try it."""
         if not self.lease.held() or self.stopping.is_set():
             return False
         async with self._claiming:
             await self.queue.line_up()
-            claimed = await self.queue.claim_trial(model, probes)
-            self._start(claimed, trial=model)
+            claimed = await self.queue.claim_trial(gate, probes)
+            self._start(claimed, trial=gate)
         return bool(claimed)
 
-    def _start(self, claimed: list[tuple[Task, float]], trial: str | None = None) -> None:
+    def _start(self, claimed: list[tuple[Task, float]], trial: Gate | None = None) -> None:
         for task, waited in claimed:
             run = Run(task, trial=trial)
             if task.cancel_requested:
@@ -620,6 +621,15 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
         max_video_bytes=settings.vidgen_max_video_bytes,
     )
     yield Worker(settings, provider, storage, media)
+
+
+def scopes_of(settings: Settings, key_fingerprint: str, host: str) -> Scopes:
+    """What a worker with these settings is part of: the scopes of the gates that concern it."""
+    storage_key = settings.supabase_service_role_key.get_secret_value()
+    return Scopes(
+        account=settings.vidgen_account, key=key_fingerprint,
+        storage=storage_fingerprint(settings.supabase_url, storage_key), machine=machine_of(host),
+    )  # fmt: skip
 
 
 def buckets(settings: Settings) -> tuple[Bucket, Bucket]:

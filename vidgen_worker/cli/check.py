@@ -29,6 +29,7 @@ from vidgen_worker.client import (
 )
 from vidgen_worker.config import Settings, effective, load
 from vidgen_worker.errors import Fault
+from vidgen_worker.gates import fingerprint
 from vidgen_worker.logging_setup import escape
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
@@ -230,7 +231,10 @@ def _rights(database: Database, settings: Settings, server: dict[str, Any]) -> I
         remedy = "alter publication supabase_realtime add table public.video_generation_tasks"
         yield Finding("Realtime", State.NOTE, said, remedy)
     for gate in database.rows("gates"):
-        said = f"{gate['model']} since {gate['closed_at']:%Y-%m-%d %H:%M}: {gate['reason']}"
+        said = (
+            f"{gate['model']} in scope {gate['scope']} since {gate['closed_at']:%Y-%m-%d %H:%M}: "
+            f"{gate['reason']}"
+        )
         yield Finding("Gate closed", State.NOTE, said, f"{gate['details']} (vidgen-worker gate)")
 
 
@@ -256,6 +260,7 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
     if not server["has_tasks"]:
         return
     workers = database.rows("live_workers")
+    yield _account(settings, workers)
     silent = [row for row in workers if row["silence"] > settings.vidgen_lease]
     for row in workers:
         said = f"{row['host']} pid {row['pid']}, version {row['version']}, {row['running']} task(s)"
@@ -274,6 +279,23 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
         yield Finding("Workers", State.NOTE, said, "Wait a lease; then look at database and load.")
     if len(silent) == len(workers):
         yield Finding("Workers", State.NOTE, "none is running", "Start one: vidgen-worker run")
+
+
+def _account(settings: Settings, workers: list[dict[str, Any]]) -> Finding:
+    """Say whose account this is, and which other keys spend from it."""
+    key = fingerprint(settings.runwayml_api_secret.get_secret_value())
+    mates = [row for row in workers if row["account"] == settings.vidgen_account]
+    others = sorted({row["key_fingerprint"] for row in mates} - {key})
+    said = f"{settings.vidgen_account}, key {key}, {len(mates)} live worker(s)"
+    if not others:
+        return Finding("Account", State.OK, said)
+    with_others = sum(row["key_fingerprint"] in others for row in mates)
+    return Finding(
+        "Account",
+        State.NOTE,
+        f"{said}, {with_others} of them with other keys ({', '.join(others)})",
+        "Fine where all of these are keys of one Runway account; else set VIDGEN_ACCOUNT.",
+    )
 
 
 def _bucket(purpose: str, name: str, found: dict[str, bool], *, public: bool) -> Finding:

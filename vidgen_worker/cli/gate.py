@@ -7,8 +7,8 @@ import typer
 from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json, table
 from vidgen_worker.cli.tasks import Json, Yes
 from vidgen_worker.client import load_client_settings, open_database
+from vidgen_worker.gates import ALL_MODELS
 
-ALL_MODELS = "*"
 PAUSED = "Video generation is paused by the operator."
 
 gate_app = typer.Typer(
@@ -34,10 +34,10 @@ def list_gates(json: Json = False) -> None:
     elif not gates:
         console().print("All gates are open.")
     else:
-        columns = ("model", "reason", "message", "closed", "probed next", "probes", "key")
+        columns = ("scope", "model", "reason", "message", "closed", "probed next", "probes")
         lines = [
-            (g["model"], g["reason"], g["message"], g["closed_at"], g["until"], g["probes"],
-             g["key_fingerprint"])
+            (g["scope"], g["model"], g["reason"], g["message"], g["closed_at"], g["until"],
+             g["probes"])
             for g in gates
         ]  # fmt: skip
         console().print(table(columns, lines))
@@ -49,7 +49,7 @@ def close(
     message: Annotated[str, typer.Option(help="What users read meanwhile.")] = PAUSED,
     yes: Yes = False,
 ) -> None:
-    """Close a gate for all keys, until you open it: waiting tasks stay pending and untouched."""
+    """Close a gate for every worker, until you open it: waiting tasks stay untouched."""
     need_yes(f"Stop all new paid submits of {_name(model)}, for every worker.", yes=yes)
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         parameters = {"model": model, "message": message, "details": "closed on the command line"}
@@ -60,18 +60,25 @@ def close(
 
 
 @gate_app.command("open")
-def open_gate(model: Model = ALL_MODELS, yes: Yes = False) -> None:
+def open_gate(
+    model: Model = ALL_MODELS,
+    scope: Annotated[
+        str | None, typer.Option(help="Only the gate of this scope, as `gate list` shows it.")
+    ] = None,
+    yes: Yes = False,
+) -> None:
     """Open a gate, whoever closed it; a trouble that lasts closes it again."""
-    need_yes(f"Let paid submits of {_name(model)} start again.", yes=yes)
+    of = "" if scope is None else f" in scope {scope}"
+    need_yes(f"Let paid submits of {_name(model)}{of} start again.", yes=yes)
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
-        opened = database.rows("open_gate", {"model": model})
+        opened = database.rows("open_gate", {"model": model, "scope": scope})
     if not opened:
         fail(
             ExitCode.FAILED,
-            f"The gate of {_name(model)} is not closed; see: vidgen-worker gate list",
+            f"The gate of {_name(model)}{of} is not closed; see: vidgen-worker gate list",
         )
-    reasons = ", ".join(sorted({str(gate["reason"]) for gate in opened}))
-    console().print(f"Opened: {_name(model)} (it was closed by {reasons}).")
+    reasons = ", ".join(sorted(f"{gate['reason']} in scope {gate['scope']}" for gate in opened))
+    console().print(f"Opened: {_name(model)} (it was closed by {reasons}).", soft_wrap=True)
 
 
 def _name(model: str) -> str:

@@ -98,11 +98,14 @@ def shown(found: Mapping[str, Any]) -> Group:
         _gates(found["gates"]),
     ]  # fmt: skip
     if found["slots"]:
+        several = len({row["account"] for row in found["slots"]}) > 1
         lines = [
-            (row["model"], row["taken"], "no limit" if row["slots"] is None else row["slots"])
+            (*([row["account"]] if several else []), row["model"], row["taken"],
+             "no limit" if row["slots"] is None else row["slots"])
             for row in found["slots"]
         ]  # fmt: skip
-        parts.append(table(("model", "in flight", "of"), lines, "At the provider"))
+        columns = (*(["account"] if several else []), "model", "in flight", "of")
+        parts.append(table(columns, lines, "At the provider"))
     if found["in_flight"]:
         lines = [(row["stage"] or "–", row["state"], row["tasks"]) for row in found["in_flight"]]  # noqa: RUF001
         parts.append(table(("stage", "state", "tasks"), lines, "In flight"))
@@ -159,5 +162,9 @@ def _throughput(row: Row) -> tuple[object, ...]:
 def _gates(gates: list[Row]) -> object:
     if not gates:
         return facts([("gates", "all open")])
-    lines = [(g["model"], g["reason"], g["details"], g["closed_at"], g["until"]) for g in gates]
-    return table(("model", "reason", "details", "closed", "probed next"), lines, "Closed gates")
+    lines = [
+        (g["scope"], g["model"], g["reason"], g["details"], g["closed_at"], g["until"])
+        for g in gates
+    ]
+    columns = ("scope", "model", "reason", "details", "closed", "probed next")
+    return table(columns, lines, "Closed gates")

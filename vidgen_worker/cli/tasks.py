@@ -32,7 +32,7 @@ Row = dict[str, Any]
 WIDE = 150
 """Columns of a terminal from which on a list has room for two ids a line."""
 URLS = ("image_url", "video_url")
-IN_THE_STORY = {"Stages": {"path"}, "Paid submissions": {"generation_id"}}
+IN_THE_STORY = {"Stages": {"path"}, "Paid submissions": {"generation_id", "account", "key"}}
 """Long columns that the story tells anyway, at the moment when they came."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -115,7 +115,8 @@ def list_tasks(
     for gate in gates:
         until = f", probed at {cell(gate['until'])}" if gate["until"] else ""
         console(stderr=True).print(
-            f"Gate closed: {gate['model']}, {gate['reason']}{until} ({gate['message']})",
+            f"Gate closed: {gate['model']}, {gate['reason']}, scope {gate['scope']}{until} "
+            f"({gate['message']})",
             soft_wrap=True,
         )
     if not rows:

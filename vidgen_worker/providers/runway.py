@@ -7,7 +7,6 @@ pay again for an answer that got lost (it sends no idempotency key).
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -25,6 +24,7 @@ from tenacity import (
 )
 
 from vidgen_worker.errors import Fault
+from vidgen_worker.gates import fingerprint
 from vidgen_worker.http_client import HttpClient
 from vidgen_worker.providers import Accepted, Account, Generation, Request, runway_answers
 from vidgen_worker.providers.runway_inputs import (
@@ -97,7 +97,7 @@ class Runway:
                 "RUNWAYML_API_SECRET is empty or holds characters that no key has. "
                 "Copy the key again, without line breaks."
             )
-        self.key_fingerprint = hashlib.sha256(api_secret.encode()).hexdigest()[:12]
+        self.key_fingerprint = fingerprint(api_secret)
         self._submit_seconds = submit_timeout.total_seconds()
         self._poll_seconds = poll_timeout.total_seconds()
         certificates = httpx.create_ssl_context()
