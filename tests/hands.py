@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -49,7 +49,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "path": "generated_images/u/g.png", "media_type": "image/png", "size": 100, "sha256": "ab",
     "image_url": "https://storage.test/g.png", "image_path": "generated_images/u/g.png",
     "video_path": None, "video_url": "https://storage.test/signed",
-    "expires_at": datetime(2100, 1, 1, tzinfo=UTC), "delay": timedelta(0), "failures": 0,
+    "good_for": timedelta(hours=1), "silent_ids": [], "silent_beats": [], "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
     "probe": timedelta(seconds=30),
 })  # fmt: skip
@@ -100,10 +100,24 @@ class Hand:
 
     def __call__(self, name: str, **parameters: object) -> list[Row]:
         """Run a named query."""
+        if name == "take_over" and "silent_ids" not in parameters:
+            parameters |= self.observed()
         cursor = self.conn.execute(
             QUERIES[name], {**USUAL, "worker_id": self.worker_id, **parameters}
         )
         return cursor.fetchall() if cursor.description else []
+
+    def observed(self) -> dict[str, Any]:
+        """What `take_over` is told by an observer that has watched every worker for a whole lease.
+
+        To age a row (`Ground.silent`) is to let its worker be silent; a worker's own observer waits
+        until it has seen no change for a lease.
+        """
+        silent = [row for row in self("heartbeats") if row["age"] > row["lease"]]
+        return {
+            "silent_ids": [row["id"] for row in silent],
+            "silent_beats": [row["heartbeat_at"] for row in silent],
+        }
 
     def registered(self) -> Self:
         """Write the worker's row."""

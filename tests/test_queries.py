@@ -216,6 +216,7 @@ STATES: Mapping[str, Prepare] = {
     "claim_cancelled": a_waiting_cancel,
     "claim_trial": a_storm,
     "take_over": the_dead,
+    "heartbeats": the_dead,
     "paid_submissions": a_generation_nobody_follows,
     "read_submission": a_generation_nobody_follows,
     "close_generation": a_generation_nobody_follows,
@@ -240,7 +241,7 @@ STATES: Mapping[str, Prepare] = {
 
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
-    "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
+    "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
     "costs_to_read_again", "read_gates", "fleet", "discrepancies",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)

@@ -10,7 +10,7 @@ with made as (
   insert into public.video_generation_tasks (id, scene_id, user_id, priority, run_after)
   values (
     %(id)s, %(scene_id)s, %(user_id)s, %(priority)s,
-    coalesce(%(run_after)s::timestamptz, now())
+    coalesce(%(run_after)s::timestamptz, now() + %(delay)s::interval, now())
   )
   on conflict (id) do nothing
   returning *
@@ -23,6 +23,10 @@ select * from public.video_generation_tasks
 -- task --
 -- One task by its id.
 select * from public.video_generation_tasks where id = %(task_id)s;
+
+-- task_and_clock --
+-- One task by its id, and what the database's clock says: its times are compared with no other.
+select *, now() as database_now from public.video_generation_tasks where id = %(task_id)s;
 
 -- tasks --
 -- The newest tasks, of one user and one status where these are given.

@@ -6,11 +6,12 @@ each state of a checkpoint has a room of its own, by its name. Nothing here clai
 or writes the task's end: that is the worker's.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import ResolutionMapped, StageResumed, emit
 from vidgen_worker.generating import Generating
+from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import CancelAskedError, Loaded, scene_of
 from vidgen_worker.resolution import Resolution, UnsupportedResolutionError, look_up
 from vidgen_worker.run import Run, Tools
@@ -56,11 +57,11 @@ class Pipeline:
                 self._run.done.add(stage.name)
                 if stage is IMAGE:
                     frame = self._storage.public_url(artifact.bucket, artifact.path)
-            expires_at = datetime.now(UTC) + SIGNED_FOR
+            good_until = boot_time() + SIGNED_FOR.total_seconds()
             url = await self._storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)
         except CancelAskedError:
             return await self._cancel(await self._queue.load(self._fence))
-        return Completed(url, expires_at)
+        return Completed(url, good_until)
 
     async def _prepare(self, loaded: Loaded) -> dict[StageName, Order]:
         """Look everything up, check it, and hold the credits, before anything is paid.

@@ -726,9 +726,17 @@ update public.video_generation_tasks as t
 returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
           t.progress, t.created_at, true as cancel_requested, false as alone, 0.0::float as waited
 
+-- heartbeats --
+-- What an observer compares with what it saw before (see lease.Observer): the last heartbeat of every
+-- other worker, and its age by the one clock that wrote it.
+select w.id, w.heartbeat_at, extract(epoch from now() - w.heartbeat_at)::float as age,
+       extract(epoch from w.lease)::float as lease
+  from vidgen.workers as w
+ where w.dead_at is null and w.id <> %(worker_id)s
+
 -- take_over --
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
--- win) and take their tasks. A death counts once for every task in flight there; at the limit the
+-- win: it is dead only while its heartbeat is still the one that was seen) and take their tasks. A death counts once for every task in flight there; at the limit the
 -- task ends here as WORKER_LOST. What this worker has no slot for goes back to pending, where the
 -- claim finds it before anything new; so does a suspect, one death below the limit: the claim gives
 -- it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
@@ -736,8 +744,9 @@ returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max
 with died as (
   update vidgen.workers as w
      set dead_at = now()
-   where w.dead_at is null and w.id <> %(worker_id)s
-     and w.heartbeat_at < now() - w.lease and %(steady)s
+    from unnest(%(silent_ids)s::uuid[], %(silent_beats)s::timestamptz[]) as silent (id, beat)
+   where w.id = silent.id and w.heartbeat_at = silent.beat
+     and w.dead_at is null and w.id <> %(worker_id)s and %(steady)s
   returning w.id
 ),
 holders as materialized (
@@ -1240,7 +1249,7 @@ ended as (
      set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
          stage_progress = null, current_step = 'Completed',
          message = 'Video generation completed successfully',
-         video_url = %(video_url)s, video_url_expires_at = %(expires_at)s
+         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
     from mine
    where t.id = mine.id
   returning t.id, t.user_id, t.scene_id,
@@ -1484,7 +1493,7 @@ with asked as (
      set asked_at = now()
    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
      and (
-       l.asked_at is null
+       l.asked_at is null or l.asked_at > now()
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
      )
   returning l.model

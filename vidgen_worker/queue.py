@@ -17,6 +17,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
 from vidgen_worker.events import SceneWriteRefused, emit
+from vidgen_worker.lease import Heartbeat, boot_time
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.resolution import Resolution
 from vidgen_worker.task import (
@@ -226,8 +227,15 @@ class Queue:
         rows = await self._claims.once("claim_cancelled", worker_id=self.worker_id)
         return [_task(row) for row in rows]
 
+    async def heartbeats(self) -> list[Heartbeat]:
+        """When every other worker was last heard of."""
+        rows = await self._claims.once("heartbeats", worker_id=self.worker_id)
+        return [
+            Heartbeat(row["id"], row["heartbeat_at"], row["age"], row["lease"]) for row in rows
+        ]
+
     async def take_over(
-        self, slots: int, *, idle: bool, steady: bool
+        self, slots: int, silent: Sequence[Heartbeat], *, idle: bool, steady: bool
     ) -> tuple[list[tuple[Task, float]], list[tuple[Task, float]], bool]:
         """Declare the silent dead and take their tasks: (taken, ended as WORKER_LOST, make room).
 
@@ -235,6 +243,7 @@ class Queue:
         """
         rows = await self._claims.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
+            silent_ids=[one.worker_id for one in silent], silent_beats=[one.beat for one in silent],
             max_crashes=self.settings.vidgen_max_crashes,
             scene_updates=self.settings.vidgen_scene_updates,
             lost_message=FAULTS["worker_lost"].message,
@@ -391,7 +400,8 @@ class Queue:
     async def complete(self, fence: Fence, outcome: Completed) -> float:
         """Conclude as completed; returns the seconds since the first claim."""
         rows = await self._fenced(
-            "complete", fence, video_url=outcome.video_url, expires_at=outcome.expires_at,
+            "complete", fence, video_url=outcome.video_url,
+            good_for=timedelta(seconds=outcome.good_until - boot_time()),
             scene_updates=self.settings.vidgen_scene_updates,
         )  # fmt: skip
         self._scene(fence, rows[0])
