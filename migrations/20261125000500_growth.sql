@@ -372,3 +372,322 @@ begin
   return credits;
 end
 $$;
+
+-- Growth. Of a task that ended long ago, the worker's private rows are of no use: they go, some time
+-- after its end, with what must be known for ever kept: that its id was used and what it was charged
+-- (the ledger), and what the provider's credits add up to. Tasks and ledger stay: they are the user's.
+
+-- A BRIN finds old rows only while the table grows at its end; where rows go, new ones take their
+-- place, and each range comes to hold every age.
+drop index vidgen.submissions_by_time;
+create index submissions_by_time on vidgen.submissions (sent_at);
+create index holds_closed on vidgen.holds (closed_at) where closed_at is not null;
+
+create table vidgen.forgotten_outlays (
+  provider text not null,
+  key_fingerprint text not null,
+  outlay numeric not null default 0,
+  primary key (provider, key_fingerprint)
+);
+
+comment on table vidgen.forgotten_outlays is
+  'Provider credits of generations whose submissions are gone: a sum per key, for `reconcile`.';
+
+comment on table vidgen.pruned is
+  'Ids of tasks whose private rows are gone, with the task or before it, and the files of deleted ones.';
+
+-- Turns of the fleet: what one worker does for all of them, now and then. No advisory lock: any role
+-- may take those.
+create table vidgen.duties (
+  name text primary key,
+  began_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.duties is 'When a worker of the fleet last began what one of them does for all.';
+
+revoke all on vidgen.forgotten_outlays, vidgen.duties
+  from public, anon, authenticated, service_role, vidgen_worker;
+grant select on vidgen.forgotten_outlays to vidgen_worker;
+grant select, insert, update on vidgen.duties to vidgen_worker;
+
+-- One batch: tasks that were submitted before then, and have ended before then or are deleted. Never
+-- younger than what the views and the limits look at, whoever asks. `through` is where the next batch
+-- begins; null: there is no more.
+create function vidgen.forget_tasks(older_than interval, after timestamptz, batch integer)
+returns table (tasks bigint, through timestamptz)
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  before timestamptz := now() - greatest(older_than, interval '32 days');
+begin
+  return query
+  with old as materialized (
+    select s.task_id, s.sent_at
+      from vidgen.submissions as s
+     where s.sent_at < before and s.sent_at > coalesce(after, '-infinity')
+     order by s.sent_at
+     limit batch
+  ),
+  ended as materialized (
+    select t.id
+      from public.video_generation_tasks as t
+     where t.id in (select old.task_id from old)
+       and t.status in ('completed', 'failed', 'cancelled') and t.completed_at < before
+       -- A retry or a deletion that is under way decides for itself.
+       for no key update skip locked
+  ),
+  deleted as materialized (
+    select distinct old.task_id as id
+      from old
+     where not exists (select from public.video_generation_tasks as t where t.id = old.task_id)
+       and not exists (
+         select from vidgen.submissions as s where s.task_id = old.task_id and s.sent_at >= before
+       )
+  ),
+  forgotten as materialized (
+    select ended.id from ended union select deleted.id from deleted
+  ),
+  kept as (
+    insert into vidgen.pruned (task_id)
+    select f.id from forgotten as f order by f.id
+        on conflict do nothing
+  ),
+  checkpoints as (
+    delete from vidgen.checkpoints as c using forgotten as f where c.task_id = f.id
+  ),
+  submissions as (
+    delete from vidgen.submissions as s using forgotten as f where s.task_id = f.id
+    returning s.provider, s.key_fingerprint, s.answer, coalesce(s.cost, s.estimated_cost, 0) as outlay
+  ),
+  summed as (
+    insert into vidgen.forgotten_outlays as o (provider, key_fingerprint, outlay)
+    select s.provider, s.key_fingerprint, sum(s.outlay)
+      from submissions as s
+     where s.answer = 'generation'
+     group by s.provider, s.key_fingerprint
+     order by s.provider, s.key_fingerprint
+        on conflict on constraint forgotten_outlays_pkey do update
+       set outlay = o.outlay + excluded.outlay
+  ),
+  charges as (
+    delete from vidgen.charges as c using forgotten as f where c.task_id = f.id
+  ),
+  budgets as (
+    delete from vidgen.budgets as b using forgotten as f where b.task_id = f.id
+  )
+  select (select count(*) from forgotten),
+         (select max(old.sent_at) from old having count(*) >= batch);
+end
+$$;
+
+-- Closed holds: what they held is in the ledger or was given back.
+create function vidgen.forget_holds(older_than interval, batch integer) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  before timestamptz := now() - greatest(older_than, interval '32 days');
+  gone bigint;
+begin
+  with old as materialized (
+    select h.id
+      from vidgen.holds as h
+     where h.closed_at < before
+     order by h.closed_at
+     limit batch
+       for update skip locked
+  )
+  delete from vidgen.holds as h using old where h.id = old.id;
+  get diagnostics gone = row_count;
+  return gone;
+end
+$$;
+
+-- What of a forgotten task could be tried again would be paid again.
+create function vidgen.refuse_forgotten_retries() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if exists (select from vidgen.pruned as p where p.task_id = new.id) then
+    raise exception 'task % ended on %: it is too long ago to be retried', new.id,
+      to_char(old.completed_at at time zone 'UTC', 'YYYY-MM-DD')
+      using errcode = 'PT409', hint = 'Insert a new task.';
+  end if;
+  return new;
+end
+$$;
+
+create trigger refuse_forgotten_retries
+  before update of status on public.video_generation_tasks
+  for each row
+  when (old.status in ('failed', 'cancelled') and new.status = 'pending')
+  execute function vidgen.refuse_forgotten_retries();
+
+-- The audit, a part at a time. `credit_discrepancies` adds up the whole ledger (a second at five
+-- million entries); this one adds each entry once, to its user's total.
+
+create table vidgen.audited (
+  only_row boolean primary key default true,
+  through_id bigint not null default 0,
+  discrepancies bigint,
+  audited_at timestamptz,
+  constraint there_is_one_row check (only_row)
+);
+
+comment on column vidgen.audited.through_id is
+  'Entries up to this one are in the totals. Only entries an hour old: whoever wrote a lower number has '
+  'ended by then; one that came later all the same is found when its user is summed anew.';
+
+insert into vidgen.audited default values;
+
+create table vidgen.audited_totals (
+  user_id uuid primary key,
+  total bigint not null,
+  summed_at timestamptz
+) with (fillfactor = 70);
+
+comment on column vidgen.audited_totals.summed_at is
+  'When all entries of this user were last added up, because the total did not fit the balance.';
+
+revoke all on vidgen.audited, vidgen.audited_totals
+  from public, anon, authenticated, service_role, vidgen_worker;
+grant select on vidgen.audited, vidgen.audited_totals to vidgen_worker;
+
+-- Add the next entries to the totals; how many there were. One at a time: the row is locked.
+create function vidgen.audit_entries(batch integer) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  begins bigint;
+  ends bigint;
+  entries bigint;
+begin
+  select a.through_id into begins from vidgen.audited as a for update skip locked;
+  if begins is null then
+    return 0;
+  end if;
+  select max(next.id), count(*) into ends, entries
+    from (
+      select e.id, e.created_at
+        from public.credit_entries as e
+       where e.id > begins
+       order by e.id
+       limit batch
+    ) as next
+   where next.created_at < now() - interval '1 hour';
+  if entries > 0 then
+    insert into vidgen.audited_totals as t (user_id, total)
+    select e.user_id, sum(e.amount)
+      from public.credit_entries as e
+     where e.id > begins and e.id <= ends
+     group by e.user_id
+     order by e.user_id
+        on conflict on constraint audited_totals_pkey do update
+       set total = t.total + excluded.total;
+    update vidgen.audited as a set through_id = ends;
+  end if;
+  return entries;
+end
+$$;
+
+-- Compare the next users, in the order of their ids: total and entries since beside the balance, open
+-- holds beside what is held. Who doesn't fit is summed anew before he counts, once a day at the most.
+-- `through` is where the next part begins; null: that was the last.
+create function vidgen.audit_users(after uuid, batch integer)
+returns table (discrepancies bigint, through uuid)
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return query
+  with mark as materialized (
+    select a.through_id from vidgen.audited as a
+  ),
+  part as materialized (
+    select users.user_id
+      from (
+        (select c.user_id from public.user_credits as c
+          where after is null or c.user_id > after order by c.user_id limit batch)
+        union
+        (select t.user_id from vidgen.audited_totals as t
+          where after is null or t.user_id > after order by t.user_id limit batch)
+        union
+        (select h.user_id from vidgen.holds as h
+          where h.closed_at is null and (after is null or h.user_id > after)
+          order by h.user_id limit batch)
+      ) as users
+     order by users.user_id
+     limit batch
+  ),
+  since as materialized (
+    select e.user_id, sum(e.amount) as total
+      from mark, public.credit_entries as e
+     where e.id > mark.through_id
+     group by e.user_id
+  ),
+  holds as materialized (
+    select h.user_id, sum(h.amount) as total
+      from vidgen.holds as h
+     where h.closed_at is null
+     group by h.user_id
+  ),
+  compared as materialized (
+    select part.user_id, coalesce(c.balance, 0) as balance, coalesce(c.held, 0) as held,
+           coalesce(since.total, 0) as since, coalesce(t.total, 0) as total,
+           coalesce(holds.total, 0) as holds, t.summed_at
+      from part
+      left join public.user_credits as c on c.user_id = part.user_id
+      left join vidgen.audited_totals as t on t.user_id = part.user_id
+      left join since on since.user_id = part.user_id
+      left join holds on holds.user_id = part.user_id
+  ),
+  summed as (
+    insert into vidgen.audited_totals as t (user_id, total, summed_at)
+    select wrong.user_id, coalesce(entries.total, 0), now()
+      from compared as wrong, mark
+     cross join lateral (
+       select sum(e.amount) as total
+         from public.credit_entries as e
+        where e.user_id = wrong.user_id and e.id <= mark.through_id
+     ) as entries
+     where wrong.balance <> wrong.total + wrong.since
+       and (wrong.summed_at is null or wrong.summed_at not between now() - interval '1 day' and now())
+     order by wrong.user_id
+        on conflict on constraint audited_totals_pkey do update
+       set total = excluded.total, summed_at = excluded.summed_at
+    returning t.user_id, t.total
+  )
+  select count(*) filter (
+           where compared.balance <> coalesce(summed.total, compared.total) + compared.since
+              or compared.held <> compared.holds
+         ),
+         case when count(*) >= batch
+           then (array_agg(compared.user_id order by compared.user_id desc))[1]
+         end
+    from compared
+    left join summed on summed.user_id = compared.user_id;
+end
+$$;
+
+create function vidgen.note_audit(found_now bigint) returns void
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$ update vidgen.audited as a set discrepancies = note_audit.found_now, audited_at = now() $$;
+
+revoke all on function vidgen.forget_tasks(interval, timestamptz, integer)
+  from public, anon, authenticated, service_role;
+revoke all on function vidgen.forget_holds(interval, integer)
+  from public, anon, authenticated, service_role;
+revoke all on function vidgen.refuse_forgotten_retries()
+  from public, anon, authenticated, service_role;
+revoke all on function vidgen.audit_entries(integer) from public, anon, authenticated, service_role;
+revoke all on function vidgen.audit_users(uuid, integer)
+  from public, anon, authenticated, service_role;
+revoke all on function vidgen.note_audit(bigint) from public, anon, authenticated, service_role;
+grant execute on function vidgen.forget_tasks(interval, timestamptz, integer) to vidgen_worker;
+grant execute on function vidgen.forget_holds(interval, integer) to vidgen_worker;
+grant execute on function vidgen.audit_entries(integer) to vidgen_worker;
+grant execute on function vidgen.audit_users(uuid, integer) to vidgen_worker;
+grant execute on function vidgen.note_audit(bigint) to vidgen_worker;

@@ -37,7 +37,8 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "max_running_per_user": None, "models": ["gen4_image", "gen4_turbo"],
-    "max_generations": None, "patience": timedelta(minutes=3), "every": timedelta(minutes=1),
+    "duty": "forget", "keep": timedelta(days=90), "after": None, "batch": 1000,
+    "discrepancies": 0, "max_generations": None, "patience": timedelta(minutes=3), "every": timedelta(minutes=1),
     "scene_updates": True, "credits": True,
     "lost_message": "The worker was lost.", "resolution": "1280:720", "video_ratio": "1280:720",
     "image_ratio": "1920:1080", "image_due": True, "video_due": True, "stage": "image",
@@ -343,7 +344,7 @@ class Ground:
             "  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
             " where c.relkind = 'r' and n.nspname in ('public', 'vidgen') order by 1"
         )
-        clocks = ["updated_at", "heartbeat_at", "cost_read_at", "read_at"]
+        clocks = ["updated_at", "heartbeat_at", "cost_read_at", "read_at", "audited_at"]
         return {
             table["name"]: [
                 row["row"]

@@ -166,7 +166,15 @@ select model,
 
 -- outlay_of_key --
 -- Provider credits of all our generations with one key, and the reading before this one.
-select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) as outlay,
+select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
+       + coalesce(
+           (
+             select o.outlay
+               from vidgen.forgotten_outlays as o
+              where o.provider = %(provider)s and o.key_fingerprint = %(key_fingerprint)s
+           ),
+           0
+         ) as outlay,
        (select to_jsonb(r) from vidgen.account_readings as r
          where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
          order by r.read_at desc limit 1) as reading
@@ -371,9 +379,10 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
 
 -- prune_tasks --
 -- Remove a batch of tasks that ended before then, with their checkpoints; leave a tombstone that
--- names their files. Submissions, charges, holds and the ledger stay: they are the books.
+-- names their files. Submissions, charges and holds stay until the janitor forgets them, the ledger
+-- stays for good. Of a task that is forgotten already the row itself names the files.
 with old as materialized (
-  select id
+  select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
    where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
      -- A generation that still runs is ended first, by a worker that finds its row.
@@ -387,13 +396,26 @@ with old as materialized (
 ),
 buried as (
   insert into vidgen.pruned (task_id, objects)
-  select old.id, (
-           select jsonb_agg(jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage)
-             from vidgen.checkpoints as c
-            where c.task_id = old.id and c.path is not null
+  select old.id, coalesce(
+           (
+             select jsonb_agg(
+                      jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage
+                    )
+               from vidgen.checkpoints as c
+              where c.task_id = old.id and c.path is not null
+           ),
+           (
+             select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path))
+               from (
+                 select s.images_bucket as bucket, old.image_path as path from vidgen.settings as s
+                 union all
+                 select s.videos_bucket, old.video_path from vidgen.settings as s
+               ) as f
+              where f.path is not null
+           )
          )
     from old
-  on conflict (task_id) do nothing
+  on conflict (task_id) do update set objects = excluded.objects
 ),
 gone as (
   delete from public.video_generation_tasks as t using old where t.id = old.id

@@ -163,6 +163,24 @@ class LimitsUnread(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TasksForgotten(Event):
+    """The private rows of tasks that ended long ago are gone; tasks and ledger stay."""
+
+    sentence = "Private rows of old tasks removed"
+    tasks: int
+    holds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BooksDisagree(Event):
+    """Balances that don't agree with the ledger or the open holds."""
+
+    sentence = "Balances disagree with the ledger or the holds: see `credits audit`"
+    level = logging.ERROR
+    users: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopFailed(Event):
     """A loop of the worker met an exception nobody expected; it goes on."""
 

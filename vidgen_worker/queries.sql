@@ -1607,6 +1607,36 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
           ) as of_model) as slots
   from vidgen.queue_health as q
 
--- discrepancies --
--- For /metrics, seldom: it adds up the whole ledger.
-select count(*) as discrepancies from vidgen.credit_discrepancies
+-- take_duty --
+-- Whether this worker is the one of the fleet to do this now. A turn that began in the future was
+-- written before the clock stepped back.
+insert into vidgen.duties as d (name, began_at)
+values (%(duty)s, now())
+on conflict (name) do update
+   set began_at = excluded.began_at
+ where d.began_at not between now() - %(every)s::interval and now()
+returning d.name
+
+-- forget_tasks --
+-- Remove the private rows of a batch of tasks that ended long ago (see the function).
+select tasks, through from vidgen.forget_tasks(%(keep)s::interval, %(after)s::timestamptz, %(batch)s)
+
+-- forget_holds --
+-- Remove a batch of holds that were closed long ago.
+select vidgen.forget_holds(%(keep)s::interval, %(batch)s) as holds
+
+-- audit_entries --
+-- Add the next entries of the ledger to their users' totals.
+select vidgen.audit_entries(%(batch)s) as entries
+
+-- audit_users --
+-- Compare the next users' totals with their balances and holds.
+select discrepancies, through from vidgen.audit_users(%(after)s::uuid, %(batch)s)
+
+-- note_audit --
+-- What the audit has found, for every worker's metrics.
+select vidgen.note_audit(%(discrepancies)s)
+
+-- read_audit --
+-- What the last audit of the fleet has found.
+select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a

@@ -7,7 +7,7 @@ falls silent about that task.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -533,9 +533,42 @@ class Queue:
         slots = [(one["model"], int(one["slots"]), int(one["taken"])) for one in row.pop("slots")]
         return Fleet({name: float(value) for name, value in row.items()}, closed, slots)
 
-    async def discrepancies(self) -> float:
-        """How many balances disagree with ledger or holds."""
-        return float((await self.db.once("discrepancies"))[0]["discrepancies"])
+    async def take_duty(self, duty: str, every: timedelta) -> bool:
+        """Whether this worker is the one of the fleet to do this now."""
+        return bool(await self.db.once("take_duty", duty=duty, every=every))
+
+    async def forget_tasks(
+        self, after: datetime | None, batch: int
+    ) -> tuple[int, datetime | None]:  # fmt: skip
+        """Remove private rows of old tasks: (how many, where the next batch begins)."""
+        (row,) = await self.db.once(
+            "forget_tasks", keep=self.settings.vidgen_keep_private, after=after, batch=batch
+        )
+        return int(row["tasks"]), row["through"]
+
+    async def forget_holds(self, batch: int) -> int:
+        """Remove old closed holds; how many."""
+        rows = await self.db.once(
+            "forget_holds", keep=self.settings.vidgen_keep_private, batch=batch
+        )
+        return int(rows[0]["holds"])
+
+    async def audit_entries(self, batch: int) -> int:
+        """Add the next entries of the ledger to the totals; how many."""
+        return int((await self.db.once("audit_entries", batch=batch))[0]["entries"])
+
+    async def audit_users(self, after: UUID | None, batch: int) -> tuple[int, UUID | None]:
+        """Compare the next users: (how many don't agree, where the next part begins)."""
+        (row,) = await self.db.once("audit_users", after=after, batch=batch)
+        return int(row["discrepancies"]), row["through"]
+
+    async def note_audit(self, discrepancies: int) -> None:
+        """Keep what the audit has found."""
+        await self.db.once("note_audit", discrepancies=discrepancies)
+
+    async def read_audit(self) -> float:
+        """How many balances disagreed with ledger or holds when the fleet last looked."""
+        return float((await self.db.once("read_audit"))[0]["discrepancies"])
 
     async def costs_to_read_again(self) -> list[Row]:
         """Generations that ended without an output some minutes ago: task_id, generation_id."""
