@@ -1,7 +1,9 @@
 """Growth: private rows of old tasks go by themselves, what must be known for ever stays."""
 
 import asyncio
+import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -232,6 +234,27 @@ async def test_a_worker_forgets_by_itself(world: World, ground: Ground) -> None:
         await worker.janitor.forget()
         assert forgotten.is_set()
     assert counts(ground) == NONE
+
+
+# The log.
+
+MOST_BYTES = 1500
+
+
+async def test_a_completed_task_is_a_line_per_milestone_in_the_log(
+    world: World, tmp_path: Path
+) -> None:
+    """At ten thousand tasks a day a year of them is five gigabytes, before anything is packed."""
+    user, log = world.user(), tmp_path / "worker.log"
+    with world.process(log):
+        task = world.order(user, world.scene(user))
+        assert (await world.until(task))["status"] == "completed"
+    lines = [line for line in log.read_text().splitlines() if str(task) in line]
+    assert [json.loads(line)["event"] for line in lines] == [
+        "Video generation started", "Submitted image", "Stored image in Supabase",
+        "Submitted video", "Stored video in Supabase", "Video generation completed",
+    ]  # fmt: skip
+    assert sum(len(line.encode()) + 1 for line in lines) < MOST_BYTES
 
 
 # The audit.

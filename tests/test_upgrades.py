@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,12 +13,12 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from tests.hands import STAGE, Ground, Hand, Held
+from tests.hands import STAGE, USUAL, Ground, Hand, Held
 from tests.test_operations import told
 from tests.test_reconcile import vidgen
 from tests.world import World
 from vidgen_worker.client import QUERIES as CLIENT_QUERIES
-from vidgen_worker.db import QUERIES
+from vidgen_worker.db import QUERIES, read_queries
 
 FORMER = Path(__file__).parent / "former_queries.sql"
 NAMES = re.compile(r"\b[a-z_]{2,40}\b")
@@ -268,3 +269,91 @@ def test_what_has_ended_is_kept_column_by_column(ground: Ground) -> None:
     )["prosrc"]
     kept = {name for name in NAMES.findall(body) if f"old.{name}," in body or f"old.{name}\n" in body}
     assert columns(ground, "public.video_generation_tasks") - free - kept == set()
+
+
+# Worker N-1. At a release, `former_queries.sql` becomes a copy of its queries.sql.
+
+FORMER_QUERIES = read_queries(FORMER.read_text(), FORMER.name)
+
+
+class FormerHand(Hand):
+    """A connection of a worker of the release before, with its statements word for word."""
+
+    def __call__(self, name: str, **parameters: object) -> list[dict[str, Any]]:
+        values = {
+            **USUAL, "worker_id": self.worker_id, "expires_at": datetime(2100, 1, 1, tzinfo=UTC),
+            **parameters,
+        }  # fmt: skip
+        cursor = self.conn.execute(FORMER_QUERIES[name].encode(), values)
+        return cursor.fetchall() if cursor.description else []
+
+
+def former(ground: Ground) -> FormerHand:
+    hand = FormerHand(ground.database.url)
+    hand("register_worker")
+    return ground.stack.enter_context(hand)
+
+
+@pytest.mark.parametrize("name", FORMER_QUERIES)
+def test_a_statement_of_the_release_before_is_understood(ground: Ground, name: str) -> None:
+    """By its own role, with all the rights that it needs."""
+    from tests.test_queries import numbered  # noqa: PLC0415 - a test module of its own
+
+    body, names = numbered(FORMER_QUERIES[name])
+    with ground.admin.transaction(force_rollback=True):
+        ground.sql("set local role vidgen_worker")
+        ground.admin.execute(f"prepare it as {body}".encode())
+        nulls = f"({', '.join(['null'] * len(names))})" if names else ""
+        ground.admin.execute(f"explain execute it{nulls}".encode())
+
+
+def walk(hand: Hand, held: Held, *, until: str = "complete") -> None:
+    steps = [("start_task", "image"), *((step, "image") for step in STAGE)]
+    video = Held(held.id, held.attempt, held.worker_id)
+    steps += [(step, "video") for step in STAGE]
+    for step, stage in [*steps, ("complete", "image")]:
+        hand.walk(video if stage == "video" else held, step, stage=stage)
+        if step == until:
+            return
+
+
+def test_a_worker_of_the_release_before_completes_tasks_beside_one_of_this(ground: Ground) -> None:
+    old, new = former(ground), ground.worker()
+    user = ground.user()
+    for hand in (old, new, old, new):
+        walk(hand, ground.held(hand, user_id=user))
+    statuses = ground.sql("select status from public.video_generation_tasks")
+    assert [row["status"] for row in statuses] == ["completed"] * 4
+    assert ground.books_balance()
+
+
+@pytest.mark.parametrize("old_first", [True, False])
+@pytest.mark.parametrize("until", STAGE)
+def test_a_task_goes_from_one_release_to_the_other_at_every_step(
+    ground: Ground, until: str, *, old_first: bool
+) -> None:
+    old, new = former(ground), ground.worker()
+    first, second = (old, new) if old_first else (new, old)
+    held = ground.held(first)
+    walk(first, held, until=until)
+    first("hand_back", task_ids=None)
+    (again,) = second.claim()
+    assert again.id == held.id
+    again = Held(again.id, again.attempt, again.worker_id, held.submission_id, held.generation_id)
+    second.about(again, "load_task")
+    second.walk(again, "start_task", *STAGE[STAGE.index(until):])
+    second.walk(Held(again.id, again.attempt, again.worker_id), *STAGE, stage="video")
+    second.walk(again, "complete")
+    assert ground.books_balance()
+
+
+@pytest.mark.parametrize("old_dies", [True, False])
+def test_each_release_takes_over_from_the_other(ground: Ground, *, old_dies: bool) -> None:
+    old, new = former(ground), ground.worker()
+    dead, successor = (old, new) if old_dies else (new, old)
+    held = ground.held(dead)
+    ground.silent(dead.worker_id)
+    assert [row["id"] for row in successor("take_over")] == [held.id]
+    assert dead("heartbeat", task_ids=[held.id], attempts=[held.attempt]) in ([], [
+        {"kind": "lost", "id": held.id, "attempt": held.attempt}
+    ])  # fmt: skip

@@ -53,6 +53,11 @@ class Pipeline:
             orders = await self._prepare(loaded)
             frame = ""
             for stage in PIPELINE:
+                if stage.name not in loaded.checkpoints and self._scene_changed(loaded):
+                    loaded = await self._queue.load(self._fence)
+                    if loaded.cancel_requested:
+                        return await self._cancel(loaded)
+                    orders = await self._prepare(loaded)
                 artifact = await self._stage(stage, loaded, orders[stage.name], frame)
                 self._run.done.add(stage.name)
                 if stage is IMAGE:
@@ -62,6 +67,10 @@ class Pipeline:
         except CancelAskedError:
             return await self._cancel(await self._queue.load(self._fence))
         return Completed(url, good_until)
+
+    def _scene_changed(self, loaded: Loaded) -> bool:
+        """Whether the scene is another one than when it was read."""
+        return self._run.inputs is not None and self._run.inputs != loaded.inputs
 
     async def _prepare(self, loaded: Loaded) -> dict[StageName, Order]:
         """Look everything up, check it, and hold the credits, before anything is paid.

@@ -1207,6 +1207,8 @@ select (select count(*) from settled) as settled,
            from settled
            join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
        ), 0) as charged,
+       -- Of the scene as it is now: what a stage not begun is made from.
+       md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
        case when %(scene_updates)s and %(image_url)s::text is not null
          then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
        end as scene_refused

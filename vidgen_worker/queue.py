@@ -113,6 +113,17 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """What the end of a stage came back with.
+
+    `charged` are the credits charged just now, `inputs` the digest of the scene as it is.
+    """
+
+    charged: int
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """Progress of one task, to be written with others in one statement."""
 
@@ -370,11 +381,8 @@ class Queue:
 
     async def finish_stage(
         self, fence: Fence, stage: StageName, artifact: Artifact, image_url: str | None, step: Step
-    ) -> int:
-        """Checkpoint `done`, charge, settle and show; return the credits charged just now.
-
-        Raises LeaseLostError.
-        """
+    ) -> Finished:
+        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
         rows = await self._fenced(
             "finish_stage", fence, stage=stage, credits=self.settings.credits,
             scene_updates=self.settings.vidgen_scene_updates,
@@ -384,7 +392,7 @@ class Queue:
             video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
         )  # fmt: skip
         self._scene(fence, rows[0])
-        return int(rows[0]["charged"])
+        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
 
     async def report(self, reports: Sequence[Reported]) -> None:
         """Write progress of many tasks in one statement; a lost fence is simply left out."""
