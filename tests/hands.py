@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -38,8 +38,9 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "max_running_per_user": None, "models": ["gen4_image", "gen4_turbo"],
-    "max_generations": None, "patience": timedelta(minutes=3), "every": timedelta(minutes=1),
-    "absence": timedelta(hours=1),
+    "duty": "forget", "keep": timedelta(days=90), "after": None, "batch": 1000,
+    "discrepancies": 0, "max_generations": None, "patience": timedelta(minutes=3),
+    "every": timedelta(minutes=1), "absence": timedelta(hours=1),
     "scene_updates": True, "credits": True,
     "lost_message": "The worker was lost.", "resolution": "1280:720", "video_ratio": "1280:720",
     "image_ratio": "1920:1080", "image_due": True, "video_due": True, "stage": "image",
@@ -51,7 +52,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "path": "generated_images/u/g.png", "media_type": "image/png", "size": 100, "sha256": "ab",
     "image_url": "https://storage.test/g.png", "image_path": "generated_images/u/g.png",
     "video_path": None, "video_url": "https://storage.test/signed",
-    "expires_at": datetime(2100, 1, 1, tzinfo=UTC), "delay": timedelta(0), "failures": 0,
+    "good_for": timedelta(hours=1), "silent_ids": [], "silent_beats": [], "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "statement": "complete",
     "error": "P0001 no",
@@ -103,10 +104,24 @@ class Hand:
 
     def __call__(self, name: str, **parameters: object) -> list[Row]:
         """Run a named query."""
+        if name == "take_over" and "silent_ids" not in parameters:
+            parameters |= self.observed()
         cursor = self.conn.execute(
             QUERIES[name], {**USUAL, "worker_id": self.worker_id, **parameters}
         )
         return cursor.fetchall() if cursor.description else []
+
+    def observed(self) -> dict[str, Any]:
+        """What `take_over` is told by an observer that has watched every worker for a whole lease.
+
+        To age a row (`Ground.silent`) is to let its worker be silent; a worker's own observer waits
+        until it has seen no change for a lease.
+        """
+        silent = [row for row in self("heartbeats") if row["age"] > row["lease"]]
+        return {
+            "silent_ids": [row["id"] for row in silent],
+            "silent_beats": [row["heartbeat_at"] for row in silent],
+        }
 
     def registered(self, **parameters: object) -> Self:
         """Write the worker's row."""
@@ -334,7 +349,7 @@ class Ground:
             "  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
             " where c.relkind = 'r' and n.nspname in ('public', 'vidgen') order by 1"
         )
-        clocks = ["updated_at", "heartbeat_at", "cost_read_at", "read_at"]
+        clocks = ["updated_at", "heartbeat_at", "cost_read_at", "read_at", "audited_at"]
         return {
             table["name"]: [
                 row["row"]

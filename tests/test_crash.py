@@ -186,7 +186,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("query expect_limit"), **_both("query set_limit", 1, 2),
         **_both("query ask_limits"),
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
-        **_both("query still_waiting"), **_both("query take_over"),
+        **_both("query still_waiting"), **_both("query heartbeats"), **_both("query take_over"),
         **_both("query load_task"), **_both("query start_task"), **_both("query complete"),
     }),
     "statements of a stage": Scenario({
@@ -295,7 +295,15 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query clear_line": "of users who have nothing due: whoever comes next lets them go again",
     "query claim_cancelled": "as claim, where a heartbeat asks for it; the next one asks again",
     "query fleet": "for the metrics: a SELECT",
-    "query discrepancies": "for the metrics: a SELECT",
+    "query take_duty": "the janitor's: the next turn comes minutes later, whoever takes it",
+    "query forget_tasks": "the janitor's: one statement about tasks of long ago",
+    "query forget_holds": "likewise",
+    "event TasksForgotten": "likewise",
+    "query audit_entries": "the janitor's: one statement, and its mark in the same transaction",
+    "query audit_users": "likewise: a comparison, and totals that are summed anew",
+    "query note_audit": "likewise",
+    "query read_audit": "for the metrics: a SELECT",
+    "event BooksDisagree": "the janitor's: said again at the next audit",
     "query read_gates": "for `check` and the metrics: a SELECT",
 }
 # The provider has accepted, and nobody has written it down: the only deaths that may cost twice.

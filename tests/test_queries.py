@@ -234,6 +234,21 @@ def unanswered_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def a_task_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE)
+    hand.about(held, "fail")
+    user = ground.task(held.id)["user_id"]
+    ground.sql("update public.user_credits set balance = balance + 1 where user_id = %s", user)
+    with ground.admin.transaction():
+        ground.sql("set local session_replication_role = replica")
+        ago = "now() - interval '1 year'"
+        ground.sql(f"update public.video_generation_tasks set completed_at = {ago}")
+        ground.sql(f"update vidgen.submissions set sent_at = {ago}")
+        ground.sql(f"update vidgen.holds set closed_at = {ago}")
+        ground.sql(f"update public.credit_entries set created_at = {ago}")
+    return {}
+
+
 def limits_to_read(_: Ground, hand: Hand) -> Parameters:
     hand("expect_limit")
     return {}
@@ -251,6 +266,7 @@ STATES: Mapping[str, Prepare] = {
     "claim_cancelled": a_waiting_cancel,
     "claim_trial": a_storm,
     "take_over": the_dead,
+    "heartbeats": the_dead,
     "paid_submissions": a_generation_nobody_follows,
     "read_submission": a_generation_nobody_follows,
     "close_generation": a_generation_nobody_follows,
@@ -273,14 +289,20 @@ STATES: Mapping[str, Prepare] = {
     "sweep_workers": stale_rows,
     "sweep_turns": stale_rows,
     "fleet": a_closed_gate,
-    "discrepancies": nothing,
+    "take_duty": nothing,
+    "forget_tasks": a_task_of_long_ago,
+    "forget_holds": a_task_of_long_ago,
+    "audit_entries": a_task_of_long_ago,
+    "audit_users": a_task_of_long_ago,
+    "note_audit": lambda *_: {"discrepancies": 3},
+    "read_audit": nothing,
 }
 """The state in which a query that carries no task's fence has something to do."""
 
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
-    "still_waiting", "load_task", "paid_submissions", "read_submission", "costs_to_read_again",
-    "read_gates", "fleet", "discrepancies",
+    "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission",
+    "costs_to_read_again", "read_gates", "fleet", "read_audit",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

@@ -10,7 +10,7 @@ with made as (
   insert into public.video_generation_tasks (id, scene_id, user_id, priority, run_after)
   values (
     %(id)s, %(scene_id)s, %(user_id)s, %(priority)s,
-    coalesce(%(run_after)s::timestamptz, now())
+    coalesce(%(run_after)s::timestamptz, now() + %(delay)s::interval, now())
   )
   on conflict (id) do nothing
   returning *
@@ -23,6 +23,10 @@ select * from public.video_generation_tasks
 -- task --
 -- One task by its id.
 select * from public.video_generation_tasks where id = %(task_id)s;
+
+-- task_and_clock --
+-- One task by its id, and what the database's clock says: its times are compared with no other.
+select *, now() as database_now from public.video_generation_tasks where id = %(task_id)s;
 
 -- tasks --
 -- The newest tasks, of one user and one status where these are given.
@@ -175,7 +179,15 @@ select model,
 -- outlay_of_account --
 -- Provider credits of all our generations of one account, and the reading before this one: readings
 -- stand under the account's label, those of the version before under the key's fingerprint.
-select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) as outlay,
+select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
+       + coalesce(
+           (
+             select o.outlay
+               from vidgen.forgotten_outlays as o
+              where o.provider = %(provider)s and o.account = %(account)s
+           ),
+           0
+         ) as outlay,
        (select to_jsonb(r) from vidgen.account_readings as r
          where r.provider = %(provider)s and r.key_fingerprint in (%(account)s, %(key_fingerprint)s)
          order by r.read_at desc limit 1) as reading
@@ -398,9 +410,10 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
 
 -- prune_tasks --
 -- Remove a batch of tasks that ended before then, with their checkpoints; leave a tombstone that
--- names their files. Submissions, charges, holds and the ledger stay: they are the books.
+-- names their files. Submissions, charges and holds stay until the janitor forgets them, the ledger
+-- stays for good. Of a task that is forgotten already the row itself names the files.
 with old as materialized (
-  select id
+  select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
    where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
      -- A generation that still runs is ended first, by a worker that finds its row.
@@ -414,13 +427,26 @@ with old as materialized (
 ),
 buried as (
   insert into vidgen.pruned (task_id, objects)
-  select old.id, (
-           select jsonb_agg(jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage)
-             from vidgen.checkpoints as c
-            where c.task_id = old.id and c.path is not null
+  select old.id, coalesce(
+           (
+             select jsonb_agg(
+                      jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage
+                    )
+               from vidgen.checkpoints as c
+              where c.task_id = old.id and c.path is not null
+           ),
+           (
+             select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path))
+               from (
+                 select s.images_bucket as bucket, old.image_path as path from vidgen.settings as s
+                 union all
+                 select s.videos_bucket, old.video_path from vidgen.settings as s
+               ) as f
+              where f.path is not null
+           )
          )
     from old
-  on conflict (task_id) do nothing
+  on conflict (task_id) do update set objects = excluded.objects
 ),
 gone as (
   delete from public.video_generation_tasks as t using old where t.id = old.id

@@ -143,6 +143,10 @@ class Settings(BaseSettings):
     """Connections to PostgreSQL, besides three: LISTEN, claim, heartbeat"""
     vidgen_drain_timeout: Annotated[Duration, _positive()] = timedelta(seconds=90)
     """How long a drain may take before the process gives up"""
+    vidgen_keep_private: Annotated[
+        Duration, Field(ge=timedelta(days=32), le=timedelta(days=36500))
+    ] = timedelta(days=90)
+    """How long our private rows of an ended task are kept; task and ledger stay"""
     vidgen_log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged"""
     vidgen_log_format: Literal["auto", "json", "console"] = "auto"

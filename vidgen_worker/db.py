@@ -67,6 +67,11 @@ def load_queries(file: str) -> Mapping[str, LiteralString]:
     Comments go to the server too: they cost nothing and show in pg_stat_activity.
     """
     text = resources.files("vidgen_worker").joinpath(file).read_text(encoding="utf-8")
+    return read_queries(text, file)
+
+
+def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
+    """Take the text of such a file apart."""
     parts = _BLOCK.split(text)[1:]
     blocks: dict[str, LiteralString] = {}
     for name, body in zip(parts[::2], parts[1::2], strict=True):

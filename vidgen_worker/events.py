@@ -24,6 +24,12 @@ class Event:
 
     sentence: ClassVar[str]
     level: ClassVar[int] = logging.INFO
+    told_elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the text, another line or Postgres tells: ten thousand tasks a day are logged."""
+
+    def importance(self) -> int:
+        """The log line's level."""
+        return self.level
 
     def text(self) -> str:
         """The log line's text."""
@@ -31,7 +37,11 @@ class Event:
 
     def fields(self) -> dict[str, Any]:
         """Everything else of the log line; what is None is left out."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in self.told_elsewhere
+        }
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -178,6 +188,24 @@ class LimitsUnread(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TasksForgotten(Event):
+    """The private rows of tasks that ended long ago are gone; tasks and ledger stay."""
+
+    sentence = "Private rows of old tasks removed"
+    tasks: int
+    holds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BooksDisagree(Event):
+    """Balances that don't agree with the ledger or the open holds."""
+
+    sentence = "Balances disagree with the ledger or the holds: see `credits audit`"
+    level = logging.ERROR
+    users: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopFailed(Event):
     """A loop of the worker met an exception nobody expected; it goes on."""
 
@@ -279,6 +307,7 @@ class SubmissionBegun(StageEvent):
     """The submission row is written; the paid POST follows."""
 
     sentence = "Submitting"
+    level = logging.DEBUG
     submission: UUID
     model: str
     fingerprint: str
@@ -289,9 +318,14 @@ class SubmissionAnswered(StageEvent):
     """The provider accepted."""
 
     sentence = "Submitted"
+    told_elsewhere = frozenset({"submission", "stage", "estimated_cost"})
     submission: UUID
     generation: UUID
     estimated_cost: float | None
+
+    def text(self) -> str:
+        """Say of which stage."""
+        return f"Submitted {self.stage.value}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,6 +411,10 @@ class GenerationEnded(StageEvent):
     repeated: bool | None = None
     """True where its end was said before: its output is gone by now, or a successor reads it."""
 
+    def importance(self) -> int:
+        """What went well is told by the line about its output."""
+        return logging.DEBUG if self.state == "succeeded" else logging.INFO
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationLeftRunning(StageEvent):
@@ -412,6 +450,8 @@ class OutputUploaded(StageEvent):
     """The output is in Supabase Storage."""
 
     sentence = "Stored in Supabase"
+    told_elsewhere = frozenset({"stage", "bucket", "path", "size", "seconds"})
+    """The path is made of the user's id and the generation's; the rest is in its checkpoint."""
     generation: UUID
     bucket: str
     path: str
@@ -535,7 +575,7 @@ Subscriber = Callable[[Event], None]
 
 def log(event: Event) -> None:
     """Write an event to the log: the subscriber that is always there."""
-    structlog.get_logger("video_generation").log(event.level, event.text(), **event.fields())
+    structlog.get_logger("video_generation").log(event.importance(), event.text(), **event.fields())
 
 
 _subscribers: list[Subscriber] = [log]

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from vidgen_worker.db import Row
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
+    BooksDisagree,
     GateOpened,
     GateProbed,
     GenerationLeftAlone,
     LimitRead,
     LimitsUnread,
     StrayGeneration,
+    TasksForgotten,
     emit,
 )
 from vidgen_worker.gates import Gate
@@ -43,7 +45,14 @@ LIMITS_AGAIN = timedelta(seconds=5)
 LIMITS_EVERY = timedelta(minutes=1)
 """One worker of the fleet reads the account so often: an upgrade of the tier counts at once."""
 AUDIT_EVERY = timedelta(minutes=10)
-"""The whole ledger is added up, so seldom."""
+AUDIT_ENTRIES, AUDIT_USERS = 20_000, 10_000
+"""In one statement: some tens of milliseconds."""
+FORGET_EVERY = timedelta(minutes=5)
+FORGET_BATCH = 1000
+"""Submissions or holds in one statement."""
+MOST_BATCHES = 40
+"""In one turn: eleven million submissions a day, where there is a backlog."""
+BETWEEN_BATCHES = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +95,10 @@ class Janitor:
             ),
             Duty("strays", STRAYS_EVERY, self.end_strays, at_once=False),
             Duty("costs", SWEEP_EVERY, self.read_costs_again, at_once=False),
+            Duty("audit", AUDIT_EVERY, self.audit),
+            Duty("forget", FORGET_EVERY, self.forget, at_once=False),
             *(
-                (Duty("count", COUNT_EVERY, self.count), Duty("audit", AUDIT_EVERY, self.audit))
+                (Duty("count", COUNT_EVERY, self.count),)
                 if settings.vidgen_metrics_port is not None
                 else ()
             ),
@@ -172,9 +183,36 @@ class Janitor:
         self._worker.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
 
     async def audit(self) -> None:
-        """Compare the ledger with balances and holds, for /metrics."""
-        found = await self._worker.queue.discrepancies()
-        self._worker.metrics.audited(found)
+        """Compare the ledger with balances and holds, part by part; one worker for the fleet."""
+        queue = self._worker.queue
+        if await queue.take_duty("audit", AUDIT_EVERY * 0.9):
+            while await queue.audit_entries(AUDIT_ENTRIES) == AUDIT_ENTRIES:
+                await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+            found, after = await queue.audit_users(None, AUDIT_USERS)
+            while after is not None:
+                await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+                more, after = await queue.audit_users(after, AUDIT_USERS)
+                found += more
+            await queue.note_audit(found)
+            if found:
+                emit(BooksDisagree(users=found))
+        self._worker.metrics.audited(await queue.read_audit())
+
+    async def forget(self) -> None:
+        """Remove private rows of tasks that ended long ago; one worker for the fleet."""
+        queue = self._worker.queue
+        if not await queue.take_duty("forget", FORGET_EVERY * 0.9):
+            return
+        tasks, holds, after = 0, 0, None
+        for _ in range(MOST_BATCHES):
+            some, after = await queue.forget_tasks(after, FORGET_BATCH)
+            gone = await queue.forget_holds(FORGET_BATCH)
+            tasks, holds = tasks + some, holds + gone
+            if after is None and gone < FORGET_BATCH:
+                break
+            await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+        if tasks or holds:
+            emit(TasksForgotten(tasks=tasks, holds=holds))
 
     async def _problem(self, reason: str, model: str) -> str | None:
         """Why the gate must stay closed; None when it may open."""

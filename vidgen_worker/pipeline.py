@@ -6,11 +6,12 @@ each state of a checkpoint has a room of its own, by its name. Nothing here clai
 or writes the task's end: that is the worker's.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import GenerationNotOurs, ResolutionMapped, StageResumed, emit
 from vidgen_worker.generating import Generating
+from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import CancelAskedError, Loaded, NotOursError, scene_of
 from vidgen_worker.resolution import Resolution, UnsupportedResolutionError, look_up
 from vidgen_worker.run import Run, Tools
@@ -57,15 +58,24 @@ class Pipeline:
             orders = await self._prepare(loaded)
             frame = ""
             for stage in PIPELINE:
+                if stage.name not in loaded.checkpoints and self._scene_changed(loaded):
+                    loaded = await self._queue.load(self._fence)
+                    if loaded.cancel_requested:
+                        return await self._cancel(loaded)
+                    orders = await self._prepare(loaded)
                 artifact = await self._stage(stage, loaded, orders[stage.name], frame)
                 self._run.done.add(stage.name)
                 if stage is IMAGE:
                     frame = self._storage.public_url(artifact.bucket, artifact.path)
-            expires_at = datetime.now(UTC) + SIGNED_FOR
+            good_until = boot_time() + SIGNED_FOR.total_seconds()
             url = await self._storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)
         except CancelAskedError:
             return await self._cancel(await self._queue.load(self._fence))
-        return Completed(url, expires_at)
+        return Completed(url, good_until)
+
+    def _scene_changed(self, loaded: Loaded) -> bool:
+        """Whether the scene is another one than when it was read."""
+        return self._run.inputs is not None and self._run.inputs != loaded.inputs
 
     def _raise_if_elsewhere(self, loaded: Loaded) -> None:
         """Raise NotOursError where something lives that only another account's workers can see."""

@@ -681,20 +681,29 @@ select begun.*, false as alone, 0.0::float as waited
   from asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
 
+-- heartbeats --
+-- What an observer compares with what it saw before (see lease.Observer): the last heartbeat of every
+-- other worker, and its age by the one clock that wrote it.
+select w.id, w.heartbeat_at, extract(epoch from now() - w.heartbeat_at)::float as age,
+       extract(epoch from w.lease)::float as lease
+  from vidgen.workers as w
+ where w.dead_at is null and w.id <> %(worker_id)s
+
 -- take_over --
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
--- win) and take their tasks, each on its own: a row that refuses is set aside. A death counts once for
--- every task in flight there, none where the worker had left; at the limit the task ends as
--- WORKER_LOST. What this worker has no slot for goes back to pending, where the claim finds it before
--- anything new; so does what another account's workers have to follow, and a suspect, one death below
--- the limit: the claim gives it to a worker that runs nothing else. A row of kind 'room' asks this
--- worker to become one: it is
+-- win: it is dead only while its heartbeat is still the one that was seen) and take their tasks, each
+-- on its own: a row that refuses is set aside. A death counts once for every task in flight there, none
+-- where the worker had left; at the limit the task ends as WORKER_LOST. What this worker has no slot
+-- for goes back to pending, where the claim finds it before anything new; so does what another
+-- account's workers have to follow, and a suspect, one death below the limit: the claim gives it to a
+-- worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
      set dead_at = now()
-   where w.dead_at is null and w.id <> %(worker_id)s
-     and w.heartbeat_at < now() - w.lease and %(steady)s
+    from unnest(%(silent_ids)s::uuid[], %(silent_beats)s::timestamptz[]) as silent (id, beat)
+   where w.id = silent.id and w.heartbeat_at = silent.beat
+     and w.dead_at is null and w.id <> %(worker_id)s and %(steady)s
   returning w.id
 ),
 holders as materialized (
@@ -1155,6 +1164,8 @@ select (select count(*) from settled) as settled,
            from settled
            join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
        ), 0) as charged,
+       -- Of the scene as it is now: what a stage not begun is made from.
+       md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
        case when %(scene_updates)s and %(image_url)s::text is not null
          then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
        end as scene_refused
@@ -1197,7 +1208,7 @@ ended as (
      set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
          stage_progress = null, current_step = 'Completed',
          message = 'Video generation completed successfully',
-         video_url = %(video_url)s, video_url_expires_at = %(expires_at)s
+         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
     from mine
    where t.id = mine.id
   returning t.id, t.user_id, t.scene_id,
@@ -1455,7 +1466,7 @@ with asked as (
      set asked_at = now()
    where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and (
-       l.asked_at is null
+       l.asked_at is null or l.asked_at > now()
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
      )
   returning l.model
@@ -1677,6 +1688,36 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
           ) as of_model) as slots
   from vidgen.queue_health as q
 
--- discrepancies --
--- For /metrics, seldom: it adds up the whole ledger.
-select count(*) as discrepancies from vidgen.credit_discrepancies
+-- take_duty --
+-- Whether this worker is the one of the fleet to do this now. A turn that began in the future was
+-- written before the clock stepped back.
+insert into vidgen.duties as d (name, began_at)
+values (%(duty)s, now())
+on conflict (name) do update
+   set began_at = excluded.began_at
+ where d.began_at not between now() - %(every)s::interval and now()
+returning d.name
+
+-- forget_tasks --
+-- Remove the private rows of a batch of tasks that ended long ago (see the function).
+select tasks, through from vidgen.forget_tasks(%(keep)s::interval, %(after)s::timestamptz, %(batch)s)
+
+-- forget_holds --
+-- Remove a batch of holds that were closed long ago.
+select vidgen.forget_holds(%(keep)s::interval, %(batch)s) as holds
+
+-- audit_entries --
+-- Add the next entries of the ledger to their users' totals.
+select vidgen.audit_entries(%(batch)s) as entries
+
+-- audit_users --
+-- Compare the next users' totals with their balances and holds.
+select discrepancies, through from vidgen.audit_users(%(after)s::uuid, %(batch)s)
+
+-- note_audit --
+-- What the audit has found, for every worker's metrics.
+select vidgen.note_audit(%(discrepancies)s)
+
+-- read_audit --
+-- What the last audit of the fleet has found.
+select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a

@@ -7,7 +7,7 @@ falls silent about that task.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,6 +19,7 @@ from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
 from vidgen_worker.events import RowRefused, SceneWriteRefused, emit
 from vidgen_worker.gates import Gate, Scopes
+from vidgen_worker.lease import Heartbeat, boot_time
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.resolution import Resolution
 from vidgen_worker.task import (
@@ -153,6 +154,17 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """What the end of a stage came back with.
+
+    `charged` are the credits charged just now, `inputs` the digest of the scene as it is.
+    """
+
+    charged: int
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reported:
     """Progress of one task, to be written with others in one statement."""
 
@@ -280,8 +292,13 @@ class Queue:
         )
         return self._taken(rows)
 
+    async def heartbeats(self) -> list[Heartbeat]:
+        """When every other worker was last heard of."""
+        rows = await self._claims.once("heartbeats", worker_id=self.worker_id)
+        return [Heartbeat(row["id"], row["heartbeat_at"], row["age"], row["lease"]) for row in rows]
+
     async def take_over(
-        self, slots: int, *, idle: bool, steady: bool
+        self, slots: int, silent: Sequence[Heartbeat], *, idle: bool, steady: bool
     ) -> tuple[list[tuple[Task, float]], list[tuple[Task, float]], bool]:
         """Declare the silent dead and take their tasks: (taken, ended as WORKER_LOST, make room).
 
@@ -289,6 +306,7 @@ class Queue:
         """
         rows = await self._claims.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
+            silent_ids=[one.worker_id for one in silent], silent_beats=[one.beat for one in silent],
             max_crashes=self.settings.vidgen_max_crashes, **self.key.names(),
             scene_updates=self.settings.vidgen_scene_updates,
             lost_message=FAULTS["worker_lost"].message,
@@ -445,11 +463,8 @@ class Queue:
 
     async def finish_stage(
         self, fence: Fence, stage: StageName, artifact: Artifact, image_url: str | None, step: Step
-    ) -> int:
-        """Checkpoint `done`, charge, settle and show; return the credits charged just now.
-
-        Raises LeaseLostError.
-        """
+    ) -> Finished:
+        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
         rows = await self._fenced(
             "finish_stage", fence, stage=stage, credits=self.settings.credits,
             scene_updates=self.settings.vidgen_scene_updates,
@@ -459,7 +474,7 @@ class Queue:
             video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
         )  # fmt: skip
         self._scene(fence, rows[0])
-        return int(rows[0]["charged"])
+        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
 
     async def report(self, reports: Sequence[Reported]) -> list[UUID]:
         """Write progress of many tasks in one statement; a lost fence is simply left out.
@@ -491,7 +506,8 @@ class Queue:
     async def complete(self, fence: Fence, outcome: Completed) -> float:
         """Conclude as completed; returns the seconds since the first claim."""
         rows = await self._fenced(
-            "complete", fence, video_url=outcome.video_url, expires_at=outcome.expires_at,
+            "complete", fence, video_url=outcome.video_url,
+            good_for=timedelta(seconds=outcome.good_until - boot_time()),
             scene_updates=self.settings.vidgen_scene_updates,
         )  # fmt: skip
         self._scene(fence, rows[0])
@@ -638,9 +654,42 @@ class Queue:
         slots = [(one["model"], int(one["slots"]), int(one["taken"])) for one in row.pop("slots")]
         return Fleet({name: float(value) for name, value in row.items()}, closed, slots)
 
-    async def discrepancies(self) -> float:
-        """How many balances disagree with ledger or holds."""
-        return float((await self.db.once("discrepancies"))[0]["discrepancies"])
+    async def take_duty(self, duty: str, every: timedelta) -> bool:
+        """Whether this worker is the one of the fleet to do this now."""
+        return bool(await self.db.once("take_duty", duty=duty, every=every))
+
+    async def forget_tasks(
+        self, after: datetime | None, batch: int
+    ) -> tuple[int, datetime | None]:  # fmt: skip
+        """Remove private rows of old tasks: (how many, where the next batch begins)."""
+        (row,) = await self.db.once(
+            "forget_tasks", keep=self.settings.vidgen_keep_private, after=after, batch=batch
+        )
+        return int(row["tasks"]), row["through"]
+
+    async def forget_holds(self, batch: int) -> int:
+        """Remove old closed holds; how many."""
+        rows = await self.db.once(
+            "forget_holds", keep=self.settings.vidgen_keep_private, batch=batch
+        )
+        return int(rows[0]["holds"])
+
+    async def audit_entries(self, batch: int) -> int:
+        """Add the next entries of the ledger to the totals; how many."""
+        return int((await self.db.once("audit_entries", batch=batch))[0]["entries"])
+
+    async def audit_users(self, after: UUID | None, batch: int) -> tuple[int, UUID | None]:
+        """Compare the next users: (how many don't agree, where the next part begins)."""
+        (row,) = await self.db.once("audit_users", after=after, batch=batch)
+        return int(row["discrepancies"]), row["through"]
+
+    async def note_audit(self, discrepancies: int) -> None:
+        """Keep what the audit has found."""
+        await self.db.once("note_audit", discrepancies=discrepancies)
+
+    async def read_audit(self) -> float:
+        """How many balances disagreed with ledger or holds when the fleet last looked."""
+        return float((await self.db.once("read_audit"))[0]["discrepancies"])
 
     async def costs_to_read_again(self) -> list[Row]:
         """Generations that ended without an output some minutes ago: task_id, generation_id."""

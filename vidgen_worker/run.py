@@ -41,6 +41,8 @@ class Run:
     done: set[StageName] = field(default_factory=set)
     outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
     """Output URLs as this attempt read them: minutes old, where they are good for a day."""
+    inputs: str | None = None
+    """The digest of the scene when the last stage ended: whether the next one reads it anew."""
     concluding: bool = False
     """The end is being written: a verdict "lost" of a heartbeat may already be our own doing."""
 

@@ -63,10 +63,11 @@ class Storing:
                 seconds=round(time.monotonic() - began, 3),
             ))  # fmt: skip
         url = storage.public_url(artifact.bucket, artifact.path) if stage is IMAGE else None
-        charged = await self._queue.finish_stage(
+        finished = await self._queue.finish_stage(
             self._fence, stage.name, artifact, url, stage.stored
         )
-        emit(StageDone(fence=self._fence, stage=stage.name, charged=charged))
+        emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
+        self._run.inputs = finished.inputs
         return artifact
 
     async def _went_well(self) -> None:

@@ -50,6 +50,7 @@ class Submitting:
         Returns the generation to attach to; None when the submission counts as unknown now.
         """
         patience = self._settings.submission_patience
+        began = boot_time()
         while True:
             row = await self._queue.read_submission(submission_id)
             if row is None or row["answer"] in ("refused", "unknown") or row["late"]:
@@ -62,7 +63,9 @@ class Submitting:
                 if not mine:
                     raise LeaseLostError(str(self._fence.task_id))
                 return accepted.generation_id
-            remaining = row["sent_at"] + patience - row["now"]
+            # By the database's clock, and by ours never longer than that: its may step back.
+            waited = timedelta(seconds=boot_time() - began)
+            remaining = min(row["sent_at"] - row["now"], -waited) + patience
             if remaining > timedelta(0):
                 await self._run.pause(min(remaining, ANSWER_POLL))
                 continue

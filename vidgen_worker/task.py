@@ -135,10 +135,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The clip is stored: `video_url` is signed and works until `expires_at`."""
+    """The clip is stored: `video_url` is signed and works until then, by `boot_time`.
+
+    Not by a machine's calendar: the row's time is the database's.
+    """
 
     video_url: str
-    expires_at: datetime
+    good_until: float
 
 
 @dataclass(frozen=True, slots=True)

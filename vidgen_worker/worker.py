@@ -41,7 +41,7 @@ from vidgen_worker.events import (
 )
 from vidgen_worker.gates import Gate, Scopes, machine_of, storage_fingerprint
 from vidgen_worker.janitor import Janitor
-from vidgen_worker.lease import Lease, boot_time
+from vidgen_worker.lease import Lease, Observer, boot_time
 from vidgen_worker.media import CONFORMED, Media
 from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
@@ -89,6 +89,7 @@ class Worker:
             scopes_of(settings, provider.key_fingerprint, socket.gethostname()),
         )  # fmt: skip
         self.lease = Lease(settings)
+        self.observer = Observer()
         self.queue = self._new_queue()
         self.listener = Listener(url, self._woken)
         self.janitor = Janitor(self)
@@ -324,8 +325,10 @@ class Worker:
             return
         self._sweep_due = boot_time() + self.settings.vidgen_lease.total_seconds()
         async with self._claiming:
+            sent = boot_time()
+            self.observer.look(await self.queue.heartbeats(), sent, boot_time())
             taken, lost, self._making_room = await self.queue.take_over(
-                slots, idle=not self.running, steady=self.lease.steady()
+                slots, self.observer.silent(), idle=not self.running, steady=self.lease.steady()
             )
             self._start(taken)
         for task, _ in lost:

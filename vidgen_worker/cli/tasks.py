@@ -243,8 +243,8 @@ def _length(text: str | None, option: str) -> timedelta | None:
     return length if isinstance(length, timedelta) else None
 
 
-def _moment(text: str | None) -> datetime | None:
-    """Read a time or a duration from now on."""
+def _moment(text: str | None) -> datetime | timedelta | None:
+    """Read a time, or a duration: from now on, by the database's clock."""
     if text is None:
         return None
     try:
@@ -252,7 +252,7 @@ def _moment(text: str | None) -> datetime | None:
     except ValueError:
         length = None
     if isinstance(length, timedelta):
-        return datetime.now(UTC) + length
+        return length
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
