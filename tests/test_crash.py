@@ -282,6 +282,7 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query costs_to_read_again": "the janitor's, and a SELECT",
     "event StrayGeneration": "the janitor's, once a minute; the next sweep meets the row again",
     "event GenerationNotOurs": "needs two accounts over one database; test_accounts plays it",
+    "query stands_aside": "needs two workers with two keys; a SELECT",
     "query is_gone": "likewise; whoever takes the task up asks again",
     "event GenerationLeftAlone": "the janitor's: said of rows that are written already",
     "query let_anyone_follow": "the janitor's: one statement, and the next sweep's again",

@@ -239,6 +239,7 @@ STATES: Mapping[str, Prepare] = {
     "stray_submissions": a_generation_nobody_follows,
     "costs_to_read_again": a_failure_with_a_cost,
     "is_gone": another_keys_generation,
+    "stands_aside": nothing,
     "let_anyone_follow": generations_left_alone,
     "hand_back": held_tasks,
     "leave": nothing,
@@ -260,7 +261,7 @@ STATES: Mapping[str, Prepare] = {
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
-    "costs_to_read_again", "read_gates", "fleet", "discrepancies",
+    "costs_to_read_again", "read_gates", "stands_aside", "fleet", "discrepancies",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

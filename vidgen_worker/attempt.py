@@ -120,9 +120,10 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             return Requeued(delay, failed=False, code=fault.code, details=fault.details)
         case Disposition.GATE:
             await close_gate(tools, run, fault)
-            return Requeued(
-                settings.vidgen_gate_probe, failed=False, code=fault.code, details=fault.details
-            )
+            # Others may go on at once where the trouble is this worker's own: it leaves it to them.
+            aside = await tools.queue.stands_aside()
+            delay = timedelta() if aside else settings.vidgen_gate_probe
+            return Requeued(delay, failed=False, code=fault.code, details=fault.details)
         case Disposition.CANCEL:
             return Cancelled()
         case Disposition.HAND_BACK:

@@ -387,10 +387,13 @@ select c.*, false as alone,
 -- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
 -- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
 -- their image, each with one of the video model's slots where it has a limit. A generation of another
--- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen.
+-- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen. What lives
+-- is left to others by a worker behind a gate of its own: it could not read it, or not store it.
 with gate as materialized (
   select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
-         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
+         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed,
+         -- Asked only where something is closed.
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
     from vidgen.gates
    where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
 ),
@@ -484,6 +487,7 @@ living as materialized (
          and (r.followers is null or r.followers && %(scopes)s::text[])
          and not exists (select from crashed where crashed.id = r.task_id)
          and not exists (select from suspect)
+         and not (select aside from gate)
        order by r.resume_at
       offset 0
     ) as first
@@ -594,6 +598,7 @@ with crashed as materialized (
 ),
 gate as materialized (
   select count(*) > 0 as closed,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside,
          coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
          coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
     from vidgen.gates as g
@@ -631,11 +636,14 @@ past_image as materialized (
 )
 select past_image.may_go_on
        or (%(idle)s and not gate.closed and exists (select from crashed))
-       or exists (
-         select from vidgen.resumes as r
-          where r.class = 0 and r.resume_at <= now()
-            and (r.followers is null or r.followers && %(scopes)s::text[])
-            and not exists (select from crashed where crashed.id = r.task_id)
+       or (
+         not gate.aside
+         and exists (
+           select from vidgen.resumes as r
+            where r.class = 0 and r.resume_at <= now()
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from crashed where crashed.id = r.task_id)
+         )
        ) as resumable,
        not gate.closed
        and (
@@ -721,6 +729,7 @@ with asked as materialized (
     from public.video_generation_tasks as t, vidgen.workers as me
    where t.status = 'pending' and t.cancel_requested_at is not null
      and me.id = %(worker_id)s and me.dead_at is null
+     and not vidgen.stands_aside(%(worker_id)s)
      -- Only its account can end what lives of it.
      and not exists (
        select
@@ -747,7 +756,8 @@ returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
 -- win) and take their tasks. A death counts once for every task in flight there; at the limit the
 -- task ends here as WORKER_LOST. What this worker has no slot for goes back to pending, where the
--- claim finds it before anything new; so does what another account's workers have to follow, and a
+-- claim finds it before anything new; so does what another account's workers have to follow, what a
+-- worker behind a gate of its own could not finish, and a
 -- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
@@ -801,7 +811,9 @@ victims as materialized (
 ranked as materialized (
   select v.*, v.may_be and row_number() over (partition by v.may_be order by v.id) <= %(slots)s as mine
     from (
-      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere as may_be from victims
+      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere and not here.aside as may_be
+        from victims
+       cross join (select vidgen.stands_aside(%(worker_id)s) as aside) as here
     ) as v
 ),
 counted as (
@@ -1617,6 +1629,10 @@ left_to_its_key as (
    where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
 )
 select coalesce(bool_and(gone), true) as gone from asked
+
+-- stands_aside --
+-- Whether this worker is behind a gate of its own while another one works on.
+select vidgen.stands_aside(%(worker_id)s) as aside
 
 -- let_anyone_follow --
 -- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,

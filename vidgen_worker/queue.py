@@ -220,7 +220,10 @@ class Queue:
         claimed = await self._begin(slots, idle=idle, resumed=False)
         if claimed.tasks:
             return claimed
-        state = (await self._claims.once("still_waiting", idle=idle, **self._models_claimed()))[0]
+        found = await self._claims.once(
+            "still_waiting", worker_id=self.worker_id, idle=idle, **self._models_claimed()
+        )
+        state = found[0]
         if state["resumable"]:
             rows = await self._claims.once(
                 "resume", worker_id=self.worker_id, slots=slots, idle=idle, **self._models_claimed()
@@ -483,6 +486,11 @@ class Queue:
         """Open a gate; the seconds that it was closed, None when it was open."""
         rows = await self.db.run("open_gate", self._give_up, **self._gate(gate))
         return float(rows[0]["seconds"]) if rows else None
+
+    async def stands_aside(self) -> bool:
+        """Whether this worker is behind a gate of its own while another one works on."""
+        rows = await self.db.run("stands_aside", self._give_up, worker_id=self.worker_id)
+        return bool(rows[0]["aside"])
 
     async def read_gates(self) -> list[Row]:
         """What is closed for this worker."""
