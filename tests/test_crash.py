@@ -291,6 +291,7 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "event LimitsUnread": "likewise",
     "query free_slots": "the janitor's, about slots that nobody uses; the next one frees them",
     "query sweep_workers": "the janitor's: one statement about rows that nobody uses any more",
+    "query sweep_gates": "likewise",
     "query sweep_turns": "likewise",
     "query stray_submissions": "likewise, and a SELECT",
     "query clear_line": "of users who have nothing due: whoever comes next lets them go again",

@@ -159,6 +159,13 @@ def a_closed_gate(ground: Ground, hand: Hand) -> Parameters:
     return {"probes": 0}
 
 
+def gates_of_nobody(ground: Ground, hand: Hand) -> Parameters:
+    hand("close_gate", scope="machine:gone", model="*")
+    hand("close_gate", scope="key:key", model="*")
+    ground.sql("update vidgen.gates set closed_at = now() - interval '2 hours'")
+    return {}
+
+
 def a_storm(ground: Ground, hand: Hand) -> Parameters:
     ground.order()
     ground.order()
@@ -252,6 +259,7 @@ STATES: Mapping[str, Prepare] = {
     "expect_limit": nothing,
     "free_slots": lost_slots,
     "sweep_workers": stale_rows,
+    "sweep_gates": gates_of_nobody,
     "sweep_turns": stale_rows,
     "fleet": a_closed_gate,
     "discrepancies": nothing,

@@ -1607,6 +1607,20 @@ delete from vidgen.workers as w
    )
 returning w.id
 
+-- sweep_gates --
+-- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
+delete from vidgen.gates as g
+ where g.closed_at < now() - interval '1 hour'
+   and (
+     g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
+     -- Of a worker of the version before.
+     or exists (select from vidgen.keys as k where k.key_fingerprint = g.key_fingerprint)
+   )
+   and not exists (
+     select from vidgen.workers as w
+      where g.key_fingerprint = any (coalesce(w.scopes, array[w.key_fingerprint]))
+   )
+
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
 delete from vidgen.turns as t

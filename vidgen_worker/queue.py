@@ -547,6 +547,7 @@ class Queue:
     async def sweep(self) -> None:
         """Rows that are of no use any more: dead workers, users out of the line, lost slots."""
         await self.db.once("sweep_workers")
+        await self.db.once("sweep_gates")
         await self.db.once("sweep_turns")
         await self.db.once("free_slots", patience=self.settings.slot_patience)
 
