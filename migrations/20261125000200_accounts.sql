@@ -239,7 +239,11 @@ begin
      where c.task_id = new.id and of_stage.class is not null
      order by of_stage.class
      limit 1;
-    if class is null or old.status in ('failed', 'cancelled') then
+    if old.status in ('failed', 'cancelled') then
+      class := null;
+      delete from vidgen.refusals as r where r.task_id = new.id;
+    end if;
+    if class is null then
       delete from vidgen.resumes as r where r.task_id = new.id;
       insert into vidgen.arrivals (user_id, due_at) values (new.user_id, new.run_after);
     else

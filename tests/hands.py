@@ -53,12 +53,13 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "video_path": None, "video_url": "https://storage.test/signed",
     "expires_at": datetime(2100, 1, 1, tzinfo=UTC), "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
-    "probe": timedelta(seconds=30),
+    "probe": timedelta(seconds=30), "verdict": None, "show": True, "statement": "complete",
+    "error": "P0001 no",
 })  # fmt: skip
 
 FENCED = (
     "load_task", "start_task", "begin_submission", "answer_submission", "end_generation",
-    "finish_stage", "report", "complete", "requeue", "fail", "cancel",
+    "finish_stage", "report", "complete", "requeue", "fail", "cancel", "set_aside",
 )  # fmt: skip
 """The queries about one task, which carry its fence."""
 
@@ -121,7 +122,9 @@ class Hand:
             if not rows:
                 self("line_up")
                 rows = self("claim", slots=slots, **{**parameters, "resumed": True})
-        return [Held(row["id"], row["attempt"], row["worker_id"]) for row in rows]
+        # What refused is told as such, and never as taken.
+        assert len({row["id"] for row in rows}) == len(rows)
+        return [Held(r["id"], r["attempt"], r["worker_id"]) for r in rows if not r["refused"]]
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
@@ -344,6 +347,34 @@ class Ground:
             for table in tables
             if table["name"] not in without
         }
+
+
+def refuse(ground: Ground, *task_ids: UUID, when: str = "true") -> None:
+    """Give the application a trigger that raises when these tasks' rows are changed.
+
+    `when` is an SQL condition on `new` and `old`.
+    """
+    ground.sql("create table if not exists public.refused_tasks (id uuid primary key)")
+    ground.sql("grant select on public.refused_tasks to public")
+    for task_id in task_ids:
+        ground.sql("insert into public.refused_tasks values (%s) on conflict do nothing", task_id)
+    ground.sql(
+        "create or replace function public.application_refuses() returns trigger"
+        f" language plpgsql as $$ begin if {when}"
+        " and exists (select from public.refused_tasks as r where r.id = new.id) then"
+        " raise foreign_key_violation using message = 'notifications_user_id_fkey';"
+        " end if; return null; end $$"
+    )
+    ground.sql(
+        "create or replace trigger application_refuses"
+        " after update on public.video_generation_tasks"
+        " for each row execute function public.application_refuses()"
+    )
+
+
+def let_go(ground: Ground) -> None:
+    """Take the application's trigger away."""
+    ground.sql("drop trigger application_refuses on public.video_generation_tasks")
 
 
 @contextmanager

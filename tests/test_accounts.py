@@ -247,6 +247,7 @@ async def test_a_retried_task_goes_to_the_account_that_has_its_output(world: Wor
     async with world.worker(VIDGEN_ACCOUNT="one"):
         tasks = orders(world, 1)
         await submitted(world, tasks)
+    world.sql("update vidgen.checkpoints set state = 'storing'")
     world.sql(
         "update video_generation_tasks set status = 'failed', error_code = 'X',"
         " error_message = 'x', error = '{}', completed_at = now() where id = %s", tasks[0],

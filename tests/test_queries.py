@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import vidgen_worker
-from tests.hands import FENCED, STAGE, USUAL, Ground, Hand
+from tests.hands import FENCED, STAGE, USUAL, Ground, Hand, let_go, refuse
 from vidgen_worker.client import QUERIES as CLIENT_QUERIES
 from vidgen_worker.db import QUERIES
 
@@ -223,6 +223,24 @@ def lost_slots(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def refused_long_ago(ground: Ground, hand: Hand) -> Parameters:
+    """Rows that refused to be claimed, whose pause is over: one for the last time, one not."""
+    one, other = ground.order(), ground.order()
+    refuse(ground, one, other)
+    hand.claim()
+    ground.sql("update vidgen.refusals set until = now()")
+    ground.sql("update vidgen.refusals set tries = 8 where task_id = %s", other)
+    let_go(ground)
+    return {}
+
+
+def unanswered_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:1])
+    hand.about(held, "fail")
+    ground.sql("update vidgen.submissions set sent_at = now() - interval '1 hour'")
+    return {}
+
+
 def limits_to_read(_: Ground, hand: Hand) -> Parameters:
     hand("expect_limit")
     return {}
@@ -250,6 +268,8 @@ STATES: Mapping[str, Prepare] = {
     "let_anyone_follow": generations_left_alone,
     "hand_back": held_tasks,
     "leave": nothing,
+    "retry_refused": refused_long_ago,
+    "give_up_submissions": unanswered_of_long_ago,
     "close_gate": nothing,
     "take_probe": a_closed_gate,
     "open_gate": a_closed_gate,
@@ -268,8 +288,8 @@ STATES: Mapping[str, Prepare] = {
 
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
-    "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
-    "costs_to_read_again", "read_gates", "stands_aside", "fleet", "discrepancies",
+    "still_waiting", "load_task", "paid_submissions", "read_submission", "costs_to_read_again",
+    "read_gates", "stands_aside", "fleet", "discrepancies",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

@@ -9,10 +9,12 @@ import traceback
 from datetime import timedelta
 from typing import assert_never
 
+from vidgen_worker.db import DatabaseUnavailableError
 from vidgen_worker.errors import Disposition, Fault, backoff
 from vidgen_worker.events import (
     GateClosed,
     LeaseLost,
+    RowRefused,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
@@ -22,6 +24,7 @@ from vidgen_worker.events import (
     emit,
 )
 from vidgen_worker.gates import Scope
+from vidgen_worker.generating import failed
 from vidgen_worker.pipeline import Pipeline, ProvenError
 from vidgen_worker.queue import (
     CancelAskedError,
@@ -29,6 +32,7 @@ from vidgen_worker.queue import (
     LeaseLostError,
     NoSlotError,
     NotOursError,
+    RowRefusedError,
     SubmissionCapError,
 )
 from vidgen_worker.run import Run, Tools
@@ -41,6 +45,7 @@ from vidgen_worker.task import (
     HandedBack,
     Outcome,
     Requeued,
+    SetAside,
     StageName,
 )
 
@@ -54,10 +59,31 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
     outcome = await decide(tools, run)
     run.concluding = True
     try:
-        return await conclude(tools, run, outcome)
+        try:
+            return await conclude(tools, run, outcome)
+        except RowRefusedError as error:
+            await watch(tools, run, Fault("row_refused", details=str(error)))
+            return await set_aside(tools, run, outcome, error.statement, error.error)
+        except (LeaseLostError, DatabaseUnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - else it is nobody's, and comes again at once
+            details = f"{type(error).__name__}: {error}"
+            emit(UnexpectedError(
+                fence=run.task.fence, code="INTERNAL_ERROR", details=details,
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
+            return await set_aside(tools, run, outcome, "conclude", details)
     except LeaseLostError:
         emit(LeaseLost(fence=run.task.fence))
         return Abandoned()
+
+
+async def set_aside(
+    tools: Tools, run: Run, outcome: Outcome, statement: str, error: str
+) -> Outcome:
+    """The end can't be written: keep the verdict, so that no later attempt pays for it again."""
+    verdict = outcome if isinstance(outcome, Failed | Cancelled) else None
+    return await conclude(tools, run, SetAside(statement, error, verdict))
 
 
 async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per way it ends
@@ -70,16 +96,17 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
     except CancelAskedError:
         # Asked while nothing of it ran at the provider.
         return Cancelled()
-    except ProvenError:
-        # Its deaths are forgiven; handed back, it waits for nothing and blocks nobody.
-        return HandedBack()
-    except NotOursError:
-        # Handed back, it is seen only by workers that may follow it.
+    except (ProvenError, NotOursError):
+        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or it is seen
+        # from now on only by workers that may follow it.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
         fault = Fault("submission_unknown", details=details)
-        return _failed(fault)
+        return failed(fault)
+    except RowRefusedError as error:
+        await watch(tools, run, Fault("row_refused", details=str(error)))
+        return SetAside(error.statement, error.error)
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
         return Requeued(timedelta(), failed=False, code=str(error), details="the gate is closed")
@@ -100,21 +127,21 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         return await follow(tools, run, Fault("internal_error", details=details))
 
 
-async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - one per row
+async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: C901, PLR0911 - a row each
     """What follows from a fault: the disposition of its row in the table."""
     settings, task = tools.settings, run.task
     first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
     match fault.disposition:
         case Disposition.FAIL:
-            return _failed(fault)
+            return failed(fault)
         case Disposition.RETRY:
             if task.failures + 1 >= task.max_failures or await _cap_reached(tools, run, fault):
-                return _failed(fault)
+                return failed(fault)
             delay = backoff(first, task.failures, longest=longest)
             return Requeued(delay, failed=True, code=fault.code, details=fault.details)
         case Disposition.WAIT | Disposition.IN_PLACE:
             if await _cap_reached(tools, run, fault):
-                return _failed(fault)
+                return failed(fault)
             start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
             delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
             return Requeued(delay, failed=False, code=fault.code, details=fault.details)
@@ -130,6 +157,8 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             return HandedBack()
         case Disposition.ABANDON:
             return Abandoned()
+        case Disposition.SET_ASIDE:
+            return SetAside(fault.name, fault.details)
         case _:
             assert_never(fault.disposition)
 
@@ -202,17 +231,19 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
             await queue.cancel(fence)
             emit(TaskCancelled(fence=fence))
         case HandedBack():
-            await queue.hand_back([run.task.id])
-            emit(TaskHandedBack(fence=fence))
+            if await queue.hand_back([(run.task.id, fence.attempt)]):
+                emit(TaskHandedBack(fence=fence))
+        case SetAside():
+            tries, pause, became = await queue.set_aside(fence, outcome)
+            emit(RowRefused(
+                task=str(fence.task_id), statement=outcome.statement, error=outcome.error,
+                tries=tries, pause_seconds=round(pause.total_seconds(), 1), became=became,
+            ))  # fmt: skip
         case Abandoned():
             pass
         case _:
             assert_never(outcome)
     return outcome
-
-
-def _failed(fault: Fault) -> Failed:
-    return Failed(fault.code, fault.message, fault.details, fault.visible())
 
 
 def _waiting_message(outcome: Requeued) -> str:

@@ -63,6 +63,16 @@ select stage, attempt, model, account, key_fingerprint as key, sent_at, answer, 
  where task_id = %(task_id)s
  order by sent_at;
 
+-- refusal_of_task --
+-- Why a task was set aside, and until when; null: it is not any more.
+select tries, since, until, statement, error
+  from vidgen.refusals
+ where task_id = %(task_id)s;
+
+-- tasks_set_aside --
+-- How many tasks are left alone because their row refuses a change.
+select count(*) as tasks from vidgen.set_aside;
+
 -- grant_credits --
 -- Add to a user's balance, once per reference.
 select * from public.grant_video_credits(%(user_id)s, %(amount)s, %(reference)s);
@@ -297,7 +307,11 @@ select at, what, stage, attempt, details
       from public.video_generation_tasks
      where id = %(task_id)s and cancel_requested_at is not null
     union all
-    select 11, completed_at, status, null, attempt, coalesce(error_code || ': ' || error_message, video_path)
+    select 11, since, 'set aside', null, null,
+           format('%%s refused %%s time(s): %%s', statement, tries, error)
+      from vidgen.refusals where task_id = %(task_id)s
+    union all
+    select 12, completed_at, status, null, attempt, coalesce(error_code || ': ' || error_message, video_path)
       from public.video_generation_tasks where id = %(task_id)s and completed_at is not null
   ) as story
  order by at, place;

@@ -26,6 +26,7 @@ class Disposition(StrEnum):
     ABANDON = "ABANDON"
     HAND_BACK = "HAND_BACK"
     CANCEL = "CANCEL"
+    SET_ASIDE = "SET_ASIDE"
 
 
 class Hold(StrEnum):
@@ -255,6 +256,14 @@ _RULES = (
         "lease_lost", "Postgres", "fenced write hit no row",
         None, Disposition.ABANDON, Hold.NOT_OURS,
         "Another worker has taken this task over.",
+    ),
+    FaultRule(
+        "row_refused", "Postgres",
+        "the task's row refuses a change: an application's trigger, check, key or policy",
+        "ROW_REFUSED", Disposition.SET_ASIDE, Hold.KEPT,
+        "The application's database refuses to change this task. "
+        "The operator finds its reason with `vidgen-worker tasks show`; then retry.",
+        "a pause that grows, nothing paid meanwhile; FAIL after max_refusals (vidgen.settings)",
     ),
     FaultRule(
         "cancelled", "user", "cancel asked",

@@ -115,6 +115,21 @@ class OrphansHandedBack(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowRefused(Event):
+    """A task's row refused a change: it is set aside, and everything else goes on."""
+
+    sentence = "A task is set aside: its row refuses a change (a trigger, check, key or policy?)"
+    level = logging.ERROR
+    task: str
+    statement: str
+    error: str
+    tries: int | None = None
+    pause_seconds: float | None = None
+    became: str | None = None
+    """The status that the row has now; `kept` is one that refuses even its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseTrouble(Event):
     """A statement failed in a way that may pass."""
 

@@ -25,7 +25,7 @@ from vidgen_worker.providers import Generation, GenerationState, Provider
 from vidgen_worker.queue import NotOursError, Queue, Reported
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import Order, Stage
-from vidgen_worker.task import Checkpoint, CheckpointState
+from vidgen_worker.task import Checkpoint, CheckpointState, Failed
 
 SLOWEST_POLL = timedelta(minutes=1)
 LONGEST_POLL = timedelta(minutes=2)
@@ -72,8 +72,11 @@ class Generating:
                 trouble += 1
                 generation = Generation(self._id, GenerationState.UNKNOWN)
             if generation.state.terminal:
-                await self.end(generation.state.value, generation.cost, seconds)
-                return _succeeded(generation)
+                ended_by = _fault_of(generation)
+                await self.end(generation.state.value, generation.cost, seconds, ended_by)
+                if ended_by is not None:
+                    raise ended_by
+                return generation
             self._show(generation)
             if seconds > hard_deadline and not trouble:
                 # Only after a look: what has finished meanwhile would be destroyed.
@@ -105,12 +108,16 @@ class Generating:
         else:
             self._say_ended(state, cost, _age(checkpoint))
 
-    async def end(self, state: str, cost: float | None, seconds: float) -> None:
-        """Book its end. Raises LeaseLostError."""
+    async def end(
+        self, state: str, cost: float | None, seconds: float, fault: Fault | None = None
+    ) -> None:
+        """Book its end, and the task's where `fault` is that. Raises LeaseLostError."""
         self._say_ended(state, cost, seconds)
+        fatal = fault is not None and fault.disposition is Disposition.FAIL
         await self._queue.end_generation(
-            self._fence, self._stage.name, self._id, state, cost, self._stage.storing
-        )
+            self._fence, self._stage.name, self._id, state, cost, self._stage.storing,
+            failed(fault) if fault is not None and fatal else None,
+        )  # fmt: skip
 
     def _say_ended(self, state: str, cost: float | None, seconds: float) -> None:
         emit(GenerationEnded(
@@ -199,14 +206,20 @@ _MESSAGES = {
 }
 
 
-def _succeeded(generation: Generation) -> Generation:
+def _fault_of(generation: Generation) -> Fault | None:
+    """What a generation that has ended without an output means; None where it has one."""
     match generation.state:
         case GenerationState.SUCCEEDED:
-            return generation
+            return None
         case GenerationState.CANCELLED:
-            raise Fault("generation_gone", details=f"{generation.id} was cancelled, not by us")
+            return Fault("generation_gone", details=f"{generation.id} was cancelled, not by us")
         case _:
-            raise failure_fault(generation.failure_code, generation.failure or "", generation.cost)
+            return failure_fault(generation.failure_code, generation.failure or "", generation.cost)
+
+
+def failed(fault: Fault) -> Failed:
+    """The end of a task by a fault."""
+    return Failed(fault.code, fault.message, fault.details, fault.visible())
 
 
 def _age(checkpoint: Checkpoint) -> float:

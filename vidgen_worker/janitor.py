@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from vidgen_worker.db import Row
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     GateOpened,
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
 
 SWEEP_EVERY = timedelta(seconds=60)
+STRAYS_EVERY = timedelta(seconds=15)
+"""A slot at the provider is taken as long as a stray lives: a tier of one has no other."""
+REFUSALS_POLLS = 5
+"""Tasks that are set aside are met again once in so many polls of the queue."""
 COUNT_EVERY = timedelta(seconds=15)
 LIMITS_AGAIN = timedelta(seconds=5)
 """After a reading that failed."""
@@ -73,7 +78,13 @@ class Janitor:
             Duty("gates", pace, self.probe_closed),
             Duty("limits", LIMITS_EVERY, self.read_limits),
             Duty("rows", SWEEP_EVERY, self.sweep_rows, at_once=False),
-            Duty("strays", SWEEP_EVERY, self.end_strays, at_once=False),
+            Duty(
+                "refusals",
+                settings.vidgen_queue_poll * REFUSALS_POLLS,
+                self.retry_refused,
+                at_once=False,
+            ),
+            Duty("strays", STRAYS_EVERY, self.end_strays, at_once=False),
             Duty("costs", SWEEP_EVERY, self.read_costs_again, at_once=False),
             *(
                 (Duty("count", COUNT_EVERY, self.count), Duty("audit", AUDIT_EVERY, self.audit))
@@ -192,6 +203,7 @@ class Janitor:
     async def sweep(self) -> None:
         """Everything that is swept, at once."""
         await self.sweep_rows()
+        await self.retry_refused()
         await self.end_strays()
         await self.read_costs_again()
 
@@ -199,25 +211,45 @@ class Janitor:
         """Remove rows that are of no use any more."""
         await self._worker.queue.sweep()
 
+    async def retry_refused(self) -> None:
+        """Meet the tasks again that are set aside and whose pause is over."""
+        await self._worker.queue.retry_refused()
+
     async def end_strays(self) -> None:
-        """End the generations that nobody follows, and book what they cost."""
+        """End the generations that nobody follows, book what they cost and so free their slots."""
         queue = self._worker.queue
         for row in await queue.let_anyone_follow():
             emit(GenerationLeftAlone(
                 task=str(row["task_id"]), generation=row["generation_id"],
                 account=row["account"], key=row["key_fingerprint"],
             ))  # fmt: skip
-        for row in await queue.strays():
-            try:
-                state, cost = await end_at_provider(
-                    self._worker.provider, queue, row["task_id"], row["generation_id"]
-                )
-            except (Fault, NotOursError):
-                # The provider can't be asked now, or not by this worker: the row stays.
-                continue
-            emit(StrayGeneration(
-                task=str(row["task_id"]), generation=row["generation_id"], state=state, cost=cost
-            ))  # fmt: skip
+        strays = await queue.strays()
+        await asyncio.gather(*[self._end_stray(row) for row in strays])
+
+    async def _end_stray(self, row: Row) -> None:
+        queue, provider = self._worker.queue, self._worker.provider
+        task_id, generation_id = row["task_id"], row["generation_id"]
+        try:
+            if row["kept"]:
+                # Its task goes on later, and reads it then; only its end is booked now.
+                generation = await provider.poll(generation_id)
+                if not generation.state.terminal:
+                    return
+                state, cost = generation.state.value, generation.cost
+                await queue.close_generation(task_id, generation_id, state, cost)
+            else:
+                state, cost = await end_at_provider(provider, queue, task_id, generation_id)
+        except NotOursError:
+            return  # another key can say; the row stays and is met by its workers
+        except Fault as fault:
+            if fault.name == "generation_gone" and not await queue.is_gone(task_id, generation_id):
+                return
+            if not row["overdue"]:
+                return  # the provider can't be asked now; the row stays and is met again
+            # Nobody can say how it ended, for hours: its slot is not kept for ever.
+            state, cost = f"unreadable: {fault.details}"[:200], None
+            await queue.close_generation(task_id, generation_id, "unreadable", None)
+        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
 
     async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""

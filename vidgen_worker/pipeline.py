@@ -47,6 +47,9 @@ class Pipeline:
         NotOursError.
         """
         loaded = await self._queue.load(self._fence)
+        if loaded.verdict is not None:
+            # Found out before, by whoever could not write it: nothing is paid for again.
+            return loaded.verdict
         self._raise_if_elsewhere(loaded)
         if loaded.cancel_requested or self._run.cancel.is_set():
             return await self._cancel(loaded)

@@ -22,10 +22,11 @@ update vidgen.settings
  where (images_bucket, videos_bucket) is distinct from (%(images_bucket)s, %(videos_bucket)s)
 
 -- heartbeat --
--- One row written however many tasks are held. Zero rows of kind 'alive': declared dead. Then the
--- verdict on each held task, and, when `sweep` says that no claim is in flight, the orphans: rows
--- that name this worker but that it doesn't run (a claim whose answer was lost, a coroutine that
--- died) go back at once.
+-- One row written however many tasks are held; no task's row is written or locked, so that the lease
+-- depends on none of them. Zero rows of kind 'alive': declared dead. Then the verdict on each held
+-- task, and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
+-- that it doesn't run (a claim whose answer was lost, a coroutine that died, a row that refused to be
+-- handed back and whose pause is over).
 with beat as (
   update vidgen.workers
      set heartbeat_at = now(), running = %(running)s,
@@ -35,23 +36,6 @@ with beat as (
 ),
 held as materialized (
   select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
-),
-orphans as materialized (
-  select t.id
-    from public.video_generation_tasks as t, beat
-   where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
-     and not exists (
-       select from held where held.task_id = t.id and held.attempt = t.attempt
-     )
-   order by t.id
-     for no key update of t skip locked
-),
-handed_back as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, run_after = now()
-    from orphans
-   where t.id = orphans.id
-  returning t.id
 )
 select 'alive' as kind, beat.id, null::integer as attempt from beat
 union all
@@ -66,7 +50,13 @@ select case
        and t.worker_id = %(worker_id)s and t.status = 'processing'
  where t.id is null or t.cancel_requested_at is not null
 union all
-select 'orphan', handed_back.id, null from handed_back
+select 'orphan', t.id, t.attempt
+  from public.video_generation_tasks as t
+ where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
+   and not exists (
+     select from held where held.task_id = t.id and held.attempt = t.attempt
+   )
+   and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
 union all
 -- Waiting tasks to be cancelled at the provider: what claim_cancelled takes.
 select 'cancel_waiting', null, null
@@ -74,6 +64,7 @@ select 'cancel_waiting', null, null
    select
      from public.video_generation_tasks as t
     where t.status = 'pending' and t.cancel_requested_at is not null
+      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
  )
 
 -- line_up --
@@ -289,30 +280,14 @@ chosen as materialized (
    order by w.rank, w.waiting_since
    limit (select case when limited then (select count(*) from image_slots) else most end from places)
 ),
-fresh as materialized (
-  -- By id, one by one, and looked at again once it is locked: a plan made while little waited would
-  -- rather walk all that waits.
-  select t.id
+begun as materialized (
+  -- One by one, each in a savepoint: a row that refuses is set aside, and keeps nobody waiting.
+  select attempt.*
     from chosen
-   cross join lateral (
-     select t.id, t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = chosen.id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending' and t.run_after <= now()
+   cross join lateral vidgen.begin_attempt(chosen.id, %(worker_id)s, false) as attempt
 ),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from fresh
-   where t.id = fresh.id
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+fresh as materialized (
+  select id from begun where refused is null
 ),
 reserved as (
   update vidgen.slots as s
@@ -380,7 +355,7 @@ select c.*, false as alone,
          select from vidgen.turns as t
           where t.waiting_since is not null and t.user_id <> all (array(select user_id from line))
        ) as more
-  from claimed as c
+  from begun as c
  order by c.run_after, c.created_at
 
 -- resume --
@@ -452,9 +427,10 @@ free as materialized (
     from limited
 ),
 suspect as materialized (
-  -- First of all, or it would wait for ever under load. Here and below each row is locked by its id and
-  -- looked at again: a plan made while little waited would rather walk all that waits.
-  select t.id, first.class
+  -- First of all, or it would wait for ever under load. Here and below each task is taken by its id: a
+  -- plan made while little waited would rather walk all that waits. One that refuses takes a place in
+  -- this claim and none in the next.
+  select begun.*, first.class
     from (
       select crashed.id, crashed.class
         from free, crashed
@@ -468,18 +444,11 @@ suspect as materialized (
        order by crashed.run_after
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = first.id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending' and t.run_after <= now()
+   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as begun
    limit 1
 ),
 living as materialized (
-  select t.id
+  select begun.*
     from (
       select r.task_id
         from vidgen.resumes as r
@@ -491,18 +460,11 @@ living as materialized (
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status
-       from public.video_generation_tasks as t
-      where t.id = first.task_id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending'
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit %(slots)s
 ),
 past_image as materialized (
-  select t.id
+  select begun.*
     from (
       select r.task_id
         from vidgen.resumes as r
@@ -513,14 +475,7 @@ past_image as materialized (
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status
-       from public.video_generation_tasks as t
-      where t.id = first.task_id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending'
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit (
      -- One slot is left for a suspect, which needs a slot and an idle worker at once; not while a
      -- gate keeps it from running.
@@ -537,43 +492,31 @@ past_image as materialized (
        from free
    )
 ),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from (
-           select id from suspect
-           union all select id from living
-           union all select id from past_image
-         ) as picked,
-         -- A worker declared dead claims nothing.
-         vidgen.workers as me
-   where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+begun as materialized (
+  select suspect.*, true as alone from suspect
+  union all select living.*, null, false from living
+  union all select past_image.*, 1, false from past_image
 ),
 reserved as (
   update vidgen.slots as s
-     set task_id = claimed.id, taken_at = now()
+     set task_id = given.task_id, taken_at = now()
     from (
            select *
              from unnest(
-                    array(
-                      select id from past_image union all select id from suspect where class = 1
-                    ),
+                    array(select id from begun where class = 1 and refused is null),
                     array(select id from video_slots)
                   ) as of_videos (task_id, slot_id)
            union all
-           select suspect.id, image_slots.id from suspect, image_slots where suspect.class is null
+           select suspect.id, image_slots.id
+             from suspect, image_slots
+            where suspect.class is null and suspect.refused is null
          ) as given
-    join claimed on claimed.id = given.task_id
-   where s.id = given.slot_id
+   where s.id = given.slot_id and given.task_id is not null
 )
-select c.*, exists (select from suspect where suspect.id = c.id) as alone,
+select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_failures, c.progress,
+       c.created_at, c.run_after, c.cancel_requested, c.refused, c.alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
-  from claimed as c
+  from begun as c
  order by c.run_after, c.created_at
 
 -- still_waiting --
@@ -726,9 +669,8 @@ returning t.user_id
 -- RUNWAYML_ENABLED.
 with asked as materialized (
   select t.id
-    from public.video_generation_tasks as t, vidgen.workers as me
+    from public.video_generation_tasks as t
    where t.status = 'pending' and t.cancel_requested_at is not null
-     and me.id = %(worker_id)s and me.dead_at is null
      and not vidgen.stands_aside(%(worker_id)s)
      -- Only its account can end what lives of it.
      and not exists (
@@ -740,25 +682,22 @@ with asked as materialized (
           and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
                   && %(scopes)s::text[]
      )
+     and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
    order by t.cancel_requested_at
    limit 100
-     for no key update of t skip locked
 )
-update public.video_generation_tasks as t
-   set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-       started_at = coalesce(t.started_at, now()), stage_progress = null
+select begun.*, false as alone, 0.0::float as waited
   from asked
- where t.id = asked.id
-returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-          t.progress, t.created_at, true as cancel_requested, false as alone, 0.0::float as waited
+ cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
 
 -- take_over --
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
--- win) and take their tasks. A death counts once for every task in flight there; at the limit the
--- task ends here as WORKER_LOST. What this worker has no slot for goes back to pending, where the
--- claim finds it before anything new; so does what another account's workers have to follow, what a
--- worker behind a gate of its own could not finish, and a
--- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
+-- win) and take their tasks, each on its own: a row that refuses is set aside. A death counts once for
+-- every task in flight there, none where the worker had left; at the limit the task ends as WORKER_LOST.
+-- What this worker has no slot for goes back to pending, where the claim finds it before anything new;
+-- so does what another account's workers have to follow, what a worker behind a gate of its own could
+-- not finish, and a suspect, one death below the limit: the claim gives it to a worker that runs
+-- nothing else. A row of kind 'room' asks this worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
@@ -785,7 +724,7 @@ holders as materialized (
      and (w.dead_at is not null or w.id in (select id from died) or (w.id is null and %(steady)s))
 ),
 victims as materialized (
-  select t.id, t.user_id, t.scene_id, coalesce(b.crashes, 0) + 1 as crashes,
+  select t.id, t.worker_id, coalesce(b.crashes, 0) + 1 as crashes,
          -- Something of it lives, or waits to be fetched, at another account.
          exists (
            select
@@ -804,9 +743,9 @@ victims as materialized (
     join public.video_generation_tasks as t
       on t.worker_id = h.worker_id and t.status = 'processing'
     left join vidgen.budgets as b on b.task_id = t.id
+   where not exists (select from vidgen.set_aside as a where a.task_id = t.id)
    order by coalesce(b.crashes, 0) desc, t.id
    limit 1000
-     for no key update of t skip locked
 ),
 ranked as materialized (
   select v.*, v.may_be and row_number() over (partition by v.may_be order by v.id) <= %(slots)s as mine
@@ -816,49 +755,17 @@ ranked as materialized (
        cross join (select vidgen.stands_aside(%(worker_id)s) as aside) as here
     ) as v
 ),
-counted as (
-  insert into vidgen.budgets as b (task_id, crashes)
-  select id, crashes from victims order by id
-  on conflict (task_id) do update set crashes = excluded.crashes
-),
-lost as (
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         error_code = 'WORKER_LOST', error_message = %(lost_message)s::text, message = %(lost_message)s::text,
-         current_step = 'Failed',
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', %(lost_message)s::text,
-           'code', 'WORKER_LOST', 'timestamp', now()
-         )
-    from victims as v
-   where t.id = v.id and v.crashes >= %(max_crashes)s
-  returning t.id, t.user_id, t.scene_id
-),
-released as materialized (
-  select l.id, vidgen.release_credits(l.id),
-         case when %(scene_updates)s
-           then vidgen.write_scene(l.scene_id, l.user_id, 'failed', null, null)
-         end as scene_refused
-    from lost as l
-),
-taken as (
-  update public.video_generation_tasks as t
-     set attempt = t.attempt + 1, worker_id = %(worker_id)s, stage_progress = null
+moved as materialized (
+  -- One by one, each locked and looked at again in a savepoint of its own.
+  select one.*
     from ranked as v
-   where t.id = v.id and v.mine
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.cancel_requested_at is not null as cancel_requested,
-            false as alone
-),
-freed as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, stage_progress = null, run_after = now()
-    from ranked as v
-   where t.id = v.id and not v.mine and v.crashes < %(max_crashes)s
+   cross join lateral vidgen.take_over_task(
+     v.id, v.worker_id, %(worker_id)s, %(max_crashes)s, v.mine, %(lost_message)s, %(scene_updates)s
+   ) as one
 )
-select 'taken' as kind, t.*, 0.0::float as waited from taken as t
+select m.*, false as alone, 0.0::float as waited from moved as m
 union all
-select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
+select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, null, false, 0.0
   from vidgen.workers as me
  where me.id = %(worker_id)s and not %(idle)s
    -- The first of those who could take it: none of them behind a closed gate.
@@ -892,13 +799,10 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
            where r.task_id = b.task_id and not r.followers && %(scopes)s::text[]
         )
    )
-union all
-select 'lost', v.id, 0, %(worker_id)s, v.user_id, v.scene_id, 0, 0, 0, now(), false, false, 0.0
-  from victims as v
-  join released as r on r.id = v.id
 
 -- load_task --
--- What an attempt starts from: the scene as it is, and how far each stage has come.
+-- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
+-- end where that is known already.
 select t.cancel_requested_at is not null as cancel_requested,
        scene.found as scene, md5(scene.found::text) as inputs,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
@@ -906,9 +810,11 @@ select t.cancel_requested_at is not null as cancel_requested,
        s.sent_at, s.answer, s.ended_at, s.account, now() as now,
        coalesce(
          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       ) as followed_here
+       ) as followed_here,
+       coalesce(refusal.verdict, c.verdict) as verdict
   from public.video_generation_tasks as t
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+  left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
  where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
@@ -936,6 +842,10 @@ hold as materialized (
   select mine.id, mine.user_id, mine.scene_id,
          case
            when not %(credits)s then 'held'
+           -- It has its own prices: one that has gone from the table meanwhile ends no running task.
+           when exists (
+             select from vidgen.holds as h where h.task_id = mine.id and h.closed_at is null
+           ) then 'held'
            when price.image is null or price.video is null then 'price_missing'
            when vidgen.hold_credits(mine.id, mine.user_id, price.image, price.video) then 'held'
            else 'refused'
@@ -1158,7 +1068,9 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 
 -- end_generation --
 -- A generation is over: its end and cost are facts (no fence); the checkpoint follows under the
--- fence: to `storing` where there is an output, back to `submitting` where there is none.
+-- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
+-- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
+-- show it: a fact is written whatever the row says.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
@@ -1176,7 +1088,7 @@ checkpointed as (
   update vidgen.checkpoints as c
      set state = case when %(ended_state)s = 'succeeded' then 'storing' else 'submitting' end,
          generation_id = case when %(ended_state)s = 'succeeded' then c.generation_id end,
-         updated_at = now()
+         verdict = %(verdict)s::jsonb, updated_at = now()
     from mine
    where c.task_id = mine.id and c.stage = %(stage)s and c.state in ('generating', 'storing')
      and c.generation_id = %(generation_id)s
@@ -1193,7 +1105,7 @@ shown as (
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 100
     from mine
-   where t.id = mine.id and %(ended_state)s = 'succeeded'
+   where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 )
 select id from mine
 
@@ -1367,11 +1279,6 @@ with mine as materialized (
      and t.status = 'processing'
      for no key update
 ),
-closed as (
-  delete from vidgen.checkpoints as c
-   using mine
-   where c.task_id = mine.id and c.state in ('submitting', 'generating')
-),
 ended as (
   update public.video_generation_tasks as t
      set status = 'cancelled', worker_id = null, completed_at = now(), stage_progress = null,
@@ -1387,28 +1294,52 @@ select vidgen.release_credits(ended.id),
   from ended
 
 -- hand_back --
--- This worker stops: its tasks wait for another one, which resumes at their checkpoints.
-update public.video_generation_tasks as t
-   set status = 'pending', worker_id = null, run_after = now()
+-- Tasks of this worker (null: all) wait for another one, which resumes at their checkpoints. Each on its
+-- own: a row that refuses, or that a client holds, is left to the lease and keeps no other waiting.
+select back.id, back.refused
   from (
-    select id
-      from public.video_generation_tasks
-     where worker_id = %(worker_id)s and status = 'processing'
-       and (%(task_ids)s::uuid[] is null or id = any (%(task_ids)s::uuid[]))
-     order by id
-       for no key update
+    select t.id, given.attempt
+      from public.video_generation_tasks as t
+      left join unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as given (id, attempt)
+        on given.id = t.id
+     where t.worker_id = %(worker_id)s and t.status = 'processing'
+       and (%(task_ids)s::uuid[] is null or given.id is not null)
+     order by t.id
   ) as held
- where t.id = held.id
-returning t.id
+ cross join lateral vidgen.hand_back_task(held.id, %(worker_id)s, held.attempt) as back
 
 -- leave --
--- The last word of a worker that holds nothing.
-delete from vidgen.workers as w
- where w.id = %(worker_id)s
-   and not exists (
-     select from public.video_generation_tasks as t
-      where t.worker_id = w.id and t.status = 'processing'
-   )
+-- The last word of a worker: its row goes, or, where it still names tasks (they could not be handed
+-- back), says so, and they are taken over at once, without a death being counted.
+with gone as (
+  delete from vidgen.workers as w
+   where w.id = %(worker_id)s
+     and not exists (
+       select from public.video_generation_tasks as t
+        where t.worker_id = w.id and t.status = 'processing'
+     )
+  returning w.id
+)
+update vidgen.workers as w
+   set dead_at = coalesce(w.dead_at, now()), left_at = now()
+ where w.id = %(worker_id)s and not exists (select from gone)
+
+-- set_aside --
+-- An attempt that can't be concluded, because the task's row refuses what is to be written.
+select tries, pause, became
+  from vidgen.set_aside_task(
+         %(task_id)s, %(attempt)s, %(worker_id)s, %(statement)s, %(error)s, %(verdict)s,
+         %(message)s, %(scene_updates)s
+       )
+
+-- retry_refused --
+-- Tasks that were set aside and whose pause is over: back into the line, or ended at the limit.
+select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s) as became,
+       r.tries, r.statement, r.error
+  from vidgen.refusals as r
+ where r.until <= now()
+ order by r.until
+ limit 100
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
@@ -1474,8 +1405,7 @@ waiting as materialized (
       select t.id, t.failures, t.created_at
         from public.video_generation_tasks as t
        where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
-         -- One whose generation lives already would try nothing.
-         and not exists (select from vidgen.resumes as r where r.task_id = t.id and r.class = 0)
+         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
        order by t.priority desc, t.run_after, t.created_at
        limit 5
     ) as ready
@@ -1488,38 +1418,30 @@ waiting as materialized (
             select count(*) from vidgen.resumes as r where r.user_id = line.user_id
           ) < %(max_running_per_user)s::integer)
 ),
-chosen as materialized (
-  select t.id
-    from gate
-    cross join waiting as w
-    join public.video_generation_tasks as t on t.id = w.id
-    left join vidgen.budgets as b on b.task_id = w.id
-   where t.status = 'pending'
-   order by coalesce(b.crashes, 0) > 0, w.failures > 0, w.place, w.since
+begun as materialized (
+  select attempt.*
+    from (
+      select w.id
+        from gate
+       cross join waiting as w
+        left join vidgen.budgets as b on b.task_id = w.id
+       order by coalesce(b.crashes, 0) > 0, w.failures > 0, w.place, w.since
+      offset 0
+    ) as first
+   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as attempt
    limit 1
-     for no key update of t skip locked
-),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from chosen
-   where t.id = chosen.id
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
 ),
 marked as (
   update vidgen.gates as g
-     set trial = claimed.id
-    from gate, claimed
-   where (g.provider, g.key_fingerprint, g.model)
+     set trial = begun.id
+    from gate, begun
+   where begun.refused is null
+     and (g.provider, g.key_fingerprint, g.model)
        = (gate.provider, gate.key_fingerprint, gate.model)
 )
 select c.*, false as alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
-  from claimed as c
+  from begun as c
 
 -- open_gate --
 -- A probe went well.
@@ -1688,24 +1610,57 @@ waiting as (
 select id, task_id, generation_id, account, key_fingerprint from free
 
 -- stray_submissions --
--- Generations that no checkpoint follows and whose end nobody has booked: answers that came too
--- late, tasks that ended by another way.
-select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
-  from vidgen.submissions as s
- where s.answer = 'generation' and s.ended_at is null
-   and s.answered_at < now() - interval '1 minute'
-   and s.provider = %(provider)s
-   and coalesce(
-         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       )
+-- Generations that nobody follows and whose end nobody has booked: answers that came too late, and
+-- whatever a task has left behind by the way it ended. `kept`: its task only waits, or is set aside; it
+-- is read, so that its slot is free once it is over, and not ended. One worker looks at a time.
+with strays as materialized (
+  select s.id, coalesce(follower.waits, false) as kept
+    from vidgen.submissions as s
+    left join lateral (
+      select exists (
+               select from vidgen.resumes as r
+                where r.task_id = t.id and r.resume_at > now() and t.status = 'pending'
+             )
+             or exists (select from vidgen.set_aside as a where a.task_id = t.id) as waits
+        from vidgen.checkpoints as c
+        join public.video_generation_tasks as t on t.id = c.task_id
+       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+         and t.status in ('pending', 'processing')
+         -- A late answer's checkpoint still names it where no other submission followed.
+         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+    ) as follower on true
+   where s.answer = 'generation' and s.ended_at is null
+     and coalesce(follower.waits, true)
+     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
+     and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by s.looked_at nulls first, s.sent_at
+   limit 50
+     for no key update of s skip locked
+)
+update vidgen.submissions as s
+   set looked_at = now()
+  from strays
+ where s.id = strays.id
+returning s.id, s.task_id, s.generation_id, strays.kept,
+          s.sent_at < now() - %(patience)s::interval as overdue
+
+-- give_up_submissions --
+-- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
+-- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+update vidgen.submissions as s
+   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+ where s.answer is null and s.ended_at is null and s.sent_at < now() - %(patience)s::interval
    and not exists (
-     select from vidgen.checkpoints as c
+     select
+       from vidgen.checkpoints as c
+       join public.video_generation_tasks as t on t.id = c.task_id
       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
-        -- A late answer's checkpoint still names it where no other submission followed.
-        and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+        and t.status in ('pending', 'processing')
    )
- order by s.sent_at
- limit 20
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
@@ -1726,6 +1681,7 @@ select s.task_id, s.generation_id
 select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
        q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
        extract(epoch from now())::float as fleet_read_at_seconds,
+       (select count(*) from vidgen.set_aside) as tasks_set_aside,
        (select coalesce(jsonb_agg(jsonb_build_object(
                  'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
                )), '[]')

@@ -11,18 +11,20 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
 from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
-from vidgen_worker.events import SceneWriteRefused, emit
+from vidgen_worker.events import RowRefused, SceneWriteRefused, emit
 from vidgen_worker.gates import Gate, Scopes
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.resolution import Resolution
 from vidgen_worker.task import (
     Answer,
     Artifact,
+    Cancelled,
     Checkpoint,
     CheckpointState,
     Completed,
@@ -30,6 +32,7 @@ from vidgen_worker.task import (
     Fence,
     Requeued,
     Scene,
+    SetAside,
     StageName,
     Task,
 )
@@ -37,6 +40,19 @@ from vidgen_worker.task import (
 
 class LeaseLostError(Exception):
     """A fenced write hit no row: another worker has this task, or it was taken back."""
+
+
+class RowRefusedError(Exception):
+    """The task's row, or its scene's, refused a statement: somebody else's error, not ours.
+
+    `statement` is the named query. The error of the database is the `__cause__`.
+    """
+
+    def __init__(self, statement: str, error: psycopg.Error) -> None:
+        self.statement = statement
+        state = error.sqlstate or type(error).__name__
+        self.error = f"{state} {error.diag.message_primary or error}"
+        super().__init__(f"{statement}: {self.error}")
 
 
 class CancelAskedError(Exception):
@@ -117,7 +133,7 @@ class Verdict:
     alive: bool
     lost: list[tuple[UUID, int]]
     cancel: list[tuple[UUID, int]]
-    orphans: list[UUID]
+    orphans: list[tuple[UUID, int]]
     cancel_waiting: bool
     """Whether a waiting task is to be cancelled at the provider."""
 
@@ -132,6 +148,8 @@ class Loaded:
     checkpoints: Mapping[StageName, Checkpoint]
     closed: frozenset[StageName]
     """Stages whose checkpoint is `submitting` although its submission has ended."""
+    verdict: Failed | Cancelled | None
+    """How the task is to end, where that was found out before and could not be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +225,7 @@ class Queue:
             alive=bool(pick("alive")),
             lost=pick("lost"),
             cancel=pick("cancel"),
-            orphans=[task_id for task_id, _ in pick("orphan")],
+            orphans=pick("orphan"),
             cancel_waiting=bool(pick("cancel_waiting")),
         )
 
@@ -229,7 +247,7 @@ class Queue:
                 "resume", worker_id=self.worker_id, slots=slots, idle=idle, **self._models_claimed()
             )
             if rows:
-                return Claimed([_task(row) for row in rows], more=True)
+                return Claimed(self._taken(rows), more=True)
             # They were not for this worker, or another one has just taken them.
             claimed = await self._begin(slots, idle=idle, resumed=True)
             if claimed.tasks:
@@ -246,14 +264,24 @@ class Queue:
             max_running_per_user=self.settings.vidgen_max_running_per_user,
             **self._models_claimed(),
         )  # fmt: skip
-        return Claimed([_task(row) for row in rows], more=any(row["more"] for row in rows))
+        taken = self._taken(rows)
+        # A row that refused is set aside now: the next claim finds others.
+        more = any(row["more"] for row in rows) or len(taken) < len(rows)
+        return Claimed(taken, more=more)
+
+    def _taken(self, rows: Sequence[Row]) -> list[tuple[Task, float]]:
+        """The tasks that were begun; says which rows refused."""
+        for row in rows:
+            if row["refused"]:
+                emit(RowRefused(task=str(row["id"]), statement="claim", error=row["refused"]))
+        return [_task(row) for row in rows if not row["refused"]]
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
         """Take waiting tasks that are to be cancelled at the provider."""
         rows = await self._claims.once(
             "claim_cancelled", worker_id=self.worker_id, **self.key.names()
         )
-        return [_task(row) for row in rows]
+        return self._taken(rows)
 
     async def take_over(
         self, slots: int, *, idle: bool, steady: bool
@@ -268,20 +296,30 @@ class Queue:
             scene_updates=self.settings.vidgen_scene_updates,
             lost_message=FAULTS["worker_lost"].message,
         )  # fmt: skip
+        for row in rows:
+            if row["kind"] == "refused":
+                emit(RowRefused(task=str(row["id"]), statement="take over", error=row["refused"]))
         taken = [_task(row) for row in rows if row["kind"] == "taken"]
         lost = [_task(row) for row in rows if row["kind"] == "lost"]
         return taken, lost, any(row["kind"] == "room" for row in rows)
 
-    async def hand_back(self, task_ids: Sequence[UUID] | None = None) -> list[UUID]:
-        """Give back what this worker holds (all of it, or some), for others to resume."""
+    async def hand_back(self, held: Sequence[tuple[UUID, int]] | None = None) -> list[UUID]:
+        """Give back what this worker holds (all of it, or these attempts), for others to resume.
+
+        What a client holds, or what refuses, is not among those returned: the lease has it.
+        """
         rows = await self.db.run(
             "hand_back", self._give_up, worker_id=self.worker_id,
-            task_ids=None if task_ids is None else list(task_ids),
+            task_ids=None if held is None else [task_id for task_id, _ in held],
+            attempts=None if held is None else [attempt for _, attempt in held],
         )  # fmt: skip
-        return [row["id"] for row in rows]
+        for row in rows:
+            if row["refused"]:
+                emit(RowRefused(task=str(row["id"]), statement="hand back", error=row["refused"]))
+        return [row["id"] for row in rows if not row["refused"]]
 
     async def leave(self) -> None:
-        """Delete the worker's row, once it holds nothing."""
+        """Delete the worker's row, or say in it that its tasks are to be taken over at once."""
         await self.db.run("leave", self._give_up, worker_id=self.worker_id)
 
     # One attempt.
@@ -301,6 +339,7 @@ class Queue:
                 if r["state"] == "submitting"
                 and (r["ended_at"] is not None or r["answer"] in ("refused", "unknown"))
             ),
+            verdict=next((_verdict(r["verdict"]) for r in rows if r["verdict"]), None),
         )
 
     async def start(
@@ -371,13 +410,21 @@ class Queue:
 
     async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, generation_id: UUID, ended_state: str,
-        cost: float | None, step: Step,
+        cost: float | None, step: Step, verdict: Failed | None = None,
     ) -> None:  # fmt: skip
-        """Book a generation's end. Raises LeaseLostError after the facts are written."""
-        await self._fenced(
-            "end_generation", fence, stage=stage, generation_id=generation_id,
-            ended_state=ended_state, cost=cost, **_shown(step),
-        )  # fmt: skip
+        """Book a generation's end, and how the task must end because of it, if it must.
+
+        Raises LeaseLostError after the facts are written.
+        """
+        values: dict[str, Any] = {
+            "stage": stage, "generation_id": generation_id, "ended_state": ended_state,
+            "cost": cost, "verdict": _said(verdict), **_shown(step),
+        }  # fmt: skip
+        try:
+            await self._fenced("end_generation", fence, show=True, **values)
+        except RowRefusedError:
+            # What the row would show is worth less than the facts; the row is met again soon.
+            await self._fenced("end_generation", fence, show=False, **values)
 
     async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
         """Whether a 404 under this worker's key is the end of a generation.
@@ -417,8 +464,24 @@ class Queue:
         self._scene(fence, rows[0])
         return int(rows[0]["charged"])
 
-    async def report(self, reports: Sequence[Reported]) -> None:
-        """Write progress of many tasks in one statement; a lost fence is simply left out."""
+    async def report(self, reports: Sequence[Reported]) -> list[UUID]:
+        """Write progress of many tasks in one statement; a lost fence is simply left out.
+
+        Returns the tasks whose rows refuse it: then each is written on its own.
+        """
+        try:
+            await self._report(reports)
+        except psycopg.Error as error:
+            if len(reports) == 1:
+                refused = RowRefusedError("report", error)
+                task_id = reports[0].fence.task_id
+                emit(RowRefused(task=str(task_id), statement="report", error=refused.error))
+                return [task_id]
+        else:
+            return []
+        return [task_id for one in reports for task_id in await self.report([one])]
+
+    async def _report(self, reports: Sequence[Reported]) -> None:
         await self.db.once(
             "report", worker_id=self.worker_id,
             task_ids=[r.fence.task_id for r in reports],
@@ -456,6 +519,31 @@ class Queue:
         """Conclude as cancelled."""
         rows = await self._fenced("cancel", fence, scene_updates=self.settings.vidgen_scene_updates)
         self._scene(fence, rows[0])
+
+    async def set_aside(self, fence: Fence, outcome: SetAside) -> tuple[int, timedelta, str]:
+        """Leave a task alone whose row refuses: (tries, pause, the status that its row has now).
+
+        Raises LeaseLostError.
+        """
+        rows = await self._fenced(
+            "set_aside", fence, statement=outcome.statement, error=outcome.error,
+            verdict=_said(outcome.verdict), message=FAULTS["row_refused"].message,
+            scene_updates=self.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        return int(rows[0]["tries"]), rows[0]["pause"], str(rows[0]["became"])
+
+    async def retry_refused(self) -> None:
+        """Put tasks back into the line whose pause is over; end those that refused too often."""
+        rows = await self.db.once(
+            "retry_refused", message=FAULTS["row_refused"].message,
+            scene_updates=self.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        for row in rows:
+            if row["became"] in ("failed", "kept"):
+                emit(RowRefused(
+                    task=str(row["task_id"]), statement=row["statement"], error=row["error"],
+                    tries=row["tries"], became=row["became"],
+                ))  # fmt: skip
 
     # Gates.
 
@@ -550,6 +638,7 @@ class Queue:
         await self.db.once("sweep_gates")
         await self.db.once("sweep_turns")
         await self.db.once("free_slots", patience=self.settings.slot_patience)
+        await self.db.once("give_up_submissions", patience=self.settings.slot_patience)
 
     async def fleet(self) -> Fleet:
         """What the metrics tell of all workers together."""
@@ -567,15 +656,24 @@ class Queue:
         return await self.db.once("costs_to_read_again", **self.key.names())
 
     async def strays(self) -> list[Row]:
-        """Generations that no task follows: id, task_id, generation_id."""
-        return await self.db.once("stray_submissions", **self.key.names())
+        """Generations that nobody follows: id, task_id, generation_id, kept, overdue.
+
+        `kept`: its task waits, so it is only read. `overdue`: nobody waits for its end any more.
+        """
+        return await self.db.once(
+            "stray_submissions", **self.key.names(),
+            patience=self.settings.vidgen_stage_hard_deadline,
+        )  # fmt: skip
 
     async def let_anyone_follow(self) -> list[Row]:
         """Let anyone follow what accounts and keys without a worker have left; return it."""
         return await self.db.once("let_anyone_follow", absence=ABSENCE)
 
     async def _fenced(self, name: str, fence: Fence, **parameters: object) -> Rows:
-        rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
+        try:
+            rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
+        except psycopg.Error as error:
+            raise RowRefusedError(name, error) from error
         if not rows:
             raise LeaseLostError(str(fence.task_id))
         return rows
@@ -587,6 +685,26 @@ class Queue:
 
 def _fence(fence: Fence) -> dict[str, Any]:
     return {"task_id": fence.task_id, "attempt": fence.attempt, "worker_id": fence.worker_id}
+
+
+def _said(verdict: Failed | Cancelled | None) -> Jsonb | None:
+    """A verdict as it is kept until it can be written into the task's row."""
+    match verdict:
+        case Failed():
+            return Jsonb({
+                "code": verdict.code, "message": verdict.message, "details": verdict.details,
+                "visible": dict(verdict.visible),
+            })  # fmt: skip
+        case Cancelled():
+            return Jsonb({"code": FAULTS["cancelled"].code})
+        case None:
+            return None
+
+
+def _verdict(said: Mapping[str, Any]) -> Failed | Cancelled:
+    if said["code"] == FAULTS["cancelled"].code:
+        return Cancelled()
+    return Failed(said["code"], said["message"], said["details"], said["visible"])
 
 
 def _shown(step: Step) -> dict[str, Any]:

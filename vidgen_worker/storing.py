@@ -102,8 +102,9 @@ class Storing:
             except Fault as fault:
                 if fault.name == "output_undecodable":
                     if sha256 in broken:
-                        await self._generating.end("undecodable", generation.cost, 0)
-                        raise Fault("output_broken", details=fault.details) from fault
+                        broken_twice = Fault("output_broken", details=fault.details)
+                        await self._generating.end("undecodable", generation.cost, 0, broken_twice)
+                        raise broken_twice from fault
                     broken.add(sha256)
                 elif fault.name != "output_unavailable":
                     raise

@@ -172,8 +172,21 @@ class HandedBack:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """The task's row refused a change: nothing is done to it until a pause is over.
+
+    `statement` is what was to be written, `error` what the database said. `verdict` is the end that
+    the task was to have, so that it is written later and nothing is paid again; None: it goes on.
+    """
+
+    statement: str
+    error: str
+    verdict: "Failed | Cancelled | None" = None
+
+
+@dataclass(frozen=True, slots=True)
 class Abandoned:
     """The lease is lost: somebody else writes about this task now, we fall silent."""
 
 
-Outcome = Completed | Requeued | Failed | Cancelled | HandedBack | Abandoned
+Outcome = Completed | Requeued | Failed | Cancelled | HandedBack | SetAside | Abandoned

@@ -367,6 +367,11 @@ class Worker:
         except DatabaseUnavailableError as error:
             # Only while giving up: the drain's deadline has passed, or this life is over.
             emit(LoopFailed(loop=f"task {task.id}", error=str(error), traceback=""))
+        except Exception as error:  # noqa: BLE001 - said, and left to the sweep of orphans
+            emit(LoopFailed(
+                loop=f"task {task.id}", error=f"{type(error).__name__}: {error}"[:500],
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
         finally:
             self._keep_posting(run)
             self._reports.pop(task.id, None)
@@ -406,12 +411,19 @@ class Worker:
     async def _report_loop(self) -> None:
         """One statement a second for all tasks whose progress has changed."""
         last: dict[UUID, Reported] = {}
+        refusing: set[Fence] = set()
         while not self.stopping.is_set():
             await self._sleep(REPORT_EVERY)
             pending, self._reports = self._reports, {}
-            changed = [r for r in pending.values() if last.get(r.fence.task_id) != r]
+            changed = [
+                r for r in pending.values()
+                if last.get(r.fence.task_id) != r and r.fence not in refusing
+            ]  # fmt: skip
             if changed:
-                await self.queue.report(changed)
+                refused = set(await self.queue.report(changed))
+                # Said once per attempt: the next report would be refused as well.
+                refusing |= {r.fence for r in changed if r.fence.task_id in refused}
+            refusing &= {run.task.fence for run, _ in self.running.values()}
             last = {t: r for t, r in (last | pending).items() if t in self.running}
 
     # The lease.
@@ -481,7 +493,9 @@ class Worker:
             self._cancel_wake.set()
             self._wake.set()
         if verdict.orphans:
-            emit(OrphansHandedBack(tasks=[str(task_id) for task_id in verdict.orphans]))
+            back = await self.queue.hand_back(verdict.orphans)
+            if back:
+                emit(OrphansHandedBack(tasks=[str(task_id) for task_id in back]))
 
     def _held(self, task_id: UUID, number: int) -> Run | None:
         held = self.running.get(task_id)

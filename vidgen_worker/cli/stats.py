@@ -75,6 +75,7 @@ def read(database: Database) -> dict[str, Any]:
         "in_flight": database.rows("in_flight_by_stage"),
         "throughput": database.rows("throughput"),
         "failures": database.rows("failures_by_code"),
+        "set_aside": database.rows("tasks_set_aside")[0]["tasks"],
         "slots": database.rows("provider_slots"),
         "gates": database.rows("gates"),
         "workers": database.rows("workers"),
@@ -91,6 +92,8 @@ def shown(found: Mapping[str, Any]) -> Group:
             ("waiting", waiting),
             ("for later", queue["scheduled"]),
             ("running", f"{queue['processing']} in {queue['slots']} slots"),
+            *([("set aside", f"{found['set_aside']}: their rows refuse a change")]
+              if found["set_aside"] else []),
         ]),
         _gates(found["gates"]),
     ]  # fmt: skip

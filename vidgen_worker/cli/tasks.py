@@ -149,13 +149,20 @@ def show(task_id: TaskId, json: Json = False) -> None:
         checkpoints = database.rows("checkpoints_of_task", row_of)
         money = database.row("money_of_task", row_of) or {}
         story = database.rows("story_of_task", row_of)
+        refusal = database.row("refusal_of_task", row_of)
     if json:
         print_json({
             **row, "submissions": submissions, "checkpoints": checkpoints, "money": money,
-            "story": story,
+            "story": story, "set_aside": refusal,
         })  # fmt: skip
         return
     _print_task({**row, **money})
+    if refusal and refusal["until"]:
+        console().print(
+            f"Set aside until {cell(refusal['until'])}: its row refuses a change "
+            f"({refusal['statement']}, {refusal['tries']} time(s)). {escape(refusal['error'])}",
+            soft_wrap=True, style="yellow", markup=False,
+        )  # fmt: skip
     for title, rows in (("Stages", checkpoints), ("Paid submissions", submissions)):
         if rows:
             names = [name for name in rows[0] if name not in IN_THE_STORY[title]]
