@@ -173,6 +173,30 @@ as $$
          )
 $$;
 
+-- Whether a worker stands behind a gate of its own (its key's, file store's or machine's) while another
+-- works on: then it leaves to that one what waits to go on, which it could not finish.
+create function vidgen.stands_aside(worker_id uuid) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  with behind as (
+    select w.id
+      from vidgen.workers as w
+     where exists (
+             select
+               from vidgen.gates as g
+              where g.provider = w.provider and g.key_fingerprint = any (w.scopes)
+                and g.key_fingerprint like any (array['key:%', 'storage:%', 'machine:%'])
+           )
+  )
+  select exists (select from behind where behind.id = worker_id)
+     and exists (
+           select
+             from vidgen.workers as w
+            where w.dead_at is null and w.concurrency > 0
+              and w.id not in (select behind.id from behind)
+         )
+$$;
+
 -- Who may take up a waiting task; null: any worker.
 alter table vidgen.resumes add column followers text[];
 comment on column vidgen.resumes.followers is
@@ -347,6 +371,8 @@ revoke all on function vidgen.followers(text, text, text)
   from public, anon, authenticated, service_role;
 revoke all on function vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
+revoke all on function vidgen.stands_aside(uuid) from public, anon, authenticated, service_role;
+grant execute on function vidgen.stands_aside(uuid) to vidgen_worker;
 grant execute on function vidgen.followers(text, text, text) to vidgen_worker;
 grant execute on function vidgen.is_left_alone(text, text, text, text, interval) to vidgen_worker;
 revoke all on function vidgen.worker_comes_or_goes() from public, anon, authenticated, service_role;

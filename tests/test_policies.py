@@ -150,6 +150,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.show_gate()": NONE,
     "vidgen.show_gates()": NONE,
     "vidgen.followers(text,text,text)": WORKER,
+    "vidgen.stands_aside(uuid)": WORKER,
     "vidgen.is_left_alone(text,text,text,text,interval)": WORKER,
     "vidgen.worker_comes_or_goes()": NONE,
     "vidgen.task_is_born()": NONE,

@@ -159,6 +159,13 @@ def a_closed_gate(ground: Ground, hand: Hand) -> Parameters:
     return {"probes": 0}
 
 
+def gates_of_nobody(ground: Ground, hand: Hand) -> Parameters:
+    hand("close_gate", scope="machine:gone", model="*")
+    hand("close_gate", scope="key:key", model="*")
+    ground.sql("update vidgen.gates set closed_at = now() - interval '2 hours'")
+    return {}
+
+
 def a_storm(ground: Ground, hand: Hand) -> Parameters:
     ground.order()
     ground.order()
@@ -273,6 +280,7 @@ STATES: Mapping[str, Prepare] = {
     "stray_submissions": a_generation_nobody_follows,
     "costs_to_read_again": a_failure_with_a_cost,
     "is_gone": another_keys_generation,
+    "stands_aside": nothing,
     "let_anyone_follow": generations_left_alone,
     "hand_back": held_tasks,
     "leave": nothing,
@@ -287,6 +295,7 @@ STATES: Mapping[str, Prepare] = {
     "expect_limit": nothing,
     "free_slots": lost_slots,
     "sweep_workers": stale_rows,
+    "sweep_gates": gates_of_nobody,
     "sweep_turns": stale_rows,
     "fleet": a_closed_gate,
     "take_duty": nothing,
@@ -302,7 +311,7 @@ STATES: Mapping[str, Prepare] = {
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission",
-    "costs_to_read_again", "read_gates", "fleet", "read_audit",
+    "costs_to_read_again", "read_gates", "stands_aside", "fleet", "read_audit",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

@@ -97,8 +97,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         # Asked while nothing of it ran at the provider.
         return Cancelled()
     except (ProvenError, NotOursError):
-        # Proven: its deaths are forgiven; handed back, it waits for nothing and blocks nobody. Not
-        # ours: handed back, it is seen only by workers that may follow it.
+        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or it is seen
+        # from now on only by workers that may follow it.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
@@ -147,9 +147,10 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: C901
             return Requeued(delay, failed=False, code=fault.code, details=fault.details)
         case Disposition.GATE:
             await close_gate(tools, run, fault)
-            return Requeued(
-                settings.vidgen_gate_probe, failed=False, code=fault.code, details=fault.details
-            )
+            # Others may go on at once where the trouble is this worker's own: it leaves it to them.
+            aside = await tools.queue.stands_aside()
+            delay = timedelta() if aside else settings.vidgen_gate_probe
+            return Requeued(delay, failed=False, code=fault.code, details=fault.details)
         case Disposition.CANCEL:
             return Cancelled()
         case Disposition.HAND_BACK:

@@ -206,7 +206,7 @@ returning id;
 -- How much of what the tier allows is taken, by account and model; without a limit, what is open. Only
 -- of accounts that have a worker, or something in flight (a worker of the version before has its limits
 -- under its key's fingerprint).
-select *
+select account, model, slots, taken
   from (
     select l.key_fingerprint as account, l.model, l.max_generations as slots,
            case

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from vidgen_worker.errors import Disposition, Fault, failure_fault
 from vidgen_worker.events import (
+    GateClosed,
     GenerationEnded,
     GenerationNotOurs,
     GenerationOverdue,
@@ -19,6 +20,7 @@ from vidgen_worker.events import (
     Progressed,
     emit,
 )
+from vidgen_worker.gates import Scope
 from vidgen_worker.providers import Generation, GenerationState, Provider
 from vidgen_worker.queue import NotOursError, Queue, Reported
 from vidgen_worker.run import Run, Tools
@@ -150,6 +152,29 @@ class Generating:
         emit(PollFailed(
             fence=self._fence, stage=self._stage.name, generation=self._id, details=fault.details,
         ))  # fmt: skip
+        if fault.name == "poll_denied":
+            await self._leave_to_another_key()
+
+    async def _leave_to_another_key(self) -> None:
+        """Close the gate of a key that the provider refuses, whatever it is asked.
+
+        Raises NotOursError where another worker goes on: it may have a good one.
+        """
+        try:
+            await self._provider.account()
+        except Fault as fault:
+            if fault.name != "poll_denied":
+                return
+            denied = Fault("provider_denied", details=fault.details)
+        else:
+            return
+        gate = self._queue.key.scopes.gate(Scope.KEY, self._model)
+        if await self._queue.close_gate(gate, denied.code, denied.message, denied.details):
+            emit(GateClosed(
+                scope=gate.scope, model=gate.model, code=denied.code, details=denied.details
+            ))  # fmt: skip
+        if await self._queue.stands_aside():
+            raise NotOursError(str(self._id)) from denied
 
     async def _give_up(self, seconds: float) -> None:
         """The hard deadline has passed: end it at the provider and let the stage begin anew."""

@@ -278,8 +278,10 @@ class Janitor:
             else:
                 state, cost = await end_at_provider(provider, queue, task_id, generation_id)
         except NotOursError:
-            return  # not this worker's to ask for; the row stays for one of its own account
+            return  # another key can say; the row stays and is met by its workers
         except Fault as fault:
+            if fault.name == "generation_gone" and not await queue.is_gone(task_id, generation_id):
+                return
             if not row["overdue"]:
                 return  # the provider can't be asked now; the row stays and is met again
             # Nobody can say how it ended, for hours: its slot is not kept for ever.

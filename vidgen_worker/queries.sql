@@ -362,10 +362,13 @@ select c.*, false as alone,
 -- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
 -- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
 -- their image, each with one of the video model's slots where it has a limit. A generation of another
--- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen.
+-- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen. What lives
+-- is left to others by a worker behind a gate of its own: it could not read it, or not store it.
 with gate as materialized (
   select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
-         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
+         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed,
+         -- Asked only where something is closed.
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
     from vidgen.gates
    where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
 ),
@@ -453,6 +456,7 @@ living as materialized (
          and (r.followers is null or r.followers && %(scopes)s::text[])
          and not exists (select from crashed where crashed.id = r.task_id)
          and not exists (select from suspect)
+         and not (select aside from gate)
        order by r.resume_at
       offset 0
     ) as first
@@ -537,6 +541,7 @@ with crashed as materialized (
 ),
 gate as materialized (
   select count(*) > 0 as closed,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside,
          coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
          coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
     from vidgen.gates as g
@@ -574,11 +579,14 @@ past_image as materialized (
 )
 select past_image.may_go_on
        or (%(idle)s and not gate.closed and exists (select from crashed))
-       or exists (
-         select from vidgen.resumes as r
-          where r.class = 0 and r.resume_at <= now()
-            and (r.followers is null or r.followers && %(scopes)s::text[])
-            and not exists (select from crashed where crashed.id = r.task_id)
+       or (
+         not gate.aside
+         and exists (
+           select from vidgen.resumes as r
+            where r.class = 0 and r.resume_at <= now()
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from crashed where crashed.id = r.task_id)
+         )
        ) as resumable,
        not gate.closed
        and (
@@ -663,6 +671,7 @@ with asked as materialized (
   select t.id
     from public.video_generation_tasks as t
    where t.status = 'pending' and t.cancel_requested_at is not null
+     and not vidgen.stands_aside(%(worker_id)s)
      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
      -- Only its account can end what lives of it.
      and not exists (
@@ -695,8 +704,9 @@ select w.id, w.heartbeat_at, extract(epoch from now() - w.heartbeat_at)::float a
 -- on its own: a row that refuses is set aside. A death counts once for every task in flight there, none
 -- where the worker had left; at the limit the task ends as WORKER_LOST. What this worker has no slot
 -- for goes back to pending, where the claim finds it before anything new; so does what another
--- account's workers have to follow, and a suspect, one death below the limit: the claim gives it to a
--- worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
+-- account's workers have to follow, what a worker behind a gate of its own could not finish, and a
+-- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of
+-- kind 'room' asks this worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
@@ -750,7 +760,9 @@ victims as materialized (
 ranked as materialized (
   select v.*, v.may_be and row_number() over (partition by v.may_be order by v.id) <= %(slots)s as mine
     from (
-      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere as may_be from victims
+      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere and not here.aside as may_be
+        from victims
+       cross join (select vidgen.stands_aside(%(worker_id)s) as aside) as here
     ) as v
 ),
 moved as materialized (
@@ -1529,6 +1541,20 @@ delete from vidgen.workers as w
    )
 returning w.id
 
+-- sweep_gates --
+-- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
+delete from vidgen.gates as g
+ where g.closed_at < now() - interval '1 hour'
+   and (
+     g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
+     -- Of a worker of the version before.
+     or exists (select from vidgen.keys as k where k.key_fingerprint = g.key_fingerprint)
+   )
+   and not exists (
+     select from vidgen.workers as w
+      where g.key_fingerprint = any (coalesce(w.scopes, array[w.key_fingerprint]))
+   )
+
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
 delete from vidgen.turns as t
@@ -1551,6 +1577,10 @@ left_to_its_key as (
    where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
 )
 select coalesce(bool_and(gone), true) as gone from asked
+
+-- stands_aside --
+-- Whether this worker is behind a gate of its own while another one works on.
+select vidgen.stands_aside(%(worker_id)s) as aside
 
 -- let_anyone_follow --
 -- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,

@@ -250,7 +250,10 @@ class Queue:
         claimed = await self._begin(slots, idle=idle, resumed=False)
         if claimed.tasks:
             return claimed
-        state = (await self._claims.once("still_waiting", idle=idle, **self._models_claimed()))[0]
+        found = await self._claims.once(
+            "still_waiting", worker_id=self.worker_id, idle=idle, **self._models_claimed()
+        )
+        state = found[0]
         if state["resumable"]:
             rows = await self._claims.once(
                 "resume", worker_id=self.worker_id, slots=slots, idle=idle, **self._models_claimed()
@@ -588,6 +591,11 @@ class Queue:
         rows = await self.db.run("open_gate", self._give_up, **self._gate(gate))
         return float(rows[0]["seconds"]) if rows else None
 
+    async def stands_aside(self) -> bool:
+        """Whether this worker is behind a gate of its own while another one works on."""
+        rows = await self.db.run("stands_aside", self._give_up, worker_id=self.worker_id)
+        return bool(rows[0]["aside"])
+
     async def read_gates(self) -> list[Row]:
         """What is closed for this worker."""
         return await self.db.once("read_gates", **self.key.names())
@@ -643,6 +651,7 @@ class Queue:
     async def sweep(self) -> None:
         """Rows that are of no use any more: dead workers, users out of the line, lost slots."""
         await self.db.once("sweep_workers")
+        await self.db.once("sweep_gates")
         await self.db.once("sweep_turns")
         await self.db.once("free_slots", patience=self.settings.slot_patience)
         await self.db.once("give_up_submissions", patience=self.settings.slot_patience)
