@@ -126,6 +126,24 @@ class DatabaseTrouble(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseAway(Event):
+    """The database, or the way to it, is gone: said once, until it is back."""
+
+    sentence = "The database is away; what runs goes on, and nothing paid begins"
+    level = logging.ERROR
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseBack(Event):
+    """The database answers again."""
+
+    sentence = "The database is back"
+    level = logging.WARNING
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsServed(Event):
     """The loopback port answers."""
 
@@ -284,6 +302,19 @@ class SubmissionRecorded(StageEvent):
     level = logging.DEBUG
     submission: UUID
     generation: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerUnrecorded(StageEvent):
+    """Postgres does not take the answer to a paid POST: it is kept in memory, and said here."""
+
+    sentence = (
+        "The database does not take this generation's id; it is kept and written when it can be"
+    )
+    level = logging.ERROR
+    submission: UUID
+    generation: UUID
+    error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

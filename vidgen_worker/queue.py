@@ -300,7 +300,7 @@ class Queue:
         nothing is written then.
         """
         rows = await self._fenced(
-            "begin_submission", fence, stage=request.stage, submission_id=submission_id,
+            "begin_submission", fence, paid=True, stage=request.stage, submission_id=submission_id,
             provider=self.key.provider, key_fingerprint=self.key.fingerprint, model=request.model,
             fingerprint=request.fingerprint(), inputs=inputs,
             request=Jsonb(dict(frozen)),
@@ -322,7 +322,7 @@ class Queue:
     ) -> tuple[bool, str]:  # fmt: skip
         """Record the provider's answer, fence or not: (still ours, fate of the generation)."""
         rows = await self.db.run(
-            "answer_submission", self._give_up, **_fence(fence), stage=stage,
+            "answer_submission", self._give_up, paid=True, **_fence(fence), stage=stage,
             submission_id=submission_id, answer=answer,
             generation_id=accepted.generation_id if accepted else None,
             estimated_cost=accepted.estimated_cost if accepted else None,
@@ -346,7 +346,7 @@ class Queue:
     ) -> None:  # fmt: skip
         """Book a generation's end. Raises LeaseLostError after the facts are written."""
         await self._fenced(
-            "end_generation", fence, stage=stage, generation_id=generation_id,
+            "end_generation", fence, paid=True, stage=stage, generation_id=generation_id,
             ended_state=ended_state, cost=cost, **_shown(step),
         )  # fmt: skip
 
@@ -355,7 +355,7 @@ class Queue:
     ) -> None:
         """Book the end of a generation that nobody follows."""
         await self.db.run(
-            "close_generation", self._give_up, task_id=task_id, generation_id=generation_id,
+            "close_generation", self._give_up, paid=True, task_id=task_id, generation_id=generation_id,
             ended_state=ended_state, cost=cost,
         )  # fmt: skip
 
@@ -367,7 +367,7 @@ class Queue:
         Raises LeaseLostError.
         """
         rows = await self._fenced(
-            "finish_stage", fence, stage=stage, credits=self.settings.credits,
+            "finish_stage", fence, paid=True, stage=stage, credits=self.settings.credits,
             scene_updates=self.settings.vidgen_scene_updates,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_url=image_url,
@@ -541,8 +541,10 @@ class Queue:
             "stray_submissions", provider=self.key.provider, key_fingerprint=self.key.fingerprint
         )
 
-    async def _fenced(self, name: str, fence: Fence, **parameters: object) -> Rows:
-        rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
+    async def _fenced(
+        self, name: str, fence: Fence, *, paid: bool = False, **parameters: object
+    ) -> Rows:
+        rows = await self.db.run(name, self._give_up, paid=paid, **_fence(fence), **parameters)
         if not rows:
             raise LeaseLostError(str(fence.task_id))
         return rows
