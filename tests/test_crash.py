@@ -278,6 +278,8 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "event BucketsUnchecked": "said beside all work at the start; uploads make buckets too",
     "event MetricsServed": "before the first statement: there is nothing to lose yet",
     "event GenerationLeftRunning": "the last words of a drain without Postgres: nothing follows",
+    "event CancelGivenUp": "the end of a cancel without the provider: the fenced write follows",
+    "query waited": "a SELECT before a requeue",
     "event DatabaseAway": "as DatabaseTrouble, once for all statements together",
     "event DatabaseBack": "likewise",
     "event AnswerUnrecorded": "the id is in memory and log only: a death here is one in doubt",

@@ -405,12 +405,14 @@ class Database:
                 await conn.execute(sessions.NO_TIMEOUT_HERE)
                 await conn.execute(sessions.PIN, [*pins, True])
             for block in blocks:
-                cursor = await conn.execute(block.text, block.values(parameters))
-        # Before the end of the transaction, after which the old settings say how values are read.
-        rows = Rows(await cursor.fetchall() if cursor.description else [])
-        if whole:
-            await conn.execute(sessions.COMMIT)
-        return rows
+                # The driver reads text by what the server has told it of the session, and it hears
+                # of a change only with the last answer: so the values come in binary form.
+                cursor = await conn.execute(
+                    block.text, block.values(parameters), binary=not told
+                )
+            if whole:
+                await conn.execute(sessions.COMMIT)
+        return Rows(await cursor.fetchall() if cursor.description else [])
 
     async def run(
         self,

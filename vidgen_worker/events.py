@@ -359,6 +359,16 @@ class PollFailed(StageEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelGivenUp(StageEvent):
+    """The provider could not be asked for long: the task ends, its generation may live on."""
+
+    sentence = "The generation can't be cancelled for now; the task ends, and the janitor goes on"
+    level = logging.WARNING
+    generation: UUID
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOverdue(StageEvent):
     """The stage's deadline has passed; polling goes on, slower."""
 

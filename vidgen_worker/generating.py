@@ -1,8 +1,9 @@
 """While a checkpoint says `generating`: follows a generation until it has ended.
 
 However it ends (by itself, overdue, cancelled, gone, given up, of no use), its end is booked here
-with its cost. No end needs the provider's help: what can't be asked about is given up at last. A stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing
-here pays for anything, or looks at an output.
+with its cost. No end needs the provider's help: what can't be asked about is given up at last. A
+stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing here pays
+for anything, or looks at an output.
 """
 
 import random

@@ -21,7 +21,7 @@ from vidgen_worker.events import (
     StrayGeneration,
     emit,
 )
-from vidgen_worker.generating import end_at_provider
+from vidgen_worker.generating import GIVEN_UP, end_at_provider
 from vidgen_worker.lease import boot_time
 from vidgen_worker.storm import PROVIDER_STORM
 
@@ -194,14 +194,20 @@ class Janitor:
 
     async def end_strays(self) -> None:
         """End the generations that nobody follows, and book what they cost."""
-        queue = self._worker.queue
+        queue, settings = self._worker.queue, self._worker.settings
+        whole = settings.vidgen_stage_hard_deadline + settings.vidgen_wait_deadline
+        longest = whole.total_seconds()
         for row in await queue.strays():
             try:
                 state, cost = await end_at_provider(
                     self._worker.provider, queue, row["task_id"], row["generation_id"]
                 )
             except Fault:
-                continue  # the provider can't be asked now; the row stays and is met again
+                if row["age"] < longest:
+                    continue  # the provider can't be asked now; the row stays and is met again
+                # For good: nobody waits for it any more, and its cost is looked for a day longer.
+                state, cost = GIVEN_UP, None
+                await queue.close_generation(row["task_id"], row["generation_id"], state, cost)
             emit(StrayGeneration(
                 task=str(row["task_id"]), generation=row["generation_id"], state=state, cost=cost
             ))  # fmt: skip
@@ -212,6 +218,9 @@ class Janitor:
         for row in await queue.costs_to_read_again():
             task_id, generation_id = row["task_id"], row["generation_id"]
             try:
+                if row["given_up"]:
+                    await end_at_provider(self._worker.provider, queue, task_id, generation_id)
+                    continue
                 generation = await self._worker.provider.poll(generation_id)
             except Fault as fault:
                 if fault.name == "generation_gone":

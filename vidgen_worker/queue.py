@@ -104,6 +104,8 @@ class Loaded:
     """What an attempt starts from. `scene` is None when absent or somebody else's."""
 
     cancel_requested: bool
+    cancel_age: timedelta
+    """How long ago its owner asked to cancel."""
     scene: Mapping[str, Any] | None
     inputs: str
     checkpoints: Mapping[StageName, Checkpoint]
@@ -263,6 +265,7 @@ class Queue:
         checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
         return Loaded(
             cancel_requested=rows[0]["cancel_requested"],
+            cancel_age=timedelta(seconds=rows[0]["cancel_age"] or 0),
             scene=rows[0]["scene"],
             inputs=rows[0]["inputs"] or "",
             checkpoints=checkpoints,
@@ -355,8 +358,8 @@ class Queue:
     ) -> None:
         """Book the end of a generation that nobody follows."""
         await self.db.run(
-            "close_generation", self._give_up, paid=True, task_id=task_id, generation_id=generation_id,
-            ended_state=ended_state, cost=cost,
+            "close_generation", self._give_up, paid=True, task_id=task_id,
+            generation_id=generation_id, ended_state=ended_state, cost=cost,
         )  # fmt: skip
 
     async def finish_stage(
@@ -400,8 +403,14 @@ class Queue:
     async def requeue(self, fence: Fence, outcome: Requeued, message: str) -> None:
         """Conclude this attempt: back to pending after the delay."""
         await self._fenced(
-            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed)
-        )
+            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed),
+            waiting=outcome.waiting,
+        )  # fmt: skip
+
+    async def waited(self, task_id: UUID) -> timedelta:
+        """How long the task has only waited by now, without getting any further."""
+        rows = await self.db.run("waited", self._give_up, task_id=task_id)
+        return timedelta(seconds=rows[0]["seconds"] if rows else 0)
 
     async def fail(self, fence: Fence, outcome: Failed, *, counted: bool) -> None:
         """Conclude as failed."""

@@ -80,6 +80,8 @@ CANCEL_AGAIN = 0.2
 """Seconds after which a cancellation that had no effect is repeated."""
 LOOPS_END = 10.0
 """Seconds that loops get to end: psycopg waits for five more when the server is frozen."""
+IDLE_DRAIN = 5.0
+"""Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
 EXIT_OK, EXIT_FORCED = 0, 1
@@ -156,7 +158,8 @@ class Worker:
                 ]
                 loops.append(asyncio.create_task(self._ensure_buckets()))
                 if self.settings.vidgen_listen != "off":
-                    loops.append(asyncio.create_task(self.listener.run(self.queue.worker_id)))
+                    listen = functools.partial(self.listener.run, self.queue.worker_id)
+                    loops.append(asyncio.create_task(self._turning("listen", listen, drain=True)))
                 await self.stopping.wait()
                 return await self._drain(loops)
             finally:
@@ -551,7 +554,11 @@ class Worker:
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> int:
         """Stop claiming, let submits in flight end, hand back; generations go on."""
-        self._drain_deadline = boot_time() + self.settings.vidgen_drain_timeout.total_seconds()
+        patience = self.settings.vidgen_drain_timeout.total_seconds()
+        if not self.running and not self.posting:
+            # Nothing to hand back; and without a database nobody to hear of it.
+            patience = 0.0 if self.databases.outage.away else min(patience, IDLE_DRAIN)
+        self._drain_deadline = boot_time() + patience
         emit(WorkerDraining(worker=self.queue.worker_id, running=len(self.running)))
         sd_notify("STOPPING=1", self._status())
         self.turns.rests("claim")

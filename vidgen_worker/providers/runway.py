@@ -197,7 +197,10 @@ class Runway:
             raise Fault("request_refused", details=details) from error
 
     async def poll(self, generation_id: UUID) -> Generation:
-        """Read a generation. Raises Fault `poll_failed`, `poll_denied` or `generation_gone`."""
+        """Read a generation. Raises Fault `poll_failed`, `poll_denied` or `generation_gone`.
+
+        Asked once: whoever follows it asks again, and Runway wants five seconds in between.
+        """
         path = _generation_path(generation_id)
 
         async def read() -> Generation:
@@ -213,7 +216,7 @@ class Runway:
                 raise runway_answers.read_failed(f"GET {path}", error) from error
             return runway_answers.generation(generation_id, response)
 
-        return await self._read(f"GET {path}", read)
+        return await self._read(f"GET {path}", read, tries=1)
 
     async def cancel(self, generation_id: UUID) -> None:
         """Cancel what still runs. An absent generation is fine.
@@ -247,7 +250,9 @@ class Runway:
 
         return await self._read(f"GET {path}", read)
 
-    async def _read(self, what: str, read: Callable[[], Awaitable[T]]) -> T:
+    async def _read(
+        self, what: str, read: Callable[[], Awaitable[T]], *, tries: int = TRIES
+    ) -> T:
         """Repeat a free request in place, a few times and within the poll time-out."""
 
         async def timed() -> T:
@@ -260,7 +265,7 @@ class Runway:
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(_passes_soon),
-            stop=stop_after_attempt(TRIES) | stop_after_delay(self._poll_seconds / 2),
+            stop=stop_after_attempt(tries) | stop_after_delay(self._poll_seconds / 2),
             wait=wait_random_exponential(multiplier=0.1, max=1.0),
             reraise=True,
         )
