@@ -352,24 +352,26 @@ class Database:
         return await self._send((first, second), parameters)
 
     async def _send(self, names: tuple[str, ...], parameters: Mapping[str, object]) -> Rows:
-        sent = boot_time()
+        sent: float | None = None
         try:
             async with asyncio.timeout(self._deadline):
                 conn = await self._pool.getconn()
+                sent = boot_time()
                 try:
-                    sent = boot_time()
                     rows = await self._answer(conn, names, parameters)
                 finally:
                     # A transaction that broke in the middle is rolled back by the pool.
                     await self._pool.putconn(conn)
         except Exception as error:
             trouble = trouble_of(error)
-            if trouble is Trouble.UNKNOWN:
-                if isinstance(error, psycopg.Error):
+            if sent is not None:
+                # Who got no connection has learned nothing new: a try to make one tells by itself.
+                if trouble is Trouble.AWAY:
+                    self.outage.met(error)
+                elif isinstance(error, psycopg.Error) and error.sqlstate is not None:
                     self.outage.answered(sent)
+            if trouble is Trouble.UNKNOWN:
                 raise
-            if trouble is Trouble.AWAY:
-                self.outage.met(error)
             if isinstance(
                 error,
                 errors.DuplicatePreparedStatement
