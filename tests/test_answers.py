@@ -203,7 +203,7 @@ async def test_frozen_beyond_the_lease_the_answer_is_attached_or_ended_on_waking
             else:
                 await until(
                     world, lambda: bool(world.sql(
-                        "select from vidgen.checkpoints where state = 'generating'"
+                        "select state from vidgen.checkpoints where state = 'generating'"
                     ))
                 )  # fmt: skip
     assert posts(world)[0] == (2 if counted else 1), log.read_text()

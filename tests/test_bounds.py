@@ -63,7 +63,7 @@ async def test_one_that_can_t_even_be_cancelled_is_given_up_and_its_cost_read_la
         row = await world.until(task)
         assert row["error_code"] == "GENERATION_OVERDUE"
         assert ends(world) == ["given up"]
-        assert world.sql("select from vidgen.slots where task_id is not null") == []
+        assert world.sql("select id from vidgen.slots where task_id is not null") == []
         world.runway.set(outage=False)
         world.sql(
             "update vidgen.submissions set ended_at = now() - interval '6 minutes',"
@@ -138,7 +138,7 @@ async def test_a_retry_after_a_wait_that_ended_waits_anew(world: World) -> None:
     task = world.order(user, world.scene(user, image_prompt="[[busy x60]] a"))
     async with world.worker(**SHORT_WAIT):
         assert (await world.until(task))["error_code"] == "PROVIDER_BUSY"
-        rows = world.sql("select from vidgen.budgets where waiting_since is not null")
+        rows = world.sql("select task_id from vidgen.budgets where waiting_since is not null")
         assert rows == []
         world.as_user(user, "select public.retry_video_generation_task(%s)", task)
         row = await world.until(task, attempt=3)
@@ -174,7 +174,9 @@ async def test_cancels_in_an_outage_back_off_and_end_and_the_janitor_goes_on(
         tries = [event for event in heard if isinstance(event, events.TaskRequeued)]
         # 0.5 s, then 1 s, then 2 s: no task more than four times in three seconds.
         assert len(tries) <= 4 * len(tasks)
-        assert {user_credits[1] for user_credits in map(world.credits, (u for u, _ in tasks))} == {0}
+        assert {user_credits[1] for user_credits in map(world.credits, (u for u, _ in tasks))} == {
+            0
+        }
         world.runway.set(outage=False)
         world.sql("update vidgen.submissions set answered_at = now() - interval '2 minutes'")
         await worker.janitor.end_strays()
@@ -275,15 +277,14 @@ async def test_a_packed_answer_of_usual_size_is_read_although_none_was_asked_for
 
 
 async def test_an_answer_that_drips_is_ended() -> None:
-    async with server(b"content-length: 99999", b"", drip=0.05) as url:
-        async with HttpClient(timeout=0.3) as http:
-            began = time.monotonic()
-            with pytest.raises(httpx.ReadTimeout):
-                await http.get(url)
+    slow = server(b"content-length: 99999", b"", drip=0.05)
+    async with slow as url, HttpClient(timeout=0.3) as http:
+        began = time.monotonic()
+        with pytest.raises(httpx.ReadTimeout):
+            await http.get(url)
     assert time.monotonic() - began < PATIENCE / 6
 
 
 def _memory() -> int:
     """The process's peak of resident memory, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-

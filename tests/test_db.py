@@ -14,9 +14,7 @@ from vidgen_worker.db import Block, Database, DatabaseUnavailableError, Rows
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(
-        url, size=1, planned_once=True, lock_timeout=timedelta(milliseconds=100)
-    )
+    database = Database(url, size=1, planned_once=True, lock_timeout=timedelta(milliseconds=100))
     await database.open()
     try:
         yield database

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import LiteralString
 
@@ -111,7 +112,7 @@ async def test_every_pinned_setting_holds_on_every_pool(
 ) -> None:
     make_odd(database)
     async with reached(database, how, tmp_path) as url:
-        pools = Databases(url, 2, client.timedelta(seconds=5))
+        pools = Databases(url, 2, timedelta(seconds=5))
         await pools.open()
         try:
             for pool in (pools.work, pools.claims, pools.pulse):
@@ -143,9 +144,7 @@ async def test_the_migrations_run_whatever_the_role_s_settings_are(
         assert await asyncio.to_thread(pending, url) == []
 
 
-async def test_nothing_is_said_to_the_session_of_a_pooler(
-    database: Target, tmp_path: Path
-) -> None:
+async def test_nothing_is_said_to_the_session_of_a_pooler(database: Target, tmp_path: Path) -> None:
     """What one of ours says must not be met by another client on the same server connection."""
     if PGBOUNCER is None:
         pytest.skip("needs Debian's package pgbouncer")

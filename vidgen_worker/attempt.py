@@ -82,9 +82,7 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
         details = "the gate is closed"
-        return Requeued(
-            timedelta(), failed=False, code=str(error), details=details, waiting=False
-        )
+        return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
     except NoSlotError:
         # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
         # only where the claim saw one for it and was wrong (another model in a frozen request).

@@ -253,7 +253,11 @@ class _Connection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(  # type: ignore[override]
-        cls, conninfo: str = "", *, outage: Outage, **options: Any  # noqa: ANN401 - as libpq
+        cls,
+        conninfo: str = "",
+        *,
+        outage: Outage,
+        **options: Any,  # noqa: ANN401 - as libpq
     ) -> "psycopg.AsyncConnection[Any]":
         try:
             return await super().connect(conninfo, **options)
@@ -409,9 +413,7 @@ class Database:
             for block in blocks:
                 # The driver reads text by what the server has told it of the session, and it hears
                 # of a change only with the last answer: so the values come in binary form.
-                cursor = await conn.execute(
-                    block.text, block.values(parameters), binary=not told
-                )
+                cursor = await conn.execute(block.text, block.values(parameters), binary=not told)
             if whole:
                 await conn.execute(sessions.COMMIT)
         return Rows(await cursor.fetchall() if cursor.description else [])

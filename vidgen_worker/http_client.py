@@ -35,7 +35,13 @@ class HttpClient(httpx.AsyncClient):
     time-out is bounded by whoever sends it.
     """
 
-    async def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:  # noqa: ANN401, E501 - as httpx has it
+    async def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        **options: Any,  # noqa: ANN401 - httpx's
+    ) -> httpx.Response:
         """Send a request; the answer is read here unless it is to be streamed.
 
         Raises httpx.HTTPError, `DecodingError` for an answer that is too large.

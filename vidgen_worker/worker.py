@@ -207,7 +207,7 @@ class Worker:
                 emit(LoopFailed(
                     loop="register", error=one_line(error), traceback=traceback.format_exc()
                 ))  # fmt: skip
-            await self._sleep(timedelta(seconds=min(2.0**min(tries, 10), REGISTER_SELDOM)))
+            await self._sleep(timedelta(seconds=min(2.0 ** min(tries, 10), REGISTER_SELDOM)))
         emit(WorkerStarted(
             worker=self.queue.worker_id, concurrency=self.settings.vidgen_concurrency,
             enabled=self.settings.runwayml_enabled,

@@ -105,9 +105,7 @@ class Runway:
         self._poll_seconds = poll_timeout.total_seconds()
         certificates = httpx.create_ssl_context()
 
-        def client(
-            seconds: float, keepalive: int | None, *, read: float | None
-        ) -> AsyncRunwayML:
+        def client(seconds: float, keepalive: int | None, *, read: float | None) -> AsyncRunwayML:
             connect = min(CONNECT_SECONDS, seconds / 4)
             http = HttpClient(
                 http2=False,
@@ -129,9 +127,7 @@ class Runway:
         # Its reads have no time-out of their own, which would cut off an answer that has come while
         # this process stood still; `submit` bounds the whole.
         self._paid = client(self._submit_seconds, keepalive=0, read=None)
-        self._free = client(
-            self._poll_seconds, keepalive=IDLE_CONNECTIONS, read=self._poll_seconds
-        )
+        self._free = client(self._poll_seconds, keepalive=IDLE_CONNECTIONS, read=self._poll_seconds)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -250,9 +246,7 @@ class Runway:
 
         return await self._read(f"GET {path}", read)
 
-    async def _read(
-        self, what: str, read: Callable[[], Awaitable[T]], *, tries: int = TRIES
-    ) -> T:
+    async def _read(self, what: str, read: Callable[[], Awaitable[T]], *, tries: int = TRIES) -> T:
         """Repeat a free request in place, a few times and within the poll time-out."""
 
         async def timed() -> T:
