@@ -3,12 +3,12 @@
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 import vidgen_worker
-from tests.hands import STAGE, Ground, Held
+from tests.hands import Ground
 from tests.world import World, hearing
 from vidgen_worker.events import TaskStarted, WorkerDeclaredDead
 from vidgen_worker.lease import Heartbeat, Observer, boot_time

@@ -9,7 +9,8 @@ import traceback
 from datetime import timedelta
 from typing import assert_never
 
-from vidgen_worker.db import DatabaseUnavailableError
+from vidgen_worker.config import format_duration
+from vidgen_worker.db import DatabaseUnavailableError, StatementStuckError
 from vidgen_worker.errors import Disposition, Fault, backoff
 from vidgen_worker.events import (
     GateClosed,
@@ -50,6 +51,8 @@ from vidgen_worker.task import (
 )
 
 LONG_WAIT = timedelta(minutes=2)
+CANCEL_SELDOM = timedelta(minutes=2)
+"""The longest pause between two tries to cancel: its owner waits."""
 NO_SLOT = "NO_SLOT"
 """What the log calls a task that waits for a place at the provider."""
 
@@ -64,6 +67,8 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
         except RowRefusedError as error:
             await watch(tools, run, Fault("row_refused", details=str(error)))
             return await set_aside(tools, run, outcome, error.statement, error.error)
+        except StatementStuckError as error:
+            return await set_aside(tools, run, outcome, "conclude", str(error))
         except (LeaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:  # noqa: BLE001 - else it is nobody's, and comes again at once
@@ -109,15 +114,19 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         return SetAside(error.statement, error.error)
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
-        return Requeued(timedelta(), failed=False, code=str(error), details="the gate is closed")
+        details = "the gate is closed"
+        return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
     except NoSlotError:
         # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
         # only where the claim saw one for it and was wrong (another model in a frozen request).
         delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
-        return Requeued(delay, failed=False, code=NO_SLOT, details="no slot is free")
+        details = "no slot is free"
+        return Requeued(delay, failed=False, code=NO_SLOT, details=details, waiting=False)
     except Fault as fault:
         await watch(tools, run, fault)
         return await follow(tools, run, fault)
+    except StatementStuckError as error:
+        return await follow(tools, run, Fault("database_transient", details=str(error)))
     except Exception as error:  # noqa: BLE001 - the table's last row: anything else
         details = f"{type(error).__name__}: {error}"
         emit(UnexpectedError(
@@ -127,7 +136,7 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         return await follow(tools, run, Fault("internal_error", details=details))
 
 
-async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: C901, PLR0911 - a row each
+async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
     """What follows from a fault: the disposition of its row in the table."""
     settings, task = tools.settings, run.task
     first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
@@ -140,17 +149,15 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: C901
             delay = backoff(first, task.failures, longest=longest)
             return Requeued(delay, failed=True, code=fault.code, details=fault.details)
         case Disposition.WAIT | Disposition.IN_PLACE:
-            if await _cap_reached(tools, run, fault):
-                return failed(fault)
-            start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
-            delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
-            return Requeued(delay, failed=False, code=fault.code, details=fault.details)
+            return await _wait(tools, run, fault)
         case Disposition.GATE:
             await close_gate(tools, run, fault)
             # Others may go on at once where the trouble is this worker's own: it leaves it to them.
             aside = await tools.queue.stands_aside()
-            delay = timedelta() if aside else settings.vidgen_gate_probe
-            return Requeued(delay, failed=False, code=fault.code, details=fault.details)
+            return Requeued(
+                timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,
+                details=fault.details, waiting=False,
+            )  # fmt: skip
         case Disposition.CANCEL:
             return Cancelled()
         case Disposition.HAND_BACK:
@@ -161,6 +168,32 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: C901
             return SetAside(fault.name, fault.details)
         case _:
             assert_never(fault.disposition)
+
+
+async def _wait(tools: Tools, run: Run, fault: Fault) -> Outcome:
+    """Wait and come again, as long as the task has not waited for too long."""
+    settings, task = tools.settings, run.task
+    first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
+    if await _cap_reached(tools, run, fault):
+        return failed(fault)
+    cancelling = run.cancel.is_set()
+    waited = await tools.queue.waited(task.id)
+    if waited >= settings.vidgen_wait_deadline and not cancelling:
+        return failed(_waited_out(fault, waited))
+    start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
+    longest = min(longest, CANCEL_SELDOM) if cancelling else longest
+    delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
+    return Requeued(delay, failed=False, code=fault.code, details=fault.details, waiting=True)
+
+
+def _waited_out(fault: Fault, waited: timedelta) -> Fault:
+    """Say the end of a wait: the same fault, without the promise that it goes on by itself."""
+    happened = fault.message.partition(". ")[0].rstrip(".")
+    lasted = format_duration(timedelta(minutes=waited // timedelta(minutes=1)))
+    return Fault(
+        fault.name, details=f"waited for {lasted}: {fault.details}", field=fault.field,
+        message=f"{happened}. That has lasted too long, so the task was ended. Retry it later.",
+    )  # fmt: skip
 
 
 async def watch(tools: Tools, run: Run, fault: Fault) -> None:

@@ -115,6 +115,10 @@ class Settings(BaseSettings):
         hours=2
     )
     """After this an overdue generation is cancelled and the stage retried"""
+    vidgen_wait_deadline: Annotated[Duration, _positive(timedelta(days=30))] = timedelta(hours=24)
+    """After this a task that only waits, for a service to answer, is ended"""
+    vidgen_cancel_deadline: Annotated[Duration, _positive()] = timedelta(minutes=10)
+    """After this a cancel ends without the provider's answer; the janitor goes on trying"""
     vidgen_gate_probe: Annotated[Duration, _positive()] = timedelta(seconds=30)
     """First probe of a closed gate; it doubles up to 5m"""
     vidgen_max_running_per_user: int | None = Field(None, ge=1)

@@ -151,6 +151,24 @@ class DatabaseTrouble(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseAway(Event):
+    """The database, or the way to it, is gone: said once, until it is back."""
+
+    sentence = "The database is away; what runs goes on, and nothing paid begins"
+    level = logging.ERROR
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseBack(Event):
+    """The database answers again."""
+
+    sentence = "The database is back"
+    level = logging.WARNING
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsServed(Event):
     """The loopback port answers."""
 
@@ -339,6 +357,19 @@ class SubmissionRecorded(StageEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerUnrecorded(StageEvent):
+    """Postgres does not take the answer to a paid POST: it is kept in memory, and said here."""
+
+    sentence = (
+        "The database does not take this generation's id; it is kept and written when it can be"
+    )
+    level = logging.ERROR
+    submission: UUID
+    generation: UUID
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionUnknown(StageEvent):
     """It may have been accepted, and paid."""
 
@@ -374,6 +405,16 @@ class PollFailed(StageEvent):
     """Reading a generation failed: it says nothing about the generation."""
 
     sentence = "Reading the generation failed; trying again"
+    level = logging.WARNING
+    generation: UUID
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelGivenUp(StageEvent):
+    """The provider could not be asked for long: the task ends, its generation may live on."""
+
+    sentence = "The generation can't be cancelled for now; the task ends, and the janitor goes on"
     level = logging.WARNING
     generation: UUID
     details: str

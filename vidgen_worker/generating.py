@@ -1,8 +1,9 @@
 """While a checkpoint says `generating`: follows a generation until it has ended.
 
-However it ends (by itself, overdue, cancelled, gone, of no use), its end is booked here with its
-cost. A stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing
-here pays for anything, or looks at an output.
+However it ends (by itself, overdue, cancelled, gone, given up, of no use), its end is booked here
+with its cost. No end needs the provider's help: what can't be asked about is given up at last. A
+stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing here pays
+for anything, or looks at an output.
 """
 
 import random
@@ -30,6 +31,15 @@ from vidgen_worker.task import Checkpoint, CheckpointState, Failed
 SLOWEST_POLL = timedelta(minutes=1)
 LONGEST_POLL = timedelta(minutes=2)
 """One poll with its tries: beyond this the poll loop is stuck."""
+LONGEST_RETRY_AFTER = timedelta(minutes=5)
+"""A Retry-After beyond this is not waited for: the generation may have ended long before."""
+LAST_READS = 5
+"""So often reading fails in a row before the hard deadline counts, and before a finished generation
+goes on waiting without a slot: what has ended meanwhile is not thrown away for one bad answer."""
+
+
+GIVEN_UP = "given up"
+"""The end that is booked for a generation which the provider would not let us end."""
 
 
 class Generating:
@@ -46,6 +56,7 @@ class Generating:
         self._stage = stage
         self._model = order.request.model
         self._id = generation_id
+        self._polled_at = float("-inf")
         self._booked = False
         """Its end is written down: what is said of it again is no second end."""
 
@@ -67,9 +78,14 @@ class Generating:
             try:
                 generation = await self._poll()
                 trouble = 0
+                asked = timedelta()
             except Fault as fault:
                 await self._go_on(fault, None, seconds)
                 trouble += 1
+                if self._booked and trouble >= LAST_READS:
+                    # It has ended well before: only its output is not to be had for now.
+                    raise Fault("output_unavailable", details=fault.details) from fault
+                asked = min(fault.retry_after or timedelta(), LONGEST_RETRY_AFTER)
                 generation = Generation(self._id, GenerationState.UNKNOWN)
             if generation.state.terminal:
                 ended_by = _fault_of(generation)
@@ -78,8 +94,9 @@ class Generating:
                     raise ended_by
                 return generation
             self._show(generation)
-            if seconds > hard_deadline and not trouble:
-                # Only after a look: what has finished meanwhile would be destroyed.
+            looked = not trouble or trouble >= LAST_READS
+            if seconds > hard_deadline and looked and not self._booked:
+                # After a look, or after enough of them that failed.
                 await self._give_up(seconds)
             if seconds > deadline and not overdue:
                 overdue = True
@@ -87,12 +104,15 @@ class Generating:
                     fence=self._fence, stage=self._stage.name, generation=self._id, seconds=seconds,
                 ))  # fmt: skip
             slower = 2 ** min(trouble, 4) * (5 if overdue else 1)
-            await self._pause(min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval)))
+            pause = min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval))
+            await self._pause(max(pause, asked.total_seconds()))
 
     async def read_again(self, generation: Generation) -> Generation:
         """Read a finished generation for fresh URLs; trouble leaves the ones we have."""
+        interval = self._tools.settings.vidgen_poll_interval.total_seconds()
+        await self._pause(max(self._polled_at + interval - time.monotonic(), 0))
         try:
-            return await self._provider.poll(self._id)
+            return await self._poll()
         except Fault as fault:
             await self._go_on(fault, generation.cost, 0)
             return generation
@@ -130,6 +150,7 @@ class Generating:
         """Poll under the eyes of the watchdog. Raises Fault."""
         turn = ("poll", self._id)
         self._tools.turns.turned(turn, LONGEST_POLL)
+        self._polled_at = time.monotonic()
         try:
             return await self._provider.poll(self._id)
         finally:
@@ -178,9 +199,14 @@ class Generating:
 
     async def _give_up(self, seconds: float) -> None:
         """The hard deadline has passed: end it at the provider and let the stage begin anew."""
-        await self._provider.cancel(self._id)
-        await self.end("cancelled", None, seconds)
-        raise Fault("generation_overdue", details=f"{self._id} after {seconds:.0f} s")
+        state, details = "cancelled", f"{self._id} after {seconds:.0f} s"
+        try:
+            await self._provider.cancel(self._id)
+        except Fault as fault:
+            # Nobody can say what becomes of it: booked with its estimate, its cost read later.
+            state, details = GIVEN_UP, f"{details}, and it can't be cancelled: {fault.details}"
+        await self.end(state, None, seconds)
+        raise Fault("generation_overdue", details=details)
 
     def _show(self, generation: Generation) -> None:
         """Progress to the row, throttled: from this step's milestone towards the next one."""

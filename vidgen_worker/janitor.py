@@ -26,7 +26,7 @@ from vidgen_worker.events import (
     emit,
 )
 from vidgen_worker.gates import Gate
-from vidgen_worker.generating import end_at_provider
+from vidgen_worker.generating import GIVEN_UP, end_at_provider
 from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import NotOursError
 from vidgen_worker.storm import PROVIDER_STORM
@@ -282,11 +282,11 @@ class Janitor:
         except Fault as fault:
             if fault.name == "generation_gone" and not await queue.is_gone(task_id, generation_id):
                 return
-            if not row["overdue"]:
+            if row["age"] < self._worker.settings.vidgen_stage_hard_deadline.total_seconds():
                 return  # the provider can't be asked now; the row stays and is met again
-            # Nobody can say how it ended, for hours: its slot is not kept for ever.
-            state, cost = f"unreadable: {fault.details}"[:200], None
-            await queue.close_generation(task_id, generation_id, "unreadable", None)
+            # It must be over by now: its slot is not kept for ever, its cost is looked for later.
+            state, cost = GIVEN_UP, None
+            await queue.close_generation(task_id, generation_id, state, cost)
         emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
 
     async def read_costs_again(self) -> None:
@@ -295,7 +295,12 @@ class Janitor:
         for row in await queue.costs_to_read_again():
             task_id, generation_id = row["task_id"], row["generation_id"]
             try:
+                if row["given_up"]:
+                    await end_at_provider(self._worker.provider, queue, task_id, generation_id)
+                    continue
                 generation = await self._worker.provider.poll(generation_id)
+            except NotOursError:
+                continue  # another key can say
             except Fault as fault:
                 if fault.name == "generation_gone" and await queue.is_gone(task_id, generation_id):
                     await queue.close_generation(task_id, generation_id, "gone", None)

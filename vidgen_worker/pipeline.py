@@ -9,7 +9,13 @@ or writes the task's end: that is the worker's.
 from datetime import timedelta
 
 from vidgen_worker.errors import Fault
-from vidgen_worker.events import GenerationNotOurs, ResolutionMapped, StageResumed, emit
+from vidgen_worker.events import (
+    CancelGivenUp,
+    GenerationNotOurs,
+    ResolutionMapped,
+    StageResumed,
+    emit,
+)
 from vidgen_worker.generating import Generating
 from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import CancelAskedError, Loaded, NotOursError, scene_of
@@ -164,5 +170,14 @@ class Pipeline:
                 generating = Generating(
                     self._tools, self._run, stage, order, checkpoint.generation_id
                 )
-                await generating.cancel(checkpoint)
+                try:
+                    await generating.cancel(checkpoint)
+                except Fault as fault:
+                    if loaded.cancel_age < self._settings.vidgen_cancel_deadline:
+                        raise
+                    # Without its checkpoint the generation is a stray, which the janitor ends.
+                    emit(CancelGivenUp(
+                        fence=self._fence, stage=stage.name, generation=checkpoint.generation_id,
+                        details=fault.details,
+                    ))  # fmt: skip
         return Cancelled()

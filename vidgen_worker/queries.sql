@@ -666,11 +666,14 @@ returning t.user_id
 
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
--- RUNWAYML_ENABLED.
+-- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
 with asked as materialized (
   select t.id
     from public.video_generation_tasks as t
    where t.status = 'pending' and t.cancel_requested_at is not null
+     and not exists (
+       select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+     )
      and not vidgen.stands_aside(%(worker_id)s)
      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
      -- Only its account can end what lives of it.
@@ -814,6 +817,7 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, null, false,
 -- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
 -- end where that is known already.
 select t.cancel_requested_at is not null as cancel_requested,
+       extract(epoch from now() - t.cancel_requested_at)::float as cancel_age,
        scene.found as scene, md5(scene.found::text) as inputs,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
        c.bucket, c.path, c.media_type, c.size, c.sha256,
@@ -1034,9 +1038,9 @@ followed as (
 progressed as (
   -- As in end_generation.
   update vidgen.budgets as b
-     set crashes = 0
+     set crashes = 0, waiting_since = null
     from followed
-   where b.task_id = followed.task_id and b.crashes > 0
+   where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 )
 select (select count(*) from mine) = 1 as mine,
        case
@@ -1104,11 +1108,19 @@ checkpointed as (
      and c.generation_id = %(generation_id)s
 ),
 progressed as (
-  -- A checkpoint that advances is a life well spent: deaths are counted from here anew.
+  -- A checkpoint that advances is a life well spent: deaths are counted from here anew. So is the
+  -- time of waiting, but not when the same end is booked again by who comes to store it.
   update vidgen.budgets as b
-     set crashes = 0
+     set crashes = 0,
+         waiting_since = case
+           when not exists (
+             select from vidgen.checkpoints as c
+              where c.task_id = b.task_id and c.stage = %(stage)s and c.state = 'generating'
+           ) then b.waiting_since
+         end
     from mine
-   where b.task_id = mine.id and b.crashes > 0 and %(ended_state)s = 'succeeded'
+   where b.task_id = mine.id and (b.crashes > 0 or b.waiting_since is not null)
+     and %(ended_state)s = 'succeeded'
 ),
 shown as (
   update public.video_generation_tasks as t
@@ -1158,6 +1170,12 @@ done as (
          size = %(size)s, sha256 = %(sha256)s, updated_at = now()
     from open_stage
    where c.task_id = open_stage.task_id and c.stage = open_stage.stage
+),
+progressed as (
+  update vidgen.budgets as b
+     set waiting_since = null
+    from open_stage
+   where b.task_id = open_stage.task_id and b.waiting_since is not null
 ),
 shown as (
   update public.video_generation_tasks as t
@@ -1233,14 +1251,40 @@ select vidgen.release_credits(ended.id), ended.seconds,
   from ended
 
 -- requeue --
--- Not now: back to pending. The hold stays, the checkpoints stay.
-update public.video_generation_tasks as t
-   set status = 'pending', worker_id = null, stage_progress = null,
-       run_after = now() + %(delay)s, message = %(message)s,
-       failures = least(t.failures + %(failures)s, 100)::smallint
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
-returning t.id
+-- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to
+-- answer, which is counted from the first time on (true); it waits for its turn, or for an operator,
+-- which is no such waiting (false); neither (null).
+with mine as (
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, stage_progress = null,
+         run_after = now() + %(delay)s, message = %(message)s,
+         failures = least(t.failures + %(failures)s, 100)::smallint
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+  returning t.id, t.run_after, t.cancel_requested_at is not null as cancel
+),
+counted as (
+  insert into vidgen.budgets as b (task_id, waiting_since, cancel_after)
+  select mine.id, case when %(waiting)s then now() end, case when mine.cancel then mine.run_after end
+    from mine
+   where %(waiting)s or mine.cancel
+      or exists (
+        select from vidgen.budgets as w where w.task_id = mine.id and w.waiting_since is not null
+      )
+  on conflict (task_id) do update
+     set waiting_since = case
+           when %(waiting)s then coalesce(b.waiting_since, excluded.waiting_since)
+           when %(waiting)s is null then b.waiting_since
+         end,
+         cancel_after = excluded.cancel_after
+)
+select mine.id from mine
+
+-- waited --
+-- How long a task has only waited by now, in seconds; no row: not at all.
+select extract(epoch from now() - b.waiting_since)::float as seconds
+  from vidgen.budgets as b
+ where b.task_id = %(task_id)s and b.waiting_since is not null
 
 -- fail --
 -- The end of a task that can't go on, with the reason in the row; the hold is released.
@@ -1658,7 +1702,7 @@ update vidgen.submissions as s
   from strays
  where s.id = strays.id
 returning s.id, s.task_id, s.generation_id, strays.kept,
-          s.sent_at < now() - %(patience)s::interval as overdue
+          extract(epoch from now() - s.answered_at)::float as age
 
 -- give_up_submissions --
 -- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
@@ -1676,17 +1720,30 @@ update vidgen.submissions as s
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
-select s.task_id, s.generation_id
-  from vidgen.submissions as s
- where s.ended_state in ('failed', 'cancelled')
-   and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-   and s.cost_read_at < s.ended_at + interval '5 minutes'
-   and s.provider = %(provider)s
-   and coalesce(
-         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       )
- order by s.ended_at
- limit 20
+-- What was given up may live on: it is looked for again, and ended, for a day.
+(select s.task_id, s.generation_id, false as given_up
+   from vidgen.submissions as s
+  where s.ended_state in ('failed', 'cancelled')
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by s.ended_at
+  limit 20)
+union all
+(select s.task_id, s.generation_id, true
+   from vidgen.submissions as s
+  where s.ended_state = 'given up'
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by random()
+  limit 20)
 
 -- fleet --
 -- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.

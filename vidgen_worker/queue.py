@@ -144,6 +144,8 @@ class Loaded:
     """What an attempt starts from. `scene` is None when absent or somebody else's."""
 
     cancel_requested: bool
+    cancel_age: timedelta
+    """How long ago its owner asked to cancel."""
     scene: Mapping[str, Any] | None
     inputs: str
     checkpoints: Mapping[StageName, Checkpoint]
@@ -348,6 +350,7 @@ class Queue:
         checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
         return Loaded(
             cancel_requested=rows[0]["cancel_requested"],
+            cancel_age=timedelta(seconds=rows[0]["cancel_age"] or 0),
             scene=rows[0]["scene"],
             inputs=rows[0]["inputs"] or "",
             checkpoints=checkpoints,
@@ -386,7 +389,7 @@ class Queue:
         nothing is written then.
         """
         rows = await self._fenced(
-            "begin_submission", fence, stage=request.stage, submission_id=submission_id,
+            "begin_submission", fence, paid=True, stage=request.stage, submission_id=submission_id,
             **self.key.names(), model=request.model,
             fingerprint=request.fingerprint(), inputs=inputs,
             request=Jsonb(dict(frozen)),
@@ -408,7 +411,7 @@ class Queue:
     ) -> tuple[bool, str]:  # fmt: skip
         """Record the provider's answer, fence or not: (still ours, fate of the generation)."""
         rows = await self.db.run(
-            "answer_submission", self._give_up, **_fence(fence), stage=stage,
+            "answer_submission", self._give_up, paid=True, **_fence(fence), stage=stage,
             submission_id=submission_id, answer=answer,
             generation_id=accepted.generation_id if accepted else None,
             estimated_cost=accepted.estimated_cost if accepted else None,
@@ -442,7 +445,7 @@ class Queue:
             await self._fenced("end_generation", fence, show=True, **values)
         except RowRefusedError:
             # What the row would show is worth less than the facts; the row is met again soon.
-            await self._fenced("end_generation", fence, show=False, **values)
+            await self._fenced("end_generation", fence, paid=True, show=False, **values)
 
     async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
         """Whether a 404 under this worker's key is the end of a generation.
@@ -460,8 +463,8 @@ class Queue:
     ) -> None:
         """Book the end of a generation that nobody follows."""
         await self.db.run(
-            "close_generation", self._give_up, task_id=task_id, generation_id=generation_id,
-            ended_state=ended_state, cost=cost,
+            "close_generation", self._give_up, paid=True, task_id=task_id,
+            generation_id=generation_id, ended_state=ended_state, cost=cost,
         )  # fmt: skip
 
     async def finish_stage(
@@ -469,7 +472,7 @@ class Queue:
     ) -> Finished:
         """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
         rows = await self._fenced(
-            "finish_stage", fence, stage=stage, credits=self.settings.credits,
+            "finish_stage", fence, paid=True, stage=stage, credits=self.settings.credits,
             scene_updates=self.settings.vidgen_scene_updates,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_url=image_url,
@@ -519,8 +522,14 @@ class Queue:
     async def requeue(self, fence: Fence, outcome: Requeued, message: str) -> None:
         """Conclude this attempt: back to pending after the delay."""
         await self._fenced(
-            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed)
-        )
+            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed),
+            waiting=outcome.waiting,
+        )  # fmt: skip
+
+    async def waited(self, task_id: UUID) -> timedelta:
+        """How long the task has only waited by now, without getting any further."""
+        rows = await self.db.run("waited", self._give_up, task_id=task_id)
+        return timedelta(seconds=rows[0]["seconds"] if rows else 0)
 
     async def fail(self, fence: Fence, outcome: Failed, *, counted: bool) -> None:
         """Conclude as failed."""
@@ -705,22 +714,21 @@ class Queue:
         return await self.db.once("costs_to_read_again", **self.key.names())
 
     async def strays(self) -> list[Row]:
-        """Generations that nobody follows: id, task_id, generation_id, kept, overdue.
+        """Generations that nobody follows: id, task_id, generation_id, kept, age in seconds.
 
-        `kept`: its task waits, so it is only read. `overdue`: nobody waits for its end any more.
+        `kept`: its task waits, so it is only read.
         """
-        return await self.db.once(
-            "stray_submissions", patience=self.settings.vidgen_stage_hard_deadline,
-            **self.key.names(),
-        )  # fmt: skip
+        return await self.db.once("stray_submissions", **self.key.names())
 
     async def let_anyone_follow(self) -> list[Row]:
         """Let anyone follow what accounts and keys without a worker have left; return it."""
         return await self.db.once("let_anyone_follow", absence=ABSENCE)
 
-    async def _fenced(self, name: str, fence: Fence, **parameters: object) -> Rows:
+    async def _fenced(
+        self, name: str, fence: Fence, *, paid: bool = False, **parameters: object
+    ) -> Rows:
         try:
-            rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
+            rows = await self.db.run(name, self._give_up, paid=paid, **_fence(fence), **parameters)
         except psycopg.Error as error:
             raise RowRefusedError(name, error) from error
         if not rows:

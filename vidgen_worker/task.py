@@ -146,12 +146,17 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """Not now: back to `pending` after `delay`. `failed` says whether it costs one failure."""
+    """Not now: back to `pending` after `delay`. `failed` says whether it costs one failure.
+
+    `waiting`: for somebody to answer, which is counted (True); for its turn or for an operator,
+    which is not (False); None for neither.
+    """
 
     delay: timedelta
     failed: bool
     code: str
     details: str
+    waiting: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

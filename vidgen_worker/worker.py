@@ -20,7 +20,13 @@ from uuid import UUID
 from vidgen_worker import __version__
 from vidgen_worker.attempt import attempt
 from vidgen_worker.config import Settings
-from vidgen_worker.db import STATEMENT_DEADLINE, Databases, DatabaseUnavailableError, Listener
+from vidgen_worker.db import (
+    STATEMENT_DEADLINE,
+    Databases,
+    DatabaseUnavailableError,
+    Listener,
+    one_line,
+)
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     BucketsUnchecked,
@@ -47,7 +53,16 @@ from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
-from vidgen_worker.queue import Key, Queue, Reported
+from vidgen_worker.queue import (
+    CancelAskedError,
+    GateClosedError,
+    Key,
+    LeaseLostError,
+    NoSlotError,
+    Queue,
+    Reported,
+    SubmissionCapError,
+)
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.scratch import Scratch, scratch_folder
 from vidgen_worker.storage import Bucket, Storage
@@ -66,9 +81,17 @@ CANCEL_AGAIN = 0.2
 """Seconds after which a cancellation that had no effect is repeated."""
 LOOPS_END = 10.0
 """Seconds that loops get to end: psycopg waits for five more when the server is frozen."""
+IDLE_DRAIN = 5.0
+"""Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
 EXIT_OK, EXIT_FORCED = 0, 1
+EXPECTED_OF_A_POST = (
+    Fault, LeaseLostError, CancelAskedError, GateClosedError, NoSlotError, SubmissionCapError,
+    DatabaseUnavailableError,
+)  # fmt: skip
+REGISTER_SELDOM = 60.0
+"""Seconds between two tries to register at the most."""
 
 
 class Worker:
@@ -91,7 +114,7 @@ class Worker:
         self.lease = Lease(settings)
         self.observer = Observer()
         self.queue = self._new_queue()
-        self.listener = Listener(url, self._woken)
+        self.listener = Listener(url, self._woken, self.databases.outage)
         self.janitor = Janitor(self)
         self.storm = StormWatch()
         self.running: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
@@ -137,7 +160,8 @@ class Worker:
                 ]
                 loops.append(asyncio.create_task(self._ensure_buckets()))
                 if self.settings.vidgen_listen != "off":
-                    loops.append(asyncio.create_task(self.listener.run(self.queue.worker_id)))
+                    listen = functools.partial(self.listener.run, self.queue.worker_id)
+                    loops.append(asyncio.create_task(self._turning("listen", listen, drain=True)))
                 await self.stopping.wait()
                 return await self._drain(loops)
             finally:
@@ -175,7 +199,17 @@ class Worker:
         self._wake.set()
 
     async def _begin(self) -> None:
-        await self._register()
+        tries = 0
+        while True:
+            try:
+                await self._register()
+                break
+            except Exception as error:  # noqa: BLE001 - a worker that ends serves nobody
+                tries += 1
+                emit(LoopFailed(
+                    loop="register", error=one_line(error), traceback=traceback.format_exc()
+                ))  # fmt: skip
+            await self._sleep(timedelta(seconds=min(2.0 ** min(tries, 10), REGISTER_SELDOM)))
         emit(WorkerStarted(
             worker=self.queue.worker_id, concurrency=self.settings.vidgen_concurrency,
             enabled=self.settings.runwayml_enabled,
@@ -393,9 +427,13 @@ class Worker:
 
     def _posted(self, posting: "asyncio.Task[UUID]") -> None:
         self.posting.discard(posting)
-        if not posting.cancelled() and posting.exception() is not None:
-            # Nobody awaits it any more; what it had to say was said as events.
-            posting.exception()
+        error = None if posting.cancelled() else posting.exception()
+        # Nobody awaits it any more; what is expected has said itself as an event.
+        if error is not None and not isinstance(error, EXPECTED_OF_A_POST):
+            emit(LoopFailed(
+                loop="the answer to a paid POST", error=one_line(error),
+                traceback="".join(traceback.format_exception(error)),
+            ))  # fmt: skip
 
     async def _license(self) -> None:
         """Return once something paid may be started: the lease is held, beyond its margin.
@@ -534,7 +572,11 @@ class Worker:
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> int:
         """Stop claiming, let submits in flight end, hand back; generations go on."""
-        self._drain_deadline = boot_time() + self.settings.vidgen_drain_timeout.total_seconds()
+        patience = self.settings.vidgen_drain_timeout.total_seconds()
+        if not self.running and not self.posting:
+            # Nothing to hand back; and without a database nobody to hear of it.
+            patience = 0.0 if self.databases.outage.away else min(patience, IDLE_DRAIN)
+        self._drain_deadline = boot_time() + patience
         emit(WorkerDraining(worker=self.queue.worker_id, running=len(self.running)))
         sd_notify("STOPPING=1", self._status())
         self.turns.rests("claim")
