@@ -3,12 +3,12 @@
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 import vidgen_worker
-from tests.hands import STAGE, Ground, Held
+from tests.hands import Ground
 from tests.world import World, hearing
 from vidgen_worker.events import TaskStarted, WorkerDeclaredDead
 from vidgen_worker.lease import Heartbeat, Observer, boot_time
@@ -96,7 +96,9 @@ def test_a_verdict_asks_no_clock(ground: Ground, away: str) -> None:
     """What this worker has observed counts, wherever the database's clock has stepped to."""
     hand, other = ground.worker(), ground.worker()
     held = ground.held(hand)
-    ground.sql(f"update vidgen.workers set heartbeat_at = now() {away} where id = %s", hand.worker_id)
+    ground.sql(
+        f"update vidgen.workers set heartbeat_at = now() {away} where id = %s", hand.worker_id
+    )
     (row,) = [row for row in other("heartbeats") if row["id"] == hand.worker_id]
     taken = other("take_over", silent_ids=[row["id"]], silent_beats=[row["heartbeat_at"]])
     assert [row["id"] for row in taken] == [held.id]

@@ -523,7 +523,7 @@ def test_functions_that_were_replaced_before_this_release_stay(bare_database: Da
             if migration.version == "20261125000500":
                 conn.execute(theirs)
             conn.execute(migration.sql)
-        bodies = dict(
+        bodies: dict[str, str] = dict(
             conn.execute(
                 "select proname::text, prosrc from pg_proc"
                 " where proname in ('settle_credits', 'release_credits')"
@@ -598,7 +598,8 @@ def made(hand: Hand, held: Held, name: str) -> None:
 
 def shown(ground: Ground, scene: UUID) -> tuple[str, str | None, str | None]:
     row = ground.one(
-        "select status, image_url, generated_video_url from public.video_scenes where id = %s", scene
+        "select status, image_url, generated_video_url from public.video_scenes where id = %s",
+        scene,
     )
     names = [url and url.split("/")[-1] for url in (row["image_url"], row["generated_video_url"])]
     return row["status"], names[0], names[1]

@@ -83,10 +83,18 @@ def test_private_rows_of_old_tasks_go_and_task_balance_and_ledger_stay(ground: G
     ground.sql(f"insert into vidgen.budgets (task_id) select id from {TASKS}")
     aged(ground)
     books = "select to_jsonb(e) as entry from public.credit_entries as e order by id"
-    before = ground.sql(books), ground.credits(user), ground.sql(f"select * from {TASKS} order by id")
+    before = (
+        ground.sql(books),
+        ground.credits(user),
+        ground.sql(f"select * from {TASKS} order by id"),
+    )
     assert forget(hand) == (3, 3)
     assert counts(ground) == NONE
-    after = ground.sql(books), ground.credits(user), ground.sql(f"select * from {TASKS} order by id")
+    after = (
+        ground.sql(books),
+        ground.credits(user),
+        ground.sql(f"select * from {TASKS} order by id"),
+    )
     assert after == before
     assert ground.books_balance()
     assert forget(hand) == (0, 0)
@@ -267,7 +275,7 @@ def audit(hand: Hand, *, entries: int = 1000, users: int = 1000) -> int:
     found, after = 0, None
     while True:
         (row,) = hand("audit_users", after=after, batch=users)
-        found, after = found + row["discrepancies"], row["through"]
+        found, after = found + int(row["discrepancies"]), row["through"]
         if after is None:
             return found
 
@@ -352,5 +360,3 @@ async def test_a_worker_says_that_the_books_disagree(world: World, ground: Groun
     async with hearing(BooksDisagree) as said, world.worker():
         await asyncio.wait_for(said.wait(), PATIENCE)
     assert ground.one("select discrepancies from vidgen.audited") == {"discrepancies": 1}
-
-

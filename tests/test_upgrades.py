@@ -56,11 +56,11 @@ def not_null_with_a_default(ground: Ground, table: str) -> None:
 
 
 def generated(ground: Ground, table: str) -> None:
-    known = sorted(columns(ground, table))[0]
+    known = min(columns(ground, table))
     ground.sql(
         f"alter table {table} add column extra_length integer"
         f" generated always as (octet_length({known}::text)) stored"
-        if known not in {"at"} and is_immutable(ground, table, known)
+        if is_immutable(ground, table, known)
         else f"alter table {table} add column extra_length integer generated always as (7) stored"
     )
 
@@ -97,9 +97,7 @@ def every_name_we_use(ground: Ground, table: str) -> None:
     taken = columns(ground, table) | {"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid", "oid"}
     added = sorted((variables | parameters | of_others) - taken)
     assert {"price", "hold", "task", "scene", "owner"} & set(added)
-    ground.sql(
-        f"alter table {table} " + ", ".join(f'add column "{name}" json' for name in added)
-    )
+    ground.sql(f"alter table {table} " + ", ".join(f'add column "{name}" json' for name in added))
 
 
 ADDITIONS: list[Callable[[Ground, str], None]] = [
@@ -127,9 +125,7 @@ class Caller:
             return cursor.fetchall() if cursor.description else []
 
 
-def use_everything(
-    ground: Ground, hand: Hand, callers: tuple[Caller, Caller], user: UUID
-) -> None:
+def use_everything(ground: Ground, hand: Hand, callers: tuple[Caller, Caller], user: UUID) -> None:
     """Every RPC as its role, a task's whole walk, its other ends, a deletion, every view."""
     owner, service = callers
     hand("register_worker")
@@ -267,7 +263,9 @@ def test_what_has_ended_is_kept_column_by_column(ground: Ground) -> None:
     body = ground.one(
         "select prosrc from pg_proc where oid = 'vidgen.task_changes()'::regprocedure"
     )["prosrc"]
-    kept = {name for name in NAMES.findall(body) if f"old.{name}," in body or f"old.{name}\n" in body}
+    kept = {
+        name for name in NAMES.findall(body) if f"old.{name}," in body or f"old.{name}\n" in body
+    }
     assert columns(ground, "public.video_generation_tasks") - free - kept == set()
 
 
@@ -341,7 +339,7 @@ def test_a_task_goes_from_one_release_to_the_other_at_every_step(
     assert again.id == held.id
     again = Held(again.id, again.attempt, again.worker_id, held.submission_id, held.generation_id)
     second.about(again, "load_task")
-    second.walk(again, "start_task", *STAGE[STAGE.index(until):])
+    second.walk(again, "start_task", *STAGE[STAGE.index(until) :])
     second.walk(Held(again.id, again.attempt, again.worker_id), *STAGE, stage="video")
     second.walk(again, "complete")
     assert ground.books_balance()

@@ -366,9 +366,7 @@ async def test_a_failures_line_can_be_found_in_the_log(world: World, tmp_path: P
 
 
 @contextmanager
-def edited_while_the_still_is_made(
-    world: World, scene: UUID, **columns: object
-) -> Iterator[None]:
+def edited_while_the_still_is_made(world: World, scene: UUID, **columns: object) -> Iterator[None]:
     """Change the scene between two stages: once the still's generation has ended."""
 
     def edit(event: events.Event) -> None:

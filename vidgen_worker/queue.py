@@ -241,9 +241,7 @@ class Queue:
     async def heartbeats(self) -> list[Heartbeat]:
         """When every other worker was last heard of."""
         rows = await self._claims.once("heartbeats", worker_id=self.worker_id)
-        return [
-            Heartbeat(row["id"], row["heartbeat_at"], row["age"], row["lease"]) for row in rows
-        ]
+        return [Heartbeat(row["id"], row["heartbeat_at"], row["age"], row["lease"]) for row in rows]
 
     async def take_over(
         self, slots: int, silent: Sequence[Heartbeat], *, idle: bool, steady: bool
