@@ -523,7 +523,7 @@ def test_functions_that_were_replaced_before_this_release_stay(bare_database: Da
             if migration.version == "20261125000500":
                 conn.execute(theirs)
             conn.execute(migration.sql)
-        bodies = dict(
+        bodies: dict[str, str] = dict(
             conn.execute(
                 "select proname::text, prosrc from pg_proc"
                 " where proname in ('settle_credits', 'release_credits')"

@@ -275,7 +275,7 @@ def audit(hand: Hand, *, entries: int = 1000, users: int = 1000) -> int:
     found, after = 0, None
     while True:
         (row,) = hand("audit_users", after=after, batch=users)
-        found, after = found + row["discrepancies"], row["through"]
+        found, after = found + int(row["discrepancies"]), row["through"]
         if after is None:
             return found
 

@@ -56,11 +56,11 @@ def not_null_with_a_default(ground: Ground, table: str) -> None:
 
 
 def generated(ground: Ground, table: str) -> None:
-    known = sorted(columns(ground, table))[0]
+    known = min(columns(ground, table))
     ground.sql(
         f"alter table {table} add column extra_length integer"
         f" generated always as (octet_length({known}::text)) stored"
-        if known not in {"at"} and is_immutable(ground, table, known)
+        if is_immutable(ground, table, known)
         else f"alter table {table} add column extra_length integer generated always as (7) stored"
     )
 

@@ -91,7 +91,7 @@ async def set_aside(
     return await conclude(tools, run, SetAside(statement, error, verdict))
 
 
-async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per way it ends
+async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a way it ends each
     """Walk the pipeline; every way it can end is an outcome."""
     try:
         return await Pipeline(tools, run).walk()
@@ -102,8 +102,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         # Asked while nothing of it ran at the provider.
         return Cancelled()
     except (ProvenError, NotOursError):
-        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or it is seen
-        # from now on only by workers that may follow it.
+        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or only
+        # workers that may follow it see it from now on.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"

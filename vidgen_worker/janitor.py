@@ -186,8 +186,10 @@ class Janitor:
         """Compare the ledger with balances and holds, part by part; one worker for the fleet."""
         queue = self._worker.queue
         if await queue.take_duty("audit", AUDIT_EVERY * 0.9):
-            while await queue.audit_entries(AUDIT_ENTRIES) == AUDIT_ENTRIES:
+            entries = await queue.audit_entries(AUDIT_ENTRIES)
+            while entries == AUDIT_ENTRIES:
                 await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+                entries = await queue.audit_entries(AUDIT_ENTRIES)
             found, after = await queue.audit_users(None, AUDIT_USERS)
             while after is not None:
                 await asyncio.sleep(BETWEEN_BATCHES.total_seconds())

@@ -87,8 +87,8 @@ class Observer:
     """Which workers are silent: those whose heartbeat has not changed for a whole lease of theirs.
 
     Counted by `boot_time`. A look learns how old a heartbeat is from the database's clock, but
-    believes no age that goes back before the look that did not see it yet: a clock that steps forward
-    kills nobody, one that steps back keeps nobody alive.
+    believes no age that goes back before the look that did not see it yet: a clock that steps
+    forward kills nobody, one that steps back keeps nobody alive.
     """
 
     def __init__(self) -> None:
