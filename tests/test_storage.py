@@ -258,7 +258,7 @@ async def test_a_wrong_key_is_denied(bare_storage: StorageControl) -> None:
 async def test_a_wrong_type_and_a_bad_name_are_refused_at_once(
     store: Storage, bare_storage: StorageControl, clip: Path
 ) -> None:
-    assert (await put_fault(store, clip, "text/plain")).name == "storage_refused"
+    assert (await put_fault(store, clip, "text/plain")).name == "upload_refused"
     with pytest.raises(Fault) as raised:
         await store.put("video-files", "films/é.mp4", clip, "video/mp4")
     assert raised.value.name == "storage_refused"

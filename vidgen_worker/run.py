@@ -19,7 +19,6 @@ from vidgen_worker.providers import Provider
 from vidgen_worker.queue import CancelAskedError, Queue, Reported
 from vidgen_worker.scratch import Scratch
 from vidgen_worker.storage import Storage
-from vidgen_worker.storm import StormWatch
 from vidgen_worker.task import StageName, Task
 
 T = TypeVar("T")
@@ -41,6 +40,8 @@ class Run:
     done: set[StageName] = field(default_factory=set)
     outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
     """Output URLs as this attempt read them: minutes old, where they are good for a day."""
+    alone: bool = False
+    """Whether nothing else may run beside it now; not while its generation is only polled."""
     concluding: bool = False
     """The end is being written: a verdict "lost" of a heartbeat may already be our own doing."""
 
@@ -78,7 +79,6 @@ class Tools:
     provider: Provider
     storage: Storage
     media: Media
-    storm: StormWatch
     license: Callable[[], Awaitable[None]]
     report: Callable[[Reported], None]
     turns: Turns

@@ -199,17 +199,26 @@ class ObjectStore:
         check_key(name)
         async with self._acting_as(SUPERUSER) as connection:
             row = await _bucket_row(connection, bucket)
-        async with self._acting_as(caller) as connection:
-            await connection.execute(
-                _insert(upsert=upsert), [bucket, name, caller.user_id, None, None, None, None]
-            )
-            await connection.rollback()
+        await self.check_permission(caller, bucket, name, upsert=upsert)
         allowed = row["allowed_mime_types"]
         if allowed and not any(_matches(media_type, pattern) for pattern in allowed):
             raise StorageRefusalError(
                 415, "invalid_mime_type", f"mime type {media_type} is not supported"
             )
         return min(self._largest_bytes, row["file_size_limit"] or self._largest_bytes)
+
+    async def check_permission(
+        self, caller: Caller, bucket: str, name: str, *, upsert: bool
+    ) -> None:
+        """Write the object's row under the caller's role and take it back.
+
+        Raises `StorageRefusalError`.
+        """
+        async with self._acting_as(caller) as connection:
+            await connection.execute(
+                _insert(upsert=upsert), [bucket, name, caller.user_id, None, None, None, None]
+            )
+            await connection.rollback()
 
     async def put(self, caller: Caller, bucket: str, name: str, incoming: Incoming) -> str:
         """Make a received file the object; return the object's id. Raises `StorageRefusalError`."""
@@ -412,7 +421,7 @@ def _bytes_of(limit: object) -> int | None:
 
 def _matches(media_type: str, pattern: str) -> bool:
     given = media_type.partition(";")[0].strip().lower()
-    kind, _, subtype = pattern.lower().partition("/")
+    kind, _, subtype = pattern.partition("/")
     return given == f"{kind}/{subtype}" or (subtype == "*" and given.startswith(f"{kind}/"))
 
 
