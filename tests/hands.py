@@ -52,7 +52,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "video_path": None, "video_url": "https://storage.test/signed",
     "expires_at": datetime(2100, 1, 1, tzinfo=UTC), "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
-    "probe": timedelta(seconds=30),
+    "probe": timedelta(seconds=30), "part": "storage", "allowance": 3,
 })  # fmt: skip
 
 FENCED = (

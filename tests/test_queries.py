@@ -159,6 +159,20 @@ def a_closed_gate(ground: Ground, hand: Hand) -> Parameters:
     return {"probes": 0}
 
 
+def a_trouble(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task")
+    user = ground.task(held.id)["user_id"]
+    return {"task_id": held.id, "user_id": user}
+
+
+def a_kept_output(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:3])
+    hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"], model="kept")
+    ground.sql('update vidgen.checkpoints set request = \'{"model": "kept"}\'')
+    hand.about(held, "requeue", delay=timedelta(hours=1))
+    return {}
+
+
 def a_storm(ground: Ground, hand: Hand) -> Parameters:
     ground.order()
     ground.order()
@@ -224,6 +238,8 @@ STATES: Mapping[str, Prepare] = {
     "hand_back": held_tasks,
     "leave": nothing,
     "close_gate": nothing,
+    "note_trouble": a_trouble,
+    "try_kept": a_kept_output,
     "take_probe": a_closed_gate,
     "open_gate": a_closed_gate,
     "read_gates": a_closed_gate,

@@ -1417,7 +1417,7 @@ insert into vidgen.gates as g
   (provider, key_fingerprint, model, reason, message, details, probe_at, until)
 values
   (%(provider)s, %(scope)s, %(model)s, %(reason)s, %(message)s, %(details)s,
-   now() + %(first)s::interval, now() + %(first)s::interval)
+   now() + %(probe)s::interval, now() + %(probe)s::interval)
 on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 

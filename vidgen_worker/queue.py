@@ -450,7 +450,7 @@ class Queue:
         rows = await self.db.run(
             "close_gate", self._give_up, **self._gate(gate), reason=reason, message=message,
             details=details[:2000],
-            first=self.settings.vidgen_gate_probe if probe is None else probe,
+            probe=self.settings.vidgen_gate_probe if probe is None else probe,
         )  # fmt: skip
         return bool(rows)
 

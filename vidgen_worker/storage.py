@@ -351,7 +351,11 @@ class Storage:
         known = self._buckets.get(bucket)
         if known is None:
             return refused
-        found, wrong = await self.look(known)
+        try:
+            found, wrong = await self.look(known)
+        except Fault as fault:
+            details = f"{refused.details}; {fault.details}"
+            return Fault("upload_refused", details=details)
         fatal = [one for one in wrong if one.fatal]
         if fatal:
             return _unfit(fatal)
