@@ -253,7 +253,8 @@ async def test_users_count_where_their_input_may_be_to_blame(world: World) -> No
         rows = [await world.until(task) for task in bad]
         assert {row["error_code"] for row in rows} == {"GENERATION_FAILED"}
         assert reasons(world) == []
-        # And users for whom it has: then it is the provider.
+    # And users for whom it has: then it is the provider.
+    async with world.worker(**ROOMY | {"VIDGEN_RETRY_BACKOFF": "1h"}):
         known = [world.user() for _ in range(IN_A_ROW)]
         for user in known:
             row = await world.until(world.order(user, world.scene(user)))
@@ -304,3 +305,32 @@ async def test_a_success_forgets_a_trouble_before_it_closes_anything(world: Worl
             assert world.sql("select * from vidgen.troubles") == []
     assert not [event for event in heard if isinstance(event, events.GateClosed)]
     assert json.dumps(posts(world)) == "[1, 1]"
+
+
+@pytest.mark.parametrize("key", ["service_role", "anon", "publishable"])
+@pytest.mark.parametrize("there", [True, False], ids=["buckets are there", "no bucket yet"])
+async def test_check_is_red_for_a_key_that_may_not_store(
+    world: World, key: str, there: bool
+) -> None:
+    from vidgen_worker.cli.check import State, look_at_buckets  # noqa: PLC0415
+
+    if there:
+        make_buckets(world)
+    settings = world.settings(SUPABASE_SERVICE_ROLE_KEY=getattr(world.storage.keys, key))
+    found = await look_at_buckets(settings)
+    good = State.OK if there else State.NOTE
+    assert {one.state for one in found} == {good if key == "service_role" else State.BAD}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_check_names_bucket_setting_value_and_remedy(world: World, name: str) -> None:
+    from vidgen_worker.cli.check import State, look_at_buckets  # noqa: PLC0415
+
+    bucket, wrong, _ = WRONG[name]
+    make_buckets(world)
+    set_bucket(world, bucket, **wrong)
+    (red,) = [one for one in await look_at_buckets(world.settings()) if one.state is State.BAD]
+    assert bucket in red.what
+    assert bucket in red.remedy
+    setting = next(iter(wrong))
+    assert ("visibility" if setting == "public" else setting) in red.said

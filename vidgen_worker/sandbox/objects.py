@@ -50,6 +50,7 @@ DUPLICATE = StorageRefusalError(409, "Duplicate", "The resource already exists")
 TOO_LARGE = StorageRefusalError(
     413, "Payload too large", "The object exceeded the maximum allowed size"
 )
+NO_RELATION = StorageRefusalError(404, "Not found", "The related resource does not exist")
 REFUSED_BY_POLICY = StorageRefusalError(
     403, "Unauthorized", "new row violates row-level security policy"
 )
@@ -355,6 +356,8 @@ class ObjectStore:
             raise DUPLICATE from error
         except errors.InsufficientPrivilege as error:
             raise REFUSED_BY_POLICY from error
+        except errors.ForeignKeyViolation as error:
+            raise NO_RELATION from error
         except (errors.QueryCanceled, errors.LockNotAvailable) as error:
             raise TIMED_OUT from error
         except (psycopg.OperationalError, PoolTimeout) as error:
