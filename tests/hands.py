@@ -56,7 +56,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "statement": "complete",
-    "error": "P0001 no", "waiting": None,
+    "error": "P0001 no", "waiting": None, "part": "storage", "allowance": 3,
 })  # fmt: skip
 
 FENCED = (

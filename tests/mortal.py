@@ -31,7 +31,7 @@ from vidgen_worker.worker import serve
 
 CALLS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "provider": (Runway, ("submit", "poll", "cancel", "account")),
-    "storage": (Storage, ("put", "sign", "ensure_buckets")),
+    "storage": (Storage, ("put", "sign", "prove")),
     "media": (Media, ("download", "check_image", "check_video")),
 }
 

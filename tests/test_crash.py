@@ -237,7 +237,8 @@ SCENARIOS: Mapping[str, Scenario] = {
         words="[[400 promptText]]", ends="failed", generations=0,
     ),
     "unknown": Scenario(
-        {"event SubmissionUnknown": (1,), **_both("query paid_submissions")},
+        {"event SubmissionUnknown": (1,), **_both("query paid_submissions"),
+         **_both("query note_trouble")},
         words="[[drop-after-accept]]", generations=2,
     ),
     "gate": Scenario(
@@ -275,7 +276,10 @@ SCENARIOS: Mapping[str, Scenario] = {
 WITHOUT_A_CASE: Mapping[str, str] = {
     "event ClaimsDisabled": "a worker that is switched off has no task to lose",
     "event LateAnswer": "its worker has lost the task already; the janitor's strays repeat it",
-    "event BucketsUnchecked": "said beside all work at the start; uploads make buckets too",
+    "event StorageUnproven": "nothing is claimed before the proof: there is nothing to lose yet",
+    "event MachineUnproven": "likewise",
+    "event BucketNoted": "said beside all work; the next look says it again",
+    "query try_kept": "the janitor's, about a pause in our own table; the next probe repeats it",
     "event MetricsServed": "before the first statement: there is nothing to lose yet",
     "event GenerationLeftRunning": "the last words of a drain without Postgres: nothing follows",
     "event CancelGivenUp": "the end of a cancel without the provider: the fenced write follows",
@@ -291,7 +295,7 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query is_gone": "likewise; whoever takes the task up asks again",
     "event GenerationLeftAlone": "the janitor's: said of rows that are written already",
     "query let_anyone_follow": "the janitor's: one statement, and the next sweep's again",
-    "call storage.ensure_buckets": "beside all work at the start, and again with each upload",
+    "call storage.prove": "nothing is claimed before the proof: there is nothing to lose yet",
     "event LimitRead": "said beside all work; one of the fleet reads the limits again and again",
     "event LimitsUnread": "likewise",
     "query free_slots": "the janitor's, about slots that nobody uses; the next one frees them",

@@ -166,6 +166,20 @@ def gates_of_nobody(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def a_trouble(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task")
+    user = ground.task(held.id)["user_id"]
+    return {"task_id": held.id, "user_id": user}
+
+
+def a_kept_output(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:3])
+    hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"], model="kept")
+    ground.sql('update vidgen.checkpoints set request = \'{"model": "kept"}\'')
+    hand.about(held, "requeue", delay=timedelta(hours=1))
+    return {}
+
+
 def a_storm(ground: Ground, hand: Hand) -> Parameters:
     ground.order()
     ground.order()
@@ -287,6 +301,8 @@ STATES: Mapping[str, Prepare] = {
     "retry_refused": refused_long_ago,
     "give_up_submissions": unanswered_of_long_ago,
     "close_gate": nothing,
+    "note_trouble": a_trouble,
+    "try_kept": a_kept_output,
     "take_probe": a_closed_gate,
     "open_gate": a_closed_gate,
     "read_gates": a_closed_gate,

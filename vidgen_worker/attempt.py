@@ -24,10 +24,11 @@ from vidgen_worker.events import (
     UnexpectedError,
     emit,
 )
-from vidgen_worker.gates import Scope
+from vidgen_worker.gates import Gate, Scope
 from vidgen_worker.generating import failed
 from vidgen_worker.pipeline import Pipeline, ProvenError
 from vidgen_worker.queue import (
+    BrakedError,
     CancelAskedError,
     GateClosedError,
     LeaseLostError,
@@ -37,7 +38,7 @@ from vidgen_worker.queue import (
     SubmissionCapError,
 )
 from vidgen_worker.run import Run, Tools
-from vidgen_worker.storm import Storm
+from vidgen_worker.storm import ALLOWANCE, BRAKES, IN_A_ROW
 from vidgen_worker.task import (
     Abandoned,
     Cancelled,
@@ -65,7 +66,7 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
         try:
             return await conclude(tools, run, outcome)
         except RowRefusedError as error:
-            await watch(tools, run, Fault("row_refused", details=str(error)))
+            await _watch_refusal(tools, run, error)
             return await set_aside(tools, run, outcome, error.statement, error.error)
         except StatementStuckError as error:
             return await set_aside(tools, run, outcome, "conclude", str(error))
@@ -110,12 +111,17 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         fault = Fault("submission_unknown", details=details)
         return failed(fault)
     except RowRefusedError as error:
-        await watch(tools, run, Fault("row_refused", details=str(error)))
+        await _watch_refusal(tools, run, error)
         return SetAside(error.statement, error.error)
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
         details = "the gate is closed"
         return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
+    except BrakedError as error:
+        details = f"nothing has gone well since: {error.details}"
+        await shut(tools, error.gate, error.reason, error.message, details)
+        delay = tools.settings.vidgen_queue_poll
+        return Requeued(delay, failed=False, code=error.reason, details=details, waiting=False)
     except NoSlotError:
         # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
         # only where the claim saw one for it and was wrong (another model in a frozen request).
@@ -133,7 +139,9 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
             fence=run.task.fence, code="INTERNAL_ERROR", details=details,
             traceback=traceback.format_exc(),
         ))  # fmt: skip
-        return await follow(tools, run, Fault("internal_error", details=details))
+        unexpected = Fault("internal_error", details=details)
+        await watch(tools, run, unexpected)
+        return await follow(tools, run, unexpected)
 
 
 async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
@@ -197,10 +205,31 @@ def _waited_out(fault: Fault, waited: timedelta) -> Fault:
 
 
 async def watch(tools: Tools, run: Run, fault: Fault) -> None:
-    """Close the gate where this fault is one too many of the last ones."""
-    storm = tools.storm.failed(fault.name, _model(tools, run), run.task.user_id)
-    if storm is not None:
-        await shut(tools, storm)
+    """Note a fault that may be the first of many; close the gate where it is one too many."""
+    brake = BRAKES.get(fault.name)
+    if brake is None:
+        return
+    model = _model(tools, run)
+    gate = tools.queue.key.scopes.gate(brake.scope, model)
+    tasks, users = await tools.queue.note_trouble(
+        run.task, gate, brake.part, brake.reason, brake.message, f"{fault.name}: {fault.details}",
+        model=model, allowance=None if brake.input_to_blame else ALLOWANCE,
+    )  # fmt: skip
+    if not brake.at_once and (users if brake.input_to_blame else tasks) < IN_A_ROW:
+        return
+    met = f"{users} users" if brake.input_to_blame else f"{tasks} task(s)"
+    # Where inputs may be to blame, another user's task tries the gate at once.
+    await shut(
+        tools, gate, brake.reason, brake.message,
+        f"met by {met} in a row, the last time: {fault.name}: {fault.details}",
+        probe=timedelta() if brake.input_to_blame else None,
+    )  # fmt: skip
+
+
+async def _watch_refusal(tools: Tools, run: Run, error: RowRefusedError) -> None:
+    """Note a row that refuses what was paid for: it may be the first of all rows."""
+    if run.submitted or run.generations:
+        await watch(tools, run, Fault("row_refused", details=str(error)))
 
 
 async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
@@ -221,17 +250,17 @@ _NEEDS_ANOTHER_SUBMISSION = frozenset(
 
 async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:
     """Close the gate for everybody whom the fault concerns; the task that met it just waits."""
-    scope = fault.rule.gate or Scope.ACCOUNT
-    await shut(tools, Storm(scope, _model(tools, run), fault.code, fault.message, fault.details))
+    gate = tools.queue.key.scopes.gate(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
+    await shut(tools, gate, fault.code, fault.message, fault.details)
 
 
-async def shut(tools: Tools, storm: Storm) -> None:
+async def shut(  # noqa: PLR0913 - one value of the row each
+    tools: Tools, gate: Gate, reason: str, message: str, details: str, *,
+    probe: timedelta | None = None,
+) -> None:  # fmt: skip
     """Close a gate, and say so unless it was closed already."""
-    gate = tools.queue.key.scopes.gate(storm.scope, storm.model)
-    if await tools.queue.close_gate(gate, storm.reason, storm.message, storm.details):
-        emit(GateClosed(
-            scope=gate.scope, model=gate.model, code=storm.reason, details=storm.details
-        ))  # fmt: skip
+    if await tools.queue.close_gate(gate, reason, message, details, probe=probe):
+        emit(GateClosed(scope=gate.scope, model=gate.model, code=reason, details=details))
 
 
 def _stage(run: Run) -> StageName:

@@ -240,10 +240,29 @@ _RULES = (
         gate=Scope.STORAGE,
     ),
     FaultRule(
-        "storage_refused", "storage", "400, 413, 415",
+        "storage_misconfigured", "storage",
+        "a bucket's size limit, media types or visibility don't fit",
+        "STORAGE_MISCONFIGURED", _GATE, Hold.KEPT,
+        "Video generation is paused: the file store is not set up for it.",
+        "the generation is kept; loud, names bucket, setting and remedy", gate=Scope.STORAGE,
+    ),
+    FaultRule(
+        "upload_refused", "storage", "400, 413, 415 of a bucket whose settings fit the file",
+        "STORAGE_REFUSED", _WAIT, Hold.KEPT,
+        "The file store does not take the video now. It is kept, the task goes on by itself.",
+        "the generation is kept; three in a row close the gate",
+    ),
+    FaultRule(
+        "storage_refused", "storage", "the file is larger than its bucket or the project takes",
         "STORAGE_REFUSED", _FAIL, Hold.RELEASE,
         "The file store refuses this file. The operator checks the bucket's size and type limits.",
         "loud",
+    ),
+    FaultRule(
+        "scratch_unavailable", "machine", "the folder for downloads is full, gone or read-only",
+        "SCRATCH_UNAVAILABLE", _WAIT, Hold.KEPT,
+        "A machine of the service has no room for the file. The task goes on by itself.",
+        "the generation is kept; this machine claims nothing until it has room again",
     ),
     FaultRule(
         "database_transient", "Postgres", "transient (connection, restart, deadlock, time-out)",

@@ -177,12 +177,31 @@ class MetricsServed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BucketsUnchecked(Event):
-    """The buckets could not be looked at when the worker started."""
+class StorageUnproven(Event):
+    """The file store has not proven yet that it can keep what is paid for."""
 
-    sentence = "Supabase Storage could not be reached at the start; an upload tries again"
-    level = logging.WARNING
+    sentence = "Supabase Storage can't keep what is paid for; nothing is claimed until it can"
+    level = logging.ERROR
     code: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineUnproven(Event):
+    """This machine can't keep, or look at, what is paid for."""
+
+    sentence = "This machine can't keep what is paid for; it claims nothing until it can"
+    level = logging.ERROR
+    code: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketNoted(Event):
+    """A setting of a bucket that may be lived with."""
+
+    sentence = "A bucket takes less than the settings allow: what is larger can't be stored"
+    level = logging.WARNING
     details: str
 
 

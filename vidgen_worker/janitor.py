@@ -16,20 +16,24 @@ from vidgen_worker.db import Row
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     BooksDisagree,
+    BucketNoted,
+    GateClosed,
     GateOpened,
     GateProbed,
     GenerationLeftAlone,
     LimitRead,
     LimitsUnread,
+    MachineUnproven,
+    StorageUnproven,
     StrayGeneration,
     TasksForgotten,
     emit,
 )
-from vidgen_worker.gates import Gate
+from vidgen_worker.gates import ALL_MODELS, Gate, Scope
 from vidgen_worker.generating import GIVEN_UP, end_at_provider
 from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import NotOursError
-from vidgen_worker.storm import PROVIDER_STORM
+from vidgen_worker.storm import BRAKES, PROVIDER_STORM
 
 if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
@@ -40,6 +44,8 @@ STRAYS_EVERY = timedelta(seconds=15)
 REFUSALS_POLLS = 5
 """Tasks that are set aside are met again once in so many polls of the queue."""
 COUNT_EVERY = timedelta(seconds=15)
+PROVE_EVERY = timedelta(minutes=3)
+"""A bucket's settings are the dashboard's, and a disk fills: both are looked at again and again."""
 LIMITS_AGAIN = timedelta(seconds=5)
 """After a reading that failed."""
 LIMITS_EVERY = timedelta(minutes=1)
@@ -78,12 +84,22 @@ class Janitor:
         self._look_at = 0.0
         """When it is looked up anew what is closed, by `boot_time`."""
         self._limits: dict[str, int | None] = {}
+        self._storage_proven = False
+        self._machine_proven = False
+        self._machine_closed = False
+        self._noted: frozenset[str] = frozenset()
+
+    def proven(self) -> bool:
+        """Whether what is paid for can be kept: the store has said so once, the machine now."""
+        return self._storage_proven and self._machine_proven and not self._machine_closed
 
     def duties(self) -> tuple[Duty, ...]:
         """Everything that is done now and then, each with its own pace."""
         settings = self._worker.settings
         pace = min(settings.vidgen_queue_poll, settings.vidgen_gate_probe)
         return (
+            Duty("storage", PROVE_EVERY, self.prove_storage),
+            Duty("machine", PROVE_EVERY, self.prove_machine),
             Duty("gates", pace, self.probe_closed),
             Duty("limits", LIMITS_EVERY, self.read_limits),
             Duty("rows", SWEEP_EVERY, self.sweep_rows, at_once=False),
@@ -112,6 +128,51 @@ class Janitor:
             pause = await duty.do() or duty.every
             await asyncio.sleep(pause.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
 
+    async def prove_storage(self) -> timedelta | None:
+        """Look whether the file store can keep what is paid for; what it can't closes its gate."""
+        try:
+            await self._prove_storage()
+        except Fault as fault:
+            if not self._storage_proven:
+                emit(StorageUnproven(code=fault.code, details=fault.details))
+            elif fault.name == "storage_unavailable":
+                return None  # uploads meet it too, and those are counted
+            await self._close(Scope.STORAGE, fault)
+        # Before the first proof the gate's probes may be minutes apart.
+        return None if self._storage_proven else self._worker.settings.vidgen_gate_probe
+
+    async def _prove_storage(self) -> None:
+        noted = frozenset(str(misfit) for misfit in await self._worker.storage.prove())
+        for details in sorted(noted - self._noted):
+            emit(BucketNoted(details=details))
+        self._noted = noted
+        if not self._storage_proven:
+            self._storage_proven = True
+            self._worker.wake()
+
+    async def prove_machine(self) -> timedelta | None:
+        """Look whether this machine can keep, and look at, what is paid for."""
+        try:
+            await self._worker.machine_works()
+        except Fault as fault:
+            if not self._machine_proven:
+                emit(MachineUnproven(code=fault.code, details=fault.details))
+            await self._close(Scope.MACHINE, fault)
+            return self._worker.settings.vidgen_gate_probe
+        self._machine_proven = True
+        self._worker.wake()
+        return None
+
+    async def _close(self, scope: Scope, fault: Fault) -> None:
+        queue = self._worker.queue
+        gate = queue.key.scopes.gate(scope, ALL_MODELS)
+        brake = BRAKES.get(fault.name)
+        message = brake.message if brake else fault.message
+        if await queue.close_gate(gate, fault.code, message, fault.details):
+            emit(GateClosed(
+                scope=gate.scope, model=gate.model, code=fault.code, details=fault.details
+            ))  # fmt: skip
+
     async def probe_closed(self) -> None:
         """Probe where something is closed, which is looked up only when it may have changed."""
         worker = self._worker
@@ -119,24 +180,31 @@ class Janitor:
         if sweeping or worker.gates_heard or not worker.listener.listening:
             worker.gates_heard = False
             self._look_at = boot_time() + SWEEP_EVERY.total_seconds()
-            self._closed = bool(await worker.queue.read_gates())
+            gates = await worker.queue.read_gates()
+            self._closed = bool(gates)
+            machine = worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS).scope
+            self._machine_closed = any(gate["scope"] == machine for gate in gates)
         if self._closed:
             await self.probe()
 
     async def probe(self) -> None:
         """Probe one closed gate whose time has come; open it where the probe goes well."""
-        queue = self._worker.queue
-        if not self._worker.settings.runwayml_enabled:
+        worker = self._worker
+        queue = worker.queue
+        if not worker.settings.runwayml_enabled:
             return  # a worker that claims nothing could not try the gate after a storm
         due = await queue.take_probe()
         if due is None:
             return
         gate = Gate(due["scope"], due["model"])
-        problem = await self._problem(due["reason"], gate.model)
+        problem = await self._problem(due["reason"], gate)
         if problem is None and due["reason"] == PROVIDER_STORM:
             # Reading the account is free and says little: the gate opens when one task went well.
             tried = await self._worker.try_gate(gate, due["probes"])
             problem = "one task tries it" if tried else "no task waits that could try it"
+        elif problem is None and not self._is_machine(gate) and await queue.try_kept(gate):
+            # Free too, and it tells more than any probe: it is what the trouble was met with.
+            problem = "one output that is kept tries it"
         if problem is None:
             seconds = await queue.open_gate(gate)
             if seconds is not None:
@@ -144,6 +212,9 @@ class Janitor:
                     scope=gate.scope, model=gate.model, code=due["reason"],
                     closed_seconds=round(seconds, 1),
                 ))  # fmt: skip
+            if self._is_machine(gate):
+                self._machine_closed = False
+                worker.wake()
         else:
             emit(GateProbed(
                 scope=gate.scope, model=gate.model, code=due["reason"], details=problem
@@ -216,14 +287,25 @@ class Janitor:
         if tasks or holds:
             emit(TasksForgotten(tasks=tasks, holds=holds))
 
-    async def _problem(self, reason: str, model: str) -> str | None:
+    def _is_machine(self, gate: Gate) -> bool:
+        return gate == self._worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS)
+
+    async def _problem(  # noqa: PLR0911 - one per reason
+        self, reason: str, gate: Gate
+    ) -> str | None:
         """Why the gate must stay closed; None when it may open."""
-        if reason.startswith("STORAGE"):
-            try:
-                await self._worker.storage.ensure_buckets()
-            except Fault as fault:
-                return fault.details
-            return None
+        of_storage = self._worker.queue.key.scopes.gate(Scope.STORAGE, ALL_MODELS)
+        model = gate.model
+        try:
+            if self._is_machine(gate):
+                await self._worker.machine_works()
+                self._machine_proven = True
+                return None
+            if gate == of_storage or reason.startswith("STORAGE"):
+                await self._prove_storage()
+                return None
+        except Fault as fault:
+            return fault.details
         try:
             account = await self._worker.provider.account()
         except Fault as fault:

@@ -122,6 +122,10 @@ class Media:
         await self._http.aclose()
         await self._children.aclose()
 
+    async def prove(self) -> None:
+        """Prove that files can be looked at: that a child comes up. Raises Fault."""
+        await self._children.prove()
+
     @property
     def child_pids(self) -> tuple[int, ...]:
         """The children that live now, busy ones included."""
@@ -247,6 +251,12 @@ class _Children:
                     deaths.append(str(error))
         details = f"{job['path']}: looking at it ended {' and again '.join(deaths)}"
         raise Fault("output_undecodable", details=details)
+
+    async def prove(self) -> None:
+        """Lend a child and give it back; one that lives is enough. Raises Fault."""
+        if not self._idle and not self._living:
+            async with self._slots, self._child():
+                pass
 
     async def aclose(self) -> None:
         """End all children, busy ones too."""

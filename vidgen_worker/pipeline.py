@@ -154,8 +154,11 @@ class Pipeline:
                 raise ProvenError
         run.generations[stage.name] = generation_id
         generating = Generating(tools, run, stage, order, generation_id)
+        storing = checkpoint is not None and checkpoint.state is CheckpointState.STORING
+        # Only polled, it kills nobody: others may run beside it until its output is looked at.
+        run.alone = self._task.alone and storing
         generation = await generating.follow(checkpoint)
-        if self._task.alone:
+        if self._task.alone and not storing:
             raise ProvenError
         return await Storing(tools, run, stage, order, generating).store(generation)
 

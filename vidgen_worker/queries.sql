@@ -888,8 +888,9 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
 -- Refused (nothing is written) where the stage's possibly paid submissions have reached the cap:
 -- unknown, gone, or ended with a cost; where its owner has asked to cancel; behind a closed gate,
--- unless this task is the gate's trial; or where the model has a limit and no slot is free. A repeat
--- finds its own submission and changes nothing.
+-- unless this task is the gate's trial; where a trouble shows that has let through as many as it may;
+-- or where the model has a limit and no slot is free. A repeat finds its own submission and changes
+-- nothing.
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
@@ -940,10 +941,22 @@ other as materialized (
 slot as materialized (
   select id from own union all select id from other
 ),
+braking as materialized (
+  -- A trouble shows: so many submissions more, counted under its row's lock. A repeat counts once.
+  select t.scope, t.part, t.model, t.reason, t.message, t.details, t.remaining
+    from vidgen.troubles as t, mine, gate
+   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[])
+     and t.remaining is not null and (t.part in ('storage', 'machine') or t.model = %(model)s)
+     and not gate.on_trial
+     and not exists (select from vidgen.submissions as s where s.id = %(submission_id)s)
+   order by t.scope, t.part, t.model
+     for update of t
+),
 admitted as materialized (
   select mine.id, mine.user_id, mine.attempt, mine.worker_id
     from mine, paid, gate
    where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
+     and not exists (select from braking where remaining = 0)
      and (
        exists (select from slot)
        or not exists (
@@ -962,6 +975,13 @@ begun as (
          %(provider)s, %(account)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
     from admitted
   on conflict (id) do nothing
+),
+spent as (
+  update vidgen.troubles as t
+     set remaining = greatest(t.remaining - 1, 0)
+    from braking, admitted
+   where t.provider = %(provider)s
+     and (t.scope, t.part, t.model) = (braking.scope, braking.part, braking.model)
 ),
 taken as (
   update vidgen.slots as s
@@ -991,6 +1011,13 @@ shown as (
    where t.id = admitted.id
 )
 select paid.submissions, mine.cancel, gate.reason as gate,
+       (
+         select jsonb_build_object(
+                  'scope', b.scope, 'model', b.model, 'part', b.part, 'reason', b.reason,
+                  'message', b.message, 'details', b.details
+                )
+           from braking as b where b.remaining = 0 limit 1
+       ) as braked,
        not exists (select from admitted) as refused
   from mine, paid, gate
 
@@ -1041,6 +1068,13 @@ progressed as (
      set crashes = 0, waiting_since = null
     from followed
    where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
+),
+relieved as (
+  -- The provider takes what is sent: no trouble in a row any more.
+  delete from vidgen.troubles as t
+   using vidgen.submissions as s
+   where s.id = %(submission_id)s and %(answer)s = 'generation' and t.part = 'submit'
+     and t.provider = s.provider and t.model = s.model and t.scope = any (%(scopes)s::text[])
 )
 select (select count(*) from mine) = 1 as mine,
        case
@@ -1109,7 +1143,8 @@ checkpointed as (
 ),
 progressed as (
   -- A checkpoint that advances is a life well spent: deaths are counted from here anew. So is the
-  -- time of waiting, but not when the same end is booked again by who comes to store it.
+  -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
+  -- that workers die of.
   update vidgen.budgets as b
      set crashes = 0,
          waiting_since = case
@@ -1119,8 +1154,10 @@ progressed as (
            ) then b.waiting_since
          end
     from mine
+    join vidgen.checkpoints as c on c.task_id = mine.id
    where b.task_id = mine.id and (b.crashes > 0 or b.waiting_since is not null)
      and %(ended_state)s = 'succeeded'
+     and c.stage = %(stage)s and c.generation_id = %(generation_id)s and c.state = 'generating'
 ),
 shown as (
   update public.video_generation_tasks as t
@@ -1176,6 +1213,20 @@ progressed as (
      set waiting_since = null
     from open_stage
    where b.task_id = open_stage.task_id and b.waiting_since is not null
+),
+relieved as (
+  -- A stage of this model went well from end to end: nothing about it goes wrong in a row any more.
+  delete from vidgen.troubles as t
+   using open_stage
+   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+  returning t.scope
+),
+hurried as (
+  -- A gate that closed for it is probed at once.
+  update vidgen.gates as g
+     set probe_at = now(), until = now()
+   where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
+     and g.probe_at > now()
 ),
 shown as (
   update public.video_generation_tasks as t
@@ -1408,6 +1459,75 @@ values
 on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 
+-- note_trouble --
+-- A trouble after money was spent, of one task, that may be the first of many: how many tasks have met
+-- it in a row, and how many users, those together as one for whom this model has never worked (while it
+-- has for somebody: a new account could send anything). The same task again counts once. An array
+-- never grows beyond what is asked of it.
+with known as materialized (
+  select exists (
+           select from vidgen.submissions as s
+            where s.user_id = %(user_id)s and s.model = %(model)s and s.ended_state = 'succeeded'
+         ) as proven,
+         exists (
+           select from public.video_generation_tasks as t where t.status = 'completed'
+         ) as delivered
+),
+noted as (
+  insert into vidgen.troubles as t (
+    provider, scope, part, model, reason, message, details, tasks, proven_users, new_users, remaining
+  )
+  select %(provider)s, %(scope)s, %(part)s, %(model)s, %(reason)s, %(message)s, %(details)s,
+         array[%(task_id)s::uuid],
+         case when proven then array[%(user_id)s::uuid] else '{}' end,
+         case when proven then '{}' else array[%(user_id)s::uuid] end,
+         %(allowance)s::smallint
+    from known
+  on conflict (provider, scope, part, model) do update
+     set reason = excluded.reason, message = excluded.message, details = excluded.details,
+         tasks = case when excluded.tasks <@ t.tasks or cardinality(t.tasks) >= 10
+                      then t.tasks else t.tasks || excluded.tasks end,
+         proven_users = case when excluded.proven_users <@ t.proven_users
+                                  or cardinality(t.proven_users) >= 10
+                             then t.proven_users else t.proven_users || excluded.proven_users end,
+         new_users = case when excluded.new_users <@ t.new_users
+                               or cardinality(t.new_users) >= 10
+                          then t.new_users else t.new_users || excluded.new_users end,
+         remaining = case when excluded.remaining is null then t.remaining
+                          else coalesce(t.remaining, excluded.remaining) end
+  returning t.tasks, t.proven_users, t.new_users
+)
+select cardinality(tasks) as tasks,
+       cardinality(proven_users)
+       + least(cardinality(new_users), case when known.delivered then 1 else 10 end) as users
+  from noted, known
+
+-- try_kept --
+-- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
+-- nothing, and its row of vidgen.troubles goes when that went well. The one that has waited longest is
+-- due now; it is taken up behind a closed gate too.
+with kept as materialized (
+  select r.task_id
+    from vidgen.resumes as r
+    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state = 'storing'
+   where r.class = 0
+     and exists (
+       select from vidgen.troubles as t
+        where t.provider = %(provider)s and t.scope = %(scope)s
+          and c.request ->> 'model' = t.model
+     )
+   order by r.resume_at
+   limit 1
+     for update of r skip locked
+),
+due as (
+  update vidgen.resumes as r
+     set resume_at = now()
+    from kept
+   where r.task_id = kept.task_id and r.resume_at > now()
+)
+select exists (select from kept) as kept
+
 -- take_probe --
 -- One worker that it concerns probes a closed gate; the next probe is twice as far away, up to five minutes.
 update vidgen.gates as g
@@ -1477,11 +1597,20 @@ waiting as materialized (
 begun as materialized (
   select attempt.*
     from (
-      select w.id
+      select t.id
         from gate
        cross join waiting as w
+        join public.video_generation_tasks as t on t.id = w.id
         left join vidgen.budgets as b on b.task_id = w.id
-       order by coalesce(b.crashes, 0) > 0, w.failures > 0, w.place, w.since
+       order by coalesce(b.crashes, 0) > 0, w.failures > 0,
+                -- Whoever's input may be to blame comes last.
+                exists (
+                  select from vidgen.troubles as tr
+                   where tr.provider = gate.provider and tr.scope = gate.key_fingerprint
+                     and tr.model = gate.model
+                     and t.user_id = any (tr.proven_users || tr.new_users)
+                ),
+                w.place, w.since
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as attempt

@@ -18,7 +18,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
 from vidgen_worker.events import RowRefused, SceneWriteRefused, emit
-from vidgen_worker.gates import Gate, Scopes
+from vidgen_worker.gates import ALL_MODELS, Gate, Scopes
 from vidgen_worker.lease import Heartbeat, boot_time
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.resolution import Resolution
@@ -66,6 +66,17 @@ class SubmissionCapError(Exception):
 
 class GateClosedError(Exception):
     """Nothing paid of this model starts here now; the text is the gate's reason."""
+
+
+class BrakedError(Exception):
+    """A trouble shows that has let through as many submissions as it may: its gate is to close."""
+
+    def __init__(self, gate: Gate, reason: str, message: str, details: str) -> None:
+        self.gate = gate
+        self.reason = reason
+        self.message = message
+        self.details = details
+        super().__init__(reason)
 
 
 class NoSlotError(Exception):
@@ -385,8 +396,8 @@ class Queue:
     ) -> float:  # fmt: skip
         """Record what is about to be paid for; returns when at the earliest, by `boot_time`.
 
-        Raises SubmissionCapError, CancelAskedError, GateClosedError, NoSlotError or LeaseLostError;
-        nothing is written then.
+        Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, NoSlotError or
+        LeaseLostError; nothing is written then.
         """
         rows = await self._fenced(
             "begin_submission", fence, paid=True, stage=request.stage, submission_id=submission_id,
@@ -401,6 +412,8 @@ class Queue:
             raise SubmissionCapError
         if rows[0]["gate"]:
             raise GateClosedError(rows[0]["gate"])
+        if rows[0]["braked"]:
+            raise _braked(rows[0]["braked"])
         if rows[0]["refused"]:
             raise NoSlotError
         return rows.sent
@@ -415,7 +428,7 @@ class Queue:
             submission_id=submission_id, answer=answer,
             generation_id=accepted.generation_id if accepted else None,
             estimated_cost=accepted.estimated_cost if accepted else None,
-            details=details[:2000],
+            details=details[:2000], scopes=self.key.scopes.all(),
         )  # fmt: skip
         return bool(rows[0]["mine"]), str(rows[0]["fate"])
 
@@ -467,12 +480,14 @@ class Queue:
             generation_id=generation_id, ended_state=ended_state, cost=cost,
         )  # fmt: skip
 
-    async def finish_stage(
-        self, fence: Fence, stage: StageName, artifact: Artifact, image_url: str | None, step: Step
-    ) -> Finished:
+    async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
+        self, fence: Fence, stage: StageName, model: str, artifact: Artifact,
+        image_url: str | None, step: Step,
+    ) -> Finished:  # fmt: skip
         """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
         rows = await self._fenced(
             "finish_stage", fence, paid=True, stage=stage, credits=self.settings.credits,
+            provider=self.key.provider, scopes=self.key.scopes.all(), model=model,
             scene_updates=self.settings.vidgen_scene_updates,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_url=image_url,
@@ -572,13 +587,33 @@ class Queue:
 
     # Gates.
 
-    async def close_gate(self, gate: Gate, reason: str, message: str, details: str) -> bool:
-        """Close a gate; False when it was closed already."""
+    async def close_gate(
+        self, gate: Gate, reason: str, message: str, details: str, *, probe: timedelta | None = None
+    ) -> bool:
+        """Close a gate; False when it was closed already. `probe` is the pause before the first."""
         rows = await self.db.run(
             "close_gate", self._give_up, **self._gate(gate), reason=reason, message=message,
-            details=details[:2000], probe=self.settings.vidgen_gate_probe,
+            details=details[:2000],
+            probe=self.settings.vidgen_gate_probe if probe is None else probe,
         )  # fmt: skip
         return bool(rows)
+
+    async def note_trouble(  # noqa: PLR0913, PLR0917 - one value of the row each
+        self, task: Task, gate: Gate, part: str, reason: str, message: str, details: str, *,
+        model: str, allowance: int | None,
+    ) -> tuple[int, int]:  # fmt: skip
+        """Note a trouble: how many tasks, and how many users, have met it in a row."""
+        rows = await self.db.run(
+            "note_trouble", self._give_up, provider=self.key.provider, scope=gate.scope, part=part,
+            model=model, reason=reason, message=message, details=details[:2000], task_id=task.id,
+            user_id=task.user_id, allowance=allowance,
+        )  # fmt: skip
+        return int(rows[0]["tasks"]), int(rows[0]["users"])
+
+    async def try_kept(self, gate: Gate) -> bool:
+        """Let an output that is kept behind a gate try it; False when there is none."""
+        rows = await self.db.once("try_kept", provider=self.key.provider, scope=gate.scope)
+        return bool(rows[0]["kept"])
 
     async def take_probe(self) -> Row | None:
         """Take the due probe of one closed gate: scope, model, reason, probes, seconds closed."""
@@ -738,6 +773,13 @@ class Queue:
     def _scene(self, fence: Fence, row: Row) -> None:
         if row.get("scene_refused"):
             emit(SceneWriteRefused(fence=fence, error=str(row["scene_refused"])))
+
+
+def _braked(row: Row) -> BrakedError:
+    # What the gate is of, is in its row: one of a model closes for that model only.
+    model = row["model"] if row["part"] in ("submit", "generation", "output") else ALL_MODELS
+    gate = Gate(row["scope"], model)
+    return BrakedError(gate, row["reason"], row["message"], row["details"])
 
 
 def _fence(fence: Fence) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from vidgen_worker.providers import Provider
 from vidgen_worker.queue import CancelAskedError, Queue, Reported
 from vidgen_worker.scratch import Scratch
 from vidgen_worker.storage import Storage
-from vidgen_worker.storm import StormWatch
 from vidgen_worker.task import StageName, Task
 
 T = TypeVar("T")
@@ -43,6 +42,8 @@ class Run:
     """Output URLs as this attempt read them: minutes old, where they are good for a day."""
     inputs: str | None = None
     """The digest of the scene when the last stage ended: whether the next one reads it anew."""
+    alone: bool = False
+    """Whether nothing else may run beside it now; not while its generation is only polled."""
     concluding: bool = False
     """The end is being written: a verdict "lost" of a heartbeat may already be our own doing."""
 
@@ -80,7 +81,6 @@ class Tools:
     provider: Provider
     storage: Storage
     media: Media
-    storm: StormWatch
     license: Callable[[], Awaitable[None]]
     report: Callable[[Reported], None]
     turns: Turns

@@ -14,8 +14,13 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
+from vidgen_worker.errors import Fault
+
 PREFIX = "vidgen-worker-"
 LOCK = ".lock"
+PROBE = "probe"
+ROOM = 2**20
+"""Bytes that must be free: with less not even a small clip gets through."""
 SMALL = 2**20
 """Bytes of a file that is removed in a fraction of a millisecond; a large one takes a thread."""
 
@@ -33,6 +38,22 @@ class Scratch:
         self._endings = ("", *beside)
         self._free: list[Path] = []
         self._made = 0
+
+    def prove(self) -> None:
+        """Prove that a file of `ROOM` bytes can be written here; it is gone afterwards.
+
+        Raises Fault `scratch_unavailable`, which names the folder.
+        """
+        probe = self._folder / PROBE
+        try:
+            with probe.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, ROOM)
+        except OSError as error:
+            details = f"a file of {ROOM} bytes can't be written to {self._folder}: {error}"
+            raise Fault("scratch_unavailable", details=details) from error
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     @contextlib.asynccontextmanager
     async def file(self) -> AsyncIterator[Path]:

@@ -2,8 +2,8 @@
 
 Uploads overwrite (the paths are deterministic) and stream from the file. What passes by itself is
 tried again in place; every other failure is a `Fault` from `classify`, the one place that knows how
-Storage and its gateway answer. Never decides what follows, and never changes the settings of a
-bucket that exists.
+Storage and its gateway answer. `prove` finds out for free whether a worker may store here at all.
+Never decides what follows, and never changes the settings of a bucket that exists.
 """
 
 import asyncio
@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
 from httpx import codes
-from pydantic import ValidationError
 from storage3.exceptions import StorageApiError
 from storage3.types import CreateOrUpdateBucketOptions, FileOptions
 from storage3.utils import StorageException
@@ -49,6 +48,11 @@ CACHE_CONTROL = "3600"
 REMOVE_BATCH = 1000
 """Objects per removal: the most that Storage takes in one request."""
 
+PROBE = "vidgen-worker/probe"
+"""The object that a worker asks leave to upload, to prove that it may; it is never uploaded."""
+GLOBAL_BYTES = 50_000_000
+"""What every project takes: no plan's own limit is lower."""
+
 T = TypeVar("T")
 
 # What supabase-py lets through: its own errors, httpx's, and those of reading a broken answer.
@@ -79,6 +83,61 @@ class Bucket:
     public: bool
     max_bytes: int
     media_types: tuple[str, ...]
+    least_bytes: int = 0
+    """An existing bucket that takes less would refuse outputs that are nothing out of the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A bucket as it is. None: no limit of its own, any media type."""
+
+    public: bool
+    max_bytes: int | None
+    media_types: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A setting of a bucket that does not fit; a `fatal` one loses outputs, or shows them."""
+
+    bucket: str
+    setting: str
+    value: str
+    wanted: str
+    fatal: bool = True
+
+    @property
+    def remedy(self) -> str:
+        """What an operator does about it."""
+        return f"Dashboard → Storage → {self.bucket} → Edit bucket: {self.wanted}"
+
+    def __str__(self) -> str:
+        """What is wrong, and what to do."""
+        return f"bucket {self.bucket}: {self.setting} is {self.value}. {self.remedy}"
+
+
+def misfits(wanted: Bucket, found: Found) -> list[Misfit]:
+    """Compare a bucket with what the settings ask of it."""
+    wrong = []
+    if found.public != wanted.public:
+        is_, should = ("public", "private") if found.public else ("private", "public")
+        wrong.append(Misfit(wanted.name, "visibility", is_, f"make it {should}"))
+    limit, least = found.max_bytes, min(wanted.least_bytes or wanted.max_bytes, wanted.max_bytes)
+    if limit is not None and limit < wanted.max_bytes:
+        said = f"raise file_size_limit to {wanted.max_bytes} bytes"
+        fatal = limit < least
+        wrong.append(Misfit(wanted.name, "file_size_limit", f"{limit} bytes", said, fatal=fatal))
+    refused = [type_ for type_ in wanted.media_types if not _takes(found.media_types, type_)]
+    if refused:
+        value = ", ".join(found.media_types or ())
+        said = f"add {', '.join(refused)} to allowed_mime_types, or allow any"
+        wrong.append(Misfit(wanted.name, "allowed_mime_types", value, said))
+    return wrong
+
+
+def _takes(patterns: tuple[str, ...] | None, media_type: str) -> bool:
+    """Whether allowed media types include this one; as Storage does it: image/* is a wildcard."""
+    return not patterns or bool({media_type, f"{media_type.partition('/')[0]}/*"} & {*patterns})
 
 
 class Storage:
@@ -99,6 +158,7 @@ class Storage:
     ) -> None:
         self._url = url.rstrip("/")
         self._key = key
+        self._headers = {"apikey": key, "authorization": f"Bearer {key}"}
         self._buckets: Mapping[str, Bucket] = {bucket.name: bucket for bucket in buckets}
         seconds = timeout.total_seconds()
         # HTTP/1.1, because idle and long HTTP/2 connections of supabase-py drop requests
@@ -115,6 +175,8 @@ class Storage:
             max=LONGEST_WAIT.total_seconds(),
             jitter=first_wait.total_seconds(),
         )
+        self._unfit: dict[str, list[Misfit]] = {}
+        """What did not fit, by bucket, when a bucket was looked at last."""
         self._client: AsyncClient | None = None
         self._opening = asyncio.Lock()
 
@@ -140,15 +202,75 @@ class Storage:
         """Close the connections."""
         await self._http.aclose()
 
+    async def look(self, bucket: Bucket) -> tuple[Found | None, list[Misfit]]:
+        """Read a bucket and compare it with the settings; None when it is missing. Raises Fault."""
+        try:
+            found = await self._persist(
+                f"reading bucket {bucket.name}", lambda: self._describe(bucket.name)
+            )
+        except Fault as fault:
+            if fault.name != "bucket_missing":
+                raise
+            return None, []
+        wrong = misfits(bucket, found)
+        self._unfit[bucket.name] = [one for one in wrong if one.fatal]
+        return found, wrong
+
+    async def may_store(self, bucket: str) -> None:
+        """Ask leave to upload, which writes nothing that stays. Raises Fault.
+
+        Storage tries the object's row under the key's own role, and takes it back: a key that row
+        level security holds back, and a database that is read-only, are refused here.
+        """
+
+        async def ask() -> None:
+            # storage3's own verb for it asks without upsert, which needs another right.
+            address = f"{self._url}/storage/v1/object/upload/sign/{quote(bucket)}/{PROBE}"
+            headers = {**self._headers, "x-upsert": "true"}
+            _checked(await self._http.post(address, json={}, headers=headers))
+
+        await self._persist(f"asking leave to upload to {bucket}", ask)
+
+    async def prove(self) -> list[Misfit]:
+        """Prove, for free, that outputs can be stored here: the buckets exist, fit, and take them.
+
+        Returns what does not fit and may be lived with. Raises Fault `storage_misconfigured`,
+        `storage_denied`, `storage_unavailable` or `storage_refused`.
+        """
+        noted: list[Misfit] = []
+        for bucket in self._buckets.values():
+            found, wrong = await self.look(bucket)
+            if found is None:
+                await self._create(bucket)
+                _, wrong = await self.look(bucket)
+            noted += wrong
+        _raise_if_unfit(noted)
+        for bucket in self._buckets.values():
+            await self.may_store(bucket.name)
+        return noted
+
+    async def _describe(self, bucket: str) -> Found:
+        address = f"{self._url}/storage/v1/bucket/{quote(bucket)}"
+        answer = _checked(await self._http.get(address, headers=self._headers))
+        if not isinstance(answer, dict) or not isinstance(answer.get("public"), bool):
+            raise TypeError("the answer does not describe a bucket")
+        limit, types = answer.get("file_size_limit"), answer.get("allowed_mime_types")
+        return Found(
+            answer["public"],
+            int(limit) if limit else None,  # 0 is none, to Storage too
+            None if types is None else tuple(str(type_) for type_ in types),
+        )
+
     async def ensure_buckets(self) -> None:
         """Create every missing bucket of the settings. Raises Fault."""
         for bucket in self._buckets.values():
-            await self.ensure_bucket(
-                bucket.name,
-                public=bucket.public,
-                max_bytes=bucket.max_bytes,
-                media_types=bucket.media_types,
-            )
+            await self._create(bucket)
+
+    async def _create(self, bucket: Bucket) -> None:
+        await self.ensure_bucket(
+            bucket.name, public=bucket.public, max_bytes=bucket.max_bytes,
+            media_types=bucket.media_types,
+        )  # fmt: skip
 
     async def ensure_bucket(
         self, name: str, *, public: bool, max_bytes: int, media_types: Sequence[str]
@@ -160,19 +282,11 @@ class Storage:
         """
         client = await self._open()
 
-        async def exists() -> None:
-            try:
-                await client.storage.get_bucket(name)
-            except ValidationError:
-                # Storage described the bucket, only not as this storage3 expects it (an owner
-                # that is null, say): it exists.
-                return
-
         async def create(options: CreateOrUpdateBucketOptions) -> None:
             await client.storage.create_bucket(name, options=options)
 
         try:
-            await self._persist(f"reading bucket {name}", exists)
+            await self._persist(f"reading bucket {name}", lambda: self._describe(name))
         except Fault as fault:
             if fault.name != "bucket_missing":
                 raise
@@ -196,11 +310,17 @@ class Storage:
     async def put(self, bucket: str, path: str, file: Path, media_type: str) -> None:
         """Upload `file`, over whatever is there; a missing bucket is created once.
 
-        Raises Fault `storage_unavailable`, `storage_denied` or `storage_refused`.
+        Raises Fault `storage_unavailable`, `storage_denied`, `storage_misconfigured`,
+        `upload_refused`, or `storage_refused` where this one file is at fault.
         """
         what = f"uploading {bucket}/{path}"
-        if file.stat().st_size == 0:  # noqa: ASYNC240 - a few microseconds, less than a thread's hop
+        size = file.stat().st_size  # noqa: ASYNC240 - a few microseconds, less than a thread's hop
+        if size == 0:
             raise Fault("storage_refused", details=f"{what}: the file is empty, nothing was sent")
+        if self._unfit.get(bucket):
+            # Not into a bucket that shows it to everybody, say; it may be put right by now.
+            await self.look(self._buckets[bucket])
+            _raise_if_unfit(self._unfit[bucket])
         client = await self._open()
         options: FileOptions = {
             "content-type": media_type,  # the default is text/plain, whatever the bytes are
@@ -214,19 +334,43 @@ class Storage:
         try:
             await self._persist(what, upload)
         except Fault as fault:
+            if fault.name == "storage_refused":
+                raise await self._verdict(bucket, size, fault) from fault
             if fault.name != "bucket_missing":
                 raise
             await self._create_again(bucket, fault)
-            await self._persist(what, upload)
+            try:
+                await self._persist(what, upload)
+            except Fault as again:
+                if again.name != "storage_refused":
+                    raise
+                raise await self._verdict(bucket, size, again) from again
+
+    async def _verdict(self, bucket: str, size: int, refused: Fault) -> Fault:
+        """Whose fault a refused upload is: the bucket's settings', this file's, or the store's."""
+        known = self._buckets.get(bucket)
+        if known is None:
+            return refused
+        try:
+            found, wrong = await self.look(known)
+        except Fault as fault:
+            details = f"{refused.details}; {fault.details}"
+            return Fault("upload_refused", details=details)
+        fatal = [one for one in wrong if one.fatal]
+        if fatal:
+            return _unfit(fatal)
+        too_large = _status(refused.__cause__) == codes.REQUEST_ENTITY_TOO_LARGE
+        limit = GLOBAL_BYTES if found is None or found.max_bytes is None else found.max_bytes
+        if too_large and size > min(limit, GLOBAL_BYTES):
+            return refused
+        return Fault("upload_refused", details=refused.details)
 
     async def _create_again(self, bucket: str, fault: Fault) -> None:
         known = self._buckets.get(bucket)
         if known is None:
             details = f"{fault.details}; {bucket} is not a bucket of the settings, so it stays so"
             raise Fault("storage_refused", details=details) from fault
-        await self.ensure_bucket(
-            bucket, public=known.public, max_bytes=known.max_bytes, media_types=known.media_types
-        )
+        await self._create(known)
 
     def public_url(self, bucket: str, path: str) -> str:
         """Return the URL by which anybody may read an object of a public bucket."""
@@ -311,6 +455,31 @@ class Storage:
         return max(self._backoff(state), (asked or timedelta()).total_seconds())
 
 
+def _unfit(wrong: Sequence[Misfit]) -> Fault:
+    return Fault("storage_misconfigured", details="; ".join(str(one) for one in wrong))
+
+
+def _raise_if_unfit(wrong: Sequence[Misfit]) -> None:
+    fatal = [one for one in wrong if one.fatal]
+    if fatal:
+        raise _unfit(fatal)
+
+
+def _checked(response: httpx.Response) -> Any:  # noqa: ANN401 - JSON
+    """Return what Storage answered. Raises as storage3 does, for `classify`."""
+    try:
+        response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        try:
+            body = response.json()
+            refusal = StorageApiError(body["message"], body["error"], body["statusCode"])
+        except (KeyError, TypeError, ValueError) as odd:
+            message = f"Unable to parse error message: {response.text[:500]}"
+            raise StorageApiError(message, "InternalError", response.status_code) from odd
+        raise refusal from error
+    return response.json()
+
+
 async def _created(creating: Awaitable[None]) -> bool:
     """Await the creation of a bucket; False if somebody else was faster."""
     try:
@@ -335,7 +504,7 @@ def classify(error: BaseException, what: str) -> Fault:
     )
 
 
-def _fault_name(error: BaseException, status: int | None) -> str:
+def _fault_name(error: BaseException, status: int | None) -> str:  # noqa: PLR0911 - a table
     match error, status:
         case AsyncSupabaseException() | httpx.InvalidURL() | httpx.UnsupportedProtocol(), _:
             return "storage_denied"  # an address or a key that can't be right
@@ -343,6 +512,8 @@ def _fault_name(error: BaseException, status: int | None) -> str:
             return "storage_denied"
         case StorageApiError(message="Bucket not found"), _:
             return "bucket_missing"
+        case StorageApiError(message=str(message)), codes.NOT_FOUND if message.startswith("Route "):
+            return "storage_denied"  # no Storage at this address, whatever else is
         case StorageApiError(code=code), int(status):
             if status in _PASSING or status >= codes.INTERNAL_SERVER_ERROR:
                 return "storage_unavailable"

@@ -21,7 +21,7 @@ from vidgen_worker.generating import Generating
 from vidgen_worker.providers import Generation
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, Order, Stage
-from vidgen_worker.storm import PROVIDER_STORM, Part
+from vidgen_worker.storm import PROVIDER_STORM
 from vidgen_worker.task import Artifact
 
 FETCH_TRIES = 3
@@ -56,7 +56,6 @@ class Storing:
             await self._run.unless_cancelled(
                 storage.put(artifact.bucket, artifact.path, file, stage.media_type)
             )
-            self._tools.storm.passed(Part.STORAGE, self._order.request.model)
             emit(OutputUploaded(
                 fence=self._fence, stage=stage.name, generation=generation.id,
                 bucket=artifact.bucket, path=artifact.path, size=size,
@@ -64,7 +63,7 @@ class Storing:
             ))  # fmt: skip
         url = storage.public_url(artifact.bucket, artifact.path) if stage is IMAGE else None
         finished = await self._queue.finish_stage(
-            self._fence, stage.name, artifact, url, stage.stored
+            self._fence, stage.name, self._order.request.model, artifact, url, stage.stored
         )
         emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
         self._run.inputs = finished.inputs
@@ -73,7 +72,6 @@ class Storing:
     async def _went_well(self) -> None:
         """The provider has delivered: no storm any more, where this task was let through to try."""
         model = self._order.request.model
-        self._tools.storm.passed(Part.GENERATION, model)
         gate = self._run.trial
         if gate is None or gate.model != model or self._stage.name not in self._run.submitted:
             return

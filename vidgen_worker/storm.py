@@ -1,119 +1,121 @@
-"""Storms: when failures stop being about single tasks, nothing more is paid for until it passes.
+"""Brakes: when a trouble stops being about single tasks, nothing more is paid for until it passes.
 
-Each worker remembers the last results of each model, and of the file store, in memory. Half of
-them bad is a storm: the caller closes the gate for everybody, with the reason found here. What a
-single task deserves is decided by the table of faults, and this never changes it. No I/O.
+A fault that shows after money was spent is noted for all workers at once (`vidgen.troubles`), by
+what it is about and by model. Three tasks in a row close the gate; from the first one on only so
+many submissions more begin, because their end takes minutes. A stage that is stored forgets it.
+Where the input may be to blame, users are counted in place of tasks. No I/O.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from uuid import UUID
 
-from vidgen_worker.gates import ALL_MODELS, Scope
-from vidgen_worker.lease import boot_time
+from vidgen_worker.gates import Scope
 
-WINDOW = 20
-"""How many results count: one round of a worker's default 20 tasks."""
-THRESHOLD = WINDOW // 2
-"""So many bad ones are a storm. Where one in ten fails by chance, ten of twenty do so seven times
-in a million; and until it closes, a dead provider has cost a worker at most ten generations beyond
-those that were in flight."""
-PER_USER = THRESHOLD // 2
-"""Failed generations of one user count at most so often: odd prompts of one user close nothing."""
-MEMORY = timedelta(minutes=10)
-"""A result is forgotten after this: ten failures in a day are no storm."""
+IN_A_ROW = 3
+"""So many tasks, or users, without one that went well between them close a gate."""
+ALLOWANCE = 3
+"""So many paid submissions may still begin once a trouble shows that is no input's fault."""
 
 PROVIDER_STORM = "PROVIDER_STORM"
-STORAGE_STORM = "STORAGE_UNAVAILABLE"
+PROVIDER_MESSAGE = "Video generation is paused: the provider is out of order."
+STORAGE_MESSAGE = "Video generation is paused: the file store is out of order."
+DATABASE_MESSAGE = "Video generation is paused: the application's database refuses its results."
+MACHINE_MESSAGE = "Video generation is paused: a machine of the service is out of order."
 
 
 class Part(StrEnum):
-    """What a result is about: each part has a window of its own, because one passes alone."""
+    """What part of the work a trouble is about: each counts by itself."""
 
     SUBMIT = "submit"
     GENERATION = "generation"
+    OUTPUT = "output"
     STORAGE = "storage"
-
-
-PART_OF_FAULT: Mapping[str, Part] = MappingProxyType(
-    {
-        "provider_unreachable": Part.SUBMIT,
-        "submission_unknown": Part.SUBMIT,
-        "generation_gone": Part.GENERATION,
-        "generation_failed": Part.GENERATION,
-        "generation_overdue": Part.GENERATION,
-        "output_undecodable": Part.GENERATION,
-        "output_broken": Part.GENERATION,
-        "storage_unavailable": Part.STORAGE,
-    }
-)
-"""The faults that may make a storm; every other row of the table says enough by itself."""
+    MACHINE = "machine"
+    DATABASE = "database"
 
 
 @dataclass(frozen=True, slots=True)
-class Storm:
-    """A gate to close: `message` is for the users, `details` for the log."""
+class Brake:
+    """What one row of the fault table does when it comes again and again.
+
+    `input_to_blame`: one user's prompt or picture may cause it, so distinct users count. `at_once`:
+    the first one is enough, because the fault itself says that it is everybody's.
+    """
 
     scope: Scope
-    model: str
+    part: Part
     reason: str
     message: str
-    details: str
+    input_to_blame: bool = False
+    at_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    at: float
-    user: UUID | None
-    fault: str | None
+_SUBMIT = Brake(Scope.MODEL, Part.SUBMIT, PROVIDER_STORM, PROVIDER_MESSAGE)
+_GENERATION = Brake(Scope.MODEL, Part.GENERATION, PROVIDER_STORM, PROVIDER_MESSAGE)
+_BY_INPUT = Brake(
+    Scope.MODEL, Part.GENERATION, PROVIDER_STORM, PROVIDER_MESSAGE, input_to_blame=True
+)
 
+BRAKES: Mapping[str, Brake] = MappingProxyType(
+    {
+        "provider_unreachable": _SUBMIT,
+        "submission_unknown": _SUBMIT,
+        "generation_unavailable": _GENERATION,
+        "generation_gone": _BY_INPUT,
+        "generation_failed": _BY_INPUT,
+        "generation_overdue": _BY_INPUT,
+        "frame_refused": _BY_INPUT,
+        "output_undecodable": _BY_INPUT,
+        "output_broken": _BY_INPUT,
+        "output_too_large": _BY_INPUT,
+        "output_unavailable": Brake(
+            Scope.MODEL, Part.OUTPUT, "OUTPUT_UNAVAILABLE", PROVIDER_MESSAGE
+        ),
+        "storage_unavailable": Brake(
+            Scope.STORAGE, Part.STORAGE, "STORAGE_UNAVAILABLE", STORAGE_MESSAGE
+        ),
+        "upload_refused": Brake(Scope.STORAGE, Part.STORAGE, "STORAGE_REFUSED", STORAGE_MESSAGE),
+        "storage_refused": Brake(
+            Scope.STORAGE, Part.STORAGE, "STORAGE_REFUSED", STORAGE_MESSAGE, input_to_blame=True
+        ),
+        "scratch_unavailable": Brake(
+            Scope.MACHINE, Part.MACHINE, "SCRATCH_UNAVAILABLE", MACHINE_MESSAGE, at_once=True
+        ),
+        "row_refused": Brake(
+            Scope.ACCOUNT, Part.DATABASE, "ROW_REFUSED", DATABASE_MESSAGE, input_to_blame=True
+        ),
+        "internal_error": Brake(Scope.MACHINE, Part.MACHINE, "INTERNAL_ERROR", MACHINE_MESSAGE),
+    }
+)
+"""By row of the fault table. Every other row costs nothing, closes a gate by itself, or is a
+verdict about one input (`NEVER`): a test knows them all."""
 
-class StormWatch:
-    """One worker's memory of what went well and what did not."""
-
-    def __init__(self, clock: Callable[[], float] = boot_time) -> None:
-        self._clock = clock
-        self._windows: dict[tuple[Part, str], deque[_Result]] = {}
-
-    def passed(self, part: Part, model: str) -> None:
-        """Note that a part of the work went well."""
-        self._window(part, model).append(_Result(self._clock(), None, None))
-
-    def failed(self, fault: str, model: str, user: UUID) -> Storm | None:
-        """Note a fault; return the gate to close when it makes a storm. Then it counts anew."""
-        part = PART_OF_FAULT.get(fault)
-        if part is None:
-            return None
-        window = self._window(part, model)
-        window.append(_Result(self._clock(), user, fault))
-        bad = [r for r in window if r.fault and r.at > self._clock() - MEMORY.total_seconds()]
-        if _weight(part, bad) < THRESHOLD:
-            return None
-        kinds = Counter(result.fault for result in bad)
-        details = f"{len(bad)} of the last {len(window)} results: " + ", ".join(
-            f"{count} {name}" for name, count in kinds.most_common()
-        )
-        window.clear()
-        return _storm(part, model, details)
-
-    def _window(self, part: Part, model: str) -> deque[_Result]:
-        key = (part, ALL_MODELS if part is Part.STORAGE else model)
-        return self._windows.setdefault(key, deque(maxlen=WINDOW))
-
-
-def _weight(part: Part, bad: list[_Result]) -> int:
-    if part is not Part.GENERATION:
-        return len(bad)
-    return sum(min(count, PER_USER) for count in Counter(result.user for result in bad).values())
-
-
-def _storm(part: Part, model: str, details: str) -> Storm:
-    if part is Part.STORAGE:
-        message = "Video generation is paused: the file store is out of order."
-        return Storm(Scope.STORAGE, ALL_MODELS, STORAGE_STORM, message, details)
-    message = "Video generation is paused: the provider is out of order."
-    return Storm(Scope.MODEL, model, PROVIDER_STORM, message, details)
+NEVER: Mapping[str, str] = MappingProxyType(
+    {
+        "scene_not_found": "about the scene; nothing is paid",
+        "scene_invalid": "about the scene; nothing is paid",
+        "resolution_unsupported": "about the scene; nothing is paid",
+        "insufficient_credits": "about the user; nothing is paid",
+        "price_missing": "nothing is paid; the stages that are paid have their price in the hold",
+        "request_refused": "about the input; nothing is paid",
+        "provider_unfunded": "closes its gate",
+        "provider_denied": "closes its gate",
+        "provider_quota": "closes its gate",
+        "provider_busy": "nothing is paid",
+        "poll_failed": "says nothing about the generation, which is followed on",
+        "poll_denied": "says nothing about the generation, which is followed on",
+        "content_rejected": "a verdict about the input",
+        "asset_invalid": "a verdict about the input",
+        "bucket_missing": "put right in place",
+        "storage_denied": "closes its gate",
+        "storage_misconfigured": "closes its gate",
+        "database_transient": "nothing is paid without the database",
+        "lease_lost": "another worker goes on",
+        "cancelled": "its owner asked",
+        "draining": "another worker goes on",
+        "worker_lost": "counted by deaths",
+    }
+)
+"""Why these rows have no brake."""

@@ -29,7 +29,6 @@ from vidgen_worker.providers.runway_inputs import with_frame
 from vidgen_worker.queue import CancelAskedError, LeaseLostError, Loaded
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, Order, Stage
-from vidgen_worker.storm import Part
 from vidgen_worker.task import Answer, StageName
 
 ANSWER_POLL = timedelta(seconds=1)
@@ -173,7 +172,6 @@ class Submitting:
             if not mine:
                 raise LeaseLostError(str(self._fence.task_id)) from fault
             raise
-        self._tools.storm.passed(Part.SUBMIT, request.model)
         emit(SubmissionAnswered(
             fence=self._fence, stage=stage.name, submission=submission_id,
             generation=accepted.generation_id, estimated_cost=accepted.estimated_cost,

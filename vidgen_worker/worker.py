@@ -29,7 +29,6 @@ from vidgen_worker.db import (
 )
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
-    BucketsUnchecked,
     ClaimsDisabled,
     GenerationLeftRunning,
     LeaseLost,
@@ -54,6 +53,7 @@ from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
 from vidgen_worker.queue import (
+    BrakedError,
     CancelAskedError,
     GateClosedError,
     Key,
@@ -61,12 +61,12 @@ from vidgen_worker.queue import (
     NoSlotError,
     Queue,
     Reported,
+    RowRefusedError,
     SubmissionCapError,
 )
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.scratch import Scratch, scratch_folder
 from vidgen_worker.storage import Bucket, Storage
-from vidgen_worker.storm import StormWatch
 from vidgen_worker.task import Fence, Task
 
 REPORT_EVERY = timedelta(seconds=1)
@@ -85,10 +85,12 @@ IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
+LEAST_IMAGE_BYTES, LEAST_VIDEO_BYTES = 5_000_000, 20_000_000
+"""What a bucket must take: a large still, and ten seconds of a rich clip."""
 EXIT_OK, EXIT_FORCED = 0, 1
 EXPECTED_OF_A_POST = (
-    Fault, LeaseLostError, CancelAskedError, GateClosedError, NoSlotError, SubmissionCapError,
-    DatabaseUnavailableError,
+    Fault, LeaseLostError, CancelAskedError, GateClosedError, BrakedError, NoSlotError,
+    SubmissionCapError, RowRefusedError, DatabaseUnavailableError,
 )  # fmt: skip
 REGISTER_SELDOM = 60.0
 """Seconds between two tries to register at the most."""
@@ -116,7 +118,6 @@ class Worker:
         self.queue = self._new_queue()
         self.listener = Listener(url, self._woken, self.databases.outage)
         self.janitor = Janitor(self)
-        self.storm = StormWatch()
         self.running: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
         self.posting: set[asyncio.Task[UUID]] = set()
         self.stopping = asyncio.Event()
@@ -158,7 +159,6 @@ class Worker:
                     asyncio.create_task(self._turning(name, loop, drain=drain), name=name)
                     for name, loop, drain in self._loops()
                 ]
-                loops.append(asyncio.create_task(self._ensure_buckets()))
                 if self.settings.vidgen_listen != "off":
                     listen = functools.partial(self.listener.run, self.queue.worker_id)
                     loops.append(asyncio.create_task(self._turning("listen", listen, drain=True)))
@@ -192,6 +192,15 @@ class Worker:
 
     def _new_queue(self) -> Queue:
         return Queue(self.databases, self.settings, self.key, self._gives_up)
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._wake.set()
+
+    async def machine_works(self) -> None:
+        """Prove, for free, that outputs can be kept and looked at here. Raises Fault."""
+        await asyncio.to_thread(self._scratch.prove)
+        await self.media.prove()
 
     def stop(self) -> None:
         """Begin to drain."""
@@ -235,13 +244,6 @@ class Worker:
             return True
         await end_all({working}, LOOPS_END)
         return False
-
-    async def _ensure_buckets(self) -> None:
-        """Create missing buckets early; an upload that finds one missing does it again."""
-        try:
-            await self.storage.ensure_buckets()
-        except Fault as fault:
-            emit(BucketsUnchecked(code=fault.code, details=fault.details))
 
     def _loops(self) -> list[tuple[str, Callable[[], Awaitable[None]], bool]]:
         """Name and loop of everything that turns, and whether it does so while draining too."""
@@ -322,15 +324,19 @@ class Worker:
                 await self._wake.wait()
 
     def _claims(self) -> bool:
-        """Whether this worker claims at all now."""
-        enabled = self.settings.runwayml_enabled
+        """Whether this worker claims at all now.
+
+        Not before the file store and this machine have proven that they can keep what is paid for,
+        and not while a gate says that this machine can't.
+        """
+        enabled = self.settings.runwayml_enabled and self.janitor.proven()
         return enabled and not self.stopping.is_set() and self.lease.held()
 
     def _slots(self) -> int:
         """How many tasks may be claimed now."""
         if not self._claims():
             return 0
-        if any(run.task.alone for run, _ in self.running.values()):
+        if any(run.alone for run, _ in self.running.values()):
             return 0
         if self._making_room and self.running:
             return 0
@@ -383,7 +389,7 @@ class Worker:
 
     def _start(self, claimed: list[tuple[Task, float]], trial: Gate | None = None) -> None:
         for task, waited in claimed:
-            run = Run(task, trial=trial)
+            run = Run(task, trial=trial, alone=task.alone)
             if task.cancel_requested:
                 run.cancel.set()
             emit(TaskStarted(
@@ -396,8 +402,8 @@ class Worker:
         task = run.task
         tools = Tools(
             settings=self.settings, queue=self.queue, provider=self.provider,
-            storage=self.storage, media=self.media, storm=self.storm, license=self._license,
-            report=self._report, turns=self.turns, scratch=self._scratch,
+            storage=self.storage, media=self.media, license=self._license, report=self._report,
+            turns=self.turns, scratch=self._scratch,
         )  # fmt: skip
         try:
             await attempt(tools, run)
@@ -683,10 +689,12 @@ def buckets(settings: Settings) -> tuple[Bucket, Bucket]:
         Bucket(
             settings.storage_bucket_images, public=True,
             max_bytes=settings.vidgen_max_image_bytes, media_types=("image/png",),
+            least_bytes=LEAST_IMAGE_BYTES,
         ),
         Bucket(
             settings.storage_bucket_videos, public=False,
             max_bytes=settings.vidgen_max_video_bytes, media_types=("video/mp4",),
+            least_bytes=LEAST_VIDEO_BYTES,
         ),
     )  # fmt: skip
 

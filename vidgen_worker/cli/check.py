@@ -34,6 +34,8 @@ from vidgen_worker.logging_setup import escape
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
+from vidgen_worker.storage import Bucket, Misfit, Storage
+from vidgen_worker.worker import buckets
 
 OLDEST_POSTGRES = 150_000
 LISTEN_SECONDS = 2.0
@@ -138,10 +140,24 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
         )
         yield Finding("Storage", State.BAD, said, remedy)
         return
-    found = {bucket["name"]: bool(bucket["public"]) for bucket in answer.json()}
-    yield Finding("Storage", State.OK, f"{settings.supabase_url}, {len(found)} bucket(s)")
-    yield _bucket("stills", settings.storage_bucket_images, found, public=True)
-    yield _bucket("clips", settings.storage_bucket_videos, found, public=False)
+    yield Finding("Storage", State.OK, f"{settings.supabase_url} answers")
+    yield from asyncio.run(look_at_buckets(settings))
+
+
+async def look_at_buckets(settings: Settings) -> list[Finding]:
+    """Compare both buckets with the settings, and ask leave to upload; nothing is written."""
+    key = settings.supabase_service_role_key.get_secret_value()
+    wanted = buckets(settings)
+    storage = Storage(
+        settings.supabase_url, key, buckets=wanted, timeout=timedelta(seconds=HTTP_SECONDS)
+    )
+    findings: list[Finding] = []
+    try:
+        for purpose, bucket in zip(("stills", "clips"), wanted, strict=True):
+            findings += await _bucket(storage, purpose, bucket)
+    finally:
+        await storage.aclose()
+    return findings
 
 
 def check_runway(settings: Settings) -> Iterator[Finding]:
@@ -298,15 +314,31 @@ def _account(settings: Settings, workers: list[dict[str, Any]]) -> Finding:
     )
 
 
-def _bucket(purpose: str, name: str, found: dict[str, bool], *, public: bool) -> Finding:
-    what = f"Bucket {name}"
-    if name not in found:
-        return Finding(what, State.NOTE, f"for {purpose}: missing; the worker creates it")
-    wanted = "public" if public else "private"
-    if found[name] is public:
-        return Finding(what, State.OK, f"for {purpose}, {wanted}")
-    said = f"for {purpose}: it must be {wanted}"
-    return Finding(what, State.BAD, said, f"Dashboard → Storage → {name} → Edit: make it {wanted}.")
+async def _bucket(storage: Storage, purpose: str, bucket: Bucket) -> list[Finding]:
+    what = f"Bucket {bucket.name}"
+    remedy = "Copy SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY again: the project's secret key."
+    found = None
+    wrong: list[Misfit] = []
+    try:
+        found, wrong = await storage.look(bucket)
+        await storage.may_store(bucket.name)
+    except Fault as fault:
+        if found is None and fault.name == "storage_refused":
+            # Only a key that may write is told that there is no bucket to write to.
+            return [Finding(what, State.NOTE, f"for {purpose}: missing; the worker creates it")]
+        return [Finding(what, State.BAD, f"for {purpose}: {fault.code}: {fault.details}", remedy)]
+    if found is None:
+        return [Finding(what, State.NOTE, f"for {purpose}: missing; the worker creates it")]
+    if not wrong:
+        shown = "public" if bucket.public else "private"
+        return [Finding(what, State.OK, f"for {purpose}, {shown}")]
+    return [
+        Finding(
+            what, State.BAD if one.fatal else State.NOTE,
+            f"for {purpose}: {one.setting} is {one.value}", one.remedy,
+        )
+        for one in wrong
+    ]  # fmt: skip
 
 
 def _model(model: str, account: Account) -> Finding:

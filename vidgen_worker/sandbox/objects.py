@@ -50,6 +50,7 @@ DUPLICATE = StorageRefusalError(409, "Duplicate", "The resource already exists")
 TOO_LARGE = StorageRefusalError(
     413, "Payload too large", "The object exceeded the maximum allowed size"
 )
+NO_RELATION = StorageRefusalError(404, "Not found", "The related resource does not exist")
 REFUSED_BY_POLICY = StorageRefusalError(
     403, "Unauthorized", "new row violates row-level security policy"
 )
@@ -199,17 +200,26 @@ class ObjectStore:
         check_key(name)
         async with self._acting_as(SUPERUSER) as connection:
             row = await _bucket_row(connection, bucket)
-        async with self._acting_as(caller) as connection:
-            await connection.execute(
-                _insert(upsert=upsert), [bucket, name, caller.user_id, None, None, None, None]
-            )
-            await connection.rollback()
+        await self.check_permission(caller, bucket, name, upsert=upsert)
         allowed = row["allowed_mime_types"]
         if allowed and not any(_matches(media_type, pattern) for pattern in allowed):
             raise StorageRefusalError(
                 415, "invalid_mime_type", f"mime type {media_type} is not supported"
             )
         return min(self._largest_bytes, row["file_size_limit"] or self._largest_bytes)
+
+    async def check_permission(
+        self, caller: Caller, bucket: str, name: str, *, upsert: bool
+    ) -> None:
+        """Write the object's row under the caller's role and take it back.
+
+        Raises `StorageRefusalError`.
+        """
+        async with self._acting_as(caller) as connection:
+            await connection.execute(
+                _insert(upsert=upsert), [bucket, name, caller.user_id, None, None, None, None]
+            )
+            await connection.rollback()
 
     async def put(self, caller: Caller, bucket: str, name: str, incoming: Incoming) -> str:
         """Make a received file the object; return the object's id. Raises `StorageRefusalError`."""
@@ -346,6 +356,8 @@ class ObjectStore:
             raise DUPLICATE from error
         except errors.InsufficientPrivilege as error:
             raise REFUSED_BY_POLICY from error
+        except errors.ForeignKeyViolation as error:
+            raise NO_RELATION from error
         except (errors.QueryCanceled, errors.LockNotAvailable) as error:
             raise TIMED_OUT from error
         except (psycopg.OperationalError, PoolTimeout) as error:
@@ -412,7 +424,7 @@ def _bytes_of(limit: object) -> int | None:
 
 def _matches(media_type: str, pattern: str) -> bool:
     given = media_type.partition(";")[0].strip().lower()
-    kind, _, subtype = pattern.lower().partition("/")
+    kind, _, subtype = pattern.partition("/")
     return given == f"{kind}/{subtype}" or (subtype == "*" and given.startswith(f"{kind}/"))
 
 

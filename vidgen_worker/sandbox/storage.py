@@ -43,11 +43,12 @@ __all__ = ["StorageDouble", "StorageFault"]
 MEBIBYTE = 1024 * 1024
 LARGEST_BYTES = 50 * MEBIBYTE
 DATABASE_SECONDS = 30.0
+SIGNED_UPLOAD_SECONDS = 2 * 3600
 CONNECT_SECONDS = 5.0
 ROLES = frozenset({"anon", "authenticated", "service_role"})
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body></html>"
 
-Kind = Literal["upload", "download", "sign", "bucket", "list", "info", "remove"]
+Kind = Literal["upload", "leave", "download", "sign", "bucket", "list", "info", "remove"]
 Handler = Callable[[Request, Caller], Awaitable[Response]]
 
 UNAUTHORIZED = StorageRefusalError(403, "Unauthorized", "Invalid Compact JWS")
@@ -114,6 +115,7 @@ class StorageDouble:
             route("bucket", bucket, self._update_bucket, "PUT"),
             route("bucket", bucket, self._delete_bucket, "DELETE"),
             route("bucket", f"{bucket}/empty", self._empty_bucket, "POST"),
+            route("leave", f"{objects}/upload/sign/{one}", self._sign_upload, "POST"),
             route("sign", f"{objects}/sign/{{bucket}}", self._sign_many, "POST"),
             route("sign", f"{objects}/sign/{one}", self._sign, "POST"),
             route("download", f"{objects}/sign/{one}", self._signed, "GET", is_open=True),
@@ -126,6 +128,7 @@ class StorageDouble:
             route("upload", f"{objects}/{one}", self._upload, "PUT"),
             route("remove", f"{objects}/{one}", self._remove_one, "DELETE"),
             route("remove", f"{objects}/{{bucket}}", self._remove, "DELETE"),
+            Route("/storage/v1/{path:path}", _no_route),
             Route("/sandbox/storage/faults", self._add_fault, methods=["PATCH"]),
             Route("/sandbox/storage/faults", self._clear_faults, methods=["DELETE"]),
             Route("/sandbox/storage/objects", self._show_objects, methods=["GET"]),
@@ -263,6 +266,21 @@ class StorageDouble:
         finally:
             temporary.unlink(missing_ok=True)
         return JSONResponse({"Key": f"{bucket}/{name}", "Id": object_id})
+
+    async def _sign_upload(self, request: Request, caller: Caller) -> Response:
+        """Give leave to upload, once the caller's role has written the row and taken it back."""
+        bucket, name = _bucket(request), _name(request)
+        upsert = request.headers.get("x-upsert") == "true"
+        await self._store.check_permission(caller, bucket, name, upsert=upsert)
+        claims = {
+            "url": f"{bucket}/{name}",
+            "scope": "upload",
+            "upsert": upsert,
+            "exp": int(time.time()) + SIGNED_UPLOAD_SECONDS,
+        }
+        token = jwt.encode(claims, self._url_secret, "HS256")
+        url = f"/object/upload/sign/{quote(bucket)}/{quote(name)}?token={token}"
+        return JSONResponse({"url": url, "token": token})
 
     async def _receive_form(  # noqa: PLR0913 - what an upload is
         self, request: Request, caller: Caller, bucket: str, name: str, file: Path, *, upsert: bool
@@ -429,6 +447,12 @@ class StorageDouble:
         await self._empty(SUPERUSER, _bucket(request))
         await self._store.delete_bucket(SUPERUSER, _bucket(request))
         return Response(status_code=204)
+
+
+def _no_route(request: Request) -> Response:
+    path = request.url.path.removeprefix("/storage/v1")
+    message = f"Route {request.method}:{path} not found"
+    return JSONResponse({"message": message, "error": "Not Found", "statusCode": 404}, 404)
 
 
 async def _fail(fault: StorageFault, request: Request) -> Response | None:
