@@ -147,6 +147,12 @@ def a_generation_nobody_follows(ground: Ground, hand: Hand) -> Parameters:
     return held.fence
 
 
+def a_task_that_waits(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand)
+    hand.about(held, "requeue", waiting=True)
+    return held.fence
+
+
 def held_tasks(ground: Ground, hand: Hand) -> Parameters:
     ground.held(hand)
     ground.held(hand, "start_task", *STAGE[:2])
@@ -290,6 +296,7 @@ STATES: Mapping[str, Prepare] = {
     "heartbeats": the_dead,
     "paid_submissions": a_generation_nobody_follows,
     "read_submission": a_generation_nobody_follows,
+    "waited": a_task_that_waits,
     "close_generation": a_generation_nobody_follows,
     "stray_submissions": a_generation_nobody_follows,
     "costs_to_read_again": a_failure_with_a_cost,
@@ -299,6 +306,7 @@ STATES: Mapping[str, Prepare] = {
     "hand_back": held_tasks,
     "leave": nothing,
     "retry_refused": refused_long_ago,
+    "refusing_users": nothing,
     "give_up_submissions": unanswered_of_long_ago,
     "close_gate": nothing,
     "note_trouble": a_trouble,
@@ -327,7 +335,8 @@ STATES: Mapping[str, Prepare] = {
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission",
-    "costs_to_read_again", "read_gates", "stands_aside", "fleet", "read_audit",
+    "costs_to_read_again", "waited", "read_gates", "stands_aside", "fleet", "read_audit",
+    "refusing_users",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

@@ -204,8 +204,12 @@ def listens(
 
     Raises psycopg.Error.
     """
-    ear.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-    mouth.execute(QUERIES["notify"], {"channel": channel})
+    with ear.transaction():
+        sessions.pin_transaction(ear)
+        ear.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+    with mouth.transaction():
+        sessions.pin_transaction(mouth)
+        mouth.execute(QUERIES["notify"], {"channel": channel})
     return any(True for _ in ear.notifies(timeout=seconds, stop_after=1))
 
 

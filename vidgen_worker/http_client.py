@@ -50,6 +50,8 @@ class HttpClient(httpx.AsyncClient):
             return await super().send(request, stream=True, **options)
         request.headers["accept-encoding"] = "identity"
         seconds = request.extensions.get("timeout", {}).get("read")
+        if "transfer-encoding" in request.headers:
+            seconds = None  # a body of unknown length: its reads and writes have their time-outs
         if seconds is not None:
             size = request.headers.get("content-length", "")
             seconds = 2 * seconds + (int(size) / SLOWEST_UPLOAD if size.isdecimal() else 0)

@@ -33,7 +33,7 @@ from vidgen_worker.gates import ALL_MODELS, Gate, Scope
 from vidgen_worker.generating import GIVEN_UP, end_at_provider
 from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import NotOursError
-from vidgen_worker.storm import BRAKES, PROVIDER_STORM
+from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM
 
 if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
@@ -306,6 +306,10 @@ class Janitor:
                 return None
         except Fault as fault:
             return fault.details
+        if reason == "ROW_REFUSED":
+            # What is set aside tries it again and again, and pays nothing.
+            users = await self._worker.queue.refusing_users()
+            return f"rows of {users} users refuse changes" if users >= IN_A_ROW else None
         try:
             account = await self._worker.provider.account()
         except Fault as fault:

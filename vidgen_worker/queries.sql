@@ -1448,6 +1448,15 @@ select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s
  order by r.until
  limit 100
 
+-- refusing_users --
+-- Whose tasks are set aside now, of those that were so for the first time in the last half hour: one
+-- that never takes its end keeps no gate closed.
+select count(distinct t.user_id) as users
+  from vidgen.set_aside as a
+  join vidgen.refusals as r on r.task_id = a.task_id
+  join public.video_generation_tasks as t on t.id = a.task_id
+ where r.since > now() - interval '30 minutes'
+
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
 -- that is closed already keeps its probes. The column key_fingerprint holds the scope.

@@ -585,6 +585,10 @@ class Queue:
                     tries=row["tries"], became=row["became"],
                 ))  # fmt: skip
 
+    async def refusing_users(self) -> int:
+        """Of how many users tasks are set aside now, because their rows refuse."""
+        return int((await self.db.once("refusing_users"))[0]["users"])
+
     # Gates.
 
     async def close_gate(
