@@ -97,8 +97,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         # Asked while nothing of it ran at the provider.
         return Cancelled()
     except (ProvenError, NotOursError):
-        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or it is seen
-        # from now on only by workers that may follow it.
+        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or only
+        # workers that may follow it see it from now on.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
