@@ -16,7 +16,13 @@ from tests.world import PATIENCE, World, recorded
 from vidgen_worker import events
 
 FIVE = 5
-SLOW = "[[slow 2s]]"
+SLOW = "[[slow 3s]]"
+
+
+@pytest.fixture(autouse=True)
+def _slots_for_all(world: World) -> None:
+    """So that stills are made at once, before anybody has read the account."""
+    world.environment = {"VIDGEN_IMAGE_SLOTS": "20", "VIDGEN_VIDEO_SLOTS": "20"}
 
 
 def orders(world: World, count: int = FIVE, words: str = SLOW) -> list[UUID]:
@@ -139,6 +145,7 @@ async def test_a_rotation_of_keys_loses_and_doubles_nothing(
 
 async def test_two_keys_of_one_account_share_its_tier(world: World) -> None:
     """Nothing is ever throttled, because nothing is ever sent beyond the limit."""
+    world.environment = {}
     world.runway.set(concurrency=2)
     async with world.worker(), world.worker(RUNWAYML_API_SECRET=world.runway.another_key()):
         rows = [await world.until(task) for task in orders(world, 6)]
@@ -207,6 +214,7 @@ async def test_strays_are_ended_by_the_account_that_made_them(world: World) -> N
         await world.beats(4)
         await stranger.janitor.end_strays()
         assert world.one("select ended_at from vidgen.submissions")["ended_at"] is None
+        world.sql("update vidgen.submissions set looked_at = null")
         await maker.janitor.end_strays()
     assert world.one("select ended_state from vidgen.submissions")["ended_state"] == "cancelled"
 
