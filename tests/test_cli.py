@@ -150,7 +150,7 @@ def test_an_unreadable_url_is_refused_without_showing_it(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://postgres:hun%ter22@host/db")
     result = cli("tasks", "list")
-    assert result.code == ExitCode.UNAVAILABLE
+    assert result.code == ExitCode.CONFIGURATION
     assert "Percent-encode" in result.err
     assert "ter22" not in result.err
 

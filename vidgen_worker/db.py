@@ -14,7 +14,6 @@ from datetime import timedelta
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, LiteralString, Self, cast
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
@@ -22,13 +21,15 @@ from psycopg import errors
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from vidgen_worker.database_url import DatabaseUrl
 from vidgen_worker.events import DatabaseTrouble, ListenChanged, emit
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.lease import boot_time
+from vidgen_worker.postgres_text import STORABLE
 
 Row = dict[str, Any]
 
 CHANNEL = "vidgen_tasks"
-TRANSACTION_POOLER_PORT = 6543
 STATEMENT_DEADLINE = timedelta(seconds=15)
 """After this a statement is given up, and sent again where it may be."""
 
@@ -162,7 +163,7 @@ class Database:
         self._url = url
         self._deadline = deadline.total_seconds()
         self._planned_once = planned_once
-        self._prepare = urlsplit(url).port != TRANSACTION_POOLER_PORT
+        self._prepare = not DatabaseUrl.read(url).pooled_by_transaction
         self._pool = AsyncConnectionPool(
             url,
             min_size=1,
@@ -176,6 +177,7 @@ class Database:
             kwargs={
                 **CONNECTION,
                 "autocommit": True,
+                "context": STORABLE,
                 "row_factory": dict_row,
                 "cursor_factory": psycopg.AsyncRawCursor,
             },
@@ -398,5 +400,4 @@ class Listener:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{type(error).__name__}: {text}"[:500]
+    return printable(f"{type(error).__name__}: {error}", 500)

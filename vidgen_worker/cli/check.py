@@ -29,7 +29,7 @@ from vidgen_worker.client import (
 )
 from vidgen_worker.config import Settings, effective, load
 from vidgen_worker.errors import Fault
-from vidgen_worker.logging_setup import escape
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
@@ -303,7 +303,7 @@ def _model(model: str, account: Account) -> Finding:
 
 def _line(finding: Finding) -> Text:
     line = Text.assemble(
-        MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), escape(finding.said)
+        MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), printable(finding.said)
     )
     if finding.remedy:
         line.append(f"\n    → {finding.remedy}", style="italic")
