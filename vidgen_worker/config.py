@@ -34,6 +34,8 @@ from vidgen_worker.foreign_text import printable
 from vidgen_worker.resolution import image_models, video_models
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_HARMLESS = re.compile(r"[\w .,:;+-]{1,30}")
+_KEYS = ("sb_", "sbp_", "key_", "eyJ")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -56,8 +58,9 @@ def parse_duration(value: object) -> object:
 
 
 def quoted(value: str) -> str:
-    """Return somebody's text as it is repeated in a sentence."""
-    return f"'{printable(value, 60)}'"
+    """Return a value as a sentence repeats it: not where it may be a secret in the wrong place."""
+    harmless = _HARMLESS.fullmatch(value) and not value.startswith(_KEYS)
+    return f"'{value}'" if harmless else "what is written there"
 
 
 def format_duration(value: timedelta) -> str:
@@ -87,6 +90,7 @@ MOST = 1_000_000
 LARGEST_FILE = 2**40
 """Bytes: more than any file store takes, and within what a process may be limited to."""
 _QUOTES = ("'", '"')
+_KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
 _BUCKET = re.compile(r"[A-Za-z0-9_!.*'() &$@=;:+,?-]{1,100}")
 
 
@@ -261,8 +265,8 @@ class Settings(Environment):
                 close = difflib.get_close_matches(model, kinds, n=1)
                 hint = f", did you mean {close[0]}?" if close else f"; one of {', '.join(kinds)}"
                 problems.append(
-                    f"VIDGEN_{name.upper()}_MODEL: the installed SDK has no {name} model "
-                    f"{quoted(model)} that takes a size{hint}"
+                    f"VIDGEN_{name.upper()}_MODEL: the installed SDK has no {name} model that takes "
+                    f"a size and is called {quoted(model)}{hint}"
                 )
         if self.vidgen_stage_hard_deadline < self.vidgen_stage_deadline:
             problems.append("VIDGEN_STAGE_HARD_DEADLINE: it can't be below VIDGEN_STAGE_DEADLINE")
@@ -378,7 +382,7 @@ def _unfit(text: str) -> str | None:
 
 
 def _look_at_key(text: str) -> str | None:
-    if not text.isascii() or " " in text:
+    if not _KEY.fullmatch(text):
         return "it holds a space or a character that no key has; copy the key again"
     return None
 
@@ -441,12 +445,12 @@ def _look_at_runway_url(text: str) -> str | None:
 
 def _look_at_service_key(text: str) -> str | None:
     """Read whose key it is: only a service's own may store files for others."""
-    if said := _look_at_key(text):
-        return said
     if text.startswith("sb_publishable_"):
         return f"it is the publishable key, which may store nothing; {REMEDY_OF_KEY}"
     if text.startswith(("sbp_", "key_", "http://", "https://", "postgres")):
         return f"it is no key of a Supabase project; {REMEDY_OF_KEY}"
+    if said := _look_at_key(text):
+        return said
     claims = _claims(text)
     if claims is not None and claims.get("role") != "service_role":
         role = claims.get("role")
@@ -474,11 +478,9 @@ def _project(url: str) -> str | None:
 
 
 def _look_at_runway_key(text: str) -> str | None:
-    if said := _look_at_key(text):
-        return said
     if text.startswith(("sb_", "sbp_", "eyJ", "http://", "https://", "postgres")):
         return f"it is no key of Runway's; find it in {REMEDIES['runwayml_api_secret']}"
-    return None
+    return _look_at_key(text)
 
 
 def _look_at_bucket(text: str) -> str | None:
@@ -520,7 +522,7 @@ def read(kind: type[Loaded], known: list[str] | None = None, **overrides: object
     except SettingsError as error:
         problems += error.problems
     except (OSError, UnicodeError) as error:
-        problems.append(_unreadable(Path(".env"), error))
+        problems.append(f".env: {_unreadable(Path('.env'), error)}")
     if settings is None:
         problems += _blind_spots()
     if settings is None or problems:
@@ -532,13 +534,10 @@ def read(kind: type[Loaded], known: list[str] | None = None, **overrides: object
 def _blind_spots() -> list[str]:
     """Sentences about places that were passed over, for whoever misses a setting."""
     said = []
-    try:
-        if Path(".env").is_dir():
-            said.append(".env: it is a folder here, not a file, so nothing was read from it")
-    except OSError as error:
-        said.append(_unreadable(Path(".env"), error))
+    if os.path.isdir(".env"):  # noqa: PTH112 - which never raises
+        said.append(".env: it is a folder here, not a file, so nothing was read from it")
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if folder and not Path(folder).is_dir():
+    if folder and not os.path.isdir(folder):  # noqa: PTH112
         said.append(f"CREDENTIALS_DIRECTORY: {printable(folder, 200)} is no folder")
     return said
 

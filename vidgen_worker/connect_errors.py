@@ -11,6 +11,22 @@ from vidgen_worker.foreign_text import printable
 # psycopg reports every failure to connect without an SQLSTATE: only the text tells them apart.
 CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
+        (
+            "invalid sslmode value",
+            "invalid channel_binding value",
+            "invalid target_session_attrs value",
+            "invalid integer value",
+            "definition of service",
+            "root certificate file",
+            "could not read certificate file",
+        ),
+        "A parameter of the connection can't be used: correct it, or leave it out.",
+    ),
+    (
+        ("cannot execute", "read-only transaction"),
+        "This is a standby, or the database was made read-only: use the primary's URL.",
+    ),
+    (
         ("password authentication failed", "SASL authentication failed"),
         (
             "The password or the user name is wrong. Copy the URL again (dashboard → Connect), or "
