@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -35,7 +36,7 @@ def broken(secret: str, with_what: str) -> str:
     return secret[:half] + with_what + secret[half:]
 
 
-SPELLINGS = {
+SPELLINGS: dict[str, Callable[[str], str]] = {
     "as it is": lambda s: s,
     "quoted": lambda s: f'"{s}"',
     "as Python writes it": repr,

@@ -265,8 +265,8 @@ class Settings(Environment):
                 close = difflib.get_close_matches(model, kinds, n=1)
                 hint = f", did you mean {close[0]}?" if close else f"; one of {', '.join(kinds)}"
                 problems.append(
-                    f"VIDGEN_{name.upper()}_MODEL: the installed SDK has no {name} model that takes "
-                    f"a size and is called {quoted(model)}{hint}"
+                    f"VIDGEN_{name.upper()}_MODEL: the installed SDK has no {name} model that "
+                    f"takes a size and is called {quoted(model)}{hint}"
                 )
         if self.vidgen_stage_hard_deadline < self.vidgen_stage_deadline:
             problems.append("VIDGEN_STAGE_HARD_DEADLINE: it can't be below VIDGEN_STAGE_DEADLINE")
