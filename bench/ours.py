@@ -11,7 +11,6 @@ import psycopg
 from bench.lines import say
 from vidgen_worker import attempt as product
 from vidgen_worker import worker
-from vidgen_worker.cli.work import secrets_of
 from vidgen_worker.config import load
 from vidgen_worker.events import (
     Event,
@@ -66,7 +65,7 @@ def work() -> int:
     """Run the worker until SIGTERM."""
     worker.attempt = attempt  # type: ignore[attr-defined]
     settings = load()
-    configure(settings.vidgen_log_level, "json", secrets=secrets_of(settings))
+    configure(settings.vidgen_log_level, "json")
     subscribe(tell)
     return asyncio.run(serve(settings))
 

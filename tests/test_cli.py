@@ -1,20 +1,25 @@
 """The command line: what it prints, how it ends, and that it never answers with a traceback."""
 
+import http.server
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
+from tests.conftest import Database
 from vidgen_worker import __version__
 from vidgen_worker.cli import main
 from vidgen_worker.cli.output import ExitCode
@@ -150,7 +155,7 @@ def test_an_unreadable_url_is_refused_without_showing_it(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://postgres:hun%ter22@host/db")
     result = cli("tasks", "list")
-    assert result.code == ExitCode.UNAVAILABLE
+    assert result.code == ExitCode.CONFIGURATION
     assert "Percent-encode" in result.err
     assert "ter22" not in result.err
 
@@ -406,4 +411,131 @@ def test_a_reader_that_leaves_early_gets_no_traceback(connected: Cli, scene: Sce
         check=False,
     )
     os.close(writer)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["check", "run", "prune"])
+def test_the_publishable_key_is_refused_before_anything_is_asked(
+    complete: Cli, monkeypatch: pytest.MonkeyPatch, storage: StorageControl, verb: str
+) -> None:
+    for key, said in ((storage.keys.publishable, "publishable"), (storage.keys.anon, "'anon'")):
+        monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", key)
+        result = complete(verb)
+        assert result.code == ExitCode.CONFIGURATION
+        assert said in result.err
+        assert "API Keys → secret key" in result.err
+        assert key not in result.err
+
+
+def test_a_key_that_ends_in_a_line_end_is_used_without_it(
+    complete: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SUPABASE_SERVICE_ROLE_KEY", "RUNWAYML_API_SECRET", "DATABASE_URL"):
+        monkeypatch.setenv(name, f'"{os.environ[name]}"\n')
+    assert complete("check").code == ExitCode.OK
+
+
+@pytest.mark.parametrize("of", ["database", "role"])
+def test_check_is_red_for_a_database_that_was_made_read_only(
+    complete: Cli, admin_database_url: str, database: Database, of: str
+) -> None:
+    target = sql.SQL("database {0}" if of == "database" else "role postgres in database {0}")
+    with psycopg.connect(admin_database_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("alter {} set default_transaction_read_only = on").format(
+                target.format(sql.Identifier(database.name))
+            )
+        )
+    result = complete("check", "--json")
+    assert result.code == ExitCode.FAILED
+    found = findings(result)["PostgreSQL"]
+    assert found["state"] == "bad"
+    assert "read-only" in found["said"]
+    assert "disk is full" in found["remedy"]
+
+
+@contextmanager
+def web_server(status: int, body: bytes, **headers: str) -> Iterator[str]:
+    """Something that answers, and is no Supabase Storage."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "remedy"),
+    [
+        (404, b'{"message":"Route GET:/x not found"}', "SUPABASE_URL"),
+        (200, b"<html>", "SUPABASE_URL"),
+        (200, b'{"a":1}', "SUPABASE_URL"),
+        (200, b"[1]", "SUPABASE_URL"),
+        (200, b"\xff", "SUPABASE_URL"),
+        (401, b"no", "SUPABASE_SERVICE_ROLE_KEY"),
+        (400, b'{"statusCode": "403"}', "SUPABASE_SERVICE_ROLE_KEY"),
+        (301, b"", "https://there.example"),
+        (540, b"paused", "dashboard"),
+    ],
+)
+def test_check_names_what_is_wrong_with_storage(
+    complete: Cli, monkeypatch: pytest.MonkeyPatch, status: int, body: bytes, remedy: str
+) -> None:
+    with web_server(status, body, Location="https://there.example") as url:
+        monkeypatch.setenv("SUPABASE_URL", url)
+        result = complete("check", "--json")
+    assert result.code == ExitCode.FAILED
+    found = findings(result)["Storage"]
+    assert found["state"] == "bad"
+    assert remedy in found["remedy"]
+
+
+def test_check_says_that_a_proxy_is_in_between(
+    complete: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://u:hunter22@127.0.0.1:{free_port()}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    result = complete("check", "--json")
+    assert "the proxy of HTTP_PROXY" in findings(result)["Storage"]["remedy"]
+    assert "hunter22" not in result.out + result.err
+
+
+def test_two_hosts_are_two_hosts_for_check_too(
+    complete: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = re.sub(
+        r"@([^/:]+):(\d+)/", rf"@127.0.0.1:{free_port()},\1:\2/", os.environ["DATABASE_URL"]
+    )
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert complete("check").code == ExitCode.OK
+    assert complete("tasks", "list").code == ExitCode.OK
+
+
+def test_a_port_of_the_metrics_that_is_taken_is_said_in_a_sentence(
+    complete: Cli, tmp_path: Path
+) -> None:
+    del complete
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "vidgen_worker", "run"],
+            env={**os.environ, "VIDGEN_METRICS_PORT": str(port)},
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == ExitCode.FAILED
+    assert f"VIDGEN_METRICS_PORT: port {port} of 127.0.0.1 can't be used" in done.stderr
     assert "Traceback" not in done.stderr

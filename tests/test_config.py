@@ -89,7 +89,11 @@ def test_all_mistakes_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("VIDGEN_VIDEO_MODEL", "gen3a_turbo", "no video model 'gen3a_turbo'"),
+        (
+            "VIDGEN_VIDEO_MODEL",
+            "gen3a_turbo",
+            "no video model that takes a size and is called 'gen3a_turbo'",
+        ),
         ("VIDGEN_IMAGE_MODEL", "gen4_imag", "did you mean gen4_image"),
         ("SUPABASE_URL", "example.supabase.co", "write a full URL"),
         ("DATABASE_URL", "mysql://nope", "postgresql://"),

@@ -70,7 +70,9 @@ def test_only_the_field_of_a_fault_is_visible_to_the_user() -> None:
 
 
 def test_details_are_cut() -> None:
-    assert len(Fault("internal_error", details="x" * 100_000).details) == 4000
+    details = Fault("internal_error", details="x" * 100_000).details
+    assert len(details) == 4000
+    assert details.endswith("… (100000 characters)")
 
 
 def test_an_unknown_fault_is_a_bug() -> None:

@@ -16,13 +16,15 @@ from typing import Any
 import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
-from pydantic import SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic import SecretStr
 
 from vidgen_worker import sessions
-from vidgen_worker.config import REMEDIES, Settings, SettingsError
-from vidgen_worker.connect_errors import explain_connect, place_of
+from vidgen_worker.config import Environment, read
+from vidgen_worker.connect_errors import explain_connect
+from vidgen_worker.database_url import place_of
 from vidgen_worker.db import load_queries
+from vidgen_worker.foreign_text import printable
+from vidgen_worker.postgres_text import STORABLE
 
 Row = dict[str, Any]
 Claims = Mapping[str, str]
@@ -39,47 +41,18 @@ def user_claims(user_id: object) -> Claims:
     return {"role": "authenticated", "sub": str(user_id)}
 
 
-class ClientSettings(BaseSettings):
+class ClientSettings(Environment):
     """What the service and the command line read; only the database is mandatory."""
-
-    model_config = Settings.model_config
 
     database_url: SecretStr
     supabase_url: str | None = None
     supabase_service_role_key: SecretStr | None = None
     storage_bucket_videos: str = "video-files"
-    vidgen_log_level: str = "info"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the same places in the same order as the worker."""
-        return Settings.settings_customise_sources(
-            settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
-        )
 
 
 def load_client_settings() -> ClientSettings:
-    """Read them. Raises SettingsError where the database's URL is missing or no URL."""
-    try:
-        settings = ClientSettings()
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            name = str(item["loc"][0])
-            missing = item["type"] == "missing"
-            said = f"missing; find it in {REMEDIES[name]}" if missing else item["msg"]
-            problems.append(f"{name.upper()}: {said}")
-        raise SettingsError(problems) from error
-    if not settings.database_url.get_secret_value().startswith(("postgres://", "postgresql://")):
-        raise SettingsError(["DATABASE_URL: write postgresql://user:password@host:5432/postgres"])
-    return settings
+    """Read them. Raises SettingsError where one can't be used, or the database's URL is missing."""
+    return read(ClientSettings)
 
 
 class ClientError(Exception):
@@ -181,18 +154,13 @@ def connect(url: str) -> psycopg.Connection[Row]:
             autocommit=True,
             prepare_threshold=None,
             row_factory=dict_row,
+            context=STORABLE,
             application_name="vidgen-worker client",
             **sessions.AT_CONNECT,
         )
-    except psycopg.OperationalError as error:
-        raise DatabaseUnreachableError(explain_connect(str(error), url)) from error
-    except psycopg.ProgrammingError as error:
-        # Its text repeats parts of the URL, perhaps the password: it is left out.
-        message = (
-            "DATABASE_URL can't be read as a PostgreSQL URL. Percent-encode special characters "
-            "in the password (@ is %40, / is %2F, # is %23)."
-        )
-        raise DatabaseUnreachableError(message) from error
+    except (psycopg.Error, OSError, ValueError) as error:
+        # Not its own: a password in a traceback is one too many.
+        raise DatabaseUnreachableError(explain_connect(str(error), url)) from None
     sessions.read_committed(connection)
     return connection
 
@@ -232,7 +200,7 @@ def _run(
 
 def _translated(error: psycopg.Error, url: str) -> ClientError:
     """Turn an error of psycopg into one of ours."""
-    said = error.diag.message_primary or str(error)
+    said = printable(error.diag.message_primary or str(error))
     match error:
         case (
             errors.UndefinedTable()
@@ -252,8 +220,7 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
             "57",
         ):
             return DatabaseUnreachableError(
-                f"The connection to the database at {place_of(url)} broke ({said.strip()}). "
-                "Try again."
+                f"The connection to the database at {place_of(url)} broke ({said}). Try again."
             )
         case _:
             return RefusedError(said, sqlstate=error.sqlstate, hint=error.diag.message_hint or None)

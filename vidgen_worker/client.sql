@@ -122,7 +122,26 @@ select current_setting('server_version_num')::integer as version,
        current_setting('server_version') as version_text,
        current_user as role,
        current_database() as database,
-       pg_is_in_recovery() as read_only,
+       pg_is_in_recovery() as is_standby,
+       -- A session may have its own value; what was set for database or role has a reason, too:
+       -- Supabase does so when the disk is full.
+       current_setting('transaction_read_only')::boolean
+         or exists (
+           select from (
+             select lower(split_part(pair, '=', 2)) as value
+               from pg_catalog.pg_db_role_setting as setting
+              cross join unnest(setting.setconfig) as pair
+              where pair like 'default_transaction_read_only=%%'
+                and setting.setdatabase in
+                    (0, (select oid from pg_catalog.pg_database where datname = current_database()))
+                and setting.setrole in
+                    (0, (select oid from pg_catalog.pg_roles where rolname = current_user))
+              -- PostgreSQL's own order: role in database, role, database.
+              order by setting.setrole = 0, setting.setdatabase = 0
+              limit 1
+           ) as strongest
+            where strongest.value in ('on', 'true', 'yes', '1')
+         ) as read_only,
        clock_timestamp() as clock,
        to_regclass('public.video_generation_tasks') is not null as has_tasks,
        exists (

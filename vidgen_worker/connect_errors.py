@@ -3,11 +3,29 @@
 libpq's text is all there is to go by. It never shows a password.
 """
 
-import contextlib
-from urllib.parse import urlsplit
+import os
+
+from vidgen_worker.database_url import place_of
+from vidgen_worker.foreign_text import printable
 
 # psycopg reports every failure to connect without an SQLSTATE: only the text tells them apart.
 CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        (
+            "invalid sslmode value",
+            "invalid channel_binding value",
+            "invalid target_session_attrs value",
+            "invalid integer value",
+            "definition of service",
+            "root certificate file",
+            "could not read certificate file",
+        ),
+        "A parameter of the connection can't be used: correct it, or leave it out.",
+    ),
+    (
+        ("cannot execute", "read-only transaction"),
+        "This is a standby, or the database was made read-only: use the primary's URL.",
+    ),
     (
         ("password authentication failed", "SASL authentication failed"),
         (
@@ -110,6 +128,16 @@ CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
 )
 
+LIBPQ_VARIABLES = (
+    "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE",
+    "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR", "PGOPTIONS", "PGSSLMODE", "PGSSLCERT", "PGSSLKEY",
+    "PGSSLROOTCERT", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLNEGOTIATION", "PGSSLMINPROTOCOLVERSION",
+    "PGSSLMAXPROTOCOLVERSION", "PGREQUIRESSL", "PGREQUIREAUTH", "PGREQUIREPEER", "PGGSSENCMODE",
+    "PGCHANNELBINDING", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGCLIENTENCODING",
+    "PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION",
+)  # fmt: skip
+"""Of the variables that decide how a connection is made, those that somebody may have set."""
+
 
 def explain_connect(said: str, url: str) -> str:
     """Return one paragraph: what failed, for which host, why probably, and what now."""
@@ -119,15 +147,11 @@ def explain_connect(said: str, url: str) -> str:
             remedy = sentence
             break
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    reason = lines[0].removeprefix("connection failed: ") if lines else "no reason given"
-    return f"Can't connect to the database at {place_of(url)}: {reason}. {remedy}"
+    reason = printable(lines[0].removeprefix("connection failed: ")) if lines else "no reason given"
+    return f"Can't connect to the database at {place_of(url)}: {reason}. {remedy}{_others()}"
 
 
-def place_of(url: str) -> str:
-    """Return user, host and database of a URL, never the password."""
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(url)
-        name = parts.hostname or "localhost"
-        host = f"[{name}]" if ":" in name else name
-        return f"{parts.username or ''}@{host}:{parts.port or 5432}{parts.path}"
-    return "the address of DATABASE_URL"
+def _others() -> str:
+    """Name the variables that libpq reads beside the URL: it never says that it did."""
+    names = sorted(name for name in os.environ if name in LIBPQ_VARIABLES)
+    return f" PostgreSQL's library also reads {', '.join(names)} here." if names else ""

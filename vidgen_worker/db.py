@@ -17,7 +17,6 @@ from enum import Enum
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, LiteralString, Self, cast
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
@@ -27,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from vidgen_worker import sessions
 from vidgen_worker.connect_errors import explain_connect
+from vidgen_worker.database_url import DatabaseUrl
 from vidgen_worker.events import (
     DatabaseAway,
     DatabaseBack,
@@ -34,12 +34,13 @@ from vidgen_worker.events import (
     ListenChanged,
     emit,
 )
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.lease import boot_time
+from vidgen_worker.postgres_text import STORABLE
 
 Row = dict[str, Any]
 
 CHANNEL = "vidgen_tasks"
-TRANSACTION_POOLER_PORT = 6543
 STATEMENT_DEADLINE = timedelta(seconds=15)
 """After this a statement is given up, and sent again where it may be."""
 STUCK_TRIES = 30
@@ -291,7 +292,7 @@ class Database:
         self._lock_timeout = lock_timeout
         self.outage = outage or Outage(url)
         # Behind a transaction pooler nothing is prepared, and nothing is said to a session.
-        self._prepare = urlsplit(url).port != TRANSACTION_POOLER_PORT
+        self._prepare = not DatabaseUrl.read(url).pooled_by_transaction
         self._pool = AsyncConnectionPool(
             url,
             connection_class=_Connection,
@@ -305,6 +306,7 @@ class Database:
                 **CONNECTION,
                 "outage": self.outage,
                 "autocommit": True,
+                "context": STORABLE,
                 "row_factory": dict_row,
                 "cursor_factory": psycopg.AsyncRawCursor,
             },
@@ -603,5 +605,4 @@ class Listener:
 
 def one_line(error: BaseException) -> str:
     """Kind and words of an error, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{type(error).__name__}: {text}"[:500]
+    return printable(f"{type(error).__name__}: {error}", 500)

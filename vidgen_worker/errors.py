@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.gates import Scope
 
 
@@ -332,9 +333,9 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
         generation_cost: float | None = None,
     ) -> None:
         self.rule = FAULTS[name]
-        self.details = details[:4000]
-        self.message = message or self.rule.message
-        self.field = field
+        self.details = printable(details)
+        self.message = printable(message or self.rule.message)
+        self.field = printable(field) if field else None
         self.retry_after = retry_after
         self.generation_cost = generation_cost
         super().__init__(f"{name}: {self.details}")

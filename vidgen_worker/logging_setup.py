@@ -2,17 +2,22 @@
 
 Every line names its level in capitals and its logger, `video_generation` for ours, so that
 `grep ERROR | grep video_generation` finds the failures in both forms. It decides nothing about
-what is said: that is the business of the events. It never lets a value break a line: control
-characters are escaped, long values cut, and secrets that it was told of masked.
+what is said: that is the business of the events. No value breaks a line or shows a secret of this
+process, whoever logs it: every text goes through `foreign_text.printable`.
 """
 
+import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from vidgen_worker import masking
+from vidgen_worker.foreign_text import printable
 
 LOGGER = "video_generation"
 TRACEBACKS = ("exception", "traceback")
@@ -20,21 +25,8 @@ LONGEST_VALUE = 2000
 LONGEST_TRACEBACK = 12_000
 MOST_ITEMS = 50
 DEEPEST = 4
-SHORTEST_SECRET = 6
 
 LogFormat = Literal["auto", "json", "console"]
-
-_CONTROL = {
-    code: f"\\x{code:02x}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
-    if chr(code) not in "\n\r\t"
-} | {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-_CONTROL_BUT_NEWLINE = {code: text for code, text in _CONTROL.items() if chr(code) != "\n"}
-
-
-def escape(text: str) -> str:
-    """Return the text with every control character spelled out, line ends too."""
-    return text.translate(_CONTROL)
 
 
 def configure(
@@ -46,9 +38,10 @@ def configure(
 ) -> None:
     """Set up structlog, and the standard library's logging in the same form.
 
-    `secrets` are masked wherever they turn up. Libraries speak from warning on, whatever our own
-    level is: below it they print whole URLs, signatures included.
+    `secrets` are hidden beside those that the process knows. Libraries speak from warning on,
+    whatever our own level is: below it they print whole URLs, signatures included.
     """
+    masking.learn(secrets)
     out = stream or sys.stderr
     console = form == "console" or (form == "auto" and out.isatty())
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -59,7 +52,7 @@ def configure(
         _name_the_logger,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _Sanitize(frozenset(s for s in secrets if len(s) >= SHORTEST_SECRET), console=console),
+        _sanitized,
     ]
     renderer = _console_renderer(colors=out.isatty()) if console else _json_renderer()
     structlog.configure(
@@ -68,7 +61,9 @@ def configure(
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = _Handler(out)
+    # Its own as well: a library that its variable sets to "debug" goes past the root's level.
+    handler.setLevel(max(threshold, logging.WARNING))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -91,54 +86,63 @@ def _name_the_logger(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {**head, **event}
 
 
-class _Sanitize:
-    """Escape, shorten and mask the values of a line."""
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes what libraries say."""
 
-    def __init__(self, secrets: frozenset[str], *, console: bool) -> None:
-        # The longest first: one secret may be the beginning of another.
-        self._secrets = sorted(secrets, key=len, reverse=True)
-        self._console = console
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say in one line that a library's line was none: logging's own way shows its values."""
+        error = sys.exc_info()[0]
+        kind = error.__name__ if error else "an error"
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(f"WARNING {record.name}: a line could not be written ({kind})\n")
 
-    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
-        clean: MutableMapping[str, Any] = {}
-        for name, value in event.items():
-            if name.startswith("_"):
-                clean[name] = value
-            elif name in TRACEBACKS:
-                # The end of a traceback tells more than its beginning. JSON escapes its line ends;
-                # on a console it follows its line, under the name that the renderer looks for.
-                text = self._mask(str(value))[-LONGEST_TRACEBACK:]
-                clean["exception"] = text.rstrip().translate(_CONTROL_BUT_NEWLINE)
-            else:
-                clean[self._text(str(name))] = self._value(value, DEEPEST)
-        return clean
 
-    def _value(self, value: object, depth: int) -> object:
-        match value:
-            case None | bool() | int() | float():
-                return value
-            case Mapping() if depth:
-                return {
-                    self._text(str(k)): self._value(v, depth - 1)
-                    for k, v in list(value.items())[:MOST_ITEMS]
-                }
-            case list() | tuple() | set() | frozenset() if depth:
-                return [self._value(item, depth - 1) for item in list(value)[:MOST_ITEMS]]
-            case _:
-                return self._text(str(value))
+def _sanitized(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Make every value of a line printable: escaped, masked, cut."""
+    clean: MutableMapping[str, Any] = {}
+    for name, value in event.items():
+        if name.startswith("_"):
+            clean[name] = value
+        elif name in TRACEBACKS:
+            # The end of a traceback tells more than its beginning. JSON escapes its line ends;
+            # on a console it follows its line, under the name that the renderer looks for.
+            text = masking.masked(str(value)[-2 * LONGEST_TRACEBACK :])[-LONGEST_TRACEBACK:]
+            clean["exception"] = printable(text.rstrip(), LONGEST_TRACEBACK, lines=True)
+        else:
+            clean[printable(str(name), LONGEST_VALUE)] = _value(value, DEEPEST)
+    return clean
 
-    def _text(self, text: str) -> str:
-        text = self._mask(text)
-        if len(text) > LONGEST_VALUE:
-            text = f"{text[:LONGEST_VALUE]}… ({len(text)} characters)"
-        # A lone surrogate can't be written as UTF-8. The JSON renderer escapes it by itself.
-        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-        return escape(text) if self._console else text
 
-    def _mask(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "****")
-        return text
+def _value(value: object, depth: int) -> object:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case Mapping() if depth:
+            return {
+                printable(str(k), LONGEST_VALUE): _value(v, depth - 1)
+                for k, v in list(value.items())[:MOST_ITEMS]
+            }
+        case list() | tuple() | set() | frozenset() if depth:
+            return [_value(item, depth - 1) for item in list(value)[:MOST_ITEMS]]
+        case _:
+            return printable(str(value), LONGEST_VALUE)
+
+
+def catch_the_rest() -> None:
+    """Let what Python itself would print of an unexpected end go to the log, secrets hidden."""
+    log = logging.getLogger(LOGGER)
+
+    def uncaught(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+            name = args.thread.name if args.thread else "unknown"
+            log.error("thread %s ended unexpectedly", name, exc_info=args.exc_value)
+
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        if args.exc_value is not None and not isinstance(args.exc_value, BrokenPipeError):
+            log.error("ignored while something was cleared away", exc_info=args.exc_value)
+
+    threading.excepthook = uncaught
+    sys.unraisablehook = unraisable
 
 
 def _json_renderer() -> Processor:

@@ -37,6 +37,10 @@ FLEET = {
 Health = Callable[[], bool]
 
 
+class MetricsPortError(Exception):
+    """The port of the metrics can't be listened on."""
+
+
 class Metrics:
     """One worker's metrics, in a registry of their own."""
 
@@ -180,7 +184,7 @@ def serving(
 ) -> Iterator[int | None]:
     """Count events inside the block, and answer on the loopback port if there is one.
 
-    Yields the port (0 asks for a free one). Raises OSError when it is taken.
+    Yields the port (0 asks for a free one). Raises MetricsPortError.
     """
     if port is None:
         yield None
@@ -204,7 +208,13 @@ def serving(
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{text}\n".encode()]
 
-    server = make_server(LOOPBACK, port, app, server_class=WSGIServer, handler_class=_Quiet)
+    try:
+        server = make_server(LOOPBACK, port, app, server_class=WSGIServer, handler_class=_Quiet)
+    except OSError as error:
+        raise MetricsPortError(
+            f"VIDGEN_METRICS_PORT: port {port} of {LOOPBACK} can't be used ({error.strerror}). "
+            "Stop what else listens there, choose another port, or unset it."
+        ) from error
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:

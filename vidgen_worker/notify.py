@@ -43,7 +43,7 @@ def watchdog_pace() -> timedelta | None:
     """How often systemd wants to hear WATCHDOG=1 (a third of its limit); None if it doesn't."""
     limit = os.environ.get("WATCHDOG_USEC", "")
     for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    return timedelta(microseconds=int(limit)) / 3 if limit.isdigit() and for_us else None
+    return timedelta(microseconds=int(limit)) / 3 if limit.isdecimal() and for_us else None
 
 
 def sd_notify(*lines: str) -> bool:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from vidgen_worker import proxies
 from vidgen_worker.client import (
     ClientError,
     ClientSettings,
@@ -236,6 +237,8 @@ class VideoGenerationService:
 
 def sign(supabase_url: str, key: str, bucket: str, path: str) -> str:
     """Sign an object's path with Supabase Storage, for one hour. Raises VideoGenerationError."""
+    if problems := proxies.problems():
+        raise VideoGenerationError("; ".join(problems))
 
     async def once() -> str:
         storage = Storage(supabase_url, key, buckets=())

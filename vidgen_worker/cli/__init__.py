@@ -25,6 +25,7 @@ from vidgen_worker.cli import (
 from vidgen_worker.cli.output import ExitCode, fail
 from vidgen_worker.client import ClientError, DatabaseUnreachableError
 from vidgen_worker.config import SettingsError
+from vidgen_worker.metrics import MetricsPortError
 from vidgen_worker.service import ServiceUnavailableError, VideoGenerationError
 
 EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
@@ -68,14 +69,16 @@ def main() -> None:
     except SettingsError as error:
         fail(
             ExitCode.CONFIGURATION,
-            "The configuration is incomplete.",
+            "The configuration can't be used.",
             *[f"  {problem}" for problem in error.problems],
             "Set these in the environment or in .env (.env.example lists all of them). "
             "To try it without any account: vidgen-worker demo",
         )
+    except MetricsPortError as error:
+        fail(ExitCode.FAILED, str(error))
     except (DatabaseUnreachableError, ServiceUnavailableError) as error:
         fail(ExitCode.UNAVAILABLE, str(error))
-    except (ClientError, VideoGenerationError) as error:
+    except (ClientError, VideoGenerationError, LookupError) as error:
         fail(ExitCode.FAILED, str(error))
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)

@@ -4,6 +4,7 @@ It reads only: no bucket is created, nothing is submitted, no row is written.
 """
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,8 +16,10 @@ from uuid import uuid4
 import httpx
 import psycopg
 import typer
+from httpx import codes
 from rich.text import Text
 
+from vidgen_worker import proxies
 from vidgen_worker.cli.output import ExitCode, console, print_json, table
 from vidgen_worker.cli.tasks import Json
 from vidgen_worker.client import (
@@ -29,8 +32,8 @@ from vidgen_worker.client import (
 )
 from vidgen_worker.config import Settings, effective, load
 from vidgen_worker.errors import Fault
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.gates import fingerprint
-from vidgen_worker.logging_setup import escape
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
@@ -129,18 +132,17 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
             headers={"apikey": key, "Authorization": f"Bearer {key}"},
             timeout=HTTP_SECONDS,
         )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         said = f"{settings.supabase_url} can't be reached: {error}"
-        yield Finding("Storage", State.BAD, said, "Check SUPABASE_URL; is the project paused?")
-        return
-    if not answer.is_success:
-        said = f"{settings.supabase_url} answers {answer.status_code}: {answer.text[:200]}"
-        remedy = (
-            "Copy SUPABASE_SERVICE_ROLE_KEY again: it is the secret key, not the publishable one."
-        )
+        remedy = f"Check SUPABASE_URL{_through_proxy()}; is the project paused?"
         yield Finding("Storage", State.BAD, said, remedy)
         return
-    yield Finding("Storage", State.OK, f"{settings.supabase_url} answers")
+    found = _buckets_in(answer)
+    if found is None:
+        said = f"{settings.supabase_url} answers {answer.status_code}: {answer.text[:200]}"
+        yield Finding("Storage", State.BAD, said, _storage_remedy(answer))
+        return
+    yield Finding("Storage", State.OK, f"{settings.supabase_url}, {len(found)} bucket(s)")
     yield from asyncio.run(look_at_buckets(settings))
 
 
@@ -168,8 +170,12 @@ def check_runway(settings: Settings) -> Iterator[Finding]:
     try:
         account, _ = asyncio.run(read_account(settings))
     except (Fault, ValueError) as error:
-        remedy = "Check RUNWAYML_API_SECRET (dev.runwayml.com → API Keys) and RUNWAYML_BASE_URL."
-        yield Finding("Runway", State.BAD, str(error), remedy)
+        remedy = (
+            "Check RUNWAYML_API_SECRET (dev.runwayml.com → API Keys) and RUNWAYML_BASE_URL"
+            f"{_through_proxy()}."
+        )
+        said = error.details if isinstance(error, Fault) else str(error)
+        yield Finding("Runway", State.BAD, said, remedy)
         return
     balance = account.credit_balance
     yield Finding(
@@ -199,8 +205,14 @@ def _version(server: dict[str, Any]) -> Finding:
     said = f"{server['version_text']}, database {server['database']}, role {server['role']}"
     if server["version"] < OLDEST_POSTGRES:
         return Finding("PostgreSQL", State.BAD, said, "PostgreSQL 15 or newer is needed: upgrade.")
+    if server["is_standby"]:
+        return Finding("PostgreSQL", State.BAD, f"{said}, a standby", "Use the primary's URL.")
     if server["read_only"]:
-        return Finding("PostgreSQL", State.BAD, f"{said}, read-only", "Use the primary's URL.")
+        remedy = (
+            "default_transaction_read_only is on for this database or role. Supabase does so when "
+            "the disk is full (dashboard → Database): make room, then alter … reset it."
+        )
+        return Finding("PostgreSQL", State.BAD, f"{said}, read-only", remedy)
     return Finding("PostgreSQL", State.OK, said)
 
 
@@ -341,6 +353,39 @@ async def _bucket(storage: Storage, purpose: str, bucket: Bucket) -> list[Findin
     ]  # fmt: skip
 
 
+def _buckets_in(answer: httpx.Response) -> dict[str, bool] | None:
+    """Name and visibility of each bucket; None where this is no list of buckets."""
+    try:
+        return {str(bucket["name"]): bool(bucket["public"]) for bucket in answer.json()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _storage_remedy(answer: httpx.Response) -> str:
+    """Say what to correct, by who answered what: Storage packs its own status into a 400."""
+    status = answer.status_code
+    if status == codes.BAD_REQUEST and re.search(r'"statusCode": *"40[13]"', answer.text):
+        status = codes.FORBIDDEN
+    if status in (codes.UNAUTHORIZED, codes.FORBIDDEN):
+        return (
+            "Copy SUPABASE_SERVICE_ROLE_KEY again: it is the secret key, not the publishable one."
+        )
+    if answer.is_redirect:
+        to = answer.headers.get("location", "elsewhere")
+        return f"It sends requests on to {to}: write the address that answers into SUPABASE_URL."
+    if status >= codes.INTERNAL_SERVER_ERROR:
+        return "Storage, or what stands before it, is in trouble: look at the project's dashboard."
+    return (
+        "Supabase Storage doesn't answer there: write the project's URL into SUPABASE_URL, "
+        "https://<ref>.supabase.co."
+    )
+
+
+def _through_proxy() -> str:
+    names = proxies.names_set()
+    return f" (requests go through the proxy of {' and '.join(names)})" if names else ""
+
+
 def _model(model: str, account: Account) -> Finding:
     what = f"Model {model}"
     limits = account.models.get(model)
@@ -357,7 +402,7 @@ def _model(model: str, account: Account) -> Finding:
 
 def _line(finding: Finding) -> Text:
     line = Text.assemble(
-        MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), escape(finding.said)
+        MARKS[finding.state], " ", (f"{finding.what}: ", "bold"), printable(finding.said)
     )
     if finding.remedy:
         line.append(f"\n    → {finding.remedy}", style="italic")

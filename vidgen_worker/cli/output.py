@@ -3,7 +3,6 @@
 Results go to stdout, everything else to stderr. Text from elsewhere is never read as markup.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidgen_worker.logging_setup import escape
+from vidgen_worker.foreign_text import LONGEST, json_text, printable
 
 WIDTH_OF_A_PIPE = 200
 
@@ -45,7 +44,7 @@ class ExitCode(IntEnum):
     FAILED = 1, "it could not be done, a check is red, or the watched task failed"
     USAGE = 2, "wrong usage, or --yes is missing"
     UNAVAILABLE = 69, "the database can't be reached"
-    CONFIGURATION = 78, "the configuration is incomplete"
+    CONFIGURATION = 78, "the configuration can't be used"
     INTERRUPTED = 130, "interrupted"
 
 
@@ -60,20 +59,22 @@ def fail(code: ExitCode, *lines: str) -> NoReturn:
     """Print the lines on stderr and end the process."""
     out = console(stderr=True)
     for number, line in enumerate(lines):
-        out.print(Text(line, style="bold red" if number == 0 else ""), soft_wrap=True)
+        text = printable(line, 4 * LONGEST, lines=True)
+        out.print(Text(text, style="bold red" if number == 0 else ""), soft_wrap=True)
     sys.exit(code)
 
 
 def need_yes(plan: str, *, yes: bool) -> None:
     """Say what is about to happen; go on only with `--yes`."""
-    console(stderr=True).print(plan, soft_wrap=True)
+    console(stderr=True).print(printable(plan), soft_wrap=True)
     if not yes:
         fail(ExitCode.USAGE, "Nothing was done. Add --yes to do it.")
 
 
 def print_json(value: object) -> None:
     """Print a value for machines: times in ISO 8601, ids as text."""
-    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    print(json_text(value, ascii_only=encoding != "utf8", default=_plain, indent=2))
 
 
 def _plain(value: object) -> object:
@@ -133,9 +134,9 @@ def cell(value: object) -> Text:
         case datetime():
             return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
         case dict() | list():
-            return Text(escape(json.dumps(value, default=_plain, ensure_ascii=False)))
+            return Text(printable(json_text(value, default=_plain)))
         case _:
-            return Text(escape(str(value)))
+            return Text(printable(str(value)))
 
 
 def status_text(row: Mapping[str, Any]) -> Text:

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from vidgen_worker import proxies
 from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json
 from vidgen_worker.cli.tasks import Json, Yes
 from vidgen_worker.client import Database, load_client_settings, open_database
-from vidgen_worker.config import REMEDIES, format_duration, parse_duration
+from vidgen_worker.config import REMEDIES, SettingsError, format_duration, parse_duration
 from vidgen_worker.errors import Fault
 from vidgen_worker.storage import Storage
 
@@ -94,6 +95,8 @@ def _plan(found: dict[str, Any], age: timedelta, *, objects: bool) -> str:
 
 def _storage_of() -> tuple[str, str]:
     """Return URL and key of Storage; end with a sentence where one is missing."""
+    if problems := proxies.problems():
+        raise SettingsError(problems)
     settings = load_client_settings()
     url, key = settings.supabase_url, settings.supabase_service_role_key
     if not url or key is None:

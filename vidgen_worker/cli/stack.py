@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+from vidgen_worker import proxies
 from vidgen_worker.cli import tether
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import ExitCode, fail
 from vidgen_worker.client import Database
-from vidgen_worker.config import Settings
+from vidgen_worker.config import Settings, SettingsError
 from vidgen_worker.migrate import migrate
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Seed:
 @contextlib.contextmanager
 def running_sandbox(interrupts: Interrupts) -> Iterator["Sandbox"]:
     """Provide the embedded stack with all migrations."""
+    # All of it is on this machine's loopback, to which no proxy leads.
+    for name in [*proxies.names_set(), "NO_PROXY", "no_proxy"]:
+        os.environ.pop(name, None)
+    if problems := proxies.problems():
+        raise SettingsError(problems)
     missing = [name for name in SANDBOX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         fail(

@@ -21,7 +21,7 @@ from vidgen_worker.cli.output import (
 from vidgen_worker.cli.watch import watch
 from vidgen_worker.client import Database, load_client_settings, open_database
 from vidgen_worker.config import parse_duration
-from vidgen_worker.logging_setup import escape
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.service import VideoGenerationService
 from vidgen_worker.task import Status
 
@@ -160,7 +160,7 @@ def show(task_id: TaskId, json: Json = False) -> None:
     if refusal and refusal["until"]:
         console().print(
             f"Set aside until {cell(refusal['until'])}: its row refuses a change "
-            f"({refusal['statement']}, {refusal['tries']} time(s)). {escape(refusal['error'])}",
+            f"({refusal['statement']}, {refusal['tries']} time(s)). {printable(refusal['error'])}",
             soft_wrap=True, style="yellow", markup=False,
         )  # fmt: skip
     for title, rows in (("Stages", checkpoints), ("Paid submissions", submissions)):
@@ -229,7 +229,7 @@ def _print_task(row: Row) -> None:
     urls = {name: shown.pop(name) for name in URLS if name in shown}
     out.print(facts([*{**shown, "status": status_text(row)}.items()]))
     for name, url in urls.items():
-        out.print(f"{name}: {escape(str(url))}", soft_wrap=True)
+        out.print(f"{name}: {printable(str(url))}", soft_wrap=True)
 
 
 def _length(text: str | None, option: str) -> timedelta | None:

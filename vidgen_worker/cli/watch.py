@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from vidgen_worker.client import Database
-from vidgen_worker.logging_setup import escape
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.task import Status
 
 LOOK_SECONDS = 0.2
@@ -72,7 +72,7 @@ class _Bar:
         self._progress.update(
             self._line,
             completed=row["progress"],
-            description=escape(row["current_step"]),
+            description=printable(row["current_step"]),
             status=row["status"],
         )
 
@@ -99,4 +99,4 @@ class _Lines:
         self._seen = seen
         elapsed = time.monotonic() - self._began
         head = f"{elapsed:6.1f} s  {row['progress']:3.0f} %  {row['status']:<10}"
-        self._console.print(f"{head}  {escape(row['current_step'])}", soft_wrap=True)
+        self._console.print(f"{head}  {printable(row['current_step'])}", soft_wrap=True)

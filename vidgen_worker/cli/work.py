@@ -6,7 +6,6 @@ import signal
 import sys
 from types import FrameType
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import psycopg
 import typer
@@ -15,8 +14,9 @@ from vidgen_worker import sessions
 from vidgen_worker.cli.output import ExitCode, console, fail, print_json
 from vidgen_worker.cli.tasks import Json
 from vidgen_worker.client import connect, load_client_settings, open_database, too_new
-from vidgen_worker.config import Settings, load
-from vidgen_worker.connect_errors import place_of
+from vidgen_worker.config import load
+from vidgen_worker.database_url import place_of
+from vidgen_worker.foreign_text import printable
 from vidgen_worker.logging_setup import configure
 from vidgen_worker.migrate import migrate as apply_migrations
 from vidgen_worker.migrate import migrations, pending
@@ -37,7 +37,7 @@ def run() -> None:
     from vidgen_worker.worker import serve  # noqa: PLC0415
 
     settings = load()
-    configure(settings.vidgen_log_level, settings.vidgen_log_format, secrets=secrets_of(settings))
+    configure(settings.vidgen_log_level, settings.vidgen_log_format)
     # Said here in a sentence rather than by the first statement that fails.
     connect(settings.database_url.get_secret_value()).close()
     missing = pending(settings.database_url.get_secret_value())
@@ -83,7 +83,7 @@ def migrate(
         hint = error.diag.message_hint
         fail(
             ExitCode.FAILED,
-            f"A migration was refused: {error.diag.message_primary or error}",
+            f"A migration was refused: {printable(error.diag.message_primary or str(error))}",
             *([hint] if hint else []),
             "The file that failed was undone as a whole; those before it are recorded.",
         )
@@ -94,13 +94,3 @@ def migrate(
         console().print("\n".join(f"{did} {version}" for version in versions), soft_wrap=True)
     else:
         console().print("The database is up to date.")
-
-
-def secrets_of(settings: Settings) -> list[str]:
-    """Return everything that must never stand in a log."""
-    url = settings.database_url.get_secret_value()
-    return [
-        urlsplit(url).password or url,
-        settings.supabase_service_role_key.get_secret_value(),
-        settings.runwayml_api_secret.get_secret_value(),
-    ]
