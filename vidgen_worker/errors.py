@@ -191,7 +191,7 @@ _RULES = (
         "keep polling slowly up to a hard deadline, then cancel it and RETRY",
     ),
     FaultRule(
-        "output_unavailable", "output", "403, 404, expired, truncated",
+        "output_unavailable", "output", "403, 404, expired, truncated, a page instead of the file",
         None, _IN, Hold.KEPT,
         "The finished output could not be fetched yet. The task goes on by itself.",
         "GET the generation again for a fresh URL, then WAIT",
@@ -212,6 +212,14 @@ _RULES = (
         "output_too_large", "output", "more bytes than the limit",
         "OUTPUT_TOO_LARGE", _FAIL, Hold.RELEASE,
         "The provider's output is larger than this service stores.",
+    ),
+    FaultRule(
+        "scratch_unavailable", "scratch",
+        "the worker's own disk, memory or open files: full, gone, read-only, over a quota",
+        "SCRATCH_UNAVAILABLE", _WAIT, Hold.KEPT,
+        "The service has no room for the file just now. The video is kept, the task goes on by "
+        "itself.",
+        "the folder is named and made again; the generation is kept",
     ),
     FaultRule(
         "storage_unavailable", "storage", "5xx, 544, 429, time-out, transport",

@@ -41,14 +41,14 @@ from vidgen_worker.events import (
 )
 from vidgen_worker.janitor import Janitor
 from vidgen_worker.lease import Lease, boot_time
-from vidgen_worker.media import CONFORMED, Media
+from vidgen_worker.media import Media
 from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
 from vidgen_worker.queue import Key, Queue, Reported
 from vidgen_worker.run import Run, Tools
-from vidgen_worker.scratch import Scratch, scratch_folder
+from vidgen_worker.scratch import scratch
 from vidgen_worker.storage import Bucket, Storage
 from vidgen_worker.storm import StormWatch
 from vidgen_worker.task import Fence, Task
@@ -117,7 +117,7 @@ class Worker:
     async def run(self) -> int:
         """Work until told to stop, then drain."""
         with contextlib.ExitStack() as stack:
-            self._scratch = Scratch(stack.enter_context(scratch_folder()), CONFORMED)
+            self._scratch = stack.enter_context(scratch())
             port = stack.enter_context(serving(
                 self._metrics(), self.settings.vidgen_metrics_port,
                 alive=self.alive, ready=self._ready,
@@ -604,6 +604,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
     media = Media(
         max_image_bytes=settings.vidgen_max_image_bytes,
         max_video_bytes=settings.vidgen_max_video_bytes,
+        allow_private=settings.vidgen_allow_loopback_assets,
     )
     yield Worker(settings, provider, storage, media)
 
