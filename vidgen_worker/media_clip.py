@@ -21,9 +21,9 @@ from av.video.stream import VideoStream
 from vidgen_worker.media_filters import BT709, TV, UNKNOWN, Shown, fitting, pulled, way_of
 from vidgen_worker.media_formats import (
     UndecodableError,
-    check_whole_mp4,
     form,
     head_of,
+    mp4_end,
     proves_whole,
 )
 from vidgen_worker.media_libav import THREADS, has_decoder, opened, video_stream
@@ -55,17 +55,16 @@ def check_video(job: dict[str, Any]) -> dict[str, Any]:
     """Read a clip to its end; write an H.264 MP4 of the exact size unless it is one already."""
     source, target = Path(job["path"]), Path(job["target"])
     name = form(head_of(source))
-    if name == "mov":
-        check_whole_mp4(source)
+    end = mp4_end(source) if name == "mov" else None
     wanted = (job["width"], job["height"])
     found: _Found | None = None
-    with opened(name, source) as container:
+    with opened(name, source, end) as container:
         stream = video_stream(container)
         if _plays_everywhere(container, stream) and _coded(stream) == wanted:
             found = _walk(container, stream)
     conform = found is None or not found.plain or found.size != wanted
     if found is None or conform:
-        with opened(name, source) as container:
+        with opened(name, source, end) as container:
             found = _conform(container, video_stream(container), target, job)
             _check_stated_length(container, found.seconds)
     return {

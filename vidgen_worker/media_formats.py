@@ -326,8 +326,8 @@ def _shape(across: int, down: int, *, densities: bool) -> Fraction | None:
 # Films
 
 
-def check_whole_mp4(path: Path) -> None:
-    """Refuse an MP4 that ends in the middle of its pictures, or has none.
+def mp4_end(path: Path) -> int:
+    """Say where the film of an MP4 ends; refuse one without, or cut short in its pictures.
 
     What follows the film is a tail, whatever it looks like. Where all pictures are in one table,
     libav says which are missing; of fragments that are missing nobody knows but the last box.
@@ -347,12 +347,13 @@ def check_whole_mp4(path: Path) -> None:
             complete = {b"moov", b"mdat"} <= seen
             if length < 8 or start + length > size:  # noqa: PLR2004 - the header itself
                 if complete and (b"moof" not in seen or kind not in (b"moof", b"mdat")):
-                    return
+                    return start
                 raise UndecodableError(f"the MP4 is cut short or damaged in its box {kind!r}")
             seen.add(kind)
             start += length
     if not seen & {b"moov", b"mdat", b"moof"}:
         raise NoOutputError("the MP4 is an empty wrapper: there is no film in it")
+    return start
 
 
 def proves_whole(name: str, path: Path) -> bool:

@@ -1,6 +1,7 @@
 """How libav is let at a file from outside: one demuxer, one protocol, limits. Runs in the child."""
 
 import io
+import os
 from pathlib import Path
 
 import av
@@ -24,18 +25,41 @@ _DEMUXERS = {
 }  # fmt: skip
 
 
-def opened(name: str, source: Path | bytes) -> InputContainer:
-    """Open a film, or a picture that comes in a film's format. Raises UndecodableError."""
+class _Part(io.FileIO):
+    """The first bytes of a file: libav sees no tail, which it would take for more of the film."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        super().__init__(path)
+        self._end = end
+
+    def read(self, size: int = -1, /) -> bytes:  # type: ignore[override]
+        left = max(self._end - self.tell(), 0)
+        return super().read(left if size < 0 else min(size, left)) or b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_END:
+            offset, whence = self._end + offset, os.SEEK_SET
+        return super().seek(offset, whence)
+
+
+def opened(name: str, source: Path | bytes, end: int | None = None) -> InputContainer:
+    """Open a film up to its end, or a picture in a film's format. Raises UndecodableError."""
     demuxer = _DEMUXERS.get(name)
     if demuxer is None:
         raise UndecodableError(f"a file of format {name} is no film")
     return av.open(
-        str(source) if isinstance(source, Path) else io.BytesIO(source), "r",
+        _file(source, end), "r",
         format=demuxer,
         options={"format_whitelist": _WHITELIST, "protocol_whitelist": "file"},
         # Titles in an old code are no reason to refuse a film.
         metadata_errors="replace",
     )  # fmt: skip
+
+
+def _file(source: Path | bytes, end: int | None) -> str | io.RawIOBase | io.BytesIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return str(source) if end in (None, source.stat().st_size) else _Part(source, end or 0)
 
 
 _WHITELIST = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,ogg"
