@@ -281,6 +281,11 @@ CASES: dict[str, dict[str, Case]] = {
         "expired": Case("[[expire-urls x2]]"),
         "cut": Case(video="[[truncate-download x2]]"),
         "empty": Case("[[zero-bytes x2]]"),
+        "a page of a still": Case("[[page-download x2]]"),
+        "a page of a clip": Case(video="[[page-download x2]]"),
+        "a page, longer than in place": Case(
+            "[[page-download x4]]", requeued=("GENERATION_FAILED",)
+        ),
         "longer than in place": Case(
             "[[truncate-download x4]]", requeued=("GENERATION_FAILED",)
         ),

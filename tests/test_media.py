@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import re
 import signal
 import sys
 import tracemalloc
@@ -518,6 +519,58 @@ async def test_a_child_ignores_the_terminal_and_has_no_secrets(
     assert media.child_pids == (pid,)
 
 
+async def test_a_child_has_no_rights_and_reads_no_environment_of_its_parent(
+    tmp_path: Path,
+) -> None:
+    """See with the child's own eyes: a program in its place reads what a hijacked libav could."""
+    picture(tmp_path / "a.png")
+    spy = tmp_path / "media_child.py"
+    spy.write_text(
+        "import os, runpy, sys\n"
+        "sys.path.insert(0, os.environ['PYTHONPATH'].split(os.pathsep)[0])\n"
+        "from vidgen_worker import media_child\n"
+        "def look(job):\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    try:\n"
+        "        seen = open(f'/proc/{os.getppid()}/environ').read()\n"
+        "    except OSError as error:\n"
+        "        seen = type(error).__name__\n"
+        "    raise media_child.UndecodableError(status + seen)\n"
+        "media_child.JOBS['image'] = look\n"
+        "media_child.main(9999)\n"
+    )
+    program = (
+        "import asyncio, os, sys, pathlib\n"
+        "from vidgen_worker import media\n"
+        "media._CHILD = pathlib.Path(sys.argv[2])\n"
+        "path = media.Path(media.__file__).parents[1]\n"
+        "os.environ['PYTHONPATH'] = str(path)\n"
+        "media.hide_environment()\n"
+        "async def main():\n"
+        "    looking = media.Media(max_image_bytes=9999, max_video_bytes=9999)\n"
+        "    try:\n"
+        "        await looking.check_image(pathlib.Path(sys.argv[1]), '320:180')\n"
+        "    except Exception as error:\n"
+        "        print(error.details)\n"
+        "    await looking.aclose()\n"
+        "asyncio.run(main())\n"
+    )
+    root = str(Path(media_module.__file__).parents[1])
+    spy.write_text(
+        spy.read_text().replace("os.environ['PYTHONPATH'].split(os.pathsep)[0]", repr(root))
+    )
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(tmp_path / "a.png"), str(spy),
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": root, "RUNWAYML_API_SECRET": "key_secret"},
+    )  # fmt: skip
+    said = (await parent.communicate())[0].decode()
+    assert re.search(r"NoNewPrivs:\s+1\n", said)
+    assert re.search(r"CapEff:\s+0+\n", said)
+    assert "PermissionError" in said
+    assert "key_secret" not in said
+
+
 async def test_a_child_ends_with_its_parent_in_mid_job(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     program = (
@@ -719,6 +772,125 @@ async def test_a_download_that_stands_still_ends(tmp_path: Path, idle: float, to
             found = await media.download(url, tmp_path / "a", MEGABYTE)
             assert (found.size, "ReadTimeout" in str(found.doubt)) == (3, True)
     await media.aclose()
+
+
+def led_to(place: str) -> bytes:
+    return f"HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://127.0.0.1:{port}/latest/meta-data",
+        "http://localhost:{port}/",
+        "http://[::1]:{port}/",
+        "http://[::ffff:127.0.0.1]:{port}/",
+        "http://2130706433:{port}/",
+        "http://0.0.0.0:{port}/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://10.0.0.1/",
+        "http://[fd00::1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://100.64.0.1/",
+        "file:///etc/passwd",
+        "//127.0.0.1:{port}/",
+        "/elsewhere",
+    ],
+)
+async def test_a_download_is_not_led_to_a_private_address(
+    media: Media, tmp_path: Path, place: str
+) -> None:
+    asked = 0
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        port = writer.get_extra_info("sockname")[1]
+        writer.write(led_to(place.format(port=port)))
+        await writer.drain()
+
+    async with server(answer) as url:
+        with pytest.raises(Fault, match="led to") as raised:
+            await media.download(url, tmp_path / "a", MEGABYTE)
+    assert raised.value.name == "output_unavailable"
+    assert asked == 1
+    assert is_empty(tmp_path)
+
+
+async def test_a_sandbox_is_led_where_it_wants_but_not_for_ever(tmp_path: Path) -> None:
+    media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE, allow_private=True)
+    answers = [led_to("/b"), OK + b"\r\nwhole", *[led_to("/c")] * 9]
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(answers.pop(0))
+        await writer.drain()
+
+    async with server(answer) as url:
+        assert (await media.download(url, tmp_path / "a", MEGABYTE)).size == 5
+        with pytest.raises(Fault, match="more than 5 times"):
+            await media.download(url, tmp_path / "b", MEGABYTE)
+    await media.aclose()
+
+
+@pytest.mark.parametrize("trouble", ["full", "gone", "a file in its way"])
+async def test_a_folder_that_takes_no_file_is_no_fault_of_the_download(
+    media: Media, tmp_path: Path, trouble: str
+) -> None:
+    target = tmp_path / "folder" / "a"
+    if trouble == "full":
+        target.parent.mkdir()
+        target.symlink_to("/dev/full")
+    elif trouble != "gone":
+        (tmp_path / "folder").write_text("")
+    with pytest.raises(Fault) as raised:
+        await downloaded(media, target, OK + b"\r\n", b"abc" * 999)
+    assert raised.value.name == "scratch_unavailable"
+    assert str(target.parent) in raised.value.details
+
+
+async def test_a_machine_without_open_files_left_blames_no_file(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, pathlib, resource, sys\n"
+        "from vidgen_worker.media import Media\n"
+        "from vidgen_worker.errors import Fault\n"
+        "async def main():\n"
+        "    media = Media(max_image_bytes=9999, max_video_bytes=9999)\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))\n"
+        "    hogs = []\n"
+        "    try:\n"
+        "        while True:\n"
+        "            hogs.append(open('/dev/null'))\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "    target = pathlib.Path(sys.argv[1])\n"
+        "    for work in (media.check_image(target, '1:1'),\n"
+        "                 media.download('http://127.0.0.1:1/a', target, 9)):\n"
+        "        try:\n"
+        "            await work\n"
+        "        except Fault as fault:\n"
+        "            print(fault.name)\n"
+        "asyncio.run(main())\n"
+    )
+    root = str(Path(media_module.__file__).parents[1])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(tmp_path / "a"),
+        stdout=asyncio.subprocess.PIPE, env=os.environ | {"PYTHONPATH": root},
+    )  # fmt: skip
+    said = (await process.communicate())[0].decode().split()
+    assert said == ["scratch_unavailable"] * 2
+
+
+async def test_a_file_under_which_the_kernel_kills_two_children_is_the_machines_trouble(
+    media: Media, stick: Callable[[], Stuck]
+) -> None:
+    stuck = stick()
+    first = await stuck.child()
+    os.kill(first, signal.SIGKILL)
+    await stuck.end_of(first)
+    os.kill(await stuck.child(first), signal.SIGKILL)
+    with pytest.raises(Fault, match="memory") as raised:
+        await stuck.job
+    assert raised.value.name == "scratch_unavailable"
 
 
 async def test_a_cancelled_download_leaves_no_file(media: Media, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ decides whether another one is paid for.
 
 import asyncio
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -52,6 +53,7 @@ DURATION_TOLERANCE = 0.5
 UNPACKED_AT_ONCE = 2**20
 """Bytes that a packed file may grow to in one step: a bomb is counted, not held in memory."""
 
+_PR_SET_DUMPABLE = 4
 _CONTENT_RANGE = re.compile(r"bytes 0-(\d+)/(\d+)")
 _CHILD = Path(__file__).with_name("media_child.py")
 # What a child inherits: it reads files from outside, so it knows no secret of ours.
@@ -244,6 +246,16 @@ class Media:
         found = await self._children.run(job)
         right = abs(found["seconds"] - duration) <= DURATION_TOLERANCE
         return Clip(**found | {"file": Path(found["file"]), "right_duration": right})
+
+
+def hide_environment() -> None:
+    """Keep this process's environment and memory, secrets and all, from its children.
+
+    They run as the same user. A process that is not dumpable is opened by the kernel to nobody who
+    has no capability for it, and the children give theirs up.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _is_whole(response: httpx.Response) -> bool:

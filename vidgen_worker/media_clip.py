@@ -190,6 +190,26 @@ def _conform(
     return _Found(film.size, stream.codec_context.name, length.seconds(), plain=False)
 
 
+class _Clock:
+    """Sees that times only grow: no file can hold others, and no viewer shows them."""
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+
+    def runs_on(self, frame: VideoFrame | AudioFrame) -> bool:
+        """Whether a frame comes after the one before; one without a time comes right after."""
+        if frame.pts is None:
+            frame.pts = 0 if self.last is None else self.last + max(_ticks(frame), 1)
+        if self.last is not None and frame.pts <= self.last:
+            return False
+        self.last = frame.pts
+        return True
+
+
+def _ticks(frame: VideoFrame | AudioFrame) -> int:
+    return frame.samples if isinstance(frame, AudioFrame) else int(frame.duration or 0)
+
+
 class _Film:
     """Decodes, conforms and encodes the pictures."""
 
@@ -210,6 +230,7 @@ class _Film:
         self.job = job
         self.graph: Graph | None = None
         self.drawn: tuple[int, int, str] | None = None
+        self.clock = _Clock()
         self.size: tuple[int, int] | None = None
         """As a viewer shows the first frame; None before it."""
 
@@ -263,6 +284,8 @@ class _Film:
     def _encode(self, graph: Graph) -> None:
         for frame in pulled(graph):
             frame.pict_type = 0  # the source's key frames are no business of the encoder
+            if not self.clock.runs_on(frame):
+                continue
             self.output.mux(self.stream.encode(frame))
 
 
@@ -289,6 +312,7 @@ class _Sound:
             format=self.stream.codec_context.format, layout=layout, rate=rate,
             frame_size=self.stream.codec_context.frame_size,
         )  # fmt: skip
+        self.clock = _Clock()
 
     def add(self, packet: "Packet[Any]") -> None:
         """Take one packet of the source, the empty last one too; a damaged one is left out."""
@@ -306,4 +330,5 @@ class _Sound:
 
     def _encode(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
-            self.output.mux(self.stream.encode(frame))
+            if self.clock.runs_on(frame):
+                self.output.mux(self.stream.encode(frame))

@@ -41,7 +41,7 @@ from vidgen_worker.events import (
 )
 from vidgen_worker.janitor import Janitor
 from vidgen_worker.lease import Lease, boot_time
-from vidgen_worker.media import Media
+from vidgen_worker.media import Media, hide_environment
 from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.providers import Provider
@@ -625,6 +625,7 @@ def buckets(settings: Settings) -> tuple[Bucket, Bucket]:
 
 async def serve(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT; a second one forces. Returns the exit status."""
+    hide_environment()
     async with open_worker(settings) as worker:
         loop = asyncio.get_running_loop()
         asked = 0
