@@ -106,7 +106,7 @@ returns table (
 )
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
+#variable_conflict use_variable
 declare
   task record;
   noted vidgen.refusals;
@@ -157,7 +157,7 @@ create function vidgen.hand_back_task(of_task uuid, from_worker uuid, of_attempt
 returns table (id uuid, refused text)
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
+#variable_conflict use_variable
 declare
   noted vidgen.refusals;
 begin
@@ -193,7 +193,7 @@ create function vidgen.take_over_task(
 )
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
+#variable_conflict use_variable
 declare
   died smallint;
   task record;
@@ -302,7 +302,7 @@ create function vidgen.set_aside_task(
 ) returns table (tries integer, pause interval, became text)
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
+#variable_conflict use_variable
 declare
   noted vidgen.refusals;
 begin

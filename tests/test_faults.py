@@ -7,9 +7,12 @@ itself.
 
 import asyncio
 import contextlib
+import shutil
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -278,6 +281,11 @@ CASES: dict[str, dict[str, Case]] = {
         "expired": Case("[[expire-urls x2]]"),
         "cut": Case(video="[[truncate-download x2]]"),
         "empty": Case("[[zero-bytes x2]]"),
+        "a page of a still": Case("[[page-download x2]]"),
+        "a page of a clip": Case(video="[[page-download x2]]"),
+        "a page, longer than in place": Case(
+            "[[page-download x4]]", requeued=("GENERATION_FAILED",)
+        ),
         "longer than in place": Case(
             "[[truncate-download x4]]", requeued=("OUTPUT_UNAVAILABLE",)
         ),
@@ -477,6 +485,34 @@ async def test_a_bucket_that_went_missing_is_made_again(world: World) -> None:
         "generated-content", "video-files",
     }  # fmt: skip
     assert posts(world) == (2, 2)
+
+
+@acts("scratch_unavailable")
+async def test_a_scratch_folder_that_is_gone_costs_the_task_nothing(
+    world: World,
+) -> None:
+    user = world.user(CREDITS)
+    with (
+        recorded() as heard,
+        tempfile.TemporaryDirectory() as home,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        temp = Path(home, "temp")
+        temp.mkdir()  # noqa: ASYNC240 - a test
+        patch.setattr("tempfile.tempdir", str(temp))
+        async with world.worker(), hearing(events.TaskRequeued) as put_back:
+            shutil.rmtree(temp)
+            temp.write_text("a file where the folder was")  # noqa: ASYNC240 - a test
+            task = world.order(user, world.scene(user))
+            await put_back.wait()
+            temp.unlink()  # noqa: ASYNC240 - a test
+            row = await world.until(task)
+    assert (row["status"], row["failures"]) == ("completed", 0)
+    requeued = [event for event in heard if isinstance(event, events.TaskRequeued)]
+    assert {(event.code, event.counted) for event in requeued} == {("SCRATCH_UNAVAILABLE", False)}
+    assert str(temp) in requeued[0].details
+    assert posts(world) == generations(world) == (1, 1)
+    assert world.books_balance()
 
 
 def break_the_scene(world: World, times: int, error: str) -> None:

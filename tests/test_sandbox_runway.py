@@ -447,6 +447,17 @@ async def test_a_download_goes_wrong_as_told(sdk: AsyncRunwayML, http: httpx.Asy
     assert (await http.get(url)).content[:4] == b"\x89PNG"
 
 
+async def test_a_page_comes_under_the_media_type_of_the_file(
+    sdk: AsyncRunwayML, http: httpx.AsyncClient
+) -> None:
+    url = await output(sdk, await image(sdk, "[[page-download]] [[odd-encoding]]"))
+    answer = await http.get(url)
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.content.startswith(b"<html>")
+    assert answer.headers["content-encoding"] == "aws-chunked"
+    assert (await http.get(url)).content[:4] == b"\x89PNG"
+
+
 async def test_garbage_is_other_garbage_each_time_unless_told(
     sdk: AsyncRunwayML, http: httpx.AsyncClient
 ) -> None:

@@ -199,7 +199,7 @@ _RULES = (
         "keep polling slowly up to a hard deadline, then cancel it (or give it up) and RETRY",
     ),
     FaultRule(
-        "output_unavailable", "output", "403, 404, expired, truncated",
+        "output_unavailable", "output", "403, 404, expired, truncated, a page instead of the file",
         "OUTPUT_UNAVAILABLE", _IN, Hold.KEPT,
         "The finished output could not be fetched yet. The task goes on by itself.",
         "GET the generation again for a fresh URL, then WAIT",
@@ -220,6 +220,15 @@ _RULES = (
         "output_too_large", "output", "more bytes than the limit",
         "OUTPUT_TOO_LARGE", _FAIL, Hold.RELEASE,
         "The provider's output is larger than this service stores.",
+    ),
+    FaultRule(
+        "scratch_unavailable", "scratch",
+        "the worker's own disk, memory or open files: full, gone, read-only, over a quota",
+        "SCRATCH_UNAVAILABLE", _WAIT, Hold.KEPT,
+        "The service has no room for the file just now. The video is kept, the task goes on by "
+        "itself.",
+        "the folder is named and made again; the generation is kept; this machine claims nothing "
+        "until it has room again",
     ),
     FaultRule(
         "storage_unavailable", "storage", "5xx, 544, 429, time-out, transport",
@@ -258,12 +267,6 @@ _RULES = (
         "STORAGE_REFUSED", _FAIL, Hold.RELEASE,
         "The file store refuses this file. The operator checks the bucket's size and type limits.",
         "loud",
-    ),
-    FaultRule(
-        "scratch_unavailable", "machine", "the folder for downloads is full, gone or read-only",
-        "SCRATCH_UNAVAILABLE", _WAIT, Hold.KEPT,
-        "A machine of the service has no room for the file. The task goes on by itself.",
-        "the generation is kept; this machine claims nothing until it has room again",
     ),
     FaultRule(
         "database_transient", "Postgres", "transient (connection, restart, deadlock, time-out)",

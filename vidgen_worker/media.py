@@ -1,18 +1,22 @@
 """Outputs on their way from the provider to the store: download, look at, conform.
 
-A download streams into a file and says what arrived. A file counts only after a child process has
-decoded it: libav runs there, with limits, so that a file that crashes it fails one task, and the
-event loop never waits for it. A wrong type or size is put right, a wrong duration is accepted and
-reported. Nothing here stores a file, or decides whether another one is paid for.
+A download streams into a file and says what arrived. The bytes decide what they are, never a
+header. A file counts only after a child process has decoded it: libav runs there, with limits, so
+that a file that crashes it fails one task, and the event loop never waits for it. A wrong type or
+size is put right, a wrong duration is accepted and reported. Nothing here stores a file, or
+decides whether another one is paid for.
 """
 
 import asyncio
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
+import zlib
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -25,10 +29,16 @@ from httpx import codes
 
 from vidgen_worker.errors import Fault
 from vidgen_worker.http_client import HttpClient
+from vidgen_worker.public_address import refusal
 from vidgen_worker.resolution import size
+from vidgen_worker.scratch import SHORT, scratch_fault
 
 CONNECT_SECONDS = 10.0
 """How long a connection to the provider's file server may take."""
+MAX_REDIRECTS = 5
+"""A download is led on at most so often."""
+GZIP = b"\x1f\x8b\x08"
+"""No picture or clip begins like this: a server that compressed it did so on its way."""
 CONFORMED = (".conformed.png", ".conformed.mp4")
 """Endings of a file that was put right, beside the one that was delivered."""
 JOB_SECONDS = 300.0
@@ -40,6 +50,11 @@ JOB_TRIES = 2
 DURATION_TOLERANCE = 0.5
 """A clip this many seconds longer or shorter than asked for still has the right duration."""
 
+UNPACKED_AT_ONCE = 2**20
+"""Bytes that a packed file may grow to in one step: a bomb is counted, not held in memory."""
+
+_PR_SET_DUMPABLE = 4
+_CONTENT_RANGE = re.compile(r"bytes 0-(\d+)/(\d+)")
 _CHILD = Path(__file__).with_name("media_child.py")
 # What a child inherits: it reads files from outside, so it knows no secret of ours.
 _CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -47,16 +62,20 @@ _CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBR
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """What arrived. `size` is in bytes, `sha256` the hex digest of those bytes."""
+    """What arrived. `size` is in bytes, `sha256` the hex digest of those bytes.
+
+    `doubt` says what the transport holds against their being all; only decoding tells.
+    """
 
     size: int
     sha256: str
     content_type: str | None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that decodes: width, height and format as delivered.
+    """A picture that decodes: format as delivered, width and height as a viewer shows it.
 
     `file` is what is to be stored: a PNG of the exact size, of `size` bytes and with this hex
     `sha256`. It is the delivered file, or, if `conformed`, a new one beside it.
@@ -69,11 +88,13 @@ class Picture:
     size: int
     sha256: str
     conformed: bool
+    whole: bool
+    """Its format proves that no byte of it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip that decodes: width, height, codec and length in seconds as delivered.
+    """A clip that decodes: codec as delivered; size and length in seconds as a viewer shows it.
 
     `file` is what is to be stored: an H.264 MP4 of the exact size, of `size` bytes and with this
     hex `sha256`. It is the delivered file, or, if `conformed`, a new one beside it.
@@ -88,31 +109,38 @@ class Clip:
     size: int
     sha256: str
     conformed: bool
+    whole: bool
+    """Its format proves that no byte of it is missing."""
     right_duration: bool
 
 
 class Media:
-    """Downloads and checks outputs; `children` files are looked at at once."""
+    """Downloads and checks outputs; `children` files are looked at at once.
 
-    def __init__(
+    `allow_private` lets a download be led to an address that is not public, as in a sandbox.
+    """
+
+    def __init__(  # noqa: PLR0913 - one value each, all by keyword
         self,
         *,
         children: int = 2,
         max_image_bytes: int,
         max_video_bytes: int,
+        allow_private: bool = False,
         idle_timeout: timedelta = timedelta(seconds=30),
         total_timeout: timedelta = timedelta(minutes=10),
     ) -> None:
         self.max_image_bytes = max_image_bytes
         self.max_video_bytes = max_video_bytes
+        self._allow_private = allow_private
         self._total_seconds = total_timeout.total_seconds()
         idle = idle_timeout.total_seconds()
         self._http = HttpClient(
-            follow_redirects=True,
+            follow_redirects=False,
             timeout=httpx.Timeout(
                 idle, connect=min(CONNECT_SECONDS, idle), pool=self._total_seconds
             ),
-            # Compressed, a length would say nothing about what is to arrive.
+            # What is compressed already would only be compressed again.
             headers={"accept-encoding": "identity"},
         )
         self._children = _Children(children, max(max_image_bytes, max_video_bytes))
@@ -134,7 +162,8 @@ class Media:
     async def download(self, url: str, target: Path, max_bytes: int) -> Downloaded:
         """Stream `url` into `target`, which is absent again if that fails.
 
-        Raises Fault `output_unavailable`, also for a file cut short, and `output_too_large`.
+        Whatever stops before its stated end is kept with a doubt. Raises Fault
+        `output_unavailable`, `output_too_large` and `scratch_unavailable`.
         """
         # A signed URL is a key: only its path is said.
         what = f"downloading {url.partition('?')[0]}"
@@ -142,36 +171,65 @@ class Media:
             async with asyncio.timeout(self._total_seconds):
                 return await self._stream(url, target, max_bytes, what)
         except BaseException as error:
-            target.unlink(missing_ok=True)  # noqa: ASYNC240 - who is cancelled awaits nothing
+            _discard(target)
             match error:
                 case TimeoutError():
                     details = f"{what}: not finished within {self._total_seconds:g} s"
                 case httpx.HTTPError() | httpx.InvalidURL():
+                    short = _shortage(error)
+                    if short is not None:
+                        raise scratch_fault(short, what) from error
                     details = f"{what}: {type(error).__name__}: {error}"
+                case OSError():
+                    raise scratch_fault(error, target.parent) from error
                 case _:
                     raise
             raise Fault("output_unavailable", details=details) from error
 
     async def _stream(self, url: str, target: Path, max_bytes: int, what: str) -> Downloaded:
-        async with self._http.stream("GET", url) as response:
-            stated = _stated_length(response, what)
-            if stated is not None and stated > max_bytes:
-                raise _too_large(f"{what}: {stated} bytes, at most {max_bytes} are stored")
-            digest, received = hashlib.sha256(), 0
+        async with self._answer(url, what) as response:
+            doubt: str | None = None
             # httpx hands out pieces of at most 64 KiB: written and hashed in well under a
             # millisecond, and constant memory however many downloads run.
             with target.open("wb", buffering=0) as file:
-                async for piece in response.aiter_raw():
-                    received += len(piece)
-                    if received > max_bytes:
-                        raise _too_large(f"{what}: more than the {max_bytes} bytes that are stored")
-                    digest.update(piece)
-                    _write(file.fileno(), piece)
-            if not received or (stated is not None and stated != received):
-                details = f"{what}: {received} of {stated} bytes arrived"
-                raise Fault("output_unavailable", details=details)
+                arriving = _Arriving(file.fileno(), max_bytes, what)
+                try:
+                    async for piece in response.aiter_raw():
+                        arriving.take(piece)
+                except httpx.TransportError as error:
+                    # The stated length may be wrong, and the bytes all there.
+                    doubt = f"{what}: {type(error).__name__}: {error}"
+                arriving.end()
+                if not arriving.packed_end:
+                    doubt = doubt or f"{what}: packed, and cut short"
+            if not arriving.size:
+                raise Fault("output_unavailable", details=doubt or f"{what}: no byte arrived")
             content_type = response.headers.get("content-type")
-            return Downloaded(received, digest.hexdigest(), content_type)
+            return Downloaded(arriving.size, arriving.sha256, content_type, doubt)
+
+    @contextlib.asynccontextmanager
+    async def _answer(self, url: str, what: str) -> AsyncIterator[httpx.Response]:
+        """Ask for a file, and follow where the answer leads. Raises Fault unless one comes."""
+        request = self._http.build_request("GET", url)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._http.send(request, stream=True)
+            try:
+                if response.next_request is None:
+                    if not _is_whole(response):
+                        details = f"{what}: answered {response.status_code}"
+                        raise Fault("output_unavailable", details=details)
+                    yield response
+                    return
+                request = response.next_request
+            finally:
+                await response.aclose()
+            if not self._allow_private:
+                refused = await refusal(request.url)
+                if refused:
+                    details = f"{what}: led to {refused}; VIDGEN_ALLOW_LOOPBACK_ASSETS allows that"
+                    raise Fault("output_unavailable", details=details)
+        details = f"{what}: led on more than {MAX_REDIRECTS} times"
+        raise Fault("output_unavailable", details=details)
 
     async def check_image(self, path: Path, ratio: str) -> Picture:
         """Decode a picture and make it a PNG of `ratio`, "width:height" in pixels.
@@ -194,22 +252,97 @@ class Media:
         return Clip(**found | {"file": Path(found["file"]), "right_duration": right})
 
 
-def _stated_length(response: httpx.Response, what: str) -> int | None:
-    """Return Content-Length, None where there is none. Raises Fault unless a file is to come."""
-    if response.status_code != codes.OK:
-        raise Fault("output_unavailable", details=f"{what}: answered {response.status_code}")
-    encoding = response.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        details = f"{what}: sent as {encoding}, which was not asked for"
-        raise Fault("output_unavailable", details=details)
-    stated = response.headers.get("content-length", "")
-    return int(stated) if stated.isdecimal() else None
+def hide_environment() -> None:
+    """Keep this process's environment and memory, secrets and all, from its children.
+
+    They run as the same user. A process that is not dumpable is opened by the kernel to nobody who
+    has no capability for it, and the children give theirs up.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _write(descriptor: int, piece: bytes) -> None:
-    view = memoryview(piece)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _is_whole(response: httpx.Response) -> bool:
+    """Whether all of a file is to come: some servers call that a part."""
+    match response.status_code:
+        case codes.OK | codes.NON_AUTHORITATIVE_INFORMATION:
+            return True
+        case codes.PARTIAL_CONTENT:
+            found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+            return found is not None and int(found[1]) + 1 == int(found[2])
+        case _:
+            return False
+
+
+def _shortage(error: BaseException) -> OSError | None:
+    """Return what this machine lacked for a connection, where that was the trouble."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in SHORT:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+class _Arriving:
+    """Writes, counts and hashes what arrives; unpacks it where a server has packed it."""
+
+    def __init__(self, descriptor: int, max_bytes: int, what: str) -> None:
+        self._descriptor = descriptor
+        self._max_bytes = max_bytes
+        self._what = what
+        self._digest = hashlib.sha256()
+        self._head = b""
+        self._unpacker: zlib._Decompress | None = None
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def take(self, piece: bytes) -> None:
+        """Take the next bytes. Raises Fault `output_too_large`, and OSError."""
+        if not self.size and self._unpacker is None:
+            piece = self._head + piece
+            if len(piece) < len(GZIP):
+                self._head = piece
+                return
+            self._head = b""
+            if piece.startswith(GZIP):
+                self._unpacker = zlib.decompressobj(wbits=31)
+        if self._unpacker is None:
+            self._write(piece)
+            return
+        while not self._unpacker.eof:
+            try:
+                unpacked = self._unpacker.decompress(piece, UNPACKED_AT_ONCE)
+            except zlib.error as error:
+                details = f"{self._what}: packed, and it can't be unpacked: {error}"
+                raise Fault("output_unavailable", details=details) from error
+            self._write(unpacked)
+            piece = self._unpacker.unconsumed_tail
+            if not piece and len(unpacked) < UNPACKED_AT_ONCE:
+                return
+
+    @property
+    def packed_end(self) -> bool:
+        """Whether a packed file came to its end; one that was not packed always did."""
+        return self._unpacker is None or self._unpacker.eof
+
+    def end(self) -> None:
+        """Write what was too short to tell."""
+        if self._head:
+            self._write(self._head)
+            self._head = b""
+
+    def _write(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.size > self._max_bytes:
+            raise _too_large(f"{self._what}: more than the {self._max_bytes} bytes that are stored")
+        self._digest.update(piece)
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
 
 
 def _too_large(details: str) -> Fault:
@@ -241,15 +374,17 @@ class _Children:
     async def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Have one file looked at. Raises Fault."""
         async with self._slots:
-            deaths: list[str] = []
+            deaths: list[_ChildDiedError] = []
             while len(deaths) < JOB_TRIES:
                 try:
                     async with self._child() as child:
                         return _judged(job, await child.ask(job))
                 except _ChildDiedError as error:
-                    _discard(job["target"])
-                    deaths.append(str(error))
-        details = f"{job['path']}: looking at it ended {' and again '.join(deaths)}"
+                    _discard(Path(job["target"]))
+                    deaths.append(error)
+        details = f"{job['path']}: looking at it ended {' and again '.join(map(str, deaths))}"
+        if all(death.by_machine for death in deaths):
+            raise Fault("scratch_unavailable", details=f"{details}. Is there memory and CPU left?")
         raise Fault("output_undecodable", details=details)
 
     async def prove(self) -> None:
@@ -287,8 +422,9 @@ class _Children:
         await child.gone()
 
 
-def _discard(half_written: str) -> None:
-    Path(half_written).unlink(missing_ok=True)
+def _discard(half_written: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that is gone or read-only is the next one's find
+        half_written.unlink(missing_ok=True)
 
 
 def _judged(job: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,6 +433,10 @@ def _judged(job: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]
             return found
         case {"undecodable": reason}:
             raise Fault("output_undecodable", details=f"{job['path']}: {reason}")
+        case {"no_output": reason}:
+            raise Fault("output_unavailable", details=f"{job['path']}: {reason}")
+        case {"short": reason}:
+            raise Fault("scratch_unavailable", details=f"{job['path']}: {reason}")
         case {"too_large": reason}:
             raise _too_large(f"{job['path']}: {reason}")
         case _:
@@ -305,7 +445,15 @@ def _judged(job: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]
 
 
 class _ChildDiedError(Exception):
-    """A child ended, or was ended, before it answered."""
+    """A child ended, or was ended, before it answered.
+
+    `by_machine`: no file does that. The kernel kills where memory is short, and a file's own CPU
+    time ends before the wall clock's limit.
+    """
+
+    def __init__(self, how: str, *, by_machine: bool) -> None:
+        super().__init__(how)
+        self.by_machine = by_machine
 
 
 class _Child:
@@ -323,12 +471,21 @@ class _Child:
 
     @classmethod
     async def start(cls, max_bytes: int) -> Self:
-        """Start a process in a session of its own, so that the terminal's Ctrl-C misses it."""
+        """Start a process in a session of its own, so that the terminal's Ctrl-C misses it.
+
+        Raises Fault `scratch_unavailable`.
+        """
         environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", str(_CHILD), str(max_bytes),
-            stdin=PIPE, stdout=PIPE, env=environment, start_new_session=True,
-        )  # fmt: skip
+        ours = [str(_CHILD.parents[1]), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, ours))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", str(_CHILD), str(max_bytes),
+                stdin=PIPE, stdout=PIPE, env=environment, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            # Too little memory, too many processes or open files: this machine's trouble.
+            raise scratch_fault(error, f"starting {_CHILD.name}") from error
         return cls(process)
 
     @property
@@ -340,13 +497,13 @@ class _Child:
         return self._answered and self._process.returncode is None and self._jobs < JOBS_PER_CHILD
 
     async def ready(self) -> None:
-        """Return once it takes jobs. Raises Fault `internal_error` if it does not come up."""
+        """Return once it takes jobs. Raises Fault `scratch_unavailable` if it does not come up."""
         if self._ready:
             return
         if not await self._stdout.readline():
-            # No file has been looked at: this is about the installation, not about a file.
+            # No file has been looked at: this is about the machine, not about a file.
             details = f"{_CHILD.name} can't start: it ended {await self._death()}"
-            raise Fault("internal_error", details=details)
+            raise Fault("scratch_unavailable", details=f"{details}. Is there memory left?")
         self._ready = self._answered = True
 
     async def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,14 +515,19 @@ class _Child:
                 await self._stdin.drain()
                 line = await self._stdout.readline()
         except TimeoutError as error:
-            raise _ChildDiedError(f"without an answer after {JOB_SECONDS:g} s") from error
+            how = f"without an answer after {JOB_SECONDS:g} s"
+            raise _ChildDiedError(how, by_machine=True) from error
         except ConnectionError as error:
-            raise _ChildDiedError(await self._death()) from error
+            raise await self._died() from error
         if not line.endswith(b"\n"):
-            raise _ChildDiedError(await self._death())
+            raise await self._died()
         self._answered = True
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    async def _died(self) -> _ChildDiedError:
+        how = await self._death()
+        return _ChildDiedError(how, by_machine=self._process.returncode == -signal.SIGKILL)
 
     async def _death(self) -> str:
         code = await self._process.wait()

@@ -97,7 +97,7 @@ class Storing:
                     generation.outputs[0], target, self._stage.max_bytes(self._settings)
                 )
                 sha256 = downloaded.sha256
-                found = await self._look(generation, target)
+                found = await self._judge(generation, target, downloaded.doubt)
             except Fault as fault:
                 if fault.name == "output_undecodable":
                     if sha256 in broken:
@@ -121,22 +121,42 @@ class Storing:
                 return found
             generation = await self._generating.read_again(generation)
 
-    async def _look(self, generation: Generation, file: Path) -> tuple[Path, int, str]:
-        """Decode the output, in a process of its own, and bring it to what was asked for."""
+    async def _judge(
+        self, generation: Generation, file: Path, doubt: str | None
+    ) -> tuple[Path, int, str]:
+        """Look at an output; one that broke off on its way says nothing about the generation."""
+        try:
+            kept, whole = await self._look(generation, file)
+        except Fault as fault:
+            if doubt is None or fault.name != "output_undecodable":
+                raise
+            details = f"{doubt}; {fault.details}"
+            raise Fault("output_unavailable", details=details) from fault
+        if doubt is not None and not whole:
+            details = f"{doubt}; what arrived decodes, but it may lack its end"
+            raise Fault("output_unavailable", details=details)
+        return kept
+
+    async def _look(self, generation: Generation, file: Path) -> tuple[tuple[Path, int, str], bool]:
+        """Decode the output, in a process of its own, and bring it to what was asked for.
+
+        Returns what is to be stored, and whether the delivered file is known to be whole.
+        """
         ratio, media = self._order.ratio, self._tools.media
         if self._stage is IMAGE:
             picture = await media.check_image(file, ratio)
             was, now = f"{picture.format} {picture.width}:{picture.height}", ratio
-            changed, kept = picture.conformed, (picture.file, picture.size, picture.sha256)
+            changed, whole = picture.conformed, picture.whole
+            kept = (picture.file, picture.size, picture.sha256)
         else:
             clip = await media.check_video(file, ratio, self._order.seconds)
             was = f"{clip.codec} {clip.width}:{clip.height} {clip.seconds:.2f} s"
             now = f"{ratio} {self._order.seconds} s"
-            changed = clip.conformed or not clip.right_duration
+            changed, whole = clip.conformed or not clip.right_duration, clip.whole
             kept = (clip.file, clip.size, clip.sha256)
         if changed:
             emit(OutputConformed(
                 fence=self._fence, stage=self._stage.name, generation=generation.id, was=was,
                 now=now,
             ))  # fmt: skip
-        return kept
+        return kept, whole

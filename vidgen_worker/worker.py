@@ -47,7 +47,7 @@ from vidgen_worker.events import (
 from vidgen_worker.gates import Gate, Scopes, machine_of, storage_fingerprint
 from vidgen_worker.janitor import Janitor
 from vidgen_worker.lease import Lease, Observer, boot_time
-from vidgen_worker.media import CONFORMED, Media
+from vidgen_worker.media import Media, hide_environment
 from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.providers import Provider
@@ -65,7 +65,7 @@ from vidgen_worker.queue import (
     SubmissionCapError,
 )
 from vidgen_worker.run import Run, Tools
-from vidgen_worker.scratch import Scratch, scratch_folder
+from vidgen_worker.scratch import scratch
 from vidgen_worker.storage import Bucket, Storage
 from vidgen_worker.task import Fence, Task
 
@@ -143,7 +143,7 @@ class Worker:
     async def run(self) -> int:
         """Work until told to stop, then drain."""
         with contextlib.ExitStack() as stack:
-            self._scratch = Scratch(stack.enter_context(scratch_folder()), CONFORMED)
+            self._scratch = stack.enter_context(scratch())
             port = stack.enter_context(serving(
                 self._metrics(), self.settings.vidgen_metrics_port,
                 alive=self.alive, ready=self._ready,
@@ -670,6 +670,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
     media = Media(
         max_image_bytes=settings.vidgen_max_image_bytes,
         max_video_bytes=settings.vidgen_max_video_bytes,
+        allow_private=settings.vidgen_allow_loopback_assets,
     )
     yield Worker(settings, provider, storage, media)
 
@@ -701,6 +702,7 @@ def buckets(settings: Settings) -> tuple[Bucket, Bucket]:
 
 async def serve(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT; a second one forces. Returns the exit status."""
+    hide_environment()
     async with open_worker(settings) as worker:
         loop = asyncio.get_running_loop()
         asked = 0

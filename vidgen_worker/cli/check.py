@@ -37,6 +37,7 @@ from vidgen_worker.gates import fingerprint
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
+from vidgen_worker.scratch import room
 from vidgen_worker.storage import Bucket, Misfit, Storage
 from vidgen_worker.worker import buckets
 
@@ -46,6 +47,8 @@ HTTP_SECONDS = 15.0
 SKEW_NOTED = timedelta(seconds=5)
 SKEW_REFUSED = timedelta(minutes=5)
 LOW_BALANCE = 100
+FILES_AT_ONCE = 4
+"""So many of the largest clips in the scratch folder leave no worker short of room."""
 
 
 class State(StrEnum):
@@ -86,7 +89,7 @@ def check(json: Json = False) -> None:
     if not json:
         out.print(table(("setting", "value", "meaning"), rows), "")
     findings = []
-    for look in (check_postgres, check_storage, check_runway):
+    for look in (check_postgres, check_storage, check_runway, check_scratch):
         for finding in look(settings):
             findings.append(finding)
             if not json:
@@ -186,6 +189,27 @@ def check_runway(settings: Settings) -> Iterator[Finding]:
     )
     for model in (settings.vidgen_image_model, settings.vidgen_video_model):
         yield _model(model, account)
+
+
+def check_scratch(settings: Settings) -> Iterator[Finding]:
+    """Look at the folder that downloads pass through, and the room in it."""
+    remedy = "Make room there (df -h, df -i), or set TMPDIR to a folder with room."
+    try:
+        found = room()
+    except OSError as error:
+        yield Finding("Scratch", State.BAD, f"no file can be written: {error}", remedy)
+        return
+    files = "" if found.free_files is None else f", {found.free_files} files"
+    said = f"{found.folder}: {found.free_bytes / 2**20:.0f} MiB free{files}"
+    # A clip as it is delivered and as it is stored, for each that is under way.
+    needed = 2 * settings.vidgen_max_video_bytes * FILES_AT_ONCE
+    if found.free_bytes < 2 * settings.vidgen_max_video_bytes or found.free_files == 0:
+        yield Finding("Scratch", State.BAD, said, remedy)
+    elif found.free_bytes < needed:
+        enough = f"{needed / 2**20:.0f} MiB hold {FILES_AT_ONCE} of the largest clips at once."
+        yield Finding("Scratch", State.NOTE, said, f"{enough} {remedy}")
+    else:
+        yield Finding("Scratch", State.OK, said)
 
 
 async def read_account(settings: Settings) -> tuple[Account, str]:

@@ -398,7 +398,10 @@ class RunwayDouble:
             return truncated(request, output.content, output.media_type)
         if "zero-bytes" in words:
             output = Output(b"", output.media_type)
-        return Response(output.content, media_type=output.media_type)
+        if "page-download" in words:
+            output = Output(PAGE.encode(), output.media_type)
+        odd = {"content-encoding": "aws-chunked"} if "odd-encoding" in words else None
+        return Response(output.content, media_type=output.media_type, headers=odd)
 
     async def _product(self, _request: Request) -> Response:
         return Response(await asyncio.to_thread(drawing.product), media_type="image/png")

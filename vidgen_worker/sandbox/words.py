@@ -90,6 +90,10 @@ _TABLE = (
          "the output URLs of this answer have expired already; the next one's are good"),
     Word("truncate-download", "", Moment.DOWNLOAD, "once", "the connection is cut half-way"),
     Word("zero-bytes", "", Moment.DOWNLOAD, "once", "200 with an empty body"),
+    Word("page-download", "", Moment.DOWNLOAD, "once",
+         "200 with a page of HTML, under the media type of the file"),
+    Word("odd-encoding", "", Moment.DOWNLOAD, "once",
+         "the whole file, with a Content-Encoding that is not its own"),
 )  # fmt: skip
 
 WORDS: Mapping[str, Word] = {word.name: word for word in _TABLE}
