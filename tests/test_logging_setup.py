@@ -3,13 +3,16 @@
 import io
 import json
 import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import structlog
 
-from vidgen_worker.logging_setup import LogFormat, configure
+from vidgen_worker.logging_setup import LogFormat, catch_the_rest, configure
 
 NASTY = "a\nb\r\tc\x1b[31m\x00\x85\u2028d\ud800"
 
@@ -18,7 +21,9 @@ NASTY = "a\nb\r\tc\x1b[31m\x00\x85\u2028d\ud800"
 def put_back() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    hooks = threading.excepthook, sys.unraisablehook
     yield
+    threading.excepthook, sys.unraisablehook = hooks
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
@@ -61,6 +66,49 @@ def test_secrets_are_masked_wherever_they_turn_up(form: LogFormat) -> None:
     (line,) = log_of(form, details="password hunter22", nested={"url": "x://u:hunter22@h"})
     assert "hunter22" not in line
     assert "****" in line
+
+
+KEY = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_nobody_can_say_a_secret_by_any_way_into_the_log(form: LogFormat) -> None:
+    out = io.StringIO()
+    configure("info", form, stream=out, secrets=[KEY])
+    catch_the_rest()
+    library = logging.getLogger("httpx")
+    error = ValueError(f"Illegal header value {KEY.encode() + bytes([10])!r}")
+    library.error("header %r", KEY.encode() + bytes([10]))
+    library.error("broken: %s", KEY[:60] + chr(10) + "    " + KEY[60:])
+    library.error("with a traceback", exc_info=error)
+    library.error("said %s and %s", KEY)  # one value too few: logging itself fails
+    structlog.get_logger().error(KEY, details=[KEY], **{KEY: KEY})
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn(KEY, stacklevel=1)
+    thread = threading.Thread(target=_fail_with, args=[error])
+    thread.start()
+    thread.join()
+    text = out.getvalue()
+    assert len(text.splitlines()) >= 7
+    assert KEY not in text
+    assert KEY[20:60] not in text
+    assert KEY.rpartition(".")[2] not in text
+
+
+def _fail_with(error: Exception) -> None:
+    raise error
+
+
+def test_a_library_set_to_debug_is_not_heard_below_warning() -> None:
+    out = io.StringIO()
+    configure("debug", "json", stream=out)
+    logging.getLogger("runwayml").setLevel(logging.DEBUG)  # as RUNWAYML_LOG=debug does
+    try:
+        logging.getLogger("runwayml").debug("Request options: %s", {"headers": "…"})
+    finally:
+        logging.getLogger("runwayml").setLevel(logging.NOTSET)
+    assert out.getvalue() == ""
 
 
 def test_a_traceback_is_one_json_value_and_readable_on_a_console() -> None:
