@@ -262,7 +262,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "unexpected": Scenario(
         {"event UnexpectedError": (1,)},
-        sql=_on_every("vidgen.checkpoints", "update", "P0001", "new.state = 'done'"),
+        # Not where money hangs on the statement: there it is sent again.
+        sql=_on_every("vidgen.holds", "insert", "P0001"),
     ),
     "a loop fails": Scenario(
         {"event LoopFailed": (1,)}, sql=_on_every("vidgen.workers", "update", "P0001"),

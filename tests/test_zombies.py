@@ -123,7 +123,7 @@ async def test_a_worker_without_postgres_starts_nothing_and_keeps_what_it_has(
     async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
             tasks = [
-                world.order(user, world.scene(user, image_prompt=f"[[slow 500ms]] {n}"))
+                world.order(user, world.scene(user, image_prompt=f"[[slow 3s]] {n}"))
                 for n in range(5)
             ]
             await until_true(
