@@ -1,6 +1,8 @@
 """Brakes: the same trouble in a row stops what is paid for and keeps what was paid."""
 
 import json
+import resource
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -270,24 +272,19 @@ async def test_users_count_where_their_input_may_be_to_blame(world: World) -> No
         assert reasons(world) == []
 
 
-async def test_a_machine_without_room_claims_nothing_and_heals(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import resource  # noqa: PLC0415
-    import signal  # noqa: PLC0415
-
-    del monkeypatch
+async def test_a_machine_without_room_claims_nothing_and_heals(world: World) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    tasks = crowd(world, 3)
     try:
         async with world.worker(VIDGEN_IMAGE_SLOTS="9", VIDGEN_VIDEO_SLOTS="9") as worker:
+            await world.beats(2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
             await worker.janitor.prove_machine()
-            ended = [world.task(task)["status"] for task in tasks]
-            assert reasons(world) == [("machine", "SCRATCH_UNAVAILABLE")], ended
-            details = world.one("select details from vidgen.gates")["details"]
-            assert "vidgen-worker-" in details
+            tasks = crowd(world, 3)
+            await world.beats(3)
+            assert reasons(world) == [("machine", "SCRATCH_UNAVAILABLE")]
+            assert posts(world) == (0, 0)
+            assert "vidgen-worker-" in world.one("select details from vidgen.gates")["details"]
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             rows = [await world.until(task) for task in tasks]
     finally:

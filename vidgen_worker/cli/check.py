@@ -33,7 +33,7 @@ from vidgen_worker.logging_setup import escape
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
-from vidgen_worker.storage import Bucket, Storage
+from vidgen_worker.storage import Bucket, Found, Misfit, Storage
 from vidgen_worker.worker import buckets
 
 OLDEST_POSTGRES = 150_000
@@ -298,7 +298,8 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
 async def _bucket(storage: Storage, purpose: str, bucket: Bucket) -> list[Finding]:
     what = f"Bucket {bucket.name}"
     remedy = "Copy SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY again: the project's secret key."
-    found, wrong = None, []
+    found: Found | None = None
+    wrong: list[Misfit] = []
     try:
         found, wrong = await storage.look(bucket)
         await storage.may_store(bucket.name)
