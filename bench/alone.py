@@ -34,6 +34,7 @@ LEASE_SECONDS = 15.0
 _USUAL: Mapping[str, object] = MappingProxyType({
     "host": "bench", "pid": 1, "version": "0", "concurrency": 20,
     "lease": timedelta(seconds=LEASE_SECONDS), "provider": "runway", "key_fingerprint": "key",
+    "account": "default", "scopes": ["*", "default", "key:key"],
     "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": 20, "idle": True,
     "resumed": False, "max_crashes": 3, "max_running_per_user": None,
 })  # fmt: skip

@@ -7,7 +7,7 @@ named queries, each of them durable. It begins when a line comes in, and ends wh
 
 import os
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +26,7 @@ PROMPT = "A glass bottle stands on a wet stone by the sea, in the light of the l
 USUAL: dict[str, Any] = {
     "host": "bench", "pid": os.getpid(), "version": "0", "concurrency": SLOTS,
     "lease": timedelta(minutes=10), "provider": "runway", "key_fingerprint": "key",
+    "account": "default", "scopes": ["*", "default", "key:key"],
     "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": SLOTS, "idle": True,
     "resumed": False,
     "max_crashes": 3, "max_running_per_user": None, "max_submissions": 2, "credits": True,
@@ -35,7 +36,7 @@ USUAL: dict[str, Any] = {
     "inputs": "0" * 32, "request": Jsonb({"promptText": PROMPT * 3, "ratio": "1920:1080"}),
     "answer": "generation", "estimated_cost": 5, "details": "", "ended_state": "succeeded",
     "cost": 5, "size": 2_000_000, "sha256": "0" * 64, "failures": 0,
-    "video_url": ADDRESS + "x" * 400, "expires_at": datetime(2100, 1, 1, tzinfo=UTC),
+    "video_url": ADDRESS + "x" * 400, "good_for": timedelta(hours=1),
 }  # fmt: skip
 STAGES: dict[str, dict[str, Any]] = {
     "image": {

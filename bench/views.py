@@ -121,7 +121,7 @@ def questions() -> Iterator[tuple[str, str]]:
     yield "consumption_by_user, all", dearest
     yield "failures_by_code", READ["failures_by_code"]
     yield "throughput", READ["throughput"]
-    yield "credit_discrepancies, every 10 min", QUERIES["discrepancies"]
+    yield "credit_audit, the whole ledger", READ["credit_audit"]
 
 
 def fill(admin: str, **numbers: int) -> None:

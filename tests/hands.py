@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Self
 from uuid import UUID, uuid4
@@ -38,7 +38,9 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "max_running_per_user": None, "models": ["gen4_image", "gen4_turbo"],
-    "max_generations": None, "patience": timedelta(minutes=3), "every": timedelta(minutes=1),
+    "duty": "forget", "keep": timedelta(days=90), "after": None, "batch": 1000,
+    "discrepancies": 0, "max_generations": None, "patience": timedelta(minutes=3),
+    "every": timedelta(minutes=1), "absence": timedelta(hours=1),
     "scene_updates": True, "credits": True,
     "lost_message": "The worker was lost.", "resolution": "1280:720", "video_ratio": "1280:720",
     "image_ratio": "1920:1080", "image_due": True, "video_due": True, "stage": "image",
@@ -50,14 +52,16 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "path": "generated_images/u/g.png", "media_type": "image/png", "size": 100, "sha256": "ab",
     "image_url": "https://storage.test/g.png", "image_path": "generated_images/u/g.png",
     "video_path": None, "video_url": "https://storage.test/signed",
-    "expires_at": datetime(2100, 1, 1, tzinfo=UTC), "delay": timedelta(0), "failures": 0,
+    "good_for": timedelta(hours=1), "silent_ids": [], "silent_beats": [],
+    "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
-    "probe": timedelta(seconds=30), "part": "storage", "allowance": 3,
+    "probe": timedelta(seconds=30), "verdict": None, "show": True, "statement": "complete",
+    "error": "P0001 no", "waiting": None, "part": "storage", "allowance": 3,
 })  # fmt: skip
 
 FENCED = (
     "load_task", "start_task", "begin_submission", "answer_submission", "end_generation",
-    "finish_stage", "report", "complete", "requeue", "fail", "cancel",
+    "finish_stage", "report", "complete", "requeue", "fail", "cancel", "set_aside",
 )  # fmt: skip
 """The queries about one task, which carry its fence."""
 
@@ -101,10 +105,24 @@ class Hand:
 
     def __call__(self, name: str, **parameters: object) -> list[Row]:
         """Run a named query."""
+        if name == "take_over" and "silent_ids" not in parameters:
+            parameters |= self.observed()
         cursor = self.conn.execute(
             QUERIES[name], {**USUAL, "worker_id": self.worker_id, **parameters}
         )
         return cursor.fetchall() if cursor.description else []
+
+    def observed(self) -> dict[str, Any]:
+        """What `take_over` is told by an observer that has watched every worker for a whole lease.
+
+        To age a row (`Ground.silent`) is to let its worker be silent; a worker's own observer waits
+        until it has seen no change for a lease.
+        """
+        silent = [row for row in self("heartbeats") if row["age"] > row["lease"]]
+        return {
+            "silent_ids": [row["id"] for row in silent],
+            "silent_beats": [row["heartbeat_at"] for row in silent],
+        }
 
     def registered(self, **parameters: object) -> Self:
         """Write the worker's row."""
@@ -120,7 +138,9 @@ class Hand:
             if not rows:
                 self("line_up")
                 rows = self("claim", slots=slots, **{**parameters, "resumed": True})
-        return [Held(row["id"], row["attempt"], row["worker_id"]) for row in rows]
+        # What refused is told as such, and never as taken.
+        assert len({row["id"] for row in rows}) == len(rows)
+        return [Held(r["id"], r["attempt"], r["worker_id"]) for r in rows if not r["refused"]]
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
@@ -330,7 +350,7 @@ class Ground:
             "  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
             " where c.relkind = 'r' and n.nspname in ('public', 'vidgen') order by 1"
         )
-        clocks = ["updated_at", "heartbeat_at", "cost_read_at", "read_at"]
+        clocks = ["updated_at", "heartbeat_at", "cost_read_at", "read_at", "audited_at"]
         return {
             table["name"]: [
                 row["row"]
@@ -343,6 +363,34 @@ class Ground:
             for table in tables
             if table["name"] not in without
         }
+
+
+def refuse(ground: Ground, *task_ids: UUID, when: str = "true") -> None:
+    """Give the application a trigger that raises when these tasks' rows are changed.
+
+    `when` is an SQL condition on `new` and `old`.
+    """
+    ground.sql("create table if not exists public.refused_tasks (id uuid primary key)")
+    ground.sql("grant select on public.refused_tasks to public")
+    for task_id in task_ids:
+        ground.sql("insert into public.refused_tasks values (%s) on conflict do nothing", task_id)
+    ground.sql(
+        "create or replace function public.application_refuses() returns trigger"
+        f" language plpgsql as $$ begin if {when}"
+        " and exists (select from public.refused_tasks as r where r.id = new.id) then"
+        " raise foreign_key_violation using message = 'notifications_user_id_fkey';"
+        " end if; return null; end $$"
+    )
+    ground.sql(
+        "create or replace trigger application_refuses"
+        " after update on public.video_generation_tasks"
+        " for each row execute function public.application_refuses()"
+    )
+
+
+def let_go(ground: Ground) -> None:
+    """Take the application's trigger away."""
+    ground.sql("drop trigger application_refuses on public.video_generation_tasks")
 
 
 @contextmanager

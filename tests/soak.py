@@ -42,6 +42,30 @@ LOOK_EVERY = 0.5
 LAST_START = 30.0
 CREDITS_OF_A_USER = 1_000_000
 ENDED = ("completed", "failed", "cancelled")
+MENDED_AT = 0.8
+"""The application mends its trigger when this share of the tasks has ended."""
+APPLICATION = """
+create table public.refusing (task_id uuid primary key, what text not null);
+create table public.refused (task_id uuid);
+create function public.application_refuses() returns trigger
+language plpgsql security definer as $$
+declare
+  what text;
+begin
+  select r.what into what from public.refusing as r where r.task_id = new.id;
+  if what in (new.status, 'anything')
+     or (what = 'still' and new.image_path is not null)
+     or (what = 'clip' and new.video_path is not null)
+     or (what = 'progress' and new.progress > 36) then
+    raise foreign_key_violation using message = 'notifications_user_id_fkey';
+  end if;
+  return null;
+end
+$$;
+create trigger application_refuses after update on public.video_generation_tasks
+  for each row execute function public.application_refuses();
+"""
+"""An application's own trigger, which refuses some rows."""
 ENVIRONMENT = {
     "VIDGEN_LEASE": "3s", "VIDGEN_SUBMIT_TIMEOUT": "4s", "VIDGEN_STORAGE_TIMEOUT": "2s",
     "VIDGEN_POLL_INTERVAL": "150ms", "VIDGEN_RETRY_BACKOFF_MAX": "1s",
@@ -63,6 +87,7 @@ class Clients:
     chance: random.Random
     asked: set[UUID] = field(default_factory=set)
     """Tasks whose cancel was accepted."""
+    scenes_deleted: int = 0
     inserted: int = 0
 
     def prepare(self) -> None:
@@ -70,7 +95,15 @@ class Clients:
         with self.world.admin() as conn, conn.transaction():
             cursor = conn.cursor()
             # Faults cost the operator money that no user pays: the daily limit is another test's.
-            conn.execute("update vidgen.settings set max_unbilled_cost_per_user = 1000000")
+            conn.execute(
+                "update vidgen.settings set max_unbilled_cost_per_user = 1000000,"
+                " refusal_pause = '200 milliseconds'"
+            )
+            conn.execute(APPLICATION)
+            cursor.executemany(
+                "insert into public.refusing (task_id, what) values (%s, %s)",
+                [(o.task_id, o.refuses) for o in self.orders if o.refuses],
+            )
             cursor.executemany(
                 "select public.grant_video_credits(%s, %s, %s)",
                 [(u, CREDITS_OF_A_USER, f"soak {u}") for u in {o.user_id for o in self.orders}],
@@ -126,6 +159,26 @@ class Clients:
                     conn.execute(
                         "select from public.cancel_video_generation_task(%s)", (row["id"],)
                     )
+
+    def delete_some_scenes(self) -> None:
+        """Delete scenes of tasks that wait or run, as their owners may at any moment."""
+        doomed = [o.scene_id for o in self.orders if o.deletes_scene]
+        rows = self.world.sql(
+            "delete from public.video_scenes as s using public.video_generation_tasks as t"
+            " where t.scene_id = s.id and s.id = any(%s) and t.status in ('pending', 'processing')"
+            "   and random() < 0.05 returning s.id",
+            doomed,
+        )
+        self.scenes_deleted += len(rows)
+
+    def mend(self) -> None:
+        """The application mends its trigger: its rows take changes again."""
+        self.world.sql("delete from public.refusing")
+
+    async def keep_deleting(self, stop: asyncio.Event) -> None:
+        """Delete scenes now and then until the end."""
+        while not await _stopped(stop, 0.2):
+            await _persistently(self.delete_some_scenes, stop)
 
     async def keep_inserting(self, wave: int, pause: float, stop: asyncio.Event) -> None:
         """Insert everything, in waves."""
@@ -278,6 +331,7 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None]) -> Report:
         return audit(
             stage.world, stage.runway, stage.storage, orders, clients.asked,
             happened={"kill -9": fleet.kills, "PostgreSQL restarts": restarts,
+                      "scenes deleted": clients.scenes_deleted,
                       "seconds": round(time.monotonic() - began)},
             strange=fleet.strange_ends, log=stage.log,
         )  # fmt: skip
@@ -296,19 +350,21 @@ async def _play(
         for work in (
             clients.keep_inserting(wave, 0.5, stop),
             clients.keep_cancelling(stop),
+            clients.keep_deleting(stop),
             fleet.keep_killing(plan.kill_every, random.Random(f"kills {plan.seed}"), stop),
         )
     ]
     try:
-        return await _until_ended(plan, stage, loops, say)
+        return await _until_ended(plan, stage, loops, clients, say)
     finally:
         stop.set()
         await asyncio.gather(*loops)
 
 
 async def _until_ended(
-    plan: Plan, stage: Stage, loops: list[asyncio.Task[None]], say: Callable[[str], None]
-) -> int:
+    plan: Plan, stage: Stage, loops: list[asyncio.Task[None]], clients: Clients,
+    say: Callable[[str], None],
+) -> int:  # fmt: skip
     restarts: Iterator[tuple[int, float]] = iter(enumerate(plan.restarts))
     upcoming = next(restarts, None)
     deadline = time.monotonic() + plan.patience
@@ -331,6 +387,8 @@ async def _until_ended(
             await asyncio.to_thread(stage.server.restart)
             done += 1
             upcoming = next(restarts, None)
+        if ended >= MENDED_AT * plan.tasks:
+            await _persistently(clients.mend, asyncio.Event())
         if ended == plan.tasks:
             break
         await asyncio.sleep(LOOK_EVERY)
@@ -340,14 +398,19 @@ async def _until_ended(
 async def _sweep(world: World) -> None:
     """The janitor's sweep a minute later, on aged rows: generations whose answer came too late."""
     world.sql(
-        "update vidgen.submissions set answered_at = answered_at - interval '2 minutes' "
-        "where ended_at is null"
+        "update vidgen.submissions set answered_at = answered_at - interval '2 minutes',"
+        " sent_at = sent_at - interval '10 minutes' where ended_at is null"
     )
     async with open_worker(world.settings()) as worker:
         await worker.db.open()
         try:
-            while await worker.queue.strays():
+            while world.one(
+                "select exists (select from vidgen.submissions"
+                " where answer = 'generation' and ended_at is null) as open"
+            )["open"]:
+                world.sql("update vidgen.submissions set looked_at = null where ended_at is null")
                 await worker.janitor.sweep()
+            await worker.janitor.sweep()
         finally:
             await worker.db.close()
             await worker.storage.aclose()

@@ -98,6 +98,7 @@ def audit(  # noqa: PLR0913 - what happened, in its parts
         *_admission(ledger, world),
         *_objects(ledger),
         *_leases(world),
+        *_leavings(world),
         *_tracebacks(log),
     ]
     return Report({**happened, **_counts(ledger)}, fired, violations)
@@ -153,6 +154,8 @@ def _ends(ledger: Ledger) -> list[str]:
                         found.append(f"{name} is completed, and its {stage} is not done")
             case "failed":
                 ends = ANYBODYS_ENDS | (order.fault.ends if order.fault else frozenset())
+                ends |= {"ROW_REFUSED"} if order.refuses else set()
+                ends |= {"SCENE_NOT_FOUND"} if order.deletes_scene else set()
                 if row["error_code"] not in ends:
                     found.append(f"{name} failed with {row['error_code']}: {row['message']}")
             case "cancelled":
@@ -289,6 +292,35 @@ def _objects(ledger: Ledger) -> list[str]:
     # Named after its generation, so that a repeated store overwrites itself and nothing else.
     found += [f"object {place} is named after no generation of ours"
               for place in ledger.objects if UUID(Path(place[1]).stem) not in known]  # fmt: skip
+    return _some(found)
+
+
+def _leavings(world: World) -> list[str]:
+    """Nothing lives on behind a task that has ended, and no place is held."""
+    found = [
+        f"the {row['stage']} of task {row['task_id']} is {row['state']}, the task {row['status']}"
+        for row in world.sql(
+            "select c.task_id, c.stage, c.state, t.status from vidgen.checkpoints as c"
+            "  join public.video_generation_tasks as t on t.id = c.task_id"
+            " where t.status in ('completed', 'failed', 'cancelled')"
+            "   and c.state in ('submitting', 'generating')"
+        )
+    ]
+    found += [
+        f"submission {row['id']} of task {row['task_id']} is open, and nobody follows it"
+        for row in world.sql(
+            "select id, task_id from vidgen.submissions"
+            " where ended_at is null and answer is distinct from 'unknown'"
+        )
+    ]
+    found += [
+        f"slot {row['id']} is still taken by task {row['task_id']}"
+        for row in world.sql("select id, task_id from vidgen.slots where task_id is not null")
+    ]
+    found += [
+        f"task {row['task_id']} is still set aside: {row['error']}"
+        for row in world.sql("select task_id, error from vidgen.set_aside")
+    ]
     return _some(found)
 
 

@@ -21,6 +21,10 @@ class Plan:
     provider_share: float = 0.10
     storage_share: float = 0.05
     cancel_share: float = 0.05
+    refusal_share: float = 0.04
+    """Tasks whose row an application's trigger refuses to change, at some moment."""
+    deletion_share: float = 0.04
+    """Tasks whose scene its owner deletes while they wait or run."""
     patience: float = 600.0
     restarts: tuple[float, ...] = (0.3, 0.65)
     """PostgreSQL is restarted when this share of the tasks has ended: stopped, then killed."""
@@ -36,11 +40,18 @@ class Order:
     fault: ProviderFault | None
     stage: StageName
     cancel: bool
+    refuses: str | None = None
+    """What the row refuses to become, until the application mends its trigger."""
+    deletes_scene: bool = False
 
     def prompt(self, stage: StageName) -> str:
         """The prompt of a stage: its own for each task, because words count by prompt."""
         words = f" [[{self.fault.words}]]" if self.fault and stage is self.stage else ""
         return f"{stage} of {self.task_id}{words}"
+
+
+REFUSALS = ("processing", "pending", "completed", "still", "clip", "progress", "anything")
+"""What a row refuses: a status, an output, a milestone, any change."""
 
 
 def orders_of(plan: Plan) -> list[Order]:
@@ -55,10 +66,13 @@ def orders_of(plan: Plan) -> list[Order]:
         fault = None if turn is None else PROVIDER_FAULTS[turn % len(PROVIDER_FAULTS)]
         first = turn is not None and turn < len(PROVIDER_FAULTS)
         stages = (StageName.IMAGE,) if fault is None else fault.stages
+        refuses = fault is None and chance.random() < plan.refusal_share
         orders.append(Order(
             _uuid(chance), _uuid(chance), chance.choice(users), fault,
             stages[0] if first else chance.choice(stages),
-            cancel=not first and chance.random() < plan.cancel_share,
+            cancel=not first and not refuses and chance.random() < plan.cancel_share,
+            refuses=chance.choice(REFUSALS) if refuses else None,
+            deletes_scene=not first and not refuses and chance.random() < plan.deletion_share,
         ))  # fmt: skip
     return orders
 

@@ -433,7 +433,7 @@ def test_the_limit_is_of_one_key(ground: Ground) -> None:
     limit(hand, IMAGE, 1)
     ground.orders(ground.user(), 3)
     assert len(hand.claim()) == 1
-    assert len(hand.claim(slots=1, key_fingerprint="another")) == 1
+    assert len(hand.claim(slots=1, account="another")) == 1
 
 
 def test_the_cap_of_a_user_holds_while_claims_overlap(ground: Ground) -> None:
@@ -633,9 +633,9 @@ def test_what_waits_for_later_or_runs_with_another_key_keeps_no_image_waiting(
 ) -> None:
     hand = ground.worker()
     stranger = ground.hand()
-    stranger("register_worker", key_fingerprint="another")
+    stranger("register_worker", account="another", key_fingerprint="another")
     ground.orders(ground.user(), 5)
-    assert len(stranger.claim(slots=5, key_fingerprint="another")) == 5
+    assert len(stranger.claim(slots=5, account="another")) == 5
     limit(hand, VIDEO, 1)
     for _ in range(2):
         past = ground.held(hand, "start_task", *STAGE)

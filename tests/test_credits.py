@@ -8,8 +8,9 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from tests.conftest import Database
 from tests.hands import IMAGE_PRICE, STAGE, VIDEO_PRICE, Ground, Hand, Held
-from vidgen_worker.migrate import migrate
+from vidgen_worker.migrate import migrate, migrations
 
 BOTH = IMAGE_PRICE + VIDEO_PRICE
 
@@ -420,3 +421,224 @@ def test_books_that_don_t_agree_are_seen(
     corrupt(ground, user)
     rows = ground.sql("select user_id from vidgen.credit_discrepancies")
     assert rows == [{"user_id": user}]
+
+
+# What an application does to the books.
+
+
+def test_a_charge_survives_a_balance_that_is_deleted_under_its_hold(ground: Ground) -> None:
+    """The row is the running total of the ledger, and is made again from it."""
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    lose_the_balance(ground, user)
+    hand.walk(held, *STAGE)
+    assert ground.credits(user) == (100 - IMAGE_PRICE, VIDEO_PRICE)
+    assert ground.books_balance()
+
+
+def test_a_balance_that_is_deleted_and_granted_anew_holds_what_was_held(ground: Ground) -> None:
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    lose_the_balance(ground, user)
+    ground.sql("select public.grant_video_credits(%s, 10, 'again')", user)
+    assert ground.credits(user) == (110, BOTH)
+    hand.walk(held, *STAGE)
+    assert ground.credits(user) == (110 - IMAGE_PRICE, VIDEO_PRICE)
+    assert ground.books_balance()
+
+
+def test_a_balance_that_an_application_makes_anew_without_its_holds_is_restored(
+    ground: Ground,
+) -> None:
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    ground.sql("update public.user_credits set balance = 0, held = 0 where user_id = %s", user)
+    hand.walk(held, *STAGE)
+    assert ground.credits(user) == (100 - IMAGE_PRICE, VIDEO_PRICE)
+    assert ground.books_balance()
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel"])
+def test_a_release_restores_a_deleted_balance(ground: Ground, end: str) -> None:
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    lose_the_balance(ground, user)
+    assert hand.about(held, end)
+    assert ground.credits(user) == (100, 0)
+    assert ground.books_balance()
+
+
+def test_a_user_who_may_have_no_balance_any_more_stops_no_task_and_is_in_the_audit(
+    ground: Ground,
+) -> None:
+    """The application's own foreign key to its users cascades, and refuses the restored row."""
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    ground.sql("create table public.accounts (id uuid primary key)")
+    ground.sql("insert into public.accounts values (%s)", user)
+    ground.sql(
+        "alter table public.user_credits add foreign key (user_id) references public.accounts"
+        " on delete cascade"
+    )
+    ground.sql("delete from public.accounts")
+    hand.walk(held, *STAGE)
+    charged = "select amount from public.credit_entries where kind = 'charge'"
+    assert ground.sql(charged) == [{"amount": -IMAGE_PRICE}]
+    (wrong,) = ground.sql("select user_id, balance, entries_total from vidgen.credit_discrepancies")
+    assert wrong == {"user_id": user, "balance": 0, "entries_total": 100 - IMAGE_PRICE}
+
+
+def test_a_grant_that_meets_a_settle_of_a_deleted_balance_counts_both(ground: Ground) -> None:
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    hand.walk(held, *STAGE[:3])
+    lose_the_balance(ground, user)
+    with hand.holding():
+        hand.walk(held, "finish_stage")
+        other = ground.hand()
+        granting = other.later(
+            lambda: other.conn.execute("select public.grant_video_credits(%s, 7, 'seven')", [user])
+        )
+        assert ground.waits(granting)
+    granting.result()
+    assert ground.credits(user) == (107 - IMAGE_PRICE, VIDEO_PRICE)
+    assert ground.books_balance()
+
+
+def test_functions_that_were_replaced_before_this_release_stay(bare_database: Database) -> None:
+    """The migration that mends ours looks whose they are."""
+    migrations_ = migrations()
+    theirs = (
+        "create or replace function vidgen.settle_credits(task_id uuid, stage text) returns void"
+        " language sql as 'select'"
+    )
+    with psycopg.connect(bare_database.url, autocommit=True) as conn:
+        for migration in migrations_:
+            if migration.version == "20261125000500":
+                conn.execute(theirs)
+            conn.execute(migration.sql)
+        bodies: dict[str, str] = dict(
+            conn.execute(
+                "select proname::text, prosrc from pg_proc"
+                " where proname in ('settle_credits', 'release_credits')"
+            ).fetchall()
+        )
+    assert bodies["settle_credits"] == "select"
+    assert "restore_credits" in bodies["release_credits"]
+
+
+# Ids.
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_id_used_again_after_a_delete_is_refused_before_anything_is_paid(
+    ground: Ground, *, ended: bool
+) -> None:
+    user, hand = ground.user(200), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.walk(held, "start_task", *STAGE)
+    if ended:
+        hand.about(held, "fail")
+    ground.sql("delete from public.video_generation_tasks where id = %s", held.id)
+    again = "insert into public.video_generation_tasks (id, user_id, scene_id) values (%s, %s, %s)"
+    with pytest.raises(psycopg.Error, match="pruned or deleted") as refused:
+        ground.sql(again, held.id, user, ground.scene(user))
+    assert refused.value.sqlstate == "PT409"
+    assert "an id of its own" in str(refused.value.diag.message_hint)
+    # Of many at once: none of them.
+    with pytest.raises(psycopg.Error, match=str(held.id)):
+        ground.sql(
+            "insert into public.video_generation_tasks (id, user_id, scene_id)"
+            " select unnest(%s::uuid[]), %s, %s",
+            [uuid4(), held.id, uuid4()], user, ground.scene(user),
+        )  # fmt: skip
+
+
+def test_an_id_of_a_task_that_was_never_begun_may_come_again(ground: Ground) -> None:
+    task = ground.order(user := ground.user())
+    ground.sql("delete from public.video_generation_tasks where id = %s", task)
+    ground.sql(
+        "insert into public.video_generation_tasks (id, user_id, scene_id) values (%s, %s, %s)",
+        task, user, ground.scene(user),
+    )  # fmt: skip
+    assert ground.task(task)["status"] == "pending"
+
+
+# Two tasks of one scene.
+
+
+def of_one_scene(ground: Ground, hand: Hand) -> tuple[Held, Held, UUID]:
+    """Two running tasks of one scene, the older first."""
+    user = ground.user()
+    scene = ground.scene(user)
+    tasks = []
+    for _ in range(2):
+        ground.sql(
+            "insert into public.video_generation_tasks (user_id, scene_id) values (%s, %s)",
+            user, scene,
+        )  # fmt: skip
+        (held,) = hand.claim()
+        hand.walk(held, "start_task")
+        tasks.append(held)
+    return tasks[0], tasks[1], scene
+
+
+def made(hand: Hand, held: Held, name: str) -> None:
+    hand.walk(held, *STAGE[:3])
+    hand.about(held, "finish_stage", image_url=f"https://storage.test/{name}.png")
+    hand.walk(Held(held.id, held.attempt, held.worker_id), *STAGE, stage="video")
+    hand.about(held, "complete", video_url=f"https://storage.test/{name}.mp4")
+
+
+def shown(ground: Ground, scene: UUID) -> tuple[str, str | None, str | None]:
+    row = ground.one(
+        "select status, image_url, generated_video_url from public.video_scenes where id = %s",
+        scene,
+    )
+    names = [url and url.split("/")[-1] for url in (row["image_url"], row["generated_video_url"])]
+    return row["status"], names[0], names[1]
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel"])
+@pytest.mark.parametrize("newest", [True, False])
+def test_a_scene_that_is_completed_stays_so_when_its_other_task_ends_badly(
+    ground: Ground, end: str, *, newest: bool
+) -> None:
+    hand = ground.worker()
+    older, newer, scene = of_one_scene(ground, hand)
+    good, bad = (newer, older) if newest else (older, newer)
+    made(hand, good, "good")
+    hand.about(bad, end)
+    assert shown(ground, scene) == ("completed", "good.png", "good.mp4")
+
+
+def test_a_scene_shows_its_newest_clip_whichever_came_last(ground: Ground) -> None:
+    hand = ground.worker()
+    older, newer, scene = of_one_scene(ground, hand)
+    made(hand, newer, "newer")
+    made(hand, older, "older")
+    assert shown(ground, scene) == ("completed", "newer.png", "newer.mp4")
+
+
+def test_a_scene_shows_the_older_clip_until_the_newer_one_is_there(ground: Ground) -> None:
+    hand = ground.worker()
+    older, newer, scene = of_one_scene(ground, hand)
+    made(hand, older, "older")
+    assert shown(ground, scene) == ("processing", "older.png", "older.mp4")
+    made(hand, newer, "newer")
+    assert shown(ground, scene) == ("completed", "newer.png", "newer.mp4")
+
+
+def test_a_scene_whose_tasks_all_failed_is_failed(ground: Ground) -> None:
+    hand = ground.worker()
+    older, newer, scene = of_one_scene(ground, hand)
+    hand.about(older, "fail")
+    assert shown(ground, scene)[0] == "processing"
+    hand.about(newer, "fail")
+    assert shown(ground, scene)[0] == "failed"

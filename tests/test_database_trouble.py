@@ -74,7 +74,7 @@ async def test_connections_cut_all_the_time(world: World) -> None:
                 await asyncio.wait({ended}, timeout=0.2)
             await ended
     assert cuts > 5
-    assert any(isinstance(event, events.DatabaseTrouble) for event in heard)
+    assert any(isinstance(event, events.DatabaseAway) for event in heard)
     audit(world, 20)
 
 

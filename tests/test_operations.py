@@ -63,8 +63,8 @@ async def test_stats_show_what_runs_what_failed_and_what_it_cost(world: World) -
     assert [(row["code"], row["tasks"]) for row in found["failures"]] == [("CONTENT_REJECTED", 1)]
     assert found["queue"]["workers_alive"] == 1
     assert found["slots"] == [
-        {"model": "gen4_image", "slots": 10, "taken": 0},
-        {"model": "gen4_turbo", "slots": 10, "taken": 0},
+        {"account": "default", "model": "gen4_image", "slots": 10, "taken": 0},
+        {"account": "default", "model": "gen4_turbo", "slots": 10, "taken": 0},
     ]
     assert [row["state"] in {"settling", "steady"} for row in listed] == [True]
     assert listed[0]["concurrency"] == found["queue"]["slots"] == 20

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import vidgen_worker
-from tests.hands import FENCED, STAGE, USUAL, Ground, Hand
+from tests.hands import FENCED, STAGE, USUAL, Ground, Hand, let_go, refuse
 from vidgen_worker.client import QUERIES as CLIENT_QUERIES
 from vidgen_worker.db import QUERIES
 
@@ -147,6 +147,12 @@ def a_generation_nobody_follows(ground: Ground, hand: Hand) -> Parameters:
     return held.fence
 
 
+def a_task_that_waits(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand)
+    hand.about(held, "requeue", waiting=True)
+    return held.fence
+
+
 def held_tasks(ground: Ground, hand: Hand) -> Parameters:
     ground.held(hand)
     ground.held(hand, "start_task", *STAGE[:2])
@@ -157,6 +163,13 @@ def a_closed_gate(ground: Ground, hand: Hand) -> Parameters:
     hand("close_gate")
     ground.sql("update vidgen.gates set probe_at = now()")
     return {"probes": 0}
+
+
+def gates_of_nobody(ground: Ground, hand: Hand) -> Parameters:
+    hand("close_gate", scope="machine:gone", model="*")
+    hand("close_gate", scope="key:key", model="*")
+    ground.sql("update vidgen.gates set closed_at = now() - interval '2 hours'")
+    return {}
 
 
 def a_trouble(ground: Ground, hand: Hand) -> Parameters:
@@ -191,6 +204,23 @@ def stale_rows(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def another_keys_generation(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    return {**held.fence, "key_fingerprint": "another"}
+
+
+def generations_left_alone(ground: Ground, hand: Hand) -> Parameters:
+    """One whose task waits, and one that nobody follows, of a key that has gone."""
+    a_generation_nobody_follows(ground, hand)
+    hand.about(ground.held(hand, "start_task", *STAGE[:2]), "requeue")
+    ground.sql(
+        "update vidgen.submissions set account = 'old', key_fingerprint = 'old',"
+        " sent_at = now() - interval '2 hours'"
+    )
+    ground.sql("update vidgen.resumes set followers = array['old', 'key:old']")
+    return {}
+
+
 def a_failure_with_a_cost(ground: Ground, hand: Hand) -> Parameters:
     held = ground.held(hand, "start_task", *STAGE[:2])
     hand.about(held, "end_generation", ended_state="failed")
@@ -213,6 +243,39 @@ def lost_slots(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def refused_long_ago(ground: Ground, hand: Hand) -> Parameters:
+    """Rows that refused to be claimed, whose pause is over: one for the last time, one not."""
+    one, other = ground.order(), ground.order()
+    refuse(ground, one, other)
+    hand.claim()
+    ground.sql("update vidgen.refusals set until = now()")
+    ground.sql("update vidgen.refusals set tries = 8 where task_id = %s", other)
+    let_go(ground)
+    return {}
+
+
+def unanswered_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:1])
+    hand.about(held, "fail")
+    ground.sql("update vidgen.submissions set sent_at = now() - interval '1 hour'")
+    return {}
+
+
+def a_task_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE)
+    hand.about(held, "fail")
+    user = ground.task(held.id)["user_id"]
+    ground.sql("update public.user_credits set balance = balance + 1 where user_id = %s", user)
+    with ground.admin.transaction():
+        ground.sql("set local session_replication_role = replica")
+        ago = "now() - interval '1 year'"
+        ground.sql(f"update public.video_generation_tasks set completed_at = {ago}")
+        ground.sql(f"update vidgen.submissions set sent_at = {ago}")
+        ground.sql(f"update vidgen.holds set closed_at = {ago}")
+        ground.sql(f"update public.credit_entries set created_at = {ago}")
+    return {}
+
+
 def limits_to_read(_: Ground, hand: Hand) -> Parameters:
     hand("expect_limit")
     return {}
@@ -230,13 +293,21 @@ STATES: Mapping[str, Prepare] = {
     "claim_cancelled": a_waiting_cancel,
     "claim_trial": a_storm,
     "take_over": the_dead,
+    "heartbeats": the_dead,
     "paid_submissions": a_generation_nobody_follows,
     "read_submission": a_generation_nobody_follows,
+    "waited": a_task_that_waits,
     "close_generation": a_generation_nobody_follows,
     "stray_submissions": a_generation_nobody_follows,
     "costs_to_read_again": a_failure_with_a_cost,
+    "is_gone": another_keys_generation,
+    "stands_aside": nothing,
+    "let_anyone_follow": generations_left_alone,
     "hand_back": held_tasks,
     "leave": nothing,
+    "retry_refused": refused_long_ago,
+    "refusing_users": nothing,
+    "give_up_submissions": unanswered_of_long_ago,
     "close_gate": nothing,
     "note_trouble": a_trouble,
     "try_kept": a_kept_output,
@@ -248,16 +319,24 @@ STATES: Mapping[str, Prepare] = {
     "expect_limit": nothing,
     "free_slots": lost_slots,
     "sweep_workers": stale_rows,
+    "sweep_gates": gates_of_nobody,
     "sweep_turns": stale_rows,
     "fleet": a_closed_gate,
-    "discrepancies": nothing,
+    "take_duty": nothing,
+    "forget_tasks": a_task_of_long_ago,
+    "forget_holds": a_task_of_long_ago,
+    "audit_entries": a_task_of_long_ago,
+    "audit_users": a_task_of_long_ago,
+    "note_audit": lambda *_: {"discrepancies": 3},
+    "read_audit": nothing,
 }
 """The state in which a query that carries no task's fence has something to do."""
 
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
-    "still_waiting", "load_task", "paid_submissions", "read_submission", "stray_submissions",
-    "costs_to_read_again", "read_gates", "fleet", "discrepancies",
+    "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission",
+    "costs_to_read_again", "waited", "read_gates", "stands_aside", "fleet", "read_audit",
+    "refusing_users",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

@@ -1,6 +1,7 @@
 """The queue: who is claimed when, whose word counts, and what becomes of the dead's tasks."""
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -291,6 +292,98 @@ def test_a_gate_of_the_account_closes_for_all_its_keys(ground: Ground, scope: st
     ground.order()
     assert one.claim(scopes=SCOPES) == []
     assert other.claim(scopes=SCOPES_OF_ANOTHER) == []
+
+
+def test_gates_of_machines_and_keys_that_have_gone_are_swept(ground: Ground) -> None:
+    """Nobody would probe them; those of an account, a worker or the operator stay."""
+    hand = ground.worker()
+    for scope in ("machine:gone", "storage:gone", "key:gone", "key:key", "default", "other", "*"):
+        hand("close_gate", scope=scope, model="*")
+    hand("sweep_gates")
+    assert len(ground.sql("select * from vidgen.gates")) == 7, "one may come back within an hour"
+    ground.sql("update vidgen.gates set closed_at = now() - interval '2 hours'")
+    hand("sweep_gates")
+    left = ground.sql("select key_fingerprint as scope from vidgen.gates")
+    assert {row["scope"] for row in left} == {"key:key", "default", "other", "*"}
+
+
+# Accounts.
+
+OF_ANOTHER: dict[str, Any] = {
+    "account": "another", "key_fingerprint": "another", "scopes": ["*", "another", "key:another"],
+}  # fmt: skip
+
+
+def test_what_another_account_has_to_follow_keeps_nobody_waiting(ground: Ground) -> None:
+    hand, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    hand.about(held, "requeue")
+    new = ground.order()
+    assert [one.id for one in stranger.claim(**OF_ANOTHER)] == [new]
+    assert stranger.claim(**OF_ANOTHER) == []
+    assert stranger("still_waiting", **OF_ANOTHER) == [{"resumable": False, "waiting": False}]
+    assert [one.id for one in hand.claim()] == [held.id]
+
+
+def test_a_suspect_of_another_account_is_left_to_it(ground: Ground) -> None:
+    hand, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    hand.about(held, "requeue")
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    rows = stranger("take_over", idle=False, **OF_ANOTHER)
+    assert [row["kind"] for row in rows] == [], "it could not take it: it makes no room"
+    assert stranger.claim(**OF_ANOTHER) == []
+    assert [row["kind"] for row in hand("take_over", idle=False)] == ["room"]
+
+
+def test_a_victim_of_another_account_goes_back_for_its_own_workers(ground: Ground) -> None:
+    """What has nothing alive there is taken over as ever."""
+    dead, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
+    alive = ground.held(dead, "start_task", *STAGE[:2])
+    bare = ground.held(dead, "start_task")
+    ground.silent(dead.worker_id)
+    taken = stranger("take_over", **OF_ANOTHER)
+    assert [(row["kind"], row["id"]) for row in taken] == [("taken", bare.id)]
+    assert ground.task(alive.id)["status"] == "pending"
+    (waiting,) = ground.sql("select task_id, class, followers from vidgen.resumes")
+    assert waiting == {"task_id": alive.id, "class": 0, "followers": ["default", "key:key"]}
+
+
+def test_an_answer_that_is_awaited_belongs_to_its_account_too(ground: Ground) -> None:
+    hand = ground.worker()
+    held = ground.held(hand, "start_task", *STAGE[:1])
+    hand.about(held, "requeue")
+    assert ground.one("select followers from vidgen.resumes")["followers"] == ["default", "key:key"]
+    hand.about(held, "answer_submission", answer="unknown")
+    (again,) = hand.claim()
+    hand.about(again, "requeue")
+    assert ground.none("select from vidgen.resumes"), "nothing lives: anybody begins it anew"
+
+
+def test_a_stored_clip_is_anybody_s_to_conclude(ground: Ground) -> None:
+    hand, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
+    held = ground.prepared(hand, "complete")
+    hand.about(held, "requeue")
+    assert [one.id for one in stranger.claim(**OF_ANOTHER)] == [held.id]
+
+
+def test_what_an_older_worker_has_in_flight_takes_the_account_s_slots(ground: Ground) -> None:
+    """It has limits of its own under its key's fingerprint; either side counts the other's."""
+    old, new = ground.worker(scopes=None), ground.worker()
+    before: dict[str, Any] = {"account": "key"}
+    old("set_limit", model="gen4_image", max_generations=2, **before)
+    ground.order()
+    (held,) = old.claim(**before)
+    old.about(held, "start_task")
+    old.about(held, "begin_submission", **before)
+    ground.sql("update vidgen.submissions set account = 'default'")
+    new("set_limit", model="gen4_image", max_generations=2)
+    ground.order()
+    ground.order()
+    assert len(new.claim()) == 1, "one of two is taken"
+    old.about(held, "answer_submission")
+    old.about(held, "end_generation")
+    assert ground.none("select from vidgen.slots where submission_id is not null")
 
 
 # What users are told.
@@ -601,7 +694,9 @@ def test_a_heartbeat_says_lost_cancel_and_orphan(ground: Ground) -> None:
     assert verdicts == {
         ("alive", hand.worker_id), ("lost", lost.id), ("cancel", asked.id), ("orphan", orphan.id),
     }  # fmt: skip
-    assert ground.task(orphan.id)["status"] == "pending"
+    # The lease is one thing, the orphan another: its own statement gives it back.
+    assert ground.task(orphan.id)["status"] == "processing"
+    hand("hand_back", task_ids=[orphan.id], attempts=[orphan.attempt])
     assert [h.id for h in other.claim()] == [orphan.id]
 
 

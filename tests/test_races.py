@@ -69,7 +69,7 @@ def test_race_of_a_fence_by_attempt_alone(ground: Ground, name: str, verdict: st
     held = ground.prepared(zombie, name)
     match verdict:
         case "handed back":
-            zombie("heartbeat")
+            zombie("hand_back", task_ids=[held.id], attempts=[held.attempt])
         case "lost":
             ground.sql(
                 "insert into vidgen.budgets (task_id, crashes) values (%s, 2)"

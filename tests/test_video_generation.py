@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from psycopg import sql
 
 from tests.world import World, recorded
 from vidgen_worker import events
 from vidgen_worker.resolution import RATIOS
+from vidgen_worker.task import StageName
 
 IMAGE_PRICE, VIDEO_PRICE = 5, 25
 
@@ -356,3 +360,86 @@ async def test_a_failures_line_can_be_found_in_the_log(world: World, tmp_path: P
         if "ERROR" in line and "video_generation" in line
     ]
     assert json.loads(line)["code"] == "INSUFFICIENT_CREDITS"
+
+
+# A scene that is edited while its still is made.
+
+
+@contextmanager
+def edited_while_the_still_is_made(world: World, scene: UUID, **columns: object) -> Iterator[None]:
+    """Change the scene between two stages: once the still's generation has ended."""
+
+    def edit(event: events.Event) -> None:
+        if isinstance(event, events.GenerationEnded) and event.stage is StageName.IMAGE:
+            for name, value in columns.items():
+                with world.admin() as conn:
+                    change = sql.SQL("update public.video_scenes set {} = %s where id = %s")
+                    conn.execute(change.format(sql.Identifier(name)), [value, scene])
+
+    with events.subscribed(edit):
+        yield
+
+
+async def test_a_stage_not_begun_reads_the_edited_scene_without_a_restart(world: World) -> None:
+    user = world.user()
+    scene = world.scene(user)
+    with edited_while_the_still_is_made(world, scene, visual_prompt="The camera flies away"):
+        async with world.worker():
+            await world.until(world.order(user, scene))
+    assert "The camera flies away" in json.dumps(
+        world.sql("select request from vidgen.checkpoints where stage = 'video'")
+    )
+    inputs = world.sql(
+        "select c.inputs = md5(vidgen.read_scene(s.id, s.user_id)::text) as fresh"
+        "  from vidgen.checkpoints as c, public.video_scenes as s order by c.stage"
+    )
+    assert [row["fresh"] for row in inputs] == [False, True]
+    assert world.books_balance()
+
+
+async def test_an_edited_duration_is_the_clips(world: World) -> None:
+    user = world.user()
+    scene = world.scene(user)
+    with edited_while_the_still_is_made(world, scene, duration=3):
+        async with world.worker():
+            await world.until(world.order(user, scene))
+    (video,) = [r for r in world.runway.requests() if r["path"].endswith("image_to_video")]
+    assert video["body"]["duration"] == 3
+
+
+async def test_a_scene_edited_to_nonsense_fails_and_pays_for_no_clip(world: World) -> None:
+    user = world.user(100)
+    scene = world.scene(user)
+    with edited_while_the_still_is_made(world, scene, visual_prompt="x" * 1001):
+        async with world.worker():
+            row = await world.until(world.order(user, scene))
+    assert row["error_code"] == "INVALID_REQUEST"
+    assert world.sql("select stage from vidgen.submissions") == [{"stage": "image"}]
+    assert world.credits(user) == (95, 0)
+
+
+async def test_another_resolution_is_shown_and_asked_for(world: World) -> None:
+    user = world.user()
+    scene, portrait = world.scene(user), uuid4()
+    world.sql("insert into video_scenarios (id, resolution) values (%s, '720:1280')", portrait)
+    with edited_while_the_still_is_made(world, scene, scenario_id=portrait):
+        async with world.worker():
+            row = await world.until(world.order(user, scene))
+    assert (row["status"], row["video_ratio"]) == ("completed", "720:1280")
+
+
+async def test_an_unchanged_scene_is_read_once_and_a_begun_stage_keeps_its_request(
+    world: World,
+) -> None:
+    user = world.user()
+    scene = world.scene(user)
+
+    def edit(event: events.Event) -> None:
+        if isinstance(event, events.SubmissionBegun) and event.stage is StageName.VIDEO:
+            world.sql("update video_scenes set visual_prompt = 'too late' where id = %s", scene)
+
+    with recorded() as heard, events.subscribed(edit):
+        async with world.worker():
+            await world.until(world.order(user, scene))
+    assert len([event for event in heard if isinstance(event, events.ResolutionMapped)]) == 1
+    assert "too late" not in json.dumps(world.sql("select request from vidgen.checkpoints"))

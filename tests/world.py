@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, LiteralString
@@ -21,6 +21,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
+from tests.hands import Ground, ground_of
 from vidgen_worker import events
 from vidgen_worker.config import Settings
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
@@ -199,6 +200,20 @@ class World:
         """Balance and held."""
         row = self.one("select balance, held from user_credits where user_id = %s", user_id)
         return row["balance"], row["held"]
+
+    def ground(self) -> AbstractContextManager[Ground]:
+        """The same database for the SQL's own hands."""
+        return ground_of(self.database)
+
+    def none_lives(self, task_id: UUID) -> bool:
+        """Whether the provider has nothing under way of this task."""
+        ids = {str(row["generation_id"]) for row in self.sql(
+            "select generation_id from vidgen.submissions where task_id = %s", task_id
+        )}  # fmt: skip
+        return not [
+            one for one in self.runway.generations()
+            if one["id"] in ids and one["state"].upper() in ("THROTTLED", "PENDING", "RUNNING")
+        ]  # fmt: skip
 
     def books_balance(self) -> bool:
         """Balances, holds and ledger agree."""

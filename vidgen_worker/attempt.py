@@ -9,10 +9,13 @@ import traceback
 from datetime import timedelta
 from typing import assert_never
 
+from vidgen_worker.config import format_duration
+from vidgen_worker.db import DatabaseUnavailableError, StatementStuckError
 from vidgen_worker.errors import Disposition, Fault, backoff
 from vidgen_worker.events import (
     GateClosed,
     LeaseLost,
+    RowRefused,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
@@ -22,6 +25,7 @@ from vidgen_worker.events import (
     emit,
 )
 from vidgen_worker.gates import Gate, Scope
+from vidgen_worker.generating import failed
 from vidgen_worker.pipeline import Pipeline, ProvenError
 from vidgen_worker.queue import (
     BrakedError,
@@ -29,6 +33,8 @@ from vidgen_worker.queue import (
     GateClosedError,
     LeaseLostError,
     NoSlotError,
+    NotOursError,
+    RowRefusedError,
     SubmissionCapError,
 )
 from vidgen_worker.run import Run, Tools
@@ -41,10 +47,13 @@ from vidgen_worker.task import (
     HandedBack,
     Outcome,
     Requeued,
+    SetAside,
     StageName,
 )
 
 LONG_WAIT = timedelta(minutes=2)
+CANCEL_SELDOM = timedelta(minutes=2)
+"""The longest pause between two tries to cancel: its owner waits."""
 NO_SLOT = "NO_SLOT"
 """What the log calls a task that waits for a place at the provider."""
 
@@ -54,13 +63,36 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
     outcome = await decide(tools, run)
     run.concluding = True
     try:
-        return await conclude(tools, run, outcome)
+        try:
+            return await conclude(tools, run, outcome)
+        except RowRefusedError as error:
+            await _watch_refusal(tools, run, error)
+            return await set_aside(tools, run, outcome, error.statement, error.error)
+        except StatementStuckError as error:
+            return await set_aside(tools, run, outcome, "conclude", str(error))
+        except (LeaseLostError, DatabaseUnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - else it is nobody's, and comes again at once
+            details = f"{type(error).__name__}: {error}"
+            emit(UnexpectedError(
+                fence=run.task.fence, code="INTERNAL_ERROR", details=details,
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
+            return await set_aside(tools, run, outcome, "conclude", details)
     except LeaseLostError:
         emit(LeaseLost(fence=run.task.fence))
         return Abandoned()
 
 
-async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per way it ends
+async def set_aside(
+    tools: Tools, run: Run, outcome: Outcome, statement: str, error: str
+) -> Outcome:
+    """The end can't be written: keep the verdict, so that no later attempt pays for it again."""
+    verdict = outcome if isinstance(outcome, Failed | Cancelled) else None
+    return await conclude(tools, run, SetAside(statement, error, verdict))
+
+
+async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a way it ends each
     """Walk the pipeline; every way it can end is an outcome."""
     try:
         return await Pipeline(tools, run).walk()
@@ -70,29 +102,37 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
     except CancelAskedError:
         # Asked while nothing of it ran at the provider.
         return Cancelled()
-    except ProvenError:
-        # Its deaths are forgiven; handed back, it waits for nothing and blocks nobody.
+    except (ProvenError, NotOursError):
+        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or only
+        # workers that may follow it see it from now on.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
         fault = Fault("submission_unknown", details=details)
-        return _failed(fault)
+        return failed(fault)
+    except RowRefusedError as error:
+        await _watch_refusal(tools, run, error)
+        return SetAside(error.statement, error.error)
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
-        return Requeued(timedelta(), failed=False, code=str(error), details="the gate is closed")
+        details = "the gate is closed"
+        return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
     except BrakedError as error:
-        await shut(tools, error.gate, error.reason, error.message, f"nothing has gone well since: "
-                   f"{error.details}")  # fmt: skip
+        details = f"nothing has gone well since: {error.details}"
+        await shut(tools, error.gate, error.reason, error.message, details)
         delay = tools.settings.vidgen_queue_poll
-        return Requeued(delay, failed=False, code=error.reason, details=error.details)
+        return Requeued(delay, failed=False, code=error.reason, details=details, waiting=False)
     except NoSlotError:
         # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
         # only where the claim saw one for it and was wrong (another model in a frozen request).
         delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
-        return Requeued(delay, failed=False, code=NO_SLOT, details="no slot is free")
+        details = "no slot is free"
+        return Requeued(delay, failed=False, code=NO_SLOT, details=details, waiting=False)
     except Fault as fault:
         await watch(tools, run, fault)
         return await follow(tools, run, fault)
+    except StatementStuckError as error:
+        return await follow(tools, run, Fault("database_transient", details=str(error)))
     except Exception as error:  # noqa: BLE001 - the table's last row: anything else
         details = f"{type(error).__name__}: {error}"
         emit(UnexpectedError(
@@ -104,37 +144,64 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: PLR0911 - one per 
         return await follow(tools, run, unexpected)
 
 
-async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - one per row
+async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
     """What follows from a fault: the disposition of its row in the table."""
     settings, task = tools.settings, run.task
     first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
     match fault.disposition:
         case Disposition.FAIL:
-            return _failed(fault)
+            return failed(fault)
         case Disposition.RETRY:
             if task.failures + 1 >= task.max_failures or await _cap_reached(tools, run, fault):
-                return _failed(fault)
+                return failed(fault)
             delay = backoff(first, task.failures, longest=longest)
             return Requeued(delay, failed=True, code=fault.code, details=fault.details)
         case Disposition.WAIT | Disposition.IN_PLACE:
-            if await _cap_reached(tools, run, fault):
-                return _failed(fault)
-            start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
-            delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
-            return Requeued(delay, failed=False, code=fault.code, details=fault.details)
+            return await _wait(tools, run, fault)
         case Disposition.GATE:
             await close_gate(tools, run, fault)
+            # Others may go on at once where the trouble is this worker's own: it leaves it to them.
+            aside = await tools.queue.stands_aside()
             return Requeued(
-                settings.vidgen_gate_probe, failed=False, code=fault.code, details=fault.details
-            )
+                timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,
+                details=fault.details, waiting=False,
+            )  # fmt: skip
         case Disposition.CANCEL:
             return Cancelled()
         case Disposition.HAND_BACK:
             return HandedBack()
         case Disposition.ABANDON:
             return Abandoned()
+        case Disposition.SET_ASIDE:
+            return SetAside(fault.name, fault.details)
         case _:
             assert_never(fault.disposition)
+
+
+async def _wait(tools: Tools, run: Run, fault: Fault) -> Outcome:
+    """Wait and come again, as long as the task has not waited for too long."""
+    settings, task = tools.settings, run.task
+    first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
+    if await _cap_reached(tools, run, fault):
+        return failed(fault)
+    cancelling = run.cancel.is_set()
+    waited = await tools.queue.waited(task.id)
+    if waited >= settings.vidgen_wait_deadline and not cancelling:
+        return failed(_waited_out(fault, waited))
+    start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
+    longest = min(longest, CANCEL_SELDOM) if cancelling else longest
+    delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
+    return Requeued(delay, failed=False, code=fault.code, details=fault.details, waiting=True)
+
+
+def _waited_out(fault: Fault, waited: timedelta) -> Fault:
+    """Say the end of a wait: the same fault, without the promise that it goes on by itself."""
+    happened = fault.message.partition(". ")[0].rstrip(".")
+    lasted = format_duration(timedelta(minutes=waited // timedelta(minutes=1)))
+    return Fault(
+        fault.name, details=f"waited for {lasted}: {fault.details}", field=fault.field,
+        message=f"{happened}. That has lasted too long, so the task was ended. Retry it later.",
+    )  # fmt: skip
 
 
 async def watch(tools: Tools, run: Run, fault: Fault) -> None:
@@ -157,6 +224,12 @@ async def watch(tools: Tools, run: Run, fault: Fault) -> None:
         f"met by {met} in a row, the last time: {fault.name}: {fault.details}",
         probe=timedelta() if brake.input_to_blame else None,
     )  # fmt: skip
+
+
+async def _watch_refusal(tools: Tools, run: Run, error: RowRefusedError) -> None:
+    """Note a row that refuses what was paid for: it may be the first of all rows."""
+    if run.submitted or run.generations:
+        await watch(tools, run, Fault("row_refused", details=str(error)))
 
 
 async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
@@ -220,17 +293,19 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
             await queue.cancel(fence)
             emit(TaskCancelled(fence=fence))
         case HandedBack():
-            await queue.hand_back([run.task.id])
-            emit(TaskHandedBack(fence=fence))
+            if await queue.hand_back([(run.task.id, fence.attempt)]):
+                emit(TaskHandedBack(fence=fence))
+        case SetAside():
+            tries, pause, became = await queue.set_aside(fence, outcome)
+            emit(RowRefused(
+                task=str(fence.task_id), statement=outcome.statement, error=outcome.error,
+                tries=tries, pause_seconds=round(pause.total_seconds(), 1), became=became,
+            ))  # fmt: skip
         case Abandoned():
             pass
         case _:
             assert_never(outcome)
     return outcome
-
-
-def _failed(fault: Fault) -> Failed:
-    return Failed(fault.code, fault.message, fault.details, fault.visible())
 
 
 def _waiting_message(outcome: Requeued) -> str:

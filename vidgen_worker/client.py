@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -18,6 +19,7 @@ from psycopg.rows import dict_row
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from vidgen_worker import sessions
 from vidgen_worker.config import REMEDIES, Settings, SettingsError
 from vidgen_worker.connect_errors import explain_connect, place_of
 from vidgen_worker.db import load_queries
@@ -27,7 +29,8 @@ Claims = Mapping[str, str]
 
 SERVICE_ROLE: Claims = {"role": "service_role"}
 QUERIES = load_queries("client.sql")
-CONNECT_SECONDS = 10
+STATEMENT_TIMEOUT = timedelta(minutes=5)
+"""An audit of a long ledger takes its time."""
 MOST_IDLE = 4
 
 
@@ -173,13 +176,13 @@ class Database:
 def connect(url: str) -> psycopg.Connection[Row]:
     """Open a connection that works through every pooler. Raises DatabaseUnreachableError."""
     try:
-        return psycopg.connect(
+        connection = psycopg.connect(
             url,
             autocommit=True,
             prepare_threshold=None,
             row_factory=dict_row,
-            connect_timeout=CONNECT_SECONDS,
             application_name="vidgen-worker client",
+            **sessions.AT_CONNECT,
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnreachableError(explain_connect(str(error), url)) from error
@@ -190,6 +193,8 @@ def connect(url: str) -> psycopg.Connection[Row]:
             "in the password (@ is %40, / is %2F, # is %23)."
         )
         raise DatabaseUnreachableError(message) from error
+    sessions.read_committed(connection)
+    return connection
 
 
 def listens(
@@ -199,8 +204,12 @@ def listens(
 
     Raises psycopg.Error.
     """
-    ear.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
-    mouth.execute(QUERIES["notify"], {"channel": channel})
+    with ear.transaction():
+        sessions.pin_transaction(ear)
+        ear.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+    with mouth.transaction():
+        sessions.pin_transaction(mouth)
+        mouth.execute(QUERIES["notify"], {"channel": channel})
     return any(True for _ in ear.notifies(timeout=seconds, stop_after=1))
 
 
@@ -211,9 +220,11 @@ def _run(
     claims: Claims | None,
 ) -> list[Row]:
     statement = QUERIES[name]
-    if claims is None:
-        return connection.execute(statement, parameters).fetchall()
+    # A transaction each, so that what we rely on can be said in it, whatever pooler is in between.
     with connection.transaction():
+        sessions.pin_transaction(connection, statement_timeout=STATEMENT_TIMEOUT)
+        if claims is None:
+            return connection.execute(statement, parameters).fetchall()
         who = {"role": claims["role"], "claims": json.dumps(dict(claims))}
         connection.execute(QUERIES["act_as"], who)
         return connection.execute(statement, parameters).fetchall()

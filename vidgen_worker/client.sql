@@ -10,7 +10,7 @@ with made as (
   insert into public.video_generation_tasks (id, scene_id, user_id, priority, run_after)
   values (
     %(id)s, %(scene_id)s, %(user_id)s, %(priority)s,
-    coalesce(%(run_after)s::timestamptz, now())
+    coalesce(%(run_after)s::timestamptz, now() + %(delay)s::interval, now())
   )
   on conflict (id) do nothing
   returning *
@@ -23,6 +23,10 @@ select * from public.video_generation_tasks
 -- task --
 -- One task by its id.
 select * from public.video_generation_tasks where id = %(task_id)s;
+
+-- task_and_clock --
+-- One task by its id, and what the database's clock says: its times are compared with no other.
+select *, now() as database_now from public.video_generation_tasks where id = %(task_id)s;
 
 -- tasks --
 -- The newest tasks, of one user and one status where these are given.
@@ -57,10 +61,21 @@ select stage, state, generation_id, path, size, updated_at
 
 -- submissions_of_task --
 -- Every paid POST of a task, oldest first.
-select stage, attempt, model, sent_at, answer, generation_id, estimated_cost, ended_state, cost
+select stage, attempt, model, account, key_fingerprint as key, sent_at, answer, generation_id,
+       estimated_cost, ended_state, cost
   from vidgen.submissions
  where task_id = %(task_id)s
  order by sent_at;
+
+-- refusal_of_task --
+-- Why a task was set aside, and until when; null: it is not any more.
+select tries, since, until, statement, error
+  from vidgen.refusals
+ where task_id = %(task_id)s;
+
+-- tasks_set_aside --
+-- How many tasks are left alone because their row refuses a change.
+select count(*) as tasks from vidgen.set_aside;
 
 -- grant_credits --
 -- Add to a user's balance, once per reference.
@@ -131,7 +146,8 @@ select what, granted
 
 -- live_workers --
 -- Workers that are not declared dead, and when each was last heard of.
-select id, host, pid, version, running, heartbeat_at, now() - heartbeat_at as silence
+select id, host, pid, version, running, account, key_fingerprint, heartbeat_at,
+       now() - heartbeat_at as silence
   from vidgen.workers
  where dead_at is null
  order by started_at;
@@ -146,8 +162,8 @@ select user_id, balance, held, entries_total, holds_total
   from vidgen.credit_discrepancies
  order by user_id;
 
--- submissions_of_key --
--- What our records say of one key's last 24 hours, by model: generations, possibly paid ones.
+-- submissions_of_account --
+-- What our records say of one account's last 24 hours, by model: generations, possibly paid ones.
 select model,
        count(*) filter (where answer = 'generation') as generations,
        count(*) filter (where answer = 'unknown'
@@ -155,49 +171,70 @@ select model,
        count(*) filter (where answer is null
                           and sent_at >= now() - interval '5 minutes') as in_flight
   from vidgen.submissions
- where provider = %(provider)s and key_fingerprint = %(key_fingerprint)s
+ where provider = %(provider)s and (account = %(account)s or key_fingerprint = %(key_fingerprint)s)
    and sent_at > now() - interval '24 hours'
  group by model
  order by model;
 
--- outlay_of_key --
--- Provider credits of all our generations with one key, and the reading before this one.
-select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) as outlay,
+-- outlay_of_account --
+-- Provider credits of all our generations of one account, and the reading before this one: readings
+-- stand under the account's label, those of the version before under the key's fingerprint.
+select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
+       + coalesce(
+           (
+             select o.outlay
+               from vidgen.forgotten_outlays as o
+              where o.provider = %(provider)s and o.account = %(account)s
+           ),
+           0
+         ) as outlay,
        (select to_jsonb(r) from vidgen.account_readings as r
-         where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+         where r.provider = %(provider)s and r.key_fingerprint in (%(account)s, %(key_fingerprint)s)
          order by r.read_at desc limit 1) as reading
   from vidgen.submissions as s
- where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+ where s.provider = %(provider)s
+   and (s.account = %(account)s or s.key_fingerprint = %(key_fingerprint)s)
    and s.answer = 'generation';
 
 -- add_account_reading --
 -- Keep a reading, for the next comparison.
 insert into vidgen.account_readings (provider, key_fingerprint, credit_balance, outlay)
-values (%(provider)s, %(key_fingerprint)s, %(credit_balance)s, %(outlay)s)
+values (%(provider)s, %(account)s, %(credit_balance)s, %(outlay)s)
 returning id;
 
 -- provider_slots --
--- How much of what the tier allows is taken, by model; without a limit, what is open.
-select l.model, sum(l.max_generations)::integer as slots,
-       sum(case
-         when l.max_generations is null then (
-           select count(*)
-             from vidgen.submissions as s
-            where s.ended_at is null and s.answer is distinct from 'unknown'
-              and (s.provider, s.key_fingerprint, s.model)
-                = (l.provider, l.key_fingerprint, l.model)
-         )
-         else (
-           select count(*)
-             from vidgen.slots as s
-            where s.task_id is not null
-              and (s.provider, s.key_fingerprint, s.model)
-                = (l.provider, l.key_fingerprint, l.model)
-         )
-       end)::integer as taken
-  from vidgen.limits as l
- group by l.model
- order by l.model;
+-- How much of what the tier allows is taken, by account and model; without a limit, what is open. Only
+-- of accounts that have a worker, or something in flight (a worker of the version before has its limits
+-- under its key's fingerprint).
+select account, model, slots, taken
+  from (
+    select l.key_fingerprint as account, l.model, l.max_generations as slots,
+           case
+             when l.max_generations is null then (
+               select count(*)
+                 from vidgen.submissions as s
+                where s.ended_at is null and s.answer is distinct from 'unknown'
+                  and s.provider = l.provider and s.model = l.model
+                  and l.key_fingerprint in (s.account, s.key_fingerprint)
+             )
+             else (
+               select count(*)
+                 from vidgen.slots as s
+                where s.task_id is not null
+                  and (s.provider, s.key_fingerprint, s.model)
+                    = (l.provider, l.key_fingerprint, l.model)
+             )
+           end::integer as taken,
+           exists (
+             select from vidgen.workers as w
+              where w.dead_at is null and w.provider = l.provider
+                and l.key_fingerprint
+                  = case when w.scopes is null then w.key_fingerprint else w.account end
+           ) as works
+      from vidgen.limits as l
+  ) as of_account
+ where works or taken > 0
+ order by model, account;
 
 -- gates --
 -- Every closed gate: a row is a gate that is closed.
@@ -248,7 +285,8 @@ select at, what, stage, attempt, details
            format('%%s for the image, %%s for the video', image_price, video_price)
       from vidgen.holds where task_id = %(task_id)s
     union all
-    select 4, sent_at, 'submitted', stage, attempt, format('%%s by worker %%s', model, worker_id)
+    select 4, sent_at, 'submitted', stage, attempt, format('%%s with key %%s of account %%s, by worker %%s', model, key_fingerprint, account,
+                  worker_id)
       from vidgen.submissions where task_id = %(task_id)s
     union all
     select 5, answered_at,
@@ -281,7 +319,11 @@ select at, what, stage, attempt, details
       from public.video_generation_tasks
      where id = %(task_id)s and cancel_requested_at is not null
     union all
-    select 11, completed_at, status, null, attempt, coalesce(error_code || ': ' || error_message, video_path)
+    select 11, since, 'set aside', null, null,
+           format('%%s refused %%s time(s): %%s', statement, tries, error)
+      from vidgen.refusals where task_id = %(task_id)s
+    union all
+    select 12, completed_at, status, null, attempt, coalesce(error_code || ': ' || error_message, video_path)
       from public.video_generation_tasks where id = %(task_id)s and completed_at is not null
   ) as story
  order by at, place;
@@ -342,7 +384,7 @@ select error_code as code, count(*) as tasks, max(completed_at) as last
 -- workers --
 -- Every worker that has a row, the dead included until they are swept.
 select id, host, pid, version, concurrency, running, started_at, heartbeat_at,
-       now() - heartbeat_at as silence, steady_since, key_fingerprint,
+       now() - heartbeat_at as silence, steady_since, account, key_fingerprint,
        case
          when dead_at is not null then 'dead'
          when heartbeat_at < now() - lease then 'silent'
@@ -368,9 +410,10 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
 
 -- prune_tasks --
 -- Remove a batch of tasks that ended before then, with their checkpoints; leave a tombstone that
--- names their files. Submissions, charges, holds and the ledger stay: they are the books.
+-- names their files. Submissions, charges and holds stay until the janitor forgets them, the ledger
+-- stays for good. Of a task that is forgotten already the row itself names the files.
 with old as materialized (
-  select id
+  select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
    where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
      -- A generation that still runs is ended first, by a worker that finds its row.
@@ -384,13 +427,26 @@ with old as materialized (
 ),
 buried as (
   insert into vidgen.pruned (task_id, objects)
-  select old.id, (
-           select jsonb_agg(jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage)
-             from vidgen.checkpoints as c
-            where c.task_id = old.id and c.path is not null
+  select old.id, coalesce(
+           (
+             select jsonb_agg(
+                      jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage
+                    )
+               from vidgen.checkpoints as c
+              where c.task_id = old.id and c.path is not null
+           ),
+           (
+             select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path))
+               from (
+                 select s.images_bucket as bucket, old.image_path as path from vidgen.settings as s
+                 union all
+                 select s.videos_bucket, old.video_path from vidgen.settings as s
+               ) as f
+              where f.path is not null
+           )
          )
     from old
-  on conflict (task_id) do nothing
+  on conflict (task_id) do update set objects = excluded.objects
 ),
 gone as (
   delete from public.video_generation_tasks as t using old where t.id = old.id

@@ -115,6 +115,10 @@ class Settings(BaseSettings):
         hours=2
     )
     """After this an overdue generation is cancelled and the stage retried"""
+    vidgen_wait_deadline: Annotated[Duration, _positive(timedelta(days=30))] = timedelta(hours=24)
+    """After this a task that only waits, for a service to answer, is ended"""
+    vidgen_cancel_deadline: Annotated[Duration, _positive()] = timedelta(minutes=10)
+    """After this a cancel ends without the provider's answer; the janitor goes on trying"""
     vidgen_gate_probe: Annotated[Duration, _positive()] = timedelta(seconds=30)
     """First probe of a closed gate; it doubles up to 5m"""
     vidgen_max_running_per_user: int | None = Field(None, ge=1)
@@ -143,6 +147,10 @@ class Settings(BaseSettings):
     """Connections to PostgreSQL, besides three: LISTEN, claim, heartbeat"""
     vidgen_drain_timeout: Annotated[Duration, _positive()] = timedelta(seconds=90)
     """How long a drain may take before the process gives up"""
+    vidgen_keep_private: Annotated[
+        Duration, Field(ge=timedelta(days=32), le=timedelta(days=36500))
+    ] = timedelta(days=90)
+    """How long our private rows of an ended task are kept; task and ledger stay"""
     vidgen_log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged"""
     vidgen_log_format: Literal["auto", "json", "console"] = "auto"

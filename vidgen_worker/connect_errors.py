@@ -46,6 +46,20 @@ CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         ),
     ),
     (
+        (
+            "server closed the connection",
+            "terminating connection",
+            "the connection is lost",
+            "connection reset",
+            "the connection is closed",
+        ),
+        (
+            "The server, or a pooler before it, ended the connection: it restarts, or somebody "
+            "ended it. The worker connects again by itself; if it stays so, look at the project "
+            "in the dashboard."
+        ),
+    ),
+    (
         ("Connection refused",),
         (
             "Nothing listens there. Check host and port (5432 direct and session pooler, 6543 "

@@ -6,11 +6,14 @@ something else; all of it works behind a transaction pooler. It never decides wh
 """
 
 import asyncio
+import contextlib
+import logging
 import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, LiteralString, Self, cast
@@ -20,9 +23,17 @@ from uuid import UUID
 import psycopg
 from psycopg import errors
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
-from vidgen_worker.events import DatabaseTrouble, ListenChanged, emit
+from vidgen_worker import sessions
+from vidgen_worker.connect_errors import explain_connect
+from vidgen_worker.events import (
+    DatabaseAway,
+    DatabaseBack,
+    DatabaseTrouble,
+    ListenChanged,
+    emit,
+)
 from vidgen_worker.lease import boot_time
 
 Row = dict[str, Any]
@@ -31,18 +42,13 @@ CHANNEL = "vidgen_tasks"
 TRANSACTION_POOLER_PORT = 6543
 STATEMENT_DEADLINE = timedelta(seconds=15)
 """After this a statement is given up, and sent again where it may be."""
+STUCK_TRIES = 30
+"""So often a statement may fail while the database answers others: about two minutes."""
+UNKNOWN_TRIES = 6
+"""So often an error that nobody knows counts as passing, where money hangs on the statement."""
 
-# Keepalives find a peer that vanished without a word; libpq's own, so that any pooler takes them.
 CONNECTION: Mapping[str, Any] = MappingProxyType(
-    {
-        "connect_timeout": 10,
-        "keepalives": 1,
-        "keepalives_idle": 10,
-        "keepalives_interval": 3,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 20_000,
-        "application_name": "vidgen-worker",
-    }
+    {**sessions.AT_CONNECT, "application_name": "vidgen-worker"}
 )
 
 PLANNED_ONCE: LiteralString = (
@@ -58,7 +64,18 @@ _PARAMETER = re.compile(r"%\((\w+)\)s|%%")
 
 
 class DatabaseUnavailableError(Exception):
-    """A statement failed in a transient way and its patience ran out, or there was none."""
+    """A statement failed in a transient way and its patience ran out, or there was none.
+
+    `trouble` is what the error said, `AWAY` or `PASSING`.
+    """
+
+    def __init__(self, text: str, trouble: "Trouble") -> None:
+        self.trouble = trouble
+        super().__init__(text)
+
+
+class StatementStuckError(Exception):
+    """One statement failed again and again while the database answered others."""
 
 
 def load_queries(file: str) -> Mapping[str, LiteralString]:
@@ -67,6 +84,11 @@ def load_queries(file: str) -> Mapping[str, LiteralString]:
     Comments go to the server too: they cost nothing and show in pg_stat_activity.
     """
     text = resources.files("vidgen_worker").joinpath(file).read_text(encoding="utf-8")
+    return read_queries(text, file)
+
+
+def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
+    """Take the text of such a file apart."""
     parts = _BLOCK.split(text)[1:]
     blocks: dict[str, LiteralString] = {}
     for name, body in zip(parts[::2], parts[1::2], strict=True):
@@ -115,26 +137,73 @@ class Block:
 _BLOCKS = {name: Block.read(text) for name, text in QUERIES.items()}
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may go through later.
+PASSING_CLASSES = frozenset(
+    {
+        "08",  # connection; also most of what PgBouncer has to say
+        "28",  # login: once we were in, it is a pooler's own, or of a project that wakes up
+        "40",  # serialization, deadlock, completion unknown
+        "53",  # too few resources
+        "57",  # cancelled, shut down, starting
+        "58",  # a system error below PostgreSQL
+    }
+)
+PASSING_STATES = frozenset(
+    {
+        "25P02",  # a transaction that somebody else left behind on this server connection
+        "25P03", "25P04",  # idle_in_transaction_session_timeout, transaction_timeout
+        "25006",  # read-only: a failover in progress
+        "3D000",  # no such database, on a connection to it: it is being restored
+        "42P05", "26000",  # prepared statements behind a transaction pooler
+        "55P03",  # lock_timeout
+    }
+)  # fmt: skip
+# https://github.com/supabase/supavisor, lib/supavisor/errors: all of them are XX000, and their text
+# begins with a name such as (ECHECKOUTTIMEOUT), (EDBHANDLEREXITED) or (EMAXCONNSESSION); before it
+# had names it said "Internal error (authenticated): …", and still does where it has none.
+_OF_A_POOLER = re.compile(
+    r"\(E[A-Z]{3,}\)|Internal error \((handshake|authenticated)\)|DbHandler exited"
+    r"|unable to check ?out|check ?out timed out|connection to database closed|pool.{0,20}terminat"
+    r"|[Mm]ax ?[Cc]lients? ?(connections|[Ii]n)",
+)
 
-    Connect failures carry no SQLSTATE whatever the server said, and an idle-in-transaction timeout
-    is an InternalError: both are listed by what they are, not by their class alone.
+
+class Trouble(Enum):
+    """What an error says of the statement that met it."""
+
+    AWAY = "away"
+    """The database, or the way to it: every statement would fail."""
+    PASSING = "passing"
+    """This statement, now: a lock, a deadlock, a time-out."""
+    UNKNOWN = "unknown"
+    """Anything else: the same statement would most likely fail again."""
+
+
+def trouble_of(error: BaseException) -> Trouble:
+    """Tell by the class of an error, never by a list of the ones that were seen.
+
+    The one place that decides what passes. Connect failures carry no SQLSTATE whatever the server
+    said.
     """
-    if isinstance(error, PoolTimeout | TimeoutError | OSError):
-        return True
+    if isinstance(error, TimeoutError | OSError):
+        return Trouble.AWAY
     if not isinstance(error, psycopg.Error):
-        return False
+        return Trouble.UNKNOWN
     state = error.sqlstate
     if state is None:
-        return isinstance(error, psycopg.OperationalError)
-    return state[:2] in ("08", "53", "57", "58") or state in (
-        "25P03",  # idle_in_transaction_session_timeout
-        "25006",  # read-only: a failover in progress
-        "40001", "40P01",  # serialization, deadlock
-        "55P03",  # lock_timeout
-        "42P05", "26000",  # prepared statements behind a transaction pooler
-    )  # fmt: skip
+        # The pool's and the driver's own: no connection, a lost one, an answer without sense.
+        lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        return Trouble.AWAY if lost else Trouble.UNKNOWN
+    of_a_pooler = state == "XX000" and _OF_A_POOLER.search(str(error)) is not None
+    if not (of_a_pooler or state[:2] in PASSING_CLASSES or state in PASSING_STATES):
+        return Trouble.UNKNOWN
+    # What ends the connection is not about the statement; a trigger can raise any state.
+    ends_it = of_a_pooler or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+    return Trouble.AWAY if ends_it else Trouble.PASSING
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may go through later."""
+    return trouble_of(error) is not Trouble.UNKNOWN
 
 
 class Rows(list[Row]):
@@ -147,34 +216,94 @@ class Rows(list[Row]):
     sent: float = 0.0
 
 
+class Outage:
+    """Whether the database is away, as all connections of a process see it together.
+
+    One line when it goes, which says what to do, and one when it is back.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._since: float | None = None
+        self._failed_at = 0.0
+        self.passed = 0
+        """How many statements were answered so far."""
+
+    @property
+    def away(self) -> bool:
+        """Whether nothing was answered since it went."""
+        return self._since is not None
+
+    def met(self, error: BaseException) -> None:
+        """Note that the database, or the way to it, failed."""
+        self._failed_at = boot_time()
+        if self._since is None:
+            self._since = self._failed_at
+            said = "timed out" if isinstance(error, TimeoutError) else str(error)
+            away = trouble_of(error) is Trouble.AWAY
+            emit(DatabaseAway(
+                error=explain_connect(said, self._url) if away else one_line(error)
+            ))  # fmt: skip
+
+    def answered(self, sent: float) -> None:
+        """Note an answer to a statement that was sent then."""
+        self.passed += 1
+        if self._since is not None and sent > self._failed_at:
+            emit(DatabaseBack(seconds=round(boot_time() - self._since, 1)))
+            self._since = None
+
+
+class _Connection(psycopg.AsyncConnection[Any]):
+    """Tells the outage why it could not be made: the pool says so to a logger only."""
+
+    @classmethod
+    async def connect(  # type: ignore[override]
+        cls,
+        conninfo: str = "",
+        *,
+        outage: Outage,
+        **options: Any,  # noqa: ANN401 - as libpq
+    ) -> "psycopg.AsyncConnection[Any]":
+        try:
+            return await super().connect(conninfo, **options)
+        except (psycopg.Error, OSError) as error:
+            outage.met(error)
+            raise
+
+
 class Database:
     """A pool of autocommit connections, and the one way to run a named query."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by keyword, all with defaults
         self,
         url: str,
         *,
         size: int = 6,
         deadline: timedelta = STATEMENT_DEADLINE,
         planned_once: bool = False,
+        outage: Outage | None = None,
+        lock_timeout: timedelta = sessions.LOCK_TIMEOUT,
     ) -> None:
         """`planned_once`: for few statements sent often, whose planning costs more than they do."""
         self._url = url
         self._deadline = deadline.total_seconds()
         self._planned_once = planned_once
+        self._lock_timeout = lock_timeout
+        self.outage = outage or Outage(url)
+        # Behind a transaction pooler nothing is prepared, and nothing is said to a session.
         self._prepare = urlsplit(url).port != TRANSACTION_POOLER_PORT
         self._pool = AsyncConnectionPool(
             url,
+            connection_class=_Connection,
             min_size=1,
             max_size=size,
             open=False,
             timeout=self._deadline,
-            # A pool that is told of every failed try by name fills the log in an outage; our own
-            # line per statement is enough.
             reconnect_timeout=30.0,
             configure=self._configure,
             kwargs={
                 **CONNECTION,
+                "outage": self.outage,
                 "autocommit": True,
                 "row_factory": dict_row,
                 "cursor_factory": psycopg.AsyncRawCursor,
@@ -183,6 +312,8 @@ class Database:
 
     async def open(self) -> None:
         """Open the pool; connections are made in the background."""
+        # A line for every try would fill the log in an outage; `Outage` says what there is to say.
+        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
@@ -190,18 +321,24 @@ class Database:
         await self._pool.close(timeout=2.0)
 
     async def _configure(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        # A pooler answers for a server connection that may be another one each time, whatever its
-        # port. Names of prepared statements are the same in every client: one of somebody else's
-        # would be carried out, and nothing would tell.
-        cursor = await conn.execute("select pg_backend_pid() as pid")
-        row = await cursor.fetchone()
-        if row is None or row["pid"] != conn.info.backend_pid:
+        try:
+            await self._set_up(conn)
+        except Exception as error:
+            self.outage.met(error)
+            raise
+
+    async def _set_up(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        # Whatever the port says. Names of prepared statements are the same in every client: one of
+        # somebody else's would be carried out, and nothing would tell.
+        if not await sessions.is_ours_alone(conn):
             self._prepare = False
         # Behind a transaction pooler None, never 0: 0 prepares at once, and the statement then
         # lives on somebody else's connection, as a SET would.
         if not self._prepare:
             conn.prepare_threshold = None
-        elif self._planned_once:
+            return
+        await sessions.pin(conn, lock_timeout=self._lock_timeout)
+        if self._planned_once:
             conn.prepare_threshold = 0
             await conn.execute(PLANNED_ONCE)
         else:
@@ -218,26 +355,31 @@ class Database:
     async def pair(self, first: str, second: str, **parameters: object) -> Rows:
         """Run two named queries once, and return the rows of the second, which sees the first's.
 
-        In one round trip, one transaction and one flush of the log, where the connection is ours
-        alone; behind a transaction pooler one after the other. Raises as `once` does.
+        In one transaction, and where the driver can pipeline in one round trip and one flush of
+        the log. Raises as `once` does.
         """
-        if not self._prepare or not psycopg.AsyncPipeline.is_supported():
-            await self.once(first, **parameters)
-            return await self.once(second, **parameters)
         return await self._send((first, second), parameters)
 
     async def _send(self, names: tuple[str, ...], parameters: Mapping[str, object]) -> Rows:
+        sent: float | None = None
         try:
             async with asyncio.timeout(self._deadline):
                 conn = await self._pool.getconn()
+                sent = boot_time()
                 try:
-                    sent = boot_time()
-                    rows = await _answer(conn, names, parameters)
+                    rows = await self._answer(conn, names, parameters)
                 finally:
-                    # In autocommit there is nothing to commit or roll back before it goes back.
+                    # A transaction that broke in the middle is rolled back by the pool.
                     await self._pool.putconn(conn)
         except Exception as error:
-            if not is_transient(error):
+            trouble = trouble_of(error)
+            if sent is not None:
+                # Who got no connection has learned nothing new: a try to make one tells by itself.
+                if trouble is Trouble.AWAY:
+                    self.outage.met(error)
+                elif isinstance(error, psycopg.Error) and error.sqlstate is not None:
+                    self.outage.answered(sent)
+            if trouble is Trouble.UNKNOWN:
                 raise
             if isinstance(
                 error,
@@ -247,60 +389,98 @@ class Database:
             ):
                 self._prepare = False
                 await self._pool.drain()
-            raise DatabaseUnavailableError(f"{names[-1]}: {_one_line(error)}") from error
+            raise DatabaseUnavailableError(f"{names[-1]}: {one_line(error)}", trouble) from error
+        self.outage.answered(sent)
         rows.sent = sent
         return rows
 
+    async def _answer(
+        self,
+        conn: psycopg.AsyncConnection[Row],
+        names: tuple[str, ...],
+        parameters: Mapping[str, object],
+    ) -> Rows:
+        """Send the blocks, and return the rows of the last."""
+        blocks = [_BLOCKS[name] for name in names]
+        told = self._prepare and conn.prepare_threshold is not None
+        if told and len(blocks) == 1:
+            cursor = await conn.execute(blocks[0].text, blocks[0].values(parameters))
+            return Rows(await cursor.fetchall() if cursor.description else [])
+        piped = psycopg.AsyncPipeline.is_supported()
+        whole = not told or not piped
+        async with conn.pipeline() if piped else contextlib.nullcontext():
+            if whole:
+                await conn.execute(sessions.BEGIN)
+            if not told:
+                pins = sessions.pins(conn, lock_timeout=self._lock_timeout)
+                await conn.execute(sessions.NO_TIMEOUT_HERE)
+                await conn.execute(sessions.PIN, [*pins, True])
+            for block in blocks:
+                # The driver reads text by what the server has told it of the session, and it hears
+                # of a change only with the last answer: so the values come in binary form.
+                cursor = await conn.execute(block.text, block.values(parameters), binary=not told)
+            if whole:
+                await conn.execute(sessions.COMMIT)
+        return Rows(await cursor.fetchall() if cursor.description else [])
+
     async def run(
-        self, name: str, give_up: Callable[[], bool] = lambda: False, **parameters: object
+        self,
+        name: str,
+        give_up: Callable[[], bool] = lambda: False,
+        *,
+        paid: bool = False,
+        **parameters: object,
     ) -> Rows:
         """Run a named query, again and again while the trouble is transient.
 
-        `give_up` is asked between tries; then DatabaseUnavailableError is raised.
+        `give_up` is asked between tries; then DatabaseUnavailableError is raised. Where money hangs
+        on the statement (`paid`), an error that nobody knows is taken for a passing one a few
+        times. StatementStuckError when it does not pass although the database answers others.
         """
-        tries, began = 0, boot_time()
+        tries, stuck, unknown, began = 0, 0, 0, boot_time()
         while True:
+            answered = self.outage.passed
             try:
                 rows = await self.once(name, **parameters)
             except DatabaseUnavailableError as error:
                 tries += 1
-                if tries in (1, 5) or tries % 20 == 0:
+                stuck += answered < self.outage.passed
+                if not self.outage.away and (tries in (1, 5) or tries % 20 == 0):
                     emit(DatabaseTrouble(query=name, error=str(error), tries=tries))
                 if give_up():
                     raise
+                if stuck >= STUCK_TRIES:
+                    text = f"{tries} tries failed while the database answered others: {error}"
+                    raise StatementStuckError(text) from error
+            except Exception as error:
+                tries, unknown = tries + 1, unknown + 1
+                if not paid or unknown >= UNKNOWN_TRIES or give_up():
+                    raise
+                emit(DatabaseTrouble(query=name, error=one_line(error), tries=tries))
             else:
                 if tries:
                     # An earlier try may have been carried out, its answer lost.
                     rows.sent = began
                 return rows
-            await asyncio.sleep(min(0.1 * 2 ** min(tries, 6), 5.0) * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(_pause(tries))
 
 
-async def _answer(
-    conn: psycopg.AsyncConnection[Row], names: tuple[str, ...], parameters: Mapping[str, object]
-) -> Rows:
-    """Send the blocks, more than one of them in a pipeline; return the rows of the last."""
-    *before, last = (_BLOCKS[name] for name in names)
-    if before:
-        async with conn.pipeline():
-            for block in before:
-                await conn.execute(block.text, block.values(parameters))
-            cursor = await conn.execute(last.text, last.values(parameters))
-    else:
-        cursor = await conn.execute(last.text, last.values(parameters))
-    return Rows(await cursor.fetchall() if cursor.description else [])
+def _pause(tries: int) -> float:
+    """Seconds before the next try: doubling to five, with jitter."""
+    return float(min(0.1 * 2 ** min(tries, 6), 5.0)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 class Databases:
     """What a worker keeps open besides the listener: three pools with different needs."""
 
     def __init__(self, url: str, size: int, heartbeat: timedelta) -> None:
-        self.work = Database(url, size=size)
+        self.outage = Outage(url)
+        self.work = Database(url, size=size, outage=self.outage)
         # The claim's planning takes longer than it does.
-        self.claims = Database(url, size=1, planned_once=True)
+        self.claims = Database(url, size=1, planned_once=True, outage=self.outage)
         # A heartbeat never queues behind other statements, and one that hangs is given up while
         # the lease still leaves time for the next.
-        self.pulse = Database(url, size=1, deadline=heartbeat)
+        self.pulse = Database(url, size=1, deadline=heartbeat, outage=self.outage)
 
     async def open(self) -> None:
         """Open all of them; connections are made in the background."""
@@ -309,8 +489,11 @@ class Databases:
 
     async def close(self) -> None:
         """Close every connection."""
-        for database in (self.work, self.claims, self.pulse):
-            await database.close()
+        await asyncio.gather(*(one.close() for one in (self.work, self.claims, self.pulse)))
+
+
+class _NothingHeardError(Exception):
+    """LISTEN was accepted, and nothing arrives."""
 
 
 class Listener:
@@ -324,15 +507,18 @@ class Listener:
         self,
         url: str,
         wake: Callable[[str], Awaitable[None] | None],
+        outage: Outage,
         *,
         prove_every: timedelta = timedelta(seconds=30),
         patience: timedelta = timedelta(seconds=5),
     ) -> None:
         self._url = url
         self._wake = wake
+        self._outage = outage
         self._prove_every = prove_every.total_seconds()
         self._patience = patience.total_seconds()
         self.listening = False
+        self._said: bool | None = None
         self.proved = asyncio.Event()
 
     async def run(self, worker_id: UUID) -> None:
@@ -341,17 +527,23 @@ class Listener:
         while True:
             try:
                 await self._listen(f"vidgen_{worker_id.hex}")
-            except (psycopg.Error, OSError, TimeoutError) as error:
+            except _NothingHeardError as error:
                 failures = 1 if self.listening else failures + 1
-                self._say(listening=False, why=_one_line(error))
+                self.listening = False
+                self._say(listening=False, why=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it heals or is said again
+                failures = 1 if self.listening else failures + 1
+                self.listening = False
+                if trouble_of(error) is Trouble.AWAY:
+                    # It says nothing about LISTEN: the outage has its own line.
+                    self._outage.met(error)
+                else:
+                    self._say(listening=False, why=one_line(error))
             self.proved.set()
             await asyncio.sleep(min(2.0 ** min(failures, 6), 60.0) * random.uniform(0.5, 1.0))  # noqa: S311
 
     async def _listen(self, own_channel: str) -> None:
-        conn = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, prepare_threshold=None, **CONNECTION
-        )
-        async with conn:
+        async with await self._connect() as conn:
             await conn.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(CHANNEL)))
             await conn.execute(
                 psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(own_channel))
@@ -361,7 +553,8 @@ class Listener:
                     await self._notify(own_channel)
                 if not await self._hear(conn, own_channel, self._patience):
                     msg = "a NOTIFY of our own did not arrive (a transaction pooler in between?)"
-                    raise TimeoutError(msg)
+                    raise _NothingHeardError(msg)
+                self.listening = True
                 self._say(listening=True, why="a NOTIFY of our own arrived")
                 self.proved.set()
                 await self._hear(conn, None, self._prove_every)
@@ -372,11 +565,21 @@ class Listener:
         From our own it would prove nothing: a transaction pooler may run it on the very server
         connection that listens, and then it comes back with the answer.
         """
-        other = await psycopg.AsyncConnection.connect(
+        async with await self._connect() as other:
+            await other.execute("select pg_notify(%s, 'proof')", (own_channel,))
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        """Connect, and pin the session where it is ours."""
+        conn = await psycopg.AsyncConnection.connect(
             self._url, autocommit=True, prepare_threshold=None, **CONNECTION
         )
-        async with other:
-            await other.execute("select pg_notify(%s, 'proof')", (own_channel,))
+        try:
+            if await sessions.is_ours_alone(conn):
+                await sessions.pin(conn)
+        except BaseException:
+            await conn.close()
+            raise
+        return conn
 
     async def _hear(
         self, conn: psycopg.AsyncConnection[Any], until: str | None, seconds: float
@@ -392,11 +595,13 @@ class Listener:
         return False
 
     def _say(self, *, listening: bool, why: str) -> None:
-        if listening != self.listening or not self.proved.is_set():
+        """Say what is new about LISTEN; an outage in between is not."""
+        if listening is not self._said:
             emit(ListenChanged(listening=listening, why=why))
-        self.listening = listening
+        self._said = listening
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Kind and words of an error, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {text}"[:500]

@@ -26,6 +26,7 @@ class Disposition(StrEnum):
     ABANDON = "ABANDON"
     HAND_BACK = "HAND_BACK"
     CANCEL = "CANCEL"
+    SET_ASIDE = "SET_ASIDE"
 
 
 class Hold(StrEnum):
@@ -149,13 +150,13 @@ _RULES = (
     ),
     FaultRule(
         "poll_failed", "poll", "5xx, time-out, broken body",
-        None, _IN, Hold.KEPT,
+        "PROVIDER_UNREACHABLE", _IN, Hold.KEPT,
         "The provider could not be asked how the generation goes.",
-        "says nothing about the generation: slower, until the stage's deadline",
+        "says nothing about the generation: slower, until the stage's hard deadline",
     ),
     FaultRule(
         "poll_denied", "poll", "401, 403",
-        None, _IN, Hold.KEPT,
+        "PROVIDER_DENIED", _IN, Hold.KEPT,
         "The provider refuses the service's key.",
         "loud; the generation is kept and polled slower",
     ),
@@ -194,11 +195,11 @@ _RULES = (
         "generation_overdue", "stage", "deadline passed",
         "GENERATION_OVERDUE", _RETRY, Hold.KEPT,
         "The provider did not finish in time. Retry to start a new generation.",
-        "keep polling slowly up to a hard deadline, then cancel it and RETRY",
+        "keep polling slowly up to a hard deadline, then cancel it (or give it up) and RETRY",
     ),
     FaultRule(
         "output_unavailable", "output", "403, 404, expired, truncated",
-        None, _IN, Hold.KEPT,
+        "OUTPUT_UNAVAILABLE", _IN, Hold.KEPT,
         "The finished output could not be fetched yet. The task goes on by itself.",
         "GET the generation again for a fresh URL, then WAIT",
     ),
@@ -227,7 +228,7 @@ _RULES = (
     ),
     FaultRule(
         "bucket_missing", "storage", "bucket missing",
-        None, _IN, Hold.KEPT,
+        "STORAGE_UNAVAILABLE", _IN, Hold.KEPT,
         "The bucket is missing. It is created and the upload repeated.",
         "create it, again",
     ),
@@ -265,7 +266,7 @@ _RULES = (
     ),
     FaultRule(
         "database_transient", "Postgres", "transient (connection, restart, deadlock, time-out)",
-        None, _IN, Hold.KEPT,
+        "DATABASE_UNAVAILABLE", _IN, Hold.KEPT,
         "The database can't be reached.",
         "backoff until a fenced write or a heartbeat says lost; past the lease it starts nothing "
         "paid but keeps what it has",
@@ -274,6 +275,14 @@ _RULES = (
         "lease_lost", "Postgres", "fenced write hit no row",
         None, Disposition.ABANDON, Hold.NOT_OURS,
         "Another worker has taken this task over.",
+    ),
+    FaultRule(
+        "row_refused", "Postgres",
+        "the task's row refuses a change: an application's trigger, check, key or policy",
+        "ROW_REFUSED", Disposition.SET_ASIDE, Hold.KEPT,
+        "The application's database refuses to change this task. "
+        "The operator finds its reason with `vidgen-worker tasks show`; then retry.",
+        "a pause that grows, nothing paid meanwhile; FAIL after max_refusals (vidgen.settings)",
     ),
     FaultRule(
         "cancelled", "user", "cancel asked",

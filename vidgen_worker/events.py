@@ -24,6 +24,12 @@ class Event:
 
     sentence: ClassVar[str]
     level: ClassVar[int] = logging.INFO
+    told_elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the text, another line or Postgres tells: ten thousand tasks a day are logged."""
+
+    def importance(self) -> int:
+        """The log line's level."""
+        return self.level
 
     def text(self) -> str:
         """The log line's text."""
@@ -31,7 +37,11 @@ class Event:
 
     def fields(self) -> dict[str, Any]:
         """Everything else of the log line; what is None is left out."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in self.told_elsewhere
+        }
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -115,6 +125,21 @@ class OrphansHandedBack(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowRefused(Event):
+    """A task's row refused a change: it is set aside, and everything else goes on."""
+
+    sentence = "A task is set aside: its row refuses a change (a trigger, check, key or policy?)"
+    level = logging.ERROR
+    task: str
+    statement: str
+    error: str
+    tries: int | None = None
+    pause_seconds: float | None = None
+    became: str | None = None
+    """The status that the row has now; `kept` is one that refuses even its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseTrouble(Event):
     """A statement failed in a way that may pass."""
 
@@ -123,6 +148,24 @@ class DatabaseTrouble(Event):
     query: str
     error: str
     tries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseAway(Event):
+    """The database, or the way to it, is gone: said once, until it is back."""
+
+    sentence = "The database is away; what runs goes on, and nothing paid begins"
+    level = logging.ERROR
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseBack(Event):
+    """The database answers again."""
+
+    sentence = "The database is back"
+    level = logging.WARNING
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +222,24 @@ class LimitsUnread(Event):
     level = logging.WARNING
     code: str
     details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksForgotten(Event):
+    """The private rows of tasks that ended long ago are gone; tasks and ledger stay."""
+
+    sentence = "Private rows of old tasks removed"
+    tasks: int
+    holds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BooksDisagree(Event):
+    """Balances that don't agree with the ledger or the open holds."""
+
+    sentence = "Balances disagree with the ledger or the holds: see `credits audit`"
+    level = logging.ERROR
+    users: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +344,7 @@ class SubmissionBegun(StageEvent):
     """The submission row is written; the paid POST follows."""
 
     sentence = "Submitting"
+    level = logging.DEBUG
     submission: UUID
     model: str
     fingerprint: str
@@ -293,9 +355,14 @@ class SubmissionAnswered(StageEvent):
     """The provider accepted."""
 
     sentence = "Submitted"
+    told_elsewhere = frozenset({"submission", "stage", "estimated_cost"})
     submission: UUID
     generation: UUID
     estimated_cost: float | None
+
+    def text(self) -> str:
+        """Say of which stage."""
+        return f"Submitted {self.stage.value}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +373,19 @@ class SubmissionRecorded(StageEvent):
     level = logging.DEBUG
     submission: UUID
     generation: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerUnrecorded(StageEvent):
+    """Postgres does not take the answer to a paid POST: it is kept in memory, and said here."""
+
+    sentence = (
+        "The database does not take this generation's id; it is kept and written when it can be"
+    )
+    level = logging.ERROR
+    submission: UUID
+    generation: UUID
+    error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +430,16 @@ class PollFailed(StageEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelGivenUp(StageEvent):
+    """The provider could not be asked for long: the task ends, its generation may live on."""
+
+    sentence = "The generation can't be cancelled for now; the task ends, and the janitor goes on"
+    level = logging.WARNING
+    generation: UUID
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOverdue(StageEvent):
     """The stage's deadline has passed; polling goes on, slower."""
 
@@ -357,6 +447,15 @@ class GenerationOverdue(StageEvent):
     level = logging.WARNING
     generation: UUID
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationNotOurs(StageEvent):
+    """It is known to another account, or only to the key that made it: handed back for those."""
+
+    sentence = "The generation is another account's; its own workers follow it"
+    generation: UUID | None
+    account: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +470,10 @@ class GenerationEnded(StageEvent):
     seconds: float
     repeated: bool | None = None
     """True where its end was said before: its output is gone by now, or a successor reads it."""
+
+    def importance(self) -> int:
+        """What went well is told by the line about its output."""
+        return logging.DEBUG if self.state == "succeeded" else logging.INFO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,6 +510,8 @@ class OutputUploaded(StageEvent):
     """The output is in Supabase Storage."""
 
     sentence = "Stored in Supabase"
+    told_elsewhere = frozenset({"stage", "bucket", "path", "size", "seconds"})
+    """The path is made of the user's id and the generation's; the rest is in its checkpoint."""
     generation: UUID
     bucket: str
     path: str
@@ -513,12 +618,24 @@ class StrayGeneration(Event):
     cost: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationLeftAlone(Event):
+    """No worker that may follow it has been heard of for long; a 404 is its end from now on."""
+
+    sentence = "Nobody with a generation's account or key works here any more; anyone asks for it"
+    level = logging.WARNING
+    task: str
+    generation: UUID | None
+    account: str
+    key: str
+
+
 Subscriber = Callable[[Event], None]
 
 
 def log(event: Event) -> None:
     """Write an event to the log: the subscriber that is always there."""
-    structlog.get_logger("video_generation").log(event.level, event.text(), **event.fields())
+    structlog.get_logger("video_generation").log(event.importance(), event.text(), **event.fields())
 
 
 _subscribers: list[Subscriber] = [log]

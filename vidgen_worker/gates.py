@@ -78,9 +78,14 @@ class Scopes:
         return sorted(found | {OPERATOR, self.key})
 
 
+def fingerprint(secret: str) -> str:
+    """Tell secrets apart without telling them."""
+    return hashlib.sha256(secret.encode()).hexdigest()[:12]
+
+
 def storage_fingerprint(url: str, key: str) -> str:
     """Tell file stores, and keys for them, apart without telling the key."""
-    return hashlib.sha256(f"{url.rstrip('/')}\n{key}".encode()).hexdigest()[:12]
+    return fingerprint(f"{url.rstrip('/')}\n{key}")
 
 
 def machine_of(host: str) -> str:

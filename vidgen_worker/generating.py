@@ -1,8 +1,9 @@
 """While a checkpoint says `generating`: follows a generation until it has ended.
 
-However it ends (by itself, overdue, cancelled, gone, of no use), its end is booked here with its
-cost. A stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing
-here pays for anything, or looks at an output.
+However it ends (by itself, overdue, cancelled, gone, given up, of no use), its end is booked here
+with its cost. No end needs the provider's help: what can't be asked about is given up at last. A
+stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing here pays
+for anything, or looks at an output.
 """
 
 import random
@@ -11,16 +12,34 @@ from datetime import timedelta
 from uuid import UUID
 
 from vidgen_worker.errors import Disposition, Fault, failure_fault
-from vidgen_worker.events import GenerationEnded, GenerationOverdue, PollFailed, Progressed, emit
+from vidgen_worker.events import (
+    GateClosed,
+    GenerationEnded,
+    GenerationNotOurs,
+    GenerationOverdue,
+    PollFailed,
+    Progressed,
+    emit,
+)
+from vidgen_worker.gates import Scope
 from vidgen_worker.providers import Generation, GenerationState, Provider
-from vidgen_worker.queue import Queue, Reported
+from vidgen_worker.queue import NotOursError, Queue, Reported
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import Order, Stage
-from vidgen_worker.task import Checkpoint, CheckpointState
+from vidgen_worker.task import Checkpoint, CheckpointState, Failed
 
 SLOWEST_POLL = timedelta(minutes=1)
 LONGEST_POLL = timedelta(minutes=2)
 """One poll with its tries: beyond this the poll loop is stuck."""
+LONGEST_RETRY_AFTER = timedelta(minutes=5)
+"""A Retry-After beyond this is not waited for: the generation may have ended long before."""
+LAST_READS = 5
+"""So often reading fails in a row before the hard deadline counts, and before a finished generation
+goes on waiting without a slot: what has ended meanwhile is not thrown away for one bad answer."""
+
+
+GIVEN_UP = "given up"
+"""The end that is booked for a generation which the provider would not let us end."""
 
 
 class Generating:
@@ -37,6 +56,7 @@ class Generating:
         self._stage = stage
         self._model = order.request.model
         self._id = generation_id
+        self._polled_at = float("-inf")
         self._booked = False
         """Its end is written down: what is said of it again is no second end."""
 
@@ -58,16 +78,25 @@ class Generating:
             try:
                 generation = await self._poll()
                 trouble = 0
+                asked = timedelta()
             except Fault as fault:
                 await self._go_on(fault, None, seconds)
                 trouble += 1
+                if self._booked and trouble >= LAST_READS:
+                    # It has ended well before: only its output is not to be had for now.
+                    raise Fault("output_unavailable", details=fault.details) from fault
+                asked = min(fault.retry_after or timedelta(), LONGEST_RETRY_AFTER)
                 generation = Generation(self._id, GenerationState.UNKNOWN)
             if generation.state.terminal:
-                await self.end(generation.state.value, generation.cost, seconds)
-                return _succeeded(generation)
+                ended_by = _fault_of(generation)
+                await self.end(generation.state.value, generation.cost, seconds, ended_by)
+                if ended_by is not None:
+                    raise ended_by
+                return generation
             self._show(generation)
-            if seconds > hard_deadline and not trouble:
-                # Only after a look: what has finished meanwhile would be destroyed.
+            looked = not trouble or trouble >= LAST_READS
+            if seconds > hard_deadline and looked and not self._booked:
+                # After a look, or after enough of them that failed.
                 await self._give_up(seconds)
             if seconds > deadline and not overdue:
                 overdue = True
@@ -75,12 +104,15 @@ class Generating:
                     fence=self._fence, stage=self._stage.name, generation=self._id, seconds=seconds,
                 ))  # fmt: skip
             slower = 2 ** min(trouble, 4) * (5 if overdue else 1)
-            await self._pause(min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval)))
+            pause = min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval))
+            await self._pause(max(pause, asked.total_seconds()))
 
     async def read_again(self, generation: Generation) -> Generation:
         """Read a finished generation for fresh URLs; trouble leaves the ones we have."""
+        interval = self._tools.settings.vidgen_poll_interval.total_seconds()
+        await self._pause(max(self._polled_at + interval - time.monotonic(), 0))
         try:
-            return await self._provider.poll(self._id)
+            return await self._poll()
         except Fault as fault:
             await self._go_on(fault, generation.cost, 0)
             return generation
@@ -96,12 +128,16 @@ class Generating:
         else:
             self._say_ended(state, cost, _age(checkpoint))
 
-    async def end(self, state: str, cost: float | None, seconds: float) -> None:
-        """Book its end. Raises LeaseLostError."""
+    async def end(
+        self, state: str, cost: float | None, seconds: float, fault: Fault | None = None
+    ) -> None:
+        """Book its end, and the task's where `fault` is that. Raises LeaseLostError."""
         self._say_ended(state, cost, seconds)
+        fatal = fault is not None and fault.disposition is Disposition.FAIL
         await self._queue.end_generation(
-            self._fence, self._stage.name, self._id, state, cost, self._stage.storing
-        )
+            self._fence, self._stage.name, self._id, state, cost, self._stage.storing,
+            failed(fault) if fault is not None and fatal else None,
+        )  # fmt: skip
 
     def _say_ended(self, state: str, cost: float | None, seconds: float) -> None:
         emit(GenerationEnded(
@@ -114,25 +150,63 @@ class Generating:
         """Poll under the eyes of the watchdog. Raises Fault."""
         turn = ("poll", self._id)
         self._tools.turns.turned(turn, LONGEST_POLL)
+        self._polled_at = time.monotonic()
         try:
             return await self._provider.poll(self._id)
         finally:
             self._tools.turns.rests(turn)
 
     async def _go_on(self, fault: Fault, cost: float | None, seconds: float) -> None:
-        """Say that a poll failed; raises its Fault where another one would not help."""
+        """Say that a poll failed; raises its Fault where another one would not help.
+
+        Raises NotOursError where only another key can tell what has become of it.
+        """
         if fault.disposition is not Disposition.IN_PLACE:
+            if not await self._queue.is_gone(self._fence.task_id, self._id):
+                emit(GenerationNotOurs(
+                    fence=self._fence, stage=self._stage.name, generation=self._id,
+                    account=self._queue.key.scopes.account,
+                ))  # fmt: skip
+                raise NotOursError(str(self._id)) from fault
             await self.end("gone", cost, seconds)
             raise fault
         emit(PollFailed(
             fence=self._fence, stage=self._stage.name, generation=self._id, details=fault.details,
         ))  # fmt: skip
+        if fault.name == "poll_denied":
+            await self._leave_to_another_key()
+
+    async def _leave_to_another_key(self) -> None:
+        """Close the gate of a key that the provider refuses, whatever it is asked.
+
+        Raises NotOursError where another worker goes on: it may have a good one.
+        """
+        try:
+            await self._provider.account()
+        except Fault as fault:
+            if fault.name != "poll_denied":
+                return
+            denied = Fault("provider_denied", details=fault.details)
+        else:
+            return
+        gate = self._queue.key.scopes.gate(Scope.KEY, self._model)
+        if await self._queue.close_gate(gate, denied.code, denied.message, denied.details):
+            emit(GateClosed(
+                scope=gate.scope, model=gate.model, code=denied.code, details=denied.details
+            ))  # fmt: skip
+        if await self._queue.stands_aside():
+            raise NotOursError(str(self._id)) from denied
 
     async def _give_up(self, seconds: float) -> None:
         """The hard deadline has passed: end it at the provider and let the stage begin anew."""
-        await self._provider.cancel(self._id)
-        await self.end("cancelled", None, seconds)
-        raise Fault("generation_overdue", details=f"{self._id} after {seconds:.0f} s")
+        state, details = "cancelled", f"{self._id} after {seconds:.0f} s"
+        try:
+            await self._provider.cancel(self._id)
+        except Fault as fault:
+            # Nobody can say what becomes of it: booked with its estimate, its cost read later.
+            state, details = GIVEN_UP, f"{details}, and it can't be cancelled: {fault.details}"
+        await self.end(state, None, seconds)
+        raise Fault("generation_overdue", details=details)
 
     def _show(self, generation: Generation) -> None:
         """Progress to the row, throttled: from this step's milestone towards the next one."""
@@ -158,14 +232,20 @@ _MESSAGES = {
 }
 
 
-def _succeeded(generation: Generation) -> Generation:
+def _fault_of(generation: Generation) -> Fault | None:
+    """What a generation that has ended without an output means; None where it has one."""
     match generation.state:
         case GenerationState.SUCCEEDED:
-            return generation
+            return None
         case GenerationState.CANCELLED:
-            raise Fault("generation_gone", details=f"{generation.id} was cancelled, not by us")
+            return Fault("generation_gone", details=f"{generation.id} was cancelled, not by us")
         case _:
-            raise failure_fault(generation.failure_code, generation.failure or "", generation.cost)
+            return failure_fault(generation.failure_code, generation.failure or "", generation.cost)
+
+
+def failed(fault: Fault) -> Failed:
+    """The end of a task by a fault."""
+    return Failed(fault.code, fault.message, fault.details, fault.visible())
 
 
 def _age(checkpoint: Checkpoint) -> float:
@@ -180,13 +260,16 @@ async def end_at_provider(
     """Read a generation, cancel it if it still runs, and book its end: (state, cost).
 
     Read first: on a finished generation the same verb destroys its output, and after a cancel the
-    cost may not be readable any more. Raises Fault when the provider can't be asked.
+    cost may not be readable any more. Raises Fault when the provider can't be asked, NotOursError
+    where only another key can tell.
     """
     try:
         generation = await provider.poll(generation_id)
     except Fault as fault:
         if fault.name != "generation_gone":
             raise
+        if not await queue.is_gone(task_id, generation_id):
+            raise NotOursError(str(generation_id)) from fault
         await queue.close_generation(task_id, generation_id, "gone", None)
         return "gone", None
     state, cost = generation.state.value, generation.cost

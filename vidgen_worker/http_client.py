@@ -1,11 +1,21 @@
-"""httpx's client as all our adapters use it: without cookies.
+"""httpx's client as all our adapters use it: without cookies, and with bounds for every answer.
 
 None of the services that we ask uses cookies, and httpx looks for them in every answer by way of
 the standard library's cookie jar: a twentieth of the CPU that a request takes. What is asked, and
 what follows from an answer, is the adapters' business.
 """
 
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
 import httpx
+
+LARGEST_ANSWER = 8 * 1024 * 1024
+"""Bytes of an answer, after decompression: what we ask for is JSON of a few kilobytes."""
+SLOWEST_UPLOAD = 50_000
+"""Bytes a second that a request's body may take at the least, beside its time-outs."""
 
 
 class _NoCookies(httpx.Cookies):
@@ -19,7 +29,51 @@ _NO_COOKIES = _NoCookies()
 
 
 class HttpClient(httpx.AsyncClient):
-    """Keeps no cookies."""
+    """Keeps no cookies, and takes no answer that grows or drips without end.
+
+    An exchange ends within twice its read time-out, and what its body takes; one without a read
+    time-out is bounded by whoever sends it.
+    """
+
+    async def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        **options: Any,  # noqa: ANN401 - httpx's
+    ) -> httpx.Response:
+        """Send a request; the answer is read here unless it is to be streamed.
+
+        Raises httpx.HTTPError, `DecodingError` for an answer that is too large.
+        """
+        if stream:
+            return await super().send(request, stream=True, **options)
+        request.headers["accept-encoding"] = "identity"
+        seconds = request.extensions.get("timeout", {}).get("read")
+        if "transfer-encoding" in request.headers:
+            seconds = None  # a body of unknown length: its reads and writes have their time-outs
+        if seconds is not None:
+            size = request.headers.get("content-length", "")
+            seconds = 2 * seconds + (int(size) / SLOWEST_UPLOAD if size.isdecimal() else 0)
+        try:
+            async with asyncio.timeout(seconds):
+                response = await super().send(request, stream=True, **options)
+                try:
+                    content = await _read(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            said = f"the exchange took longer than {seconds:g} s"
+            raise httpx.ReadTimeout(said, request=request) from error
+        headers = [
+            (name, value)
+            for name, value in response.headers.raw
+            if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
+        ]
+        return httpx.Response(
+            response.status_code, headers=headers, content=content, request=response.request,
+            extensions=response.extensions, history=response.history,
+        )  # fmt: skip
 
     @property
     def cookies(self) -> httpx.Cookies:
@@ -31,4 +85,38 @@ class HttpClient(httpx.AsyncClient):
         raise AttributeError("this client keeps no cookies; send a header instead")
 
 
-__all__ = ["HttpClient"]
+async def _read(response: httpx.Response) -> bytes:
+    """Read a body up to the limit, decompressed by no more than it takes to reach it."""
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding in ("", "identity"):
+        return await _joined(response, response.aiter_raw())
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        said = f"the answer is encoded as {coding!r}, which was not asked for"
+        raise httpx.DecodingError(said, request=response.request)
+    packed = await _joined(response, response.aiter_raw())
+    try:
+        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # both headers, gzip's and zlib's
+        content = unpack.decompress(packed, LARGEST_ANSWER + 1)
+    except zlib.error as error:
+        said = f"the answer is no {coding}: {error}"
+        raise httpx.DecodingError(said, request=response.request) from error
+    if len(content) > LARGEST_ANSWER:
+        raise _too_large(response)
+    return content
+
+
+async def _joined(response: httpx.Response, chunks: AsyncIterator[bytes]) -> bytes:
+    content = bytearray()
+    async for chunk in chunks:
+        content += chunk
+        if len(content) > LARGEST_ANSWER:
+            raise _too_large(response)
+    return bytes(content)
+
+
+def _too_large(response: httpx.Response) -> httpx.DecodingError:
+    said = f"the answer ({response.status_code}) is larger than {LARGEST_ANSWER} bytes"
+    return httpx.DecodingError(said, request=response.request)
+
+
+__all__ = ["LARGEST_ANSWER", "HttpClient"]

@@ -12,28 +12,37 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from vidgen_worker.db import Row
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
+    BooksDisagree,
     BucketNoted,
     GateClosed,
     GateOpened,
     GateProbed,
+    GenerationLeftAlone,
     LimitRead,
     LimitsUnread,
     MachineUnproven,
     StorageUnproven,
     StrayGeneration,
+    TasksForgotten,
     emit,
 )
 from vidgen_worker.gates import ALL_MODELS, Gate, Scope
-from vidgen_worker.generating import end_at_provider
+from vidgen_worker.generating import GIVEN_UP, end_at_provider
 from vidgen_worker.lease import boot_time
-from vidgen_worker.storm import BRAKES, PROVIDER_STORM
+from vidgen_worker.queue import NotOursError
+from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM
 
 if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
 
 SWEEP_EVERY = timedelta(seconds=60)
+STRAYS_EVERY = timedelta(seconds=15)
+"""A slot at the provider is taken as long as a stray lives: a tier of one has no other."""
+REFUSALS_POLLS = 5
+"""Tasks that are set aside are met again once in so many polls of the queue."""
 COUNT_EVERY = timedelta(seconds=15)
 PROVE_EVERY = timedelta(minutes=3)
 """A bucket's settings are the dashboard's, and a disk fills: both are looked at again and again."""
@@ -42,7 +51,14 @@ LIMITS_AGAIN = timedelta(seconds=5)
 LIMITS_EVERY = timedelta(minutes=1)
 """One worker of the fleet reads the account so often: an upgrade of the tier counts at once."""
 AUDIT_EVERY = timedelta(minutes=10)
-"""The whole ledger is added up, so seldom."""
+AUDIT_ENTRIES, AUDIT_USERS = 20_000, 10_000
+"""In one statement: some tens of milliseconds."""
+FORGET_EVERY = timedelta(minutes=5)
+FORGET_BATCH = 1000
+"""Submissions or holds in one statement."""
+MOST_BATCHES = 40
+"""In one turn: eleven million submissions a day, where there is a backlog."""
+BETWEEN_BATCHES = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +103,18 @@ class Janitor:
             Duty("gates", pace, self.probe_closed),
             Duty("limits", LIMITS_EVERY, self.read_limits),
             Duty("rows", SWEEP_EVERY, self.sweep_rows, at_once=False),
-            Duty("strays", SWEEP_EVERY, self.end_strays, at_once=False),
+            Duty(
+                "refusals",
+                settings.vidgen_queue_poll * REFUSALS_POLLS,
+                self.retry_refused,
+                at_once=False,
+            ),
+            Duty("strays", STRAYS_EVERY, self.end_strays, at_once=False),
             Duty("costs", SWEEP_EVERY, self.read_costs_again, at_once=False),
+            Duty("audit", AUDIT_EVERY, self.audit),
+            Duty("forget", FORGET_EVERY, self.forget, at_once=False),
             *(
-                (Duty("count", COUNT_EVERY, self.count), Duty("audit", AUDIT_EVERY, self.audit))
+                (Duty("count", COUNT_EVERY, self.count),)
                 if settings.vidgen_metrics_port is not None
                 else ()
             ),
@@ -230,9 +254,38 @@ class Janitor:
         self._worker.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
 
     async def audit(self) -> None:
-        """Compare the ledger with balances and holds, for /metrics."""
-        found = await self._worker.queue.discrepancies()
-        self._worker.metrics.audited(found)
+        """Compare the ledger with balances and holds, part by part; one worker for the fleet."""
+        queue = self._worker.queue
+        if await queue.take_duty("audit", AUDIT_EVERY * 0.9):
+            entries = await queue.audit_entries(AUDIT_ENTRIES)
+            while entries == AUDIT_ENTRIES:
+                await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+                entries = await queue.audit_entries(AUDIT_ENTRIES)
+            found, after = await queue.audit_users(None, AUDIT_USERS)
+            while after is not None:
+                await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+                more, after = await queue.audit_users(after, AUDIT_USERS)
+                found += more
+            await queue.note_audit(found)
+            if found:
+                emit(BooksDisagree(users=found))
+        self._worker.metrics.audited(await queue.read_audit())
+
+    async def forget(self) -> None:
+        """Remove private rows of tasks that ended long ago; one worker for the fleet."""
+        queue = self._worker.queue
+        if not await queue.take_duty("forget", FORGET_EVERY * 0.9):
+            return
+        tasks, holds, after = 0, 0, None
+        for _ in range(MOST_BATCHES):
+            some, after = await queue.forget_tasks(after, FORGET_BATCH)
+            gone = await queue.forget_holds(FORGET_BATCH)
+            tasks, holds = tasks + some, holds + gone
+            if after is None and gone < FORGET_BATCH:
+                break
+            await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+        if tasks or holds:
+            emit(TasksForgotten(tasks=tasks, holds=holds))
 
     def _is_machine(self, gate: Gate) -> bool:
         return gate == self._worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS)
@@ -253,6 +306,10 @@ class Janitor:
                 return None
         except Fault as fault:
             return fault.details
+        if reason == "ROW_REFUSED":
+            # What is set aside tries it again and again, and pays nothing.
+            users = await self._worker.queue.refusing_users()
+            return f"rows of {users} users refuse changes" if users >= IN_A_ROW else None
         try:
             account = await self._worker.provider.account()
         except Fault as fault:
@@ -272,6 +329,7 @@ class Janitor:
     async def sweep(self) -> None:
         """Everything that is swept, at once."""
         await self.sweep_rows()
+        await self.retry_refused()
         await self.end_strays()
         await self.read_costs_again()
 
@@ -279,19 +337,45 @@ class Janitor:
         """Remove rows that are of no use any more."""
         await self._worker.queue.sweep()
 
+    async def retry_refused(self) -> None:
+        """Meet the tasks again that are set aside and whose pause is over."""
+        await self._worker.queue.retry_refused()
+
     async def end_strays(self) -> None:
-        """End the generations that nobody follows, and book what they cost."""
+        """End the generations that nobody follows, book what they cost and so free their slots."""
         queue = self._worker.queue
-        for row in await queue.strays():
-            try:
-                state, cost = await end_at_provider(
-                    self._worker.provider, queue, row["task_id"], row["generation_id"]
-                )
-            except Fault:
-                continue  # the provider can't be asked now; the row stays and is met again
-            emit(StrayGeneration(
-                task=str(row["task_id"]), generation=row["generation_id"], state=state, cost=cost
+        for row in await queue.let_anyone_follow():
+            emit(GenerationLeftAlone(
+                task=str(row["task_id"]), generation=row["generation_id"],
+                account=row["account"], key=row["key_fingerprint"],
             ))  # fmt: skip
+        strays = await queue.strays()
+        await asyncio.gather(*[self._end_stray(row) for row in strays])
+
+    async def _end_stray(self, row: Row) -> None:
+        queue, provider = self._worker.queue, self._worker.provider
+        task_id, generation_id = row["task_id"], row["generation_id"]
+        try:
+            if row["kept"]:
+                # Its task goes on later, and reads it then; only its end is booked now.
+                generation = await provider.poll(generation_id)
+                if not generation.state.terminal:
+                    return
+                state, cost = generation.state.value, generation.cost
+                await queue.close_generation(task_id, generation_id, state, cost)
+            else:
+                state, cost = await end_at_provider(provider, queue, task_id, generation_id)
+        except NotOursError:
+            return  # another key can say; the row stays and is met by its workers
+        except Fault as fault:
+            if fault.name == "generation_gone" and not await queue.is_gone(task_id, generation_id):
+                return
+            if row["age"] < self._worker.settings.vidgen_stage_hard_deadline.total_seconds():
+                return  # the provider can't be asked now; the row stays and is met again
+            # It must be over by now: its slot is not kept for ever, its cost is looked for later.
+            state, cost = GIVEN_UP, None
+            await queue.close_generation(task_id, generation_id, state, cost)
+        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
 
     async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""
@@ -299,9 +383,14 @@ class Janitor:
         for row in await queue.costs_to_read_again():
             task_id, generation_id = row["task_id"], row["generation_id"]
             try:
+                if row["given_up"]:
+                    await end_at_provider(self._worker.provider, queue, task_id, generation_id)
+                    continue
                 generation = await self._worker.provider.poll(generation_id)
+            except NotOursError:
+                continue  # another key can say
             except Fault as fault:
-                if fault.name == "generation_gone":
+                if fault.name == "generation_gone" and await queue.is_gone(task_id, generation_id):
                     await queue.close_generation(task_id, generation_id, "gone", None)
                 continue  # else it can't be asked now, and is met again
             await queue.close_generation(

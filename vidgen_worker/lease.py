@@ -1,10 +1,15 @@
-"""A worker's own view of its lease, counted from the moment each renewal was SENT.
+"""Leases by this machine's own clock: its own, and how long the others have been silent.
 
-CLOCK_BOOTTIME, because the monotonic clock stops while a machine sleeps and a lease does not. It
-decides nothing about other workers but whether this one may judge them.
+CLOCK_BOOTTIME, because the monotonic clock stops while a machine sleeps and a lease does not; never
+the database's, which may step. Nothing here writes: who is dead is decided by a statement, which
+compares once more.
 """
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
 
 from vidgen_worker.config import Settings
 
@@ -62,3 +67,50 @@ class Lease:
     def may_spend(self) -> bool:
         """Whether something paid may be started."""
         return boot_time() - self._sent < self._lease - self._margin
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The last heartbeat of another worker, as its row has it.
+
+    `beat` is only ever compared with itself. `age` and `lease` are in seconds; the age is by the
+    database's clock.
+    """
+
+    worker_id: UUID
+    beat: datetime
+    age: float
+    lease: float
+
+
+class Observer:
+    """Which workers are silent: those whose heartbeat has not changed for a whole lease of theirs.
+
+    Counted by `boot_time`. A look learns how old a heartbeat is from the database's clock, but
+    believes no age that goes back before the look that did not see it yet: a clock that steps
+    forward kills nobody, one that steps back keeps nobody alive.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[UUID, tuple[Heartbeat, float]] = {}
+        """Each worker's last heartbeat, and when it was sent, by `boot_time`."""
+        self._looked: float | None = None
+
+    def look(self, found: Iterable[Heartbeat], sent: float, answered: float) -> None:
+        """Note what the table says. `sent` and `answered`: when it was asked, by `boot_time`."""
+        earliest = answered if self._looked is None else self._looked
+        seen: dict[UUID, tuple[Heartbeat, float]] = {}
+        for heartbeat in found:
+            before = self._seen.get(heartbeat.worker_id)
+            if before is not None and before[0].beat == heartbeat.beat:
+                seen[heartbeat.worker_id] = heartbeat, before[1]
+            else:
+                since = max(answered - max(heartbeat.age, 0.0), earliest)
+                seen[heartbeat.worker_id] = heartbeat, since
+        self._seen, self._looked = seen, sent
+
+    def silent(self) -> list[Heartbeat]:
+        """The last heartbeats of the silent, in the order of their workers' ids."""
+        now = boot_time()
+        silent = [beat for beat, since in self._seen.values() if now - since > beat.lease]
+        return sorted(silent, key=lambda heartbeat: heartbeat.worker_id)

@@ -29,6 +29,7 @@ FLEET = {
     "queue_oldest_pending_seconds": "How long the oldest due task has waited",
     "workers_alive": "Workers with a lease",
     "workers_steady": "Workers that may take over from the dead",
+    "tasks_set_aside": "Tasks whose row refuses a change of ours",
     "ledger_discrepancies": "Balances that disagree with ledger or holds",
     "fleet_read_at_seconds": "When these numbers were read, Unix time",
 }
@@ -59,6 +60,9 @@ class Metrics:
         self._upload = self._histogram("upload_seconds", "Upload to Storage", _QUICK, "stage")
         self._polls = self._counter("polls_failed_total", "Reads that said nothing", "stage")
         self._database = self._counter("database_trouble_total", "Transient errors", "query")
+        self._refusals = self._counter(
+            "rows_refused_total", "Changes that a task's row refused", "statement"
+        )
         self._loops = self._counter("loop_failures_total", "Unexpected errors of a loop", "loop")
         self._gates = Gauge(
             "vidgen_gate_closed", "1 while closed", ("scope", "model", "code"),
@@ -155,6 +159,8 @@ class Metrics:
                 self._gates.labels(event.scope, event.model, event.code).set(0)
             case events.DatabaseTrouble():
                 self._database.labels(event.query).inc()
+            case events.RowRefused():
+                self._refusals.labels(event.statement).inc()
             case events.LoopFailed():
                 self._loops.labels(event.loop.split(" ", 1)[0]).inc()
             case _:

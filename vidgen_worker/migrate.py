@@ -6,12 +6,17 @@ order. Files are immutable once released; nothing here ever goes backwards.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import resources
 from pathlib import Path
 from typing import LiteralString
 
 import psycopg
 
+from vidgen_worker import sessions
+
+LOCK_TIMEOUT = timedelta(minutes=1)
+"""A migration that waits for an application's lock keeps everybody else waiting behind it."""
 _LOCK = 0x7669_6467_656E  # "vidgen": one migration at a time, whatever the connection mode
 
 _BOOKKEEPING: tuple[LiteralString, ...] = (
@@ -54,9 +59,12 @@ def migrate(url: str) -> list[str]:
     Raises psycopg.Error when a file is refused: that file is then undone as a whole.
     """
     applied = []
-    with psycopg.connect(url, autocommit=True, prepare_threshold=None, connect_timeout=10) as conn:
+    with _connected(url) as conn:
         for migration in migrations():
             with conn.transaction():
+                sessions.pin_transaction(
+                    conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=timedelta(0)
+                )
                 # A transaction lock: it works behind a transaction pooler, where a session's lock
                 # would belong to whoever gets that server connection next.
                 conn.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
@@ -76,9 +84,16 @@ def migrate(url: str) -> list[str]:
 
 def pending(url: str) -> list[str]:
     """File names, without ending, of the migrations that `migrate` would apply."""
-    with psycopg.connect(url, autocommit=True, prepare_threshold=None, connect_timeout=10) as conn:
+    with _connected(url) as conn, conn.transaction():
+        sessions.pin_transaction(conn)
         recorded = _recorded(conn)
     return [f"{m.version}_{m.name}" for m in migrations() if m.version not in recorded]
+
+
+def _connected(url: str) -> psycopg.Connection:
+    conn = psycopg.connect(url, autocommit=True, prepare_threshold=None, **sessions.AT_CONNECT)
+    sessions.read_committed(conn)
+    return conn
 
 
 def _recorded(conn: psycopg.Connection) -> set[str]:

@@ -6,12 +6,19 @@ each state of a checkpoint has a room of its own, by its name. Nothing here clai
 or writes the task's end: that is the worker's.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from vidgen_worker.errors import Fault
-from vidgen_worker.events import ResolutionMapped, StageResumed, emit
+from vidgen_worker.events import (
+    CancelGivenUp,
+    GenerationNotOurs,
+    ResolutionMapped,
+    StageResumed,
+    emit,
+)
 from vidgen_worker.generating import Generating
-from vidgen_worker.queue import CancelAskedError, Loaded, scene_of
+from vidgen_worker.lease import boot_time
+from vidgen_worker.queue import CancelAskedError, Loaded, NotOursError, scene_of
 from vidgen_worker.resolution import Resolution, UnsupportedResolutionError, look_up
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, PIPELINE, Order, Stage
@@ -43,24 +50,49 @@ class Pipeline:
     async def walk(self) -> Outcome:
         """Run the attempt to its Outcome.
 
-        Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError or NoSlotError.
+        Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError, NoSlotError or
+        NotOursError.
         """
         loaded = await self._queue.load(self._fence)
+        if loaded.verdict is not None:
+            # Found out before, by whoever could not write it: nothing is paid for again.
+            return loaded.verdict
+        self._raise_if_elsewhere(loaded)
         if loaded.cancel_requested or self._run.cancel.is_set():
             return await self._cancel(loaded)
         try:
             orders = await self._prepare(loaded)
             frame = ""
             for stage in PIPELINE:
+                if stage.name not in loaded.checkpoints and self._scene_changed(loaded):
+                    loaded = await self._queue.load(self._fence)
+                    if loaded.cancel_requested:
+                        return await self._cancel(loaded)
+                    orders = await self._prepare(loaded)
                 artifact = await self._stage(stage, loaded, orders[stage.name], frame)
                 self._run.done.add(stage.name)
                 if stage is IMAGE:
                     frame = self._storage.public_url(artifact.bucket, artifact.path)
-            expires_at = datetime.now(UTC) + SIGNED_FOR
+            good_until = boot_time() + SIGNED_FOR.total_seconds()
             url = await self._storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)
         except CancelAskedError:
             return await self._cancel(await self._queue.load(self._fence))
-        return Completed(url, expires_at)
+        return Completed(url, good_until)
+
+    def _scene_changed(self, loaded: Loaded) -> bool:
+        """Whether the scene is another one than when it was read."""
+        return self._run.inputs is not None and self._run.inputs != loaded.inputs
+
+    def _raise_if_elsewhere(self, loaded: Loaded) -> None:
+        """Raise NotOursError where something lives that only another account's workers can see."""
+        for name, checkpoint in loaded.checkpoints.items():
+            lives = checkpoint.state is not CheckpointState.DONE and name not in loaded.closed
+            if lives and not checkpoint.followed_here:
+                emit(GenerationNotOurs(
+                    fence=self._fence, stage=name, generation=checkpoint.generation_id,
+                    account=checkpoint.account,
+                ))  # fmt: skip
+                raise NotOursError(str(self._fence.task_id))
 
     async def _prepare(self, loaded: Loaded) -> dict[StageName, Order]:
         """Look everything up, check it, and hold the credits, before anything is paid.
@@ -143,5 +175,14 @@ class Pipeline:
                 generating = Generating(
                     self._tools, self._run, stage, order, checkpoint.generation_id
                 )
-                await generating.cancel(checkpoint)
+                try:
+                    await generating.cancel(checkpoint)
+                except Fault as fault:
+                    if loaded.cancel_age < self._settings.vidgen_cancel_deadline:
+                        raise
+                    # Without its checkpoint the generation is a stray, which the janitor ends.
+                    emit(CancelGivenUp(
+                        fence=self._fence, stage=stage.name, generation=checkpoint.generation_id,
+                        details=fault.details,
+                    ))  # fmt: skip
         return Cancelled()

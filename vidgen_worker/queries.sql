@@ -22,10 +22,11 @@ update vidgen.settings
  where (images_bucket, videos_bucket) is distinct from (%(images_bucket)s, %(videos_bucket)s)
 
 -- heartbeat --
--- One row written however many tasks are held. Zero rows of kind 'alive': declared dead. Then the
--- verdict on each held task, and, when `sweep` says that no claim is in flight, the orphans: rows
--- that name this worker but that it doesn't run (a claim whose answer was lost, a coroutine that
--- died) go back at once.
+-- One row written however many tasks are held; no task's row is written or locked, so that the lease
+-- depends on none of them. Zero rows of kind 'alive': declared dead. Then the verdict on each held
+-- task, and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
+-- that it doesn't run (a claim whose answer was lost, a coroutine that died, a row that refused to be
+-- handed back and whose pause is over).
 with beat as (
   update vidgen.workers
      set heartbeat_at = now(), running = %(running)s,
@@ -35,23 +36,6 @@ with beat as (
 ),
 held as materialized (
   select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
-),
-orphans as materialized (
-  select t.id
-    from public.video_generation_tasks as t, beat
-   where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
-     and not exists (
-       select from held where held.task_id = t.id and held.attempt = t.attempt
-     )
-   order by t.id
-     for no key update of t skip locked
-),
-handed_back as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, run_after = now()
-    from orphans
-   where t.id = orphans.id
-  returning t.id
 )
 select 'alive' as kind, beat.id, null::integer as attempt from beat
 union all
@@ -66,7 +50,13 @@ select case
        and t.worker_id = %(worker_id)s and t.status = 'processing'
  where t.id is null or t.cancel_requested_at is not null
 union all
-select 'orphan', handed_back.id, null from handed_back
+select 'orphan', t.id, t.attempt
+  from public.video_generation_tasks as t
+ where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
+   and not exists (
+     select from held where held.task_id = t.id and held.attempt = t.attempt
+   )
+   and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
 union all
 -- Waiting tasks to be cancelled at the provider: what claim_cancelled takes.
 select 'cancel_waiting', null, null
@@ -74,6 +64,7 @@ select 'cancel_waiting', null, null
    select
      from public.video_generation_tasks as t
     where t.status = 'pending' and t.cancel_requested_at is not null
+      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
  )
 
 -- line_up --
@@ -124,7 +115,7 @@ on conflict (user_id) do update
 with crashed as materialized (
   -- One death below the limit: these run alone. Few; the fence keeps the plan from beginning at what
   -- waits, however little that was when it was made.
-  select b.task_id as id, r.class
+  select b.task_id as id, nullif(r.class, 2) as class
     from vidgen.budgets as b
    cross join lateral (
      select t.status, t.run_after
@@ -134,7 +125,8 @@ with crashed as materialized (
    ) as t
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
+     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 free as materialized (
   -- How many may begin; null: any number. One slot is left for a task that is to run alone, which
@@ -155,13 +147,13 @@ free as materialized (
                     0
                   )
              from vidgen.limits as l
-            where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+            where l.provider = %(provider)s and l.key_fingerprint = %(account)s
               and l.model = %(image_model)s and l.max_generations is not null
          ) as images,
          (
            select r.room
              from vidgen.rooms as r
-            where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+            where r.provider = %(provider)s and r.key_fingerprint = %(account)s
               and r.model = %(video_model)s
          ) as room
     from vidgen.workers as me
@@ -179,6 +171,7 @@ free as materialized (
          or exists (
            select from vidgen.resumes as r
             where r.class = 0 and r.resume_at <= now()
+              and (r.followers is null or r.followers && %(scopes)s::text[])
               and not exists (select from crashed where crashed.id = r.task_id)
          )
          or (
@@ -194,14 +187,14 @@ free as materialized (
                  from (
                    select
                      from vidgen.slots as s
-                    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+                    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
                       and s.model = %(video_model)s and s.task_id is null
                     limit 2
                  ) as s
              ) > exists (select from crashed where class = 1)::integer
              or not exists (
                select from vidgen.limits as l
-                where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+                where l.provider = %(provider)s and l.key_fingerprint = %(account)s
                   and l.model = %(video_model)s and l.max_generations is not null
              )
            )
@@ -266,7 +259,7 @@ waiting as materialized (
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
@@ -287,30 +280,14 @@ chosen as materialized (
    order by w.rank, w.waiting_since
    limit (select case when limited then (select count(*) from image_slots) else most end from places)
 ),
-fresh as materialized (
-  -- By id, one by one, and looked at again once it is locked: a plan made while little waited would
-  -- rather walk all that waits.
-  select t.id
+begun as materialized (
+  -- One by one, each in a savepoint: a row that refuses is set aside, and keeps nobody waiting.
+  select attempt.*
     from chosen
-   cross join lateral (
-     select t.id, t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = chosen.id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending' and t.run_after <= now()
+   cross join lateral vidgen.begin_attempt(chosen.id, %(worker_id)s, false) as attempt
 ),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from fresh
-   where t.id = fresh.id
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+fresh as materialized (
+  select id from begun where refused is null
 ),
 reserved as (
   update vidgen.slots as s
@@ -378,16 +355,20 @@ select c.*, false as alone,
          select from vidgen.turns as t
           where t.waiting_since is not null and t.user_id <> all (array(select user_id from line))
        ) as more
-  from claimed as c
+  from begun as c
  order by c.run_after, c.created_at
 
 -- resume --
 -- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
 -- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
--- their image, each with one of the video model's slots where it has a limit.
+-- their image, each with one of the video model's slots where it has a limit. A generation of another
+-- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen. What lives
+-- is left to others by a worker behind a gate of its own: it could not read it, or not store it.
 with gate as materialized (
   select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
-         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
+         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed,
+         -- Asked only where something is closed.
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
     from vidgen.gates
    where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
 ),
@@ -395,13 +376,13 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and l.max_generations is not null
 ),
 crashed as materialized (
   -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
   -- is laid at the wrong door.
-  select b.task_id as id, t.run_after, r.class
+  select b.task_id as id, t.run_after, nullif(r.class, 2) as class
     from vidgen.budgets as b
    cross join lateral (
      select t.status, t.run_after
@@ -411,12 +392,13 @@ crashed as materialized (
    ) as t
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
+     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
      and %(idle)s and exists (select from crashed where class is null)
    limit 1
@@ -425,7 +407,7 @@ image_slots as materialized (
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select video_closed from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
@@ -445,9 +427,10 @@ free as materialized (
     from limited
 ),
 suspect as materialized (
-  -- First of all, or it would wait for ever under load. Here and below each row is locked by its id and
-  -- looked at again: a plan made while little waited would rather walk all that waits.
-  select t.id, first.class
+  -- First of all, or it would wait for ever under load. Here and below each task is taken by its id: a
+  -- plan made while little waited would rather walk all that waits. One that refuses takes a place in
+  -- this claim and none in the next.
+  select begun.*, first.class
     from (
       select crashed.id, crashed.class
         from free, crashed
@@ -461,39 +444,27 @@ suspect as materialized (
        order by crashed.run_after
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = first.id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending' and t.run_after <= now()
+   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as begun
    limit 1
 ),
 living as materialized (
-  select t.id
+  select begun.*
     from (
       select r.task_id
         from vidgen.resumes as r
        where r.class = 0 and r.resume_at <= now()
+         and (r.followers is null or r.followers && %(scopes)s::text[])
          and not exists (select from crashed where crashed.id = r.task_id)
          and not exists (select from suspect)
+         and not (select aside from gate)
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status
-       from public.video_generation_tasks as t
-      where t.id = first.task_id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending'
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit %(slots)s
 ),
 past_image as materialized (
-  select t.id
+  select begun.*
     from (
       select r.task_id
         from vidgen.resumes as r
@@ -504,14 +475,7 @@ past_image as materialized (
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status
-       from public.video_generation_tasks as t
-      where t.id = first.task_id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending'
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit (
      -- One slot is left for a suspect, which needs a slot and an idle worker at once; not while a
      -- gate keeps it from running.
@@ -528,43 +492,31 @@ past_image as materialized (
        from free
    )
 ),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from (
-           select id from suspect
-           union all select id from living
-           union all select id from past_image
-         ) as picked,
-         -- A worker declared dead claims nothing.
-         vidgen.workers as me
-   where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+begun as materialized (
+  select suspect.*, true as alone from suspect
+  union all select living.*, null, false from living
+  union all select past_image.*, 1, false from past_image
 ),
 reserved as (
   update vidgen.slots as s
-     set task_id = claimed.id, taken_at = now()
+     set task_id = given.task_id, taken_at = now()
     from (
            select *
              from unnest(
-                    array(
-                      select id from past_image union all select id from suspect where class = 1
-                    ),
+                    array(select id from begun where class = 1 and refused is null),
                     array(select id from video_slots)
                   ) as of_videos (task_id, slot_id)
            union all
-           select suspect.id, image_slots.id from suspect, image_slots where suspect.class is null
+           select suspect.id, image_slots.id
+             from suspect, image_slots
+            where suspect.class is null and suspect.refused is null
          ) as given
-    join claimed on claimed.id = given.task_id
-   where s.id = given.slot_id
+   where s.id = given.slot_id and given.task_id is not null
 )
-select c.*, exists (select from suspect where suspect.id = c.id) as alone,
+select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_failures, c.progress,
+       c.created_at, c.run_after, c.cancel_requested, c.refused, c.alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
-  from claimed as c
+  from begun as c
  order by c.run_after, c.created_at
 
 -- still_waiting --
@@ -574,7 +526,7 @@ select c.*, exists (select from suspect where suspect.id = c.id) as alone,
 -- user's turn, or the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free:
 -- then nothing may start, and asking again costs a statement each time.
 with crashed as materialized (
-  select b.task_id as id, r.class
+  select b.task_id as id, nullif(r.class, 2) as class
     from vidgen.budgets as b
    cross join lateral (
      select t.status, t.run_after
@@ -584,10 +536,12 @@ with crashed as materialized (
    ) as t
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
+     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 gate as materialized (
   select count(*) > 0 as closed,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside,
          coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
          coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
     from vidgen.gates as g
@@ -603,7 +557,7 @@ free as materialized (
            as videos
     from gate
     left join vidgen.slots as s
-      on s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+      on s.provider = %(provider)s and s.key_fingerprint = %(account)s
          and s.task_id is null
    group by gate.image_closed
 ),
@@ -611,7 +565,7 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and l.max_generations is not null
 ),
 past_image as materialized (
@@ -625,10 +579,14 @@ past_image as materialized (
 )
 select past_image.may_go_on
        or (%(idle)s and not gate.closed and exists (select from crashed))
-       or exists (
-         select from vidgen.resumes as r
-          where r.class = 0 and r.resume_at <= now()
-            and not exists (select from crashed where crashed.id = r.task_id)
+       or (
+         not gate.aside
+         and exists (
+           select from vidgen.resumes as r
+            where r.class = 0 and r.resume_at <= now()
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from crashed where crashed.id = r.task_id)
+         )
        ) as resumable,
        not gate.closed
        and (
@@ -639,7 +597,7 @@ select past_image.may_go_on
                  (
                    select r.room
                      from vidgen.rooms as r
-                    where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
+                    where r.provider = %(provider)s and r.key_fingerprint = %(account)s
                       and r.model = %(video_model)s
                  ),
                  1
@@ -708,36 +666,57 @@ returning t.user_id
 
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
--- RUNWAYML_ENABLED.
+-- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
 with asked as materialized (
   select t.id
-    from public.video_generation_tasks as t, vidgen.workers as me
+    from public.video_generation_tasks as t
    where t.status = 'pending' and t.cancel_requested_at is not null
-     and me.id = %(worker_id)s and me.dead_at is null
+     and not exists (
+       select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+     )
+     and not vidgen.stands_aside(%(worker_id)s)
+     and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+     -- Only its account can end what lives of it.
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join vidgen.submissions as s on s.id = c.submission_id
+        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+          and (s.answer is null or s.answer = 'generation')
+          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                  && %(scopes)s::text[]
+     )
    order by t.cancel_requested_at
    limit 100
-     for no key update of t skip locked
 )
-update public.video_generation_tasks as t
-   set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-       started_at = coalesce(t.started_at, now()), stage_progress = null
+select begun.*, false as alone, 0.0::float as waited
   from asked
- where t.id = asked.id
-returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-          t.progress, t.created_at, true as cancel_requested, false as alone, 0.0::float as waited
+ cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
+
+-- heartbeats --
+-- What an observer compares with what it saw before (see lease.Observer): the last heartbeat of every
+-- other worker, and its age by the one clock that wrote it.
+select w.id, w.heartbeat_at, extract(epoch from now() - w.heartbeat_at)::float as age,
+       extract(epoch from w.lease)::float as lease
+  from vidgen.workers as w
+ where w.dead_at is null and w.id <> %(worker_id)s
 
 -- take_over --
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
--- win) and take their tasks. A death counts once for every task in flight there; at the limit the
--- task ends here as WORKER_LOST. What this worker has no slot for goes back to pending, where the
--- claim finds it before anything new; so does a suspect, one death below the limit: the claim gives
--- it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
+-- win: it is dead only while its heartbeat is still the one that was seen) and take their tasks, each
+-- on its own: a row that refuses is set aside. A death counts once for every task in flight there, none
+-- where the worker had left; at the limit the task ends as WORKER_LOST. What this worker has no slot
+-- for goes back to pending, where the claim finds it before anything new; so does what another
+-- account's workers have to follow, what a worker behind a gate of its own could not finish, and a
+-- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of
+-- kind 'room' asks this worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
      set dead_at = now()
-   where w.dead_at is null and w.id <> %(worker_id)s
-     and w.heartbeat_at < now() - w.lease and %(steady)s
+    from unnest(%(silent_ids)s::uuid[], %(silent_beats)s::timestamptz[]) as silent (id, beat)
+   where w.id = silent.id and w.heartbeat_at = silent.beat
+     and w.dead_at is null and w.id <> %(worker_id)s and %(steady)s
   returning w.id
 ),
 holders as materialized (
@@ -758,64 +737,48 @@ holders as materialized (
      and (w.dead_at is not null or w.id in (select id from died) or (w.id is null and %(steady)s))
 ),
 victims as materialized (
-  select t.id, t.user_id, t.scene_id, coalesce(b.crashes, 0) + 1 as crashes
+  select t.id, t.worker_id, coalesce(b.crashes, 0) + 1 as crashes,
+         -- Something of it lives, or waits to be fetched, at another account.
+         exists (
+           select
+             from vidgen.checkpoints as c
+             join vidgen.submissions as s on s.id = c.submission_id
+            where c.task_id = t.id
+              and (
+                c.state in ('generating', 'storing')
+                or (c.state = 'submitting' and s.ended_at is null
+                    and (s.answer is null or s.answer = 'generation'))
+              )
+              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                      && %(scopes)s::text[]
+         ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t
       on t.worker_id = h.worker_id and t.status = 'processing'
     left join vidgen.budgets as b on b.task_id = t.id
+   where not exists (select from vidgen.set_aside as a where a.task_id = t.id)
    order by coalesce(b.crashes, 0) desc, t.id
    limit 1000
-     for no key update of t skip locked
 ),
 ranked as materialized (
-  select v.*, v.crashes < %(max_crashes)s - 1 and row_number() over (
-           partition by v.crashes < %(max_crashes)s - 1 order by v.id
-         ) <= %(slots)s as mine
-    from victims as v
+  select v.*, v.may_be and row_number() over (partition by v.may_be order by v.id) <= %(slots)s as mine
+    from (
+      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere and not here.aside as may_be
+        from victims
+       cross join (select vidgen.stands_aside(%(worker_id)s) as aside) as here
+    ) as v
 ),
-counted as (
-  insert into vidgen.budgets as b (task_id, crashes)
-  select id, crashes from victims order by id
-  on conflict (task_id) do update set crashes = excluded.crashes
-),
-lost as (
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         error_code = 'WORKER_LOST', error_message = %(lost_message)s::text, message = %(lost_message)s::text,
-         current_step = 'Failed',
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', %(lost_message)s::text,
-           'code', 'WORKER_LOST', 'timestamp', now()
-         )
-    from victims as v
-   where t.id = v.id and v.crashes >= %(max_crashes)s
-  returning t.id, t.user_id, t.scene_id
-),
-released as materialized (
-  select l.id, vidgen.release_credits(l.id),
-         case when %(scene_updates)s
-           then vidgen.write_scene(l.scene_id, l.user_id, 'failed', null, null)
-         end as scene_refused
-    from lost as l
-),
-taken as (
-  update public.video_generation_tasks as t
-     set attempt = t.attempt + 1, worker_id = %(worker_id)s, stage_progress = null
+moved as materialized (
+  -- One by one, each locked and looked at again in a savepoint of its own.
+  select one.*
     from ranked as v
-   where t.id = v.id and v.mine
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.cancel_requested_at is not null as cancel_requested,
-            false as alone
-),
-freed as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, stage_progress = null, run_after = now()
-    from ranked as v
-   where t.id = v.id and not v.mine and v.crashes < %(max_crashes)s
+   cross join lateral vidgen.take_over_task(
+     v.id, v.worker_id, %(worker_id)s, %(max_crashes)s, v.mine, %(lost_message)s, %(scene_updates)s
+   ) as one
 )
-select 'taken' as kind, t.*, 0.0::float as waited from taken as t
+select m.*, false as alone, 0.0::float as waited from moved as m
 union all
-select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
+select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, null, false, 0.0
   from vidgen.workers as me
  where me.id = %(worker_id)s and not %(idle)s
    -- The first of those who could take it: none of them behind a closed gate.
@@ -844,21 +807,28 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
       ) as t
       where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
         and t.status = 'pending' and t.run_after <= now()
+        and not exists (
+          select from vidgen.resumes as r
+           where r.task_id = b.task_id and not r.followers && %(scopes)s::text[]
+        )
    )
-union all
-select 'lost', v.id, 0, %(worker_id)s, v.user_id, v.scene_id, 0, 0, 0, now(), false, false, 0.0
-  from victims as v
-  join released as r on r.id = v.id
 
 -- load_task --
--- What an attempt starts from: the scene as it is, and how far each stage has come.
+-- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
+-- end where that is known already.
 select t.cancel_requested_at is not null as cancel_requested,
+       extract(epoch from now() - t.cancel_requested_at)::float as cancel_age,
        scene.found as scene, md5(scene.found::text) as inputs,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
        c.bucket, c.path, c.media_type, c.size, c.sha256,
-       s.sent_at, s.answer, s.ended_at, now() as now
+       s.sent_at, s.answer, s.ended_at, s.account, now() as now,
+       coalesce(refusal.verdict, c.verdict) as verdict,
+       coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       ) as followed_here
   from public.video_generation_tasks as t
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+  left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
  where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
@@ -886,6 +856,10 @@ hold as materialized (
   select mine.id, mine.user_id, mine.scene_id,
          case
            when not %(credits)s then 'held'
+           -- It has its own prices: one that has gone from the table meanwhile ends no running task.
+           when exists (
+             select from vidgen.holds as h where h.task_id = mine.id and h.closed_at is null
+           ) then 'held'
            when price.image is null or price.video is null then 'price_missing'
            when vidgen.hold_credits(mine.id, mine.user_id, price.image, price.video) then 'held'
            else 'refused'
@@ -943,7 +917,7 @@ own as materialized (
   -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
   select s.id
     from vidgen.slots as s, mine
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s and s.task_id = mine.id
      and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
    limit 1
@@ -954,7 +928,7 @@ other as materialized (
   -- first in that line could be passed by for ever.
   select s.id
     from vidgen.slots as s, mine, gate
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
@@ -987,17 +961,18 @@ admitted as materialized (
        exists (select from slot)
        or not exists (
          select from vidgen.limits as l
-          where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+          where l.provider = %(provider)s and l.key_fingerprint = %(account)s
             and l.model = %(model)s and l.max_generations is not null
        )
      )
 ),
 begun as (
   insert into vidgen.submissions (
-    id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint
+    id, task_id, user_id, stage, attempt, worker_id, provider, account, key_fingerprint, model,
+    fingerprint
   )
   select %(submission_id)s, id, user_id, %(stage)s, attempt, worker_id,
-         %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
+         %(provider)s, %(account)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
     from admitted
   on conflict (id) do nothing
 ),
@@ -1090,9 +1065,9 @@ followed as (
 progressed as (
   -- As in end_generation.
   update vidgen.budgets as b
-     set crashes = 0
+     set crashes = 0, waiting_since = null
     from followed
-   where b.task_id = followed.task_id and b.crashes > 0
+   where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 ),
 relieved as (
   -- The provider takes what is sent: no trouble in a row any more.
@@ -1141,7 +1116,9 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 
 -- end_generation --
 -- A generation is over: its end and cost are facts (no fence); the checkpoint follows under the
--- fence: to `storing` where there is an output, back to `submitting` where there is none.
+-- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
+-- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
+-- show it: a fact is written whatever the row says.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
@@ -1159,19 +1136,27 @@ checkpointed as (
   update vidgen.checkpoints as c
      set state = case when %(ended_state)s = 'succeeded' then 'storing' else 'submitting' end,
          generation_id = case when %(ended_state)s = 'succeeded' then c.generation_id end,
-         updated_at = now()
+         verdict = %(verdict)s::jsonb, updated_at = now()
     from mine
    where c.task_id = mine.id and c.stage = %(stage)s and c.state in ('generating', 'storing')
      and c.generation_id = %(generation_id)s
 ),
 progressed as (
-  -- A checkpoint that advances is a life well spent: deaths are counted from here anew. One that is
-  -- `storing` already does not: it may be its file that workers die of.
+  -- A checkpoint that advances is a life well spent: deaths are counted from here anew. So is the
+  -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
+  -- that workers die of.
   update vidgen.budgets as b
-     set crashes = 0
+     set crashes = 0,
+         waiting_since = case
+           when not exists (
+             select from vidgen.checkpoints as c
+              where c.task_id = b.task_id and c.stage = %(stage)s and c.state = 'generating'
+           ) then b.waiting_since
+         end
     from mine
     join vidgen.checkpoints as c on c.task_id = mine.id
-   where b.task_id = mine.id and b.crashes > 0 and %(ended_state)s = 'succeeded'
+   where b.task_id = mine.id and (b.crashes > 0 or b.waiting_since is not null)
+     and %(ended_state)s = 'succeeded'
      and c.stage = %(stage)s and c.generation_id = %(generation_id)s and c.state = 'generating'
 ),
 shown as (
@@ -1179,7 +1164,7 @@ shown as (
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 100
     from mine
-   where t.id = mine.id and %(ended_state)s = 'succeeded'
+   where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 )
 select id from mine
 
@@ -1223,6 +1208,12 @@ done as (
     from open_stage
    where c.task_id = open_stage.task_id and c.stage = open_stage.stage
 ),
+progressed as (
+  update vidgen.budgets as b
+     set waiting_since = null
+    from open_stage
+   where b.task_id = open_stage.task_id and b.waiting_since is not null
+),
 relieved as (
   -- A stage of this model went well from end to end: nothing about it goes wrong in a row any more.
   delete from vidgen.troubles as t
@@ -1254,6 +1245,8 @@ select (select count(*) from settled) as settled,
            from settled
            join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
        ), 0) as charged,
+       -- Of the scene as it is now: what a stage not begun is made from.
+       md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
        case when %(scene_updates)s and %(image_url)s::text is not null
          then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
        end as scene_refused
@@ -1296,7 +1289,7 @@ ended as (
      set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
          stage_progress = null, current_step = 'Completed',
          message = 'Video generation completed successfully',
-         video_url = %(video_url)s, video_url_expires_at = %(expires_at)s
+         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
     from mine
    where t.id = mine.id
   returning t.id, t.user_id, t.scene_id,
@@ -1309,14 +1302,40 @@ select vidgen.release_credits(ended.id), ended.seconds,
   from ended
 
 -- requeue --
--- Not now: back to pending. The hold stays, the checkpoints stay.
-update public.video_generation_tasks as t
-   set status = 'pending', worker_id = null, stage_progress = null,
-       run_after = now() + %(delay)s, message = %(message)s,
-       failures = least(t.failures + %(failures)s, 100)::smallint
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
-returning t.id
+-- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to
+-- answer, which is counted from the first time on (true); it waits for its turn, or for an operator,
+-- which is no such waiting (false); neither (null).
+with mine as (
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, stage_progress = null,
+         run_after = now() + %(delay)s, message = %(message)s,
+         failures = least(t.failures + %(failures)s, 100)::smallint
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+  returning t.id, t.run_after, t.cancel_requested_at is not null as cancel
+),
+counted as (
+  insert into vidgen.budgets as b (task_id, waiting_since, cancel_after)
+  select mine.id, case when %(waiting)s then now() end, case when mine.cancel then mine.run_after end
+    from mine
+   where %(waiting)s or mine.cancel
+      or exists (
+        select from vidgen.budgets as w where w.task_id = mine.id and w.waiting_since is not null
+      )
+  on conflict (task_id) do update
+     set waiting_since = case
+           when %(waiting)s then coalesce(b.waiting_since, excluded.waiting_since)
+           when %(waiting)s is null then b.waiting_since
+         end,
+         cancel_after = excluded.cancel_after
+)
+select mine.id from mine
+
+-- waited --
+-- How long a task has only waited by now, in seconds; no row: not at all.
+select extract(epoch from now() - b.waiting_since)::float as seconds
+  from vidgen.budgets as b
+ where b.task_id = %(task_id)s and b.waiting_since is not null
 
 -- fail --
 -- The end of a task that can't go on, with the reason in the row; the hold is released.
@@ -1367,11 +1386,6 @@ with mine as materialized (
      and t.status = 'processing'
      for no key update
 ),
-closed as (
-  delete from vidgen.checkpoints as c
-   using mine
-   where c.task_id = mine.id and c.state in ('submitting', 'generating')
-),
 ended as (
   update public.video_generation_tasks as t
      set status = 'cancelled', worker_id = null, completed_at = now(), stage_progress = null,
@@ -1387,28 +1401,61 @@ select vidgen.release_credits(ended.id),
   from ended
 
 -- hand_back --
--- This worker stops: its tasks wait for another one, which resumes at their checkpoints.
-update public.video_generation_tasks as t
-   set status = 'pending', worker_id = null, run_after = now()
+-- Tasks of this worker (null: all) wait for another one, which resumes at their checkpoints. Each on its
+-- own: a row that refuses, or that a client holds, is left to the lease and keeps no other waiting.
+select back.id, back.refused
   from (
-    select id
-      from public.video_generation_tasks
-     where worker_id = %(worker_id)s and status = 'processing'
-       and (%(task_ids)s::uuid[] is null or id = any (%(task_ids)s::uuid[]))
-     order by id
-       for no key update
+    select t.id, given.attempt
+      from public.video_generation_tasks as t
+      left join unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as given (id, attempt)
+        on given.id = t.id
+     where t.worker_id = %(worker_id)s and t.status = 'processing'
+       and (%(task_ids)s::uuid[] is null or given.id is not null)
+     order by t.id
   ) as held
- where t.id = held.id
-returning t.id
+ cross join lateral vidgen.hand_back_task(held.id, %(worker_id)s, held.attempt) as back
 
 -- leave --
--- The last word of a worker that holds nothing.
-delete from vidgen.workers as w
- where w.id = %(worker_id)s
-   and not exists (
-     select from public.video_generation_tasks as t
-      where t.worker_id = w.id and t.status = 'processing'
-   )
+-- The last word of a worker: its row goes, or, where it still names tasks (they could not be handed
+-- back), says so, and they are taken over at once, without a death being counted.
+with gone as (
+  delete from vidgen.workers as w
+   where w.id = %(worker_id)s
+     and not exists (
+       select from public.video_generation_tasks as t
+        where t.worker_id = w.id and t.status = 'processing'
+     )
+  returning w.id
+)
+update vidgen.workers as w
+   set dead_at = coalesce(w.dead_at, now()), left_at = now()
+ where w.id = %(worker_id)s and not exists (select from gone)
+
+-- set_aside --
+-- An attempt that can't be concluded, because the task's row refuses what is to be written.
+select tries, pause, became
+  from vidgen.set_aside_task(
+         %(task_id)s, %(attempt)s, %(worker_id)s, %(statement)s, %(error)s, %(verdict)s,
+         %(message)s, %(scene_updates)s
+       )
+
+-- retry_refused --
+-- Tasks that were set aside and whose pause is over: back into the line, or ended at the limit.
+select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s) as became,
+       r.tries, r.statement, r.error
+  from vidgen.refusals as r
+ where r.until <= now()
+ order by r.until
+ limit 100
+
+-- refusing_users --
+-- Whose tasks are set aside now, of those that were so for the first time in the last half hour: one
+-- that never takes its end keeps no gate closed.
+select count(distinct t.user_id) as users
+  from vidgen.set_aside as a
+  join vidgen.refusals as r on r.task_id = a.task_id
+  join public.video_generation_tasks as t on t.id = a.task_id
+ where r.since > now() - interval '30 minutes'
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
@@ -1543,6 +1590,7 @@ waiting as materialized (
       select t.id, t.failures, t.created_at
         from public.video_generation_tasks as t
        where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
        order by t.priority desc, t.run_after, t.created_at
        limit 5
     ) as ready
@@ -1555,46 +1603,39 @@ waiting as materialized (
             select count(*) from vidgen.resumes as r where r.user_id = line.user_id
           ) < %(max_running_per_user)s::integer)
 ),
-chosen as materialized (
-  select t.id
-    from gate
-    cross join waiting as w
-    join public.video_generation_tasks as t on t.id = w.id
-    left join vidgen.budgets as b on b.task_id = w.id
-   where t.status = 'pending'
-   order by coalesce(b.crashes, 0) > 0, w.failures > 0,
-            -- Whoever's input may be to blame comes last.
-            exists (
-              select from vidgen.troubles as tr
-               where tr.provider = gate.provider and tr.scope = gate.key_fingerprint
-                 and tr.model = gate.model
-                 and t.user_id = any (tr.proven_users || tr.new_users)
-            ),
-            w.place, w.since
+begun as materialized (
+  select attempt.*
+    from (
+      select t.id
+        from gate
+       cross join waiting as w
+        join public.video_generation_tasks as t on t.id = w.id
+        left join vidgen.budgets as b on b.task_id = w.id
+       order by coalesce(b.crashes, 0) > 0, w.failures > 0,
+                -- Whoever's input may be to blame comes last.
+                exists (
+                  select from vidgen.troubles as tr
+                   where tr.provider = gate.provider and tr.scope = gate.key_fingerprint
+                     and tr.model = gate.model
+                     and t.user_id = any (tr.proven_users || tr.new_users)
+                ),
+                w.place, w.since
+      offset 0
+    ) as first
+   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as attempt
    limit 1
-     for no key update of t skip locked
-),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from chosen
-   where t.id = chosen.id
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
 ),
 marked as (
   update vidgen.gates as g
-     set trial = claimed.id
-    from gate, claimed
-   where (g.provider, g.key_fingerprint, g.model)
+     set trial = begun.id
+    from gate, begun
+   where begun.refused is null
+     and (g.provider, g.key_fingerprint, g.model)
        = (gate.provider, gate.key_fingerprint, gate.model)
 )
 select c.*, false as alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
-  from claimed as c
+  from begun as c
 
 -- open_gate --
 -- A probe went well.
@@ -1617,9 +1658,9 @@ select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.clos
 with asked as (
   update vidgen.limits as l
      set asked_at = now()
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and (
-       l.asked_at is null
+       l.asked_at is null or l.asked_at > now()
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
      )
   returning l.model
@@ -1628,20 +1669,20 @@ select asked.model, true as mine from asked
 union all
 select l.model, false
   from vidgen.limits as l
- where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+ where l.provider = %(provider)s and l.key_fingerprint = %(account)s
    and l.read_at is null and l.model not in (select asked.model from asked)
 
 -- set_limit --
 -- How many generations of a model may be in flight; null: any number.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, %(model)s, %(max_generations)s, true)
+select vidgen.set_limit(%(provider)s, %(account)s, %(model)s, %(max_generations)s, true)
 
 -- expect_limit --
 -- Until somebody has read the account: one at a time, which every tier allows.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, m.model, 1, false)
+select vidgen.set_limit(%(provider)s, %(account)s, m.model, 1, false)
   from unnest(%(models)s::text[]) as m (model)
  where not exists (
    select from vidgen.limits as l
-    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+    where l.provider = %(provider)s and l.key_fingerprint = %(account)s
       and l.model = m.model
  )
 
@@ -1682,59 +1723,226 @@ delete from vidgen.workers as w
    )
 returning w.id
 
+-- sweep_gates --
+-- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
+delete from vidgen.gates as g
+ where g.closed_at < now() - interval '1 hour'
+   and (
+     g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
+     -- Of a worker of the version before.
+     or exists (select from vidgen.keys as k where k.key_fingerprint = g.key_fingerprint)
+   )
+   and not exists (
+     select from vidgen.workers as w
+      where g.key_fingerprint = any (coalesce(w.scopes, array[w.key_fingerprint]))
+   )
+
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
 delete from vidgen.turns as t
  where t.waiting_since is null and t.due_at = 'infinity'
 
+-- is_gone --
+-- The provider knows no such generation under this worker's key. It is gone where that is the key
+-- which made it, and where nobody is left who may know better. Else the two keys may belong to two
+-- accounts: from now on only workers with its own key follow it.
+with asked as materialized (
+  select s.id, s.key_fingerprint = %(key_fingerprint)s or s.followed_by = 'anyone' as gone
+    from vidgen.submissions as s
+   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+     for no key update
+),
+left_to_its_key as (
+  update vidgen.submissions as s
+     set followed_by = 'key'
+    from asked
+   where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
+)
+select coalesce(bool_and(gone), true) as gone from asked
+
+-- stands_aside --
+-- Whether this worker is behind a gate of its own while another one works on.
+select vidgen.stands_aside(%(worker_id)s) as aside
+
+-- let_anyone_follow --
+-- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,
+-- and a 404 is the end of it. Else their tasks would wait, and their slots be taken, for good.
+with left_alone as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.ended_at is null and s.followed_by <> 'anyone' and s.sent_at < now() - %(absence)s::interval
+     and (s.answer is null or s.answer = 'generation')
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+  union
+  select s.id
+    from vidgen.resumes as r
+    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state <> 'done'
+    join vidgen.submissions as s on s.id = c.submission_id
+   where r.followers is not null and s.followed_by <> 'anyone'
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+),
+free as (
+  update vidgen.submissions as s
+     set followed_by = 'anyone'
+    from left_alone
+   where s.id = left_alone.id
+  returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
+),
+waiting as (
+  -- Those that an earlier run has missed too: a task that moved just then.
+  update vidgen.resumes as r
+     set followers = null
+    from vidgen.checkpoints as c
+    join vidgen.submissions as s on s.id = c.submission_id
+   where c.task_id = r.task_id and c.state <> 'done' and r.followers is not null
+     and (s.followed_by = 'anyone' or s.id in (select id from left_alone))
+)
+select id, task_id, generation_id, account, key_fingerprint from free
+
 -- stray_submissions --
--- Generations that no checkpoint follows and whose end nobody has booked: answers that came too
--- late, tasks that ended by another way.
-select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
-  from vidgen.submissions as s
- where s.answer = 'generation' and s.ended_at is null
-   and s.answered_at < now() - interval '1 minute'
-   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+-- Generations that nobody follows and whose end nobody has booked: answers that came too late, and
+-- whatever a task has left behind by the way it ended. `kept`: its task only waits, or is set aside; it
+-- is read, so that its slot is free once it is over, and not ended. One worker looks at a time.
+with strays as materialized (
+  select s.id, coalesce(follower.waits, false) as kept
+    from vidgen.submissions as s
+    left join lateral (
+      select exists (
+               select from vidgen.resumes as r
+                where r.task_id = t.id and r.resume_at > now() and t.status = 'pending'
+             )
+             or exists (select from vidgen.set_aside as a where a.task_id = t.id) as waits
+        from vidgen.checkpoints as c
+        join public.video_generation_tasks as t on t.id = c.task_id
+       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+         and t.status in ('pending', 'processing')
+         -- A late answer's checkpoint still names it where no other submission followed.
+         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+    ) as follower on true
+   where s.answer = 'generation' and s.ended_at is null
+     and coalesce(follower.waits, true)
+     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
+     and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by s.looked_at nulls first, s.sent_at
+   limit 50
+     for no key update of s skip locked
+)
+update vidgen.submissions as s
+   set looked_at = now()
+  from strays
+ where s.id = strays.id
+returning s.id, s.task_id, s.generation_id, strays.kept,
+          extract(epoch from now() - s.answered_at)::float as age
+
+-- give_up_submissions --
+-- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
+-- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+update vidgen.submissions as s
+   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+ where s.answer is null and s.ended_at is null and s.sent_at < now() - %(patience)s::interval
    and not exists (
-     select from vidgen.checkpoints as c
+     select
+       from vidgen.checkpoints as c
+       join public.video_generation_tasks as t on t.id = c.task_id
       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
-        -- A late answer's checkpoint still names it where no other submission followed.
-        and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+        and t.status in ('pending', 'processing')
    )
- order by s.sent_at
- limit 20
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
-select s.task_id, s.generation_id
-  from vidgen.submissions as s
- where s.ended_state in ('failed', 'cancelled')
-   and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-   and s.cost_read_at < s.ended_at + interval '5 minutes'
-   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
- order by s.ended_at
- limit 20
+-- What was given up may live on: it is looked for again, and ended, for a day.
+(select s.task_id, s.generation_id, false as given_up
+   from vidgen.submissions as s
+  where s.ended_state in ('failed', 'cancelled')
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by s.ended_at
+  limit 20)
+union all
+(select s.task_id, s.generation_id, true
+   from vidgen.submissions as s
+  where s.ended_state = 'given up'
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by random()
+  limit 20)
 
 -- fleet --
 -- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
 select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
        q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
        extract(epoch from now())::float as fleet_read_at_seconds,
+       (select count(*) from vidgen.set_aside) as tasks_set_aside,
        (select coalesce(jsonb_agg(jsonb_build_object(
                  'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
                )), '[]')
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
           from (
+            -- Of accounts that have a worker; one of the version before has its limits under its key.
             select l.model, sum(l.max_generations) as slots,
-                   (select count(*) from vidgen.slots as s
-                     where s.model = l.model and s.task_id is not null) as taken
+                   sum((select count(*) from vidgen.slots as s
+                         where (s.provider, s.key_fingerprint, s.model)
+                             = (l.provider, l.key_fingerprint, l.model)
+                           and s.task_id is not null)) as taken
               from vidgen.limits as l
              where l.max_generations is not null
+               and exists (
+                 select from vidgen.workers as w
+                  where w.dead_at is null and w.provider = l.provider
+                    and l.key_fingerprint
+                      = case when w.scopes is null then w.key_fingerprint else w.account end
+               )
              group by l.model
           ) as of_model) as slots
   from vidgen.queue_health as q
 
--- discrepancies --
--- For /metrics, seldom: it adds up the whole ledger.
-select count(*) as discrepancies from vidgen.credit_discrepancies
+-- take_duty --
+-- Whether this worker is the one of the fleet to do this now. A turn that began in the future was
+-- written before the clock stepped back.
+insert into vidgen.duties as d (name, began_at)
+values (%(duty)s, now())
+on conflict (name) do update
+   set began_at = excluded.began_at
+ where d.began_at not between now() - %(every)s::interval and now()
+returning d.name
+
+-- forget_tasks --
+-- Remove the private rows of a batch of tasks that ended long ago (see the function).
+select tasks, through from vidgen.forget_tasks(%(keep)s::interval, %(after)s::timestamptz, %(batch)s)
+
+-- forget_holds --
+-- Remove a batch of holds that were closed long ago.
+select vidgen.forget_holds(%(keep)s::interval, %(batch)s) as holds
+
+-- audit_entries --
+-- Add the next entries of the ledger to their users' totals.
+select vidgen.audit_entries(%(batch)s) as entries
+
+-- audit_users --
+-- Compare the next users' totals with their balances and holds.
+select discrepancies, through from vidgen.audit_users(%(after)s::uuid, %(batch)s)
+
+-- note_audit --
+-- What the audit has found, for every worker's metrics.
+select vidgen.note_audit(%(discrepancies)s)
+
+-- read_audit --
+-- What the last audit of the fleet has found.
+select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a

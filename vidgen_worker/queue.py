@@ -7,22 +7,25 @@ falls silent about that task.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
 from vidgen_worker.db import Databases, Row, Rows
 from vidgen_worker.errors import FAULTS
-from vidgen_worker.events import SceneWriteRefused, emit
+from vidgen_worker.events import RowRefused, SceneWriteRefused, emit
 from vidgen_worker.gates import ALL_MODELS, Gate, Scopes
+from vidgen_worker.lease import Heartbeat, boot_time
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.resolution import Resolution
 from vidgen_worker.task import (
     Answer,
     Artifact,
+    Cancelled,
     Checkpoint,
     CheckpointState,
     Completed,
@@ -30,6 +33,7 @@ from vidgen_worker.task import (
     Fence,
     Requeued,
     Scene,
+    SetAside,
     StageName,
     Task,
 )
@@ -37,6 +41,19 @@ from vidgen_worker.task import (
 
 class LeaseLostError(Exception):
     """A fenced write hit no row: another worker has this task, or it was taken back."""
+
+
+class RowRefusedError(Exception):
+    """The task's row, or its scene's, refused a statement: somebody else's error, not ours.
+
+    `statement` is the named query. The error of the database is the `__cause__`.
+    """
+
+    def __init__(self, statement: str, error: psycopg.Error) -> None:
+        self.statement = statement
+        state = error.sqlstate or type(error).__name__
+        self.error = f"{state} {error.diag.message_primary or error}"
+        super().__init__(f"{statement}: {self.error}")
 
 
 class CancelAskedError(Exception):
@@ -66,6 +83,14 @@ class NoSlotError(Exception):
     """As many generations of this model are in flight as the provider's tier allows."""
 
 
+class NotOursError(Exception):
+    """A generation that only workers with another account, or another key, may follow."""
+
+
+ABSENCE = timedelta(hours=1)
+"""Anyone may follow a generation when no worker that may has been heard of for so long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A milestone: what the row shows. `progress` is 0 to 100."""
@@ -89,6 +114,15 @@ class Key:
         """Tells keys apart without telling the key."""
         return self.scopes.key
 
+    def names(self) -> dict[str, Any]:
+        """Who the worker is, as the queries name it."""
+        return {
+            "provider": self.provider,
+            "account": self.scopes.account,
+            "key_fingerprint": self.scopes.key,
+            "scopes": self.scopes.all(),
+        }
+
     def model(self, stage: StageName) -> str:
         """The model of a stage."""
         return self.image_model if stage is StageName.IMAGE else self.video_model
@@ -111,7 +145,7 @@ class Verdict:
     alive: bool
     lost: list[tuple[UUID, int]]
     cancel: list[tuple[UUID, int]]
-    orphans: list[UUID]
+    orphans: list[tuple[UUID, int]]
     cancel_waiting: bool
     """Whether a waiting task is to be cancelled at the provider."""
 
@@ -121,11 +155,26 @@ class Loaded:
     """What an attempt starts from. `scene` is None when absent or somebody else's."""
 
     cancel_requested: bool
+    cancel_age: timedelta
+    """How long ago its owner asked to cancel."""
     scene: Mapping[str, Any] | None
     inputs: str
     checkpoints: Mapping[StageName, Checkpoint]
     closed: frozenset[StageName]
     """Stages whose checkpoint is `submitting` although its submission has ended."""
+    verdict: Failed | Cancelled | None
+    """How the task is to end, where that was found out before and could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the end of a stage came back with.
+
+    `charged` are the credits charged just now, `inputs` the digest of the scene as it is.
+    """
+
+    charged: int
+    inputs: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +220,7 @@ class Queue:
         """Write the worker's row, and the buckets' names for the storage policy."""
         await self.db.run(
             "register_worker", self._give_up, worker_id=self.worker_id, host=host, pid=pid,
-            version=version, provider=self.key.provider, key_fingerprint=self.key.fingerprint,
-            account=self.key.scopes.account, scopes=self.key.scopes.all(),
+            version=version, **self.key.names(),
             # 0: never asked to make room for a task that is to run alone.
             concurrency=self.settings.vidgen_concurrency if self.settings.runwayml_enabled else 0,
             lease=self.settings.vidgen_lease,
@@ -202,7 +250,7 @@ class Queue:
             alive=bool(pick("alive")),
             lost=pick("lost"),
             cancel=pick("cancel"),
-            orphans=[task_id for task_id, _ in pick("orphan")],
+            orphans=pick("orphan"),
             cancel_waiting=bool(pick("cancel_waiting")),
         )
 
@@ -215,13 +263,16 @@ class Queue:
         claimed = await self._begin(slots, idle=idle, resumed=False)
         if claimed.tasks:
             return claimed
-        state = (await self._claims.once("still_waiting", idle=idle, **self._models_claimed()))[0]
+        found = await self._claims.once(
+            "still_waiting", worker_id=self.worker_id, idle=idle, **self._models_claimed()
+        )
+        state = found[0]
         if state["resumable"]:
             rows = await self._claims.once(
                 "resume", worker_id=self.worker_id, slots=slots, idle=idle, **self._models_claimed()
             )
             if rows:
-                return Claimed([_task(row) for row in rows], more=True)
+                return Claimed(self._taken(rows), more=True)
             # They were not for this worker, or another one has just taken them.
             claimed = await self._begin(slots, idle=idle, resumed=True)
             if claimed.tasks:
@@ -238,15 +289,32 @@ class Queue:
             max_running_per_user=self.settings.vidgen_max_running_per_user,
             **self._models_claimed(),
         )  # fmt: skip
-        return Claimed([_task(row) for row in rows], more=any(row["more"] for row in rows))
+        taken = self._taken(rows)
+        # A row that refused is set aside now: the next claim finds others.
+        more = any(row["more"] for row in rows) or len(taken) < len(rows)
+        return Claimed(taken, more=more)
+
+    def _taken(self, rows: Sequence[Row]) -> list[tuple[Task, float]]:
+        """The tasks that were begun; says which rows refused."""
+        for row in rows:
+            if row["refused"]:
+                emit(RowRefused(task=str(row["id"]), statement="claim", error=row["refused"]))
+        return [_task(row) for row in rows if not row["refused"]]
 
     async def claim_cancelled(self) -> list[tuple[Task, float]]:
         """Take waiting tasks that are to be cancelled at the provider."""
-        rows = await self._claims.once("claim_cancelled", worker_id=self.worker_id)
-        return [_task(row) for row in rows]
+        rows = await self._claims.once(
+            "claim_cancelled", worker_id=self.worker_id, **self.key.names()
+        )
+        return self._taken(rows)
+
+    async def heartbeats(self) -> list[Heartbeat]:
+        """When every other worker was last heard of."""
+        rows = await self._claims.once("heartbeats", worker_id=self.worker_id)
+        return [Heartbeat(row["id"], row["heartbeat_at"], row["age"], row["lease"]) for row in rows]
 
     async def take_over(
-        self, slots: int, *, idle: bool, steady: bool
+        self, slots: int, silent: Sequence[Heartbeat], *, idle: bool, steady: bool
     ) -> tuple[list[tuple[Task, float]], list[tuple[Task, float]], bool]:
         """Declare the silent dead and take their tasks: (taken, ended as WORKER_LOST, make room).
 
@@ -254,34 +322,46 @@ class Queue:
         """
         rows = await self._claims.once(
             "take_over", worker_id=self.worker_id, slots=slots, idle=idle, steady=steady,
-            max_crashes=self.settings.vidgen_max_crashes, scopes=self.key.scopes.all(),
+            silent_ids=[one.worker_id for one in silent], silent_beats=[one.beat for one in silent],
+            max_crashes=self.settings.vidgen_max_crashes, **self.key.names(),
             scene_updates=self.settings.vidgen_scene_updates,
             lost_message=FAULTS["worker_lost"].message,
         )  # fmt: skip
+        for row in rows:
+            if row["kind"] == "refused":
+                emit(RowRefused(task=str(row["id"]), statement="take over", error=row["refused"]))
         taken = [_task(row) for row in rows if row["kind"] == "taken"]
         lost = [_task(row) for row in rows if row["kind"] == "lost"]
         return taken, lost, any(row["kind"] == "room" for row in rows)
 
-    async def hand_back(self, task_ids: Sequence[UUID] | None = None) -> list[UUID]:
-        """Give back what this worker holds (all of it, or some), for others to resume."""
+    async def hand_back(self, held: Sequence[tuple[UUID, int]] | None = None) -> list[UUID]:
+        """Give back what this worker holds (all of it, or these attempts), for others to resume.
+
+        What a client holds, or what refuses, is not among those returned: the lease has it.
+        """
         rows = await self.db.run(
             "hand_back", self._give_up, worker_id=self.worker_id,
-            task_ids=None if task_ids is None else list(task_ids),
+            task_ids=None if held is None else [task_id for task_id, _ in held],
+            attempts=None if held is None else [attempt for _, attempt in held],
         )  # fmt: skip
-        return [row["id"] for row in rows]
+        for row in rows:
+            if row["refused"]:
+                emit(RowRefused(task=str(row["id"]), statement="hand back", error=row["refused"]))
+        return [row["id"] for row in rows if not row["refused"]]
 
     async def leave(self) -> None:
-        """Delete the worker's row, once it holds nothing."""
+        """Delete the worker's row, or say in it that its tasks are to be taken over at once."""
         await self.db.run("leave", self._give_up, worker_id=self.worker_id)
 
     # One attempt.
 
     async def load(self, fence: Fence) -> Loaded:
         """Read scene and checkpoints. Raises LeaseLostError."""
-        rows = await self._fenced("load_task", fence)
+        rows = await self._fenced("load_task", fence, **self.key.names())
         checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
         return Loaded(
             cancel_requested=rows[0]["cancel_requested"],
+            cancel_age=timedelta(seconds=rows[0]["cancel_age"] or 0),
             scene=rows[0]["scene"],
             inputs=rows[0]["inputs"] or "",
             checkpoints=checkpoints,
@@ -291,6 +371,7 @@ class Queue:
                 if r["state"] == "submitting"
                 and (r["ended_at"] is not None or r["answer"] in ("refused", "unknown"))
             ),
+            verdict=next((_verdict(r["verdict"]) for r in rows if r["verdict"]), None),
         )
 
     async def start(
@@ -319,9 +400,8 @@ class Queue:
         LeaseLostError; nothing is written then.
         """
         rows = await self._fenced(
-            "begin_submission", fence, stage=request.stage, submission_id=submission_id,
-            provider=self.key.provider, key_fingerprint=self.key.fingerprint, model=request.model,
-            scopes=self.key.scopes.all(),
+            "begin_submission", fence, paid=True, stage=request.stage, submission_id=submission_id,
+            **self.key.names(), model=request.model,
             fingerprint=request.fingerprint(), inputs=inputs,
             request=Jsonb(dict(frozen)),
             max_submissions=self.settings.vidgen_max_submissions, **_shown(step),
@@ -344,7 +424,7 @@ class Queue:
     ) -> tuple[bool, str]:  # fmt: skip
         """Record the provider's answer, fence or not: (still ours, fate of the generation)."""
         rows = await self.db.run(
-            "answer_submission", self._give_up, **_fence(fence), stage=stage,
+            "answer_submission", self._give_up, paid=True, **_fence(fence), stage=stage,
             submission_id=submission_id, answer=answer,
             generation_id=accepted.generation_id if accepted else None,
             estimated_cost=accepted.estimated_cost if accepted else None,
@@ -364,33 +444,49 @@ class Queue:
 
     async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, generation_id: UUID, ended_state: str,
-        cost: float | None, step: Step,
+        cost: float | None, step: Step, verdict: Failed | None = None,
     ) -> None:  # fmt: skip
-        """Book a generation's end. Raises LeaseLostError after the facts are written."""
-        await self._fenced(
-            "end_generation", fence, stage=stage, generation_id=generation_id,
-            ended_state=ended_state, cost=cost, **_shown(step),
+        """Book a generation's end, and how the task must end because of it, if it must.
+
+        Raises LeaseLostError after the facts are written.
+        """
+        values: dict[str, Any] = {
+            "stage": stage, "generation_id": generation_id, "ended_state": ended_state,
+            "cost": cost, "verdict": _said(verdict), **_shown(step),
+        }  # fmt: skip
+        try:
+            await self._fenced("end_generation", fence, show=True, **values)
+        except RowRefusedError:
+            # What the row would show is worth less than the facts; the row is met again soon.
+            await self._fenced("end_generation", fence, paid=True, show=False, **values)
+
+    async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
+        """Whether a 404 under this worker's key is the end of a generation.
+
+        If not, from now on only workers with the key that made it follow it.
+        """
+        rows = await self.db.run(
+            "is_gone", self._give_up, task_id=task_id, generation_id=generation_id,
+            **self.key.names(),
         )  # fmt: skip
+        return bool(rows[0]["gone"])
 
     async def close_generation(
         self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None
     ) -> None:
         """Book the end of a generation that nobody follows."""
         await self.db.run(
-            "close_generation", self._give_up, task_id=task_id, generation_id=generation_id,
-            ended_state=ended_state, cost=cost,
+            "close_generation", self._give_up, paid=True, task_id=task_id,
+            generation_id=generation_id, ended_state=ended_state, cost=cost,
         )  # fmt: skip
 
     async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact,
         image_url: str | None, step: Step,
-    ) -> int:  # fmt: skip
-        """Checkpoint `done`, charge, settle and show; return the credits charged just now.
-
-        Raises LeaseLostError.
-        """
+    ) -> Finished:  # fmt: skip
+        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
         rows = await self._fenced(
-            "finish_stage", fence, stage=stage, credits=self.settings.credits,
+            "finish_stage", fence, paid=True, stage=stage, credits=self.settings.credits,
             provider=self.key.provider, scopes=self.key.scopes.all(), model=model,
             scene_updates=self.settings.vidgen_scene_updates,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
@@ -399,10 +495,26 @@ class Queue:
             video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
         )  # fmt: skip
         self._scene(fence, rows[0])
-        return int(rows[0]["charged"])
+        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
 
-    async def report(self, reports: Sequence[Reported]) -> None:
-        """Write progress of many tasks in one statement; a lost fence is simply left out."""
+    async def report(self, reports: Sequence[Reported]) -> list[UUID]:
+        """Write progress of many tasks in one statement; a lost fence is simply left out.
+
+        Returns the tasks whose rows refuse it: then each is written on its own.
+        """
+        try:
+            await self._report(reports)
+        except psycopg.Error as error:
+            if len(reports) == 1:
+                refused = RowRefusedError("report", error)
+                task_id = reports[0].fence.task_id
+                emit(RowRefused(task=str(task_id), statement="report", error=refused.error))
+                return [task_id]
+        else:
+            return []
+        return [task_id for one in reports for task_id in await self.report([one])]
+
+    async def _report(self, reports: Sequence[Reported]) -> None:
         await self.db.once(
             "report", worker_id=self.worker_id,
             task_ids=[r.fence.task_id for r in reports],
@@ -415,7 +527,8 @@ class Queue:
     async def complete(self, fence: Fence, outcome: Completed) -> float:
         """Conclude as completed; returns the seconds since the first claim."""
         rows = await self._fenced(
-            "complete", fence, video_url=outcome.video_url, expires_at=outcome.expires_at,
+            "complete", fence, video_url=outcome.video_url,
+            good_for=timedelta(seconds=outcome.good_until - boot_time()),
             scene_updates=self.settings.vidgen_scene_updates,
         )  # fmt: skip
         self._scene(fence, rows[0])
@@ -424,8 +537,14 @@ class Queue:
     async def requeue(self, fence: Fence, outcome: Requeued, message: str) -> None:
         """Conclude this attempt: back to pending after the delay."""
         await self._fenced(
-            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed)
-        )
+            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed),
+            waiting=outcome.waiting,
+        )  # fmt: skip
+
+    async def waited(self, task_id: UUID) -> timedelta:
+        """How long the task has only waited by now, without getting any further."""
+        rows = await self.db.run("waited", self._give_up, task_id=task_id)
+        return timedelta(seconds=rows[0]["seconds"] if rows else 0)
 
     async def fail(self, fence: Fence, outcome: Failed, *, counted: bool) -> None:
         """Conclude as failed."""
@@ -440,6 +559,35 @@ class Queue:
         """Conclude as cancelled."""
         rows = await self._fenced("cancel", fence, scene_updates=self.settings.vidgen_scene_updates)
         self._scene(fence, rows[0])
+
+    async def set_aside(self, fence: Fence, outcome: SetAside) -> tuple[int, timedelta, str]:
+        """Leave a task alone whose row refuses: (tries, pause, the status that its row has now).
+
+        Raises LeaseLostError.
+        """
+        rows = await self._fenced(
+            "set_aside", fence, statement=outcome.statement, error=outcome.error,
+            verdict=_said(outcome.verdict), message=FAULTS["row_refused"].message,
+            scene_updates=self.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        return int(rows[0]["tries"]), rows[0]["pause"], str(rows[0]["became"])
+
+    async def retry_refused(self) -> None:
+        """Put tasks back into the line whose pause is over; end those that refused too often."""
+        rows = await self.db.once(
+            "retry_refused", message=FAULTS["row_refused"].message,
+            scene_updates=self.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        for row in rows:
+            if row["became"] in ("failed", "kept"):
+                emit(RowRefused(
+                    task=str(row["task_id"]), statement=row["statement"], error=row["error"],
+                    tries=row["tries"], became=row["became"],
+                ))  # fmt: skip
+
+    async def refusing_users(self) -> int:
+        """Of how many users tasks are set aside now, because their rows refuse."""
+        return int((await self.db.once("refusing_users"))[0]["users"])
 
     # Gates.
 
@@ -474,9 +622,8 @@ class Queue:
     async def take_probe(self) -> Row | None:
         """Take the due probe of one closed gate: scope, model, reason, probes, seconds closed."""
         rows = await self.db.once(
-            "take_probe", provider=self.key.provider, scopes=self.key.scopes.all(),
-            probe=self.settings.vidgen_gate_probe,
-        )  # fmt: skip
+            "take_probe", **self.key.names(), probe=self.settings.vidgen_gate_probe
+        )
         return rows[0] if rows else None
 
     async def claim_trial(self, gate: Gate, probes: int) -> list[tuple[Task, float]]:
@@ -492,11 +639,14 @@ class Queue:
         rows = await self.db.run("open_gate", self._give_up, **self._gate(gate))
         return float(rows[0]["seconds"]) if rows else None
 
+    async def stands_aside(self) -> bool:
+        """Whether this worker is behind a gate of its own while another one works on."""
+        rows = await self.db.run("stands_aside", self._give_up, worker_id=self.worker_id)
+        return bool(rows[0]["aside"])
+
     async def read_gates(self) -> list[Row]:
         """What is closed for this worker."""
-        return await self.db.once(
-            "read_gates", provider=self.key.provider, scopes=self.key.scopes.all()
-        )
+        return await self.db.once("read_gates", **self.key.names())
 
     def _gate(self, gate: Gate) -> dict[str, Any]:
         return {"provider": self.key.provider, "scope": gate.scope, "model": gate.model}
@@ -508,10 +658,7 @@ class Queue:
 
         Then whether there are others that nobody knows yet.
         """
-        rows = await self.db.once(
-            "ask_limits", every=every, provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint,
-        )  # fmt: skip
+        rows = await self.db.once("ask_limits", every=every, **self.key.names())
         return [row["model"] for row in rows if row["mine"]], any(not row["mine"] for row in rows)
 
     async def set_limit(self, model: str, max_generations: int | None) -> None:
@@ -528,26 +675,22 @@ class Queue:
 
     def _limit(self, model: str, max_generations: int | None) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "model": model,
             "max_generations": max_generations,
         }
 
     def _models_claimed(self) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "image_model": self.key.image_model,
             "video_model": self.key.video_model,
-            "scopes": self.key.scopes.all(),
             "max_crashes": self.settings.vidgen_max_crashes,
         }
 
     def _models(self) -> dict[str, Any]:
         return {
-            "provider": self.key.provider,
-            "key_fingerprint": self.key.fingerprint,
+            **self.key.names(),
             "models": [self.key.image_model, self.key.video_model],
         }
 
@@ -556,8 +699,10 @@ class Queue:
     async def sweep(self) -> None:
         """Rows that are of no use any more: dead workers, users out of the line, lost slots."""
         await self.db.once("sweep_workers")
+        await self.db.once("sweep_gates")
         await self.db.once("sweep_turns")
         await self.db.once("free_slots", patience=self.settings.slot_patience)
+        await self.db.once("give_up_submissions", patience=self.settings.slot_patience)
 
     async def fleet(self) -> Fleet:
         """What the metrics tell of all workers together."""
@@ -566,26 +711,65 @@ class Queue:
         slots = [(one["model"], int(one["slots"]), int(one["taken"])) for one in row.pop("slots")]
         return Fleet({name: float(value) for name, value in row.items()}, closed, slots)
 
-    async def discrepancies(self) -> float:
-        """How many balances disagree with ledger or holds."""
-        return float((await self.db.once("discrepancies"))[0]["discrepancies"])
+    async def take_duty(self, duty: str, every: timedelta) -> bool:
+        """Whether this worker is the one of the fleet to do this now."""
+        return bool(await self.db.once("take_duty", duty=duty, every=every))
+
+    async def forget_tasks(
+        self, after: datetime | None, batch: int
+    ) -> tuple[int, datetime | None]:  # fmt: skip
+        """Remove private rows of old tasks: (how many, where the next batch begins)."""
+        (row,) = await self.db.once(
+            "forget_tasks", keep=self.settings.vidgen_keep_private, after=after, batch=batch
+        )
+        return int(row["tasks"]), row["through"]
+
+    async def forget_holds(self, batch: int) -> int:
+        """Remove old closed holds; how many."""
+        rows = await self.db.once(
+            "forget_holds", keep=self.settings.vidgen_keep_private, batch=batch
+        )
+        return int(rows[0]["holds"])
+
+    async def audit_entries(self, batch: int) -> int:
+        """Add the next entries of the ledger to the totals; how many."""
+        return int((await self.db.once("audit_entries", batch=batch))[0]["entries"])
+
+    async def audit_users(self, after: UUID | None, batch: int) -> tuple[int, UUID | None]:
+        """Compare the next users: (how many don't agree, where the next part begins)."""
+        (row,) = await self.db.once("audit_users", after=after, batch=batch)
+        return int(row["discrepancies"]), row["through"]
+
+    async def note_audit(self, discrepancies: int) -> None:
+        """Keep what the audit has found."""
+        await self.db.once("note_audit", discrepancies=discrepancies)
+
+    async def read_audit(self) -> float:
+        """How many balances disagreed with ledger or holds when the fleet last looked."""
+        return float((await self.db.once("read_audit"))[0]["discrepancies"])
 
     async def costs_to_read_again(self) -> list[Row]:
         """Generations that ended without an output some minutes ago: task_id, generation_id."""
-        return await self.db.once(
-            "costs_to_read_again",
-            provider=self.key.provider,
-            key_fingerprint=self.key.fingerprint,
-        )
+        return await self.db.once("costs_to_read_again", **self.key.names())
 
     async def strays(self) -> list[Row]:
-        """Generations that no task follows: id, task_id, generation_id."""
-        return await self.db.once(
-            "stray_submissions", provider=self.key.provider, key_fingerprint=self.key.fingerprint
-        )
+        """Generations that nobody follows: id, task_id, generation_id, kept, age in seconds.
 
-    async def _fenced(self, name: str, fence: Fence, **parameters: object) -> Rows:
-        rows = await self.db.run(name, self._give_up, **_fence(fence), **parameters)
+        `kept`: its task waits, so it is only read.
+        """
+        return await self.db.once("stray_submissions", **self.key.names())
+
+    async def let_anyone_follow(self) -> list[Row]:
+        """Let anyone follow what accounts and keys without a worker have left; return it."""
+        return await self.db.once("let_anyone_follow", absence=ABSENCE)
+
+    async def _fenced(
+        self, name: str, fence: Fence, *, paid: bool = False, **parameters: object
+    ) -> Rows:
+        try:
+            rows = await self.db.run(name, self._give_up, paid=paid, **_fence(fence), **parameters)
+        except psycopg.Error as error:
+            raise RowRefusedError(name, error) from error
         if not rows:
             raise LeaseLostError(str(fence.task_id))
         return rows
@@ -604,6 +788,26 @@ def _braked(row: Row) -> BrakedError:
 
 def _fence(fence: Fence) -> dict[str, Any]:
     return {"task_id": fence.task_id, "attempt": fence.attempt, "worker_id": fence.worker_id}
+
+
+def _said(verdict: Failed | Cancelled | None) -> Jsonb | None:
+    """A verdict as it is kept until it can be written into the task's row."""
+    match verdict:
+        case Failed():
+            return Jsonb({
+                "code": verdict.code, "message": verdict.message, "details": verdict.details,
+                "visible": dict(verdict.visible),
+            })  # fmt: skip
+        case Cancelled():
+            return Jsonb({"code": FAULTS["cancelled"].code})
+        case None:
+            return None
+
+
+def _verdict(said: Mapping[str, Any]) -> Failed | Cancelled:
+    if said["code"] == FAULTS["cancelled"].code:
+        return Cancelled()
+    return Failed(said["code"], said["message"], said["details"], said["visible"])
 
 
 def _shown(step: Step) -> dict[str, Any]:
@@ -643,6 +847,8 @@ def _checkpoint(row: Row) -> Checkpoint:
         if row["path"]
         else None,
         now=row["now"],
+        account=row["account"],
+        followed_here=row["followed_here"],
     )
 
 

@@ -40,6 +40,8 @@ class Run:
     done: set[StageName] = field(default_factory=set)
     outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
     """Output URLs as this attempt read them: minutes old, where they are good for a day."""
+    inputs: str | None = None
+    """The digest of the scene when the last stage ended: whether the next one reads it anew."""
     alone: bool = False
     """Whether nothing else may run beside it now; not while its generation is only polled."""
     polling: bool = False

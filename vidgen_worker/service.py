@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -73,12 +73,13 @@ class VideoGenerationService:
         *,
         task_id: UUID | str | None = None,
         priority: int = 0,
-        run_after: datetime | None = None,
+        run_after: datetime | timedelta | None = None,
     ) -> TaskRow:
         """Insert a task and return it as a dictionary.
 
         With a `task_id` of your own a repeated call returns the task that is there already.
-        `priority` is -10 to 10, among this user's own tasks. Raises SceneNotFoundError where the
+        `priority` is -10 to 10, among this user's own tasks; `run_after` a time, or how long from
+        now on. Raises SceneNotFoundError where the
         scene is absent or another user's, VideoGenerationError where a limit or the database
         refuses.
         """
@@ -88,7 +89,8 @@ class VideoGenerationService:
             "scene_id": _uuid("scene_id", scene_id),
             "user_id": user,
             "priority": priority,
-            "run_after": run_after,
+            "run_after": None if isinstance(run_after, timedelta) else run_after,
+            "delay": run_after if isinstance(run_after, timedelta) else None,
         }
         with _own_errors():
             try:
@@ -113,9 +115,12 @@ class VideoGenerationService:
         signed again.
         """
         row = self._row(task_id)
+        now = row.pop("database_now")
         task = _task(row)
-        if row["video_path"] and _runs_out(row["video_url_expires_at"]):
-            task["video_url"], task["video_url_expires_at"] = self._sign(row["video_path"])
+        expires_at = row["video_url_expires_at"]
+        if row["video_path"] and (expires_at is None or expires_at - now < SIGN_AGAIN_BEFORE):
+            task["video_url"] = self._sign(row["video_path"])
+            task["video_url_expires_at"] = now + SIGNED_FOR
         return task
 
     def list_tasks(self, user_id: UUID | str, *, limit: int = 100) -> list[TaskRow]:
@@ -202,13 +207,13 @@ class VideoGenerationService:
 
     def _row(self, task_id: UUID | str) -> TaskRow:
         with _own_errors():
-            row = self._db.row("task", {"task_id": _uuid("task_id", task_id)})
+            row = self._db.row("task_and_clock", {"task_id": _uuid("task_id", task_id)})
         if row is None:
             message = f"There is no task {task_id}. Check the id."
             raise TaskNotFoundError(message)
         return row
 
-    def _sign(self, path: str) -> tuple[str, datetime]:
+    def _sign(self, path: str) -> str:
         """Sign a clip's path for one hour."""
         with self._lock:
             settings = self._read_settings()
@@ -224,11 +229,9 @@ class VideoGenerationService:
                 f"{' and '.join(missing)}."
             )
             raise VideoGenerationError(message)
-        expires_at = datetime.now(UTC) + SIGNED_FOR
-        url = sign(
+        return sign(
             settings.supabase_url, key.get_secret_value(), settings.storage_bucket_videos, path
         )
-        return url, expires_at
 
 
 def sign(supabase_url: str, key: str, bucket: str, path: str) -> str:
@@ -277,10 +280,6 @@ def _uuid(name: str, value: UUID | str) -> str:
     except ValueError as error:
         message = f"{name} {str(value)[:64]!r} is not a UUID. Pass the row's id."
         raise VideoGenerationError(message) from error
-
-
-def _runs_out(expires_at: datetime | None) -> bool:
-    return expires_at is None or expires_at - datetime.now(UTC) < SIGN_AGAIN_BEFORE
 
 
 video_generation_service = VideoGenerationService()

@@ -62,10 +62,11 @@ class Storing:
                 seconds=round(time.monotonic() - began, 3),
             ))  # fmt: skip
         url = storage.public_url(artifact.bucket, artifact.path) if stage is IMAGE else None
-        charged = await self._queue.finish_stage(
+        finished = await self._queue.finish_stage(
             self._fence, stage.name, self._order.request.model, artifact, url, stage.stored
         )
-        emit(StageDone(fence=self._fence, stage=stage.name, charged=charged))
+        emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
+        self._run.inputs = finished.inputs
         return artifact
 
     async def _went_well(self) -> None:
@@ -100,8 +101,9 @@ class Storing:
             except Fault as fault:
                 if fault.name == "output_undecodable":
                     if sha256 in broken:
-                        await self._generating.end("undecodable", generation.cost, 0)
-                        raise Fault("output_broken", details=fault.details) from fault
+                        broken_twice = Fault("output_broken", details=fault.details)
+                        await self._generating.end("undecodable", generation.cost, 0, broken_twice)
+                        raise broken_twice from fault
                     broken.add(sha256)
                 elif fault.name != "output_unavailable":
                     raise

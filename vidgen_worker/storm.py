@@ -21,6 +21,7 @@ ALLOWANCE = 3
 PROVIDER_STORM = "PROVIDER_STORM"
 PROVIDER_MESSAGE = "Video generation is paused: the provider is out of order."
 STORAGE_MESSAGE = "Video generation is paused: the file store is out of order."
+DATABASE_MESSAGE = "Video generation is paused: the application's database refuses its results."
 MACHINE_MESSAGE = "Video generation is paused: a machine of the service is out of order."
 
 
@@ -32,6 +33,7 @@ class Part(StrEnum):
     OUTPUT = "output"
     STORAGE = "storage"
     MACHINE = "machine"
+    DATABASE = "database"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,9 @@ BRAKES: Mapping[str, Brake] = MappingProxyType(
         ),
         "scratch_unavailable": Brake(
             Scope.MACHINE, Part.MACHINE, "SCRATCH_UNAVAILABLE", MACHINE_MESSAGE, at_once=True
+        ),
+        "row_refused": Brake(
+            Scope.ACCOUNT, Part.DATABASE, "ROW_REFUSED", DATABASE_MESSAGE, input_to_blame=True
         ),
         "internal_error": Brake(Scope.MACHINE, Part.MACHINE, "INTERNAL_ERROR", MACHINE_MESSAGE),
     }

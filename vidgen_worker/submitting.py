@@ -5,17 +5,21 @@ submission is never repeated blindly, and no generation is followed here.
 """
 
 import asyncio
+import traceback
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+from vidgen_worker.db import DatabaseUnavailableError, one_line
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
+    AnswerUnrecorded,
     LateAnswer,
     PollFailed,
     SubmissionAnswered,
     SubmissionBegun,
     SubmissionRecorded,
     SubmissionUnknown,
+    UnexpectedError,
     emit,
 )
 from vidgen_worker.generating import end_at_provider
@@ -28,6 +32,8 @@ from vidgen_worker.stages import IMAGE, Order, Stage
 from vidgen_worker.task import Answer, StageName
 
 ANSWER_POLL = timedelta(seconds=1)
+RECORD_AGAIN, RECORD_SELDOM = 1.0, 60.0
+"""Seconds until an answer that the database did not take is written again: at first, at last."""
 
 
 class Submitting:
@@ -42,6 +48,8 @@ class Submitting:
         self._fence = run.task.fence
         self._stage = stage
         self._order = order
+        self._unrecorded = asyncio.Event()
+        """The provider has answered, and the database does not take it for now."""
 
     async def late_answer(self, submission_id: UUID) -> UUID | None:
         """Wait for the answer to another worker's POST, until it can't come any more.
@@ -49,6 +57,7 @@ class Submitting:
         Returns the generation to attach to; None when the submission counts as unknown now.
         """
         patience = self._settings.submission_patience
+        began = boot_time()
         while True:
             row = await self._queue.read_submission(submission_id)
             if row is None or row["answer"] in ("refused", "unknown") or row["late"]:
@@ -61,7 +70,9 @@ class Submitting:
                 if not mine:
                     raise LeaseLostError(str(self._fence.task_id))
                 return accepted.generation_id
-            remaining = row["sent_at"] + patience - row["now"]
+            # By the database's clock, and by ours never longer than that: its may step back.
+            waited = timedelta(seconds=boot_time() - began)
+            remaining = min(row["sent_at"] - row["now"], -waited) + patience
             if remaining > timedelta(0):
                 await self._run.pause(min(remaining, ANSWER_POLL))
                 continue
@@ -117,14 +128,20 @@ class Submitting:
         posting = asyncio.create_task(self._post(request, inputs))
         self._run.posting = posting
         asked = asyncio.create_task(self._run.cancel.wait())
+        stuck = asyncio.create_task(self._unrecorded.wait())
         try:
-            await asyncio.wait({posting, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({posting, asked, stuck}, return_when=asyncio.FIRST_COMPLETED)
             if not posting.done():
+                if stuck.done():
+                    # The worker keeps the answer; a later attempt attaches to it.
+                    details = "the provider's answer can't be recorded for now"
+                    raise Fault("internal_error", details=details)
                 # The answer will find nobody who follows it, and its generation is ended then.
                 raise CancelAskedError
             generation_id = posting.result()
         finally:
             asked.cancel()
+            stuck.cancel()
             if posting.done():
                 self._run.posting = None
         self._run.submitted.add(self._stage.name)
@@ -143,7 +160,7 @@ class Submitting:
         ))  # fmt: skip
         try:
             self._raise_if_stale(sent)
-            accepted = await self._provider.submit(request)
+            accepted = await self._submit(submission_id, request)
         except Fault as fault:
             unknown = fault.name == "submission_unknown"
             if unknown:
@@ -161,9 +178,7 @@ class Submitting:
         ))  # fmt: skip
         # Known from here on, recorded or not: a drain without Postgres says it in the log.
         self._run.generations[stage.name] = accepted.generation_id
-        mine, fate = await self._queue.answer(
-            self._fence, stage.name, submission_id, Answer.GENERATION, accepted, ""
-        )
+        mine, fate = await self._record(submission_id, accepted)
         emit(SubmissionRecorded(
             fence=self._fence, stage=stage.name, submission=submission_id,
             generation=accepted.generation_id,
@@ -177,6 +192,52 @@ class Submitting:
         if not mine or fate != "followed":
             raise LeaseLostError(str(self._fence.task_id))
         return accepted.generation_id
+
+    async def _submit(self, submission_id: UUID, request: Request) -> Accepted:
+        """Send it. Raises Fault, whatever the adapter raises; a process that ends says so."""
+        try:
+            return await self._provider.submit(request)
+        except Fault:
+            raise
+        except asyncio.CancelledError:
+            self._say_unknown(submission_id, request, "cut off before the answer: the worker ends")
+            raise
+        except Exception as error:
+            emit(UnexpectedError(
+                fence=self._fence, code="SUBMISSION_UNKNOWN", details=one_line(error),
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
+            raise Fault("submission_unknown", details=one_line(error)) from error
+
+    async def _record(self, submission_id: UUID, accepted: Accepted) -> tuple[bool, str]:
+        """Write the answer, however often it takes: nothing else knows this generation's id.
+
+        It ends with the process at the latest, which leaves the id in the log.
+        """
+        pause = RECORD_AGAIN
+        while True:
+            try:
+                return await self._queue.answer(
+                    self._fence, self._stage.name, submission_id, Answer.GENERATION, accepted, ""
+                )
+            except asyncio.CancelledError:
+                self._say_unrecorded(submission_id, accepted, "the worker ends")
+                raise
+            except DatabaseUnavailableError as error:
+                # Only at the end of a drain.
+                self._say_unrecorded(submission_id, accepted, str(error))
+                raise
+            except Exception as error:  # noqa: BLE001 - no error may drop an id
+                self._say_unrecorded(submission_id, accepted, one_line(error))
+            self._unrecorded.set()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RECORD_SELDOM)
+
+    def _say_unrecorded(self, submission_id: UUID, accepted: Accepted, error: str) -> None:
+        emit(AnswerUnrecorded(
+            fence=self._fence, stage=self._stage.name, submission=submission_id,
+            generation=accepted.generation_id, error=error,
+        ))  # fmt: skip
 
     def _say_unknown(self, submission_id: UUID, request: Request, details: str) -> None:
         emit(SubmissionUnknown(
@@ -199,9 +260,9 @@ class Submitting:
     async def _end_late(self, generation_id: UUID) -> None:
         try:
             await end_at_provider(self._provider, self._queue, self._fence.task_id, generation_id)
-        except Fault as fault:
-            # The janitor ends what nobody follows as soon as the provider can be asked.
+        except Exception as error:  # noqa: BLE001 - it is recorded as late
+            # The janitor ends what nobody follows as soon as it can.
             emit(PollFailed(
                 fence=self._fence, stage=self._stage.name, generation=generation_id,
-                details=fault.details,
+                details=error.details if isinstance(error, Fault) else one_line(error),
             ))  # fmt: skip

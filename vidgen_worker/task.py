@@ -115,7 +115,8 @@ class Checkpoint:
 
     `request` is frozen when the stage first goes to `submitting`; `generation_id` is set from
     `generating` on, `artifact` when the stage is `done`. `sent_at` and `now` are the database's
-    clock, so that their difference needs no agreement between machines.
+    clock, so that their difference needs no agreement between machines. `account` is the label of
+    the one that paid, `followed_here` whether this worker may follow the generation.
     """
 
     stage: StageName
@@ -128,24 +129,34 @@ class Checkpoint:
     generation_started_at: datetime | None
     artifact: Artifact | None
     now: datetime
+    account: str
+    followed_here: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The clip is stored: `video_url` is signed and works until `expires_at`."""
+    """The clip is stored: `video_url` is signed and works until then, by `boot_time`.
+
+    Not by a machine's calendar: the row's time is the database's.
+    """
 
     video_url: str
-    expires_at: datetime
+    good_until: float
 
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """Not now: back to `pending` after `delay`. `failed` says whether it costs one failure."""
+    """Not now: back to `pending` after `delay`. `failed` says whether it costs one failure.
+
+    `waiting`: for somebody to answer, which is counted (True); for its turn or for an operator,
+    which is not (False); None for neither.
+    """
 
     delay: timedelta
     failed: bool
     code: str
     details: str
+    waiting: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +180,21 @@ class HandedBack:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """The task's row refused a change: nothing is done to it until a pause is over.
+
+    `statement` is what was to be written, `error` what the database said. `verdict` is the end that
+    the task was to have, so that it is written later and nothing is paid again; None: it goes on.
+    """
+
+    statement: str
+    error: str
+    verdict: "Failed | Cancelled | None" = None
+
+
+@dataclass(frozen=True, slots=True)
 class Abandoned:
     """The lease is lost: somebody else writes about this task now, we fall silent."""
 
 
-Outcome = Completed | Requeued | Failed | Cancelled | HandedBack | Abandoned
+Outcome = Completed | Requeued | Failed | Cancelled | HandedBack | SetAside | Abandoned

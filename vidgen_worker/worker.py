@@ -20,7 +20,14 @@ from uuid import UUID
 from vidgen_worker import __version__
 from vidgen_worker.attempt import attempt
 from vidgen_worker.config import Settings
-from vidgen_worker.db import STATEMENT_DEADLINE, Databases, DatabaseUnavailableError, Listener
+from vidgen_worker.db import (
+    STATEMENT_DEADLINE,
+    Databases,
+    DatabaseUnavailableError,
+    Listener,
+    one_line,
+)
+from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
     ClaimsDisabled,
     GenerationLeftRunning,
@@ -39,13 +46,24 @@ from vidgen_worker.events import (
 )
 from vidgen_worker.gates import Gate, Scopes, machine_of, storage_fingerprint
 from vidgen_worker.janitor import Janitor
-from vidgen_worker.lease import Lease, boot_time
+from vidgen_worker.lease import Lease, Observer, boot_time
 from vidgen_worker.media import CONFORMED, Media
 from vidgen_worker.metrics import Metrics, serving
 from vidgen_worker.notify import Turns, sd_notify, watchdog_pace
 from vidgen_worker.providers import Provider
 from vidgen_worker.providers.runway import Runway
-from vidgen_worker.queue import Key, Queue, Reported
+from vidgen_worker.queue import (
+    BrakedError,
+    CancelAskedError,
+    GateClosedError,
+    Key,
+    LeaseLostError,
+    NoSlotError,
+    Queue,
+    Reported,
+    RowRefusedError,
+    SubmissionCapError,
+)
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.scratch import Scratch, scratch_folder
 from vidgen_worker.storage import Bucket, Storage
@@ -65,11 +83,19 @@ CANCEL_AGAIN = 0.2
 """Seconds after which a cancellation that had no effect is repeated."""
 LOOPS_END = 10.0
 """Seconds that loops get to end: psycopg waits for five more when the server is frozen."""
+IDLE_DRAIN = 5.0
+"""Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
 LEAST_IMAGE_BYTES, LEAST_VIDEO_BYTES = 5_000_000, 20_000_000
 """What a bucket must take: a large still, and ten seconds of a rich clip."""
 EXIT_OK, EXIT_FORCED = 0, 1
+EXPECTED_OF_A_POST = (
+    Fault, LeaseLostError, CancelAskedError, GateClosedError, BrakedError, NoSlotError,
+    SubmissionCapError, RowRefusedError, DatabaseUnavailableError,
+)  # fmt: skip
+REGISTER_SELDOM = 60.0
+"""Seconds between two tries to register at the most."""
 
 
 class Worker:
@@ -90,8 +116,9 @@ class Worker:
             scopes_of(settings, provider.key_fingerprint, socket.gethostname()),
         )  # fmt: skip
         self.lease = Lease(settings)
+        self.observer = Observer()
         self.queue = self._new_queue()
-        self.listener = Listener(url, self._woken)
+        self.listener = Listener(url, self._woken, self.databases.outage)
         self.janitor = Janitor(self)
         self.running: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
         self.posting: set[asyncio.Task[UUID]] = set()
@@ -136,7 +163,8 @@ class Worker:
                     for name, loop, drain in self._loops()
                 ]
                 if self.settings.vidgen_listen != "off":
-                    loops.append(asyncio.create_task(self.listener.run(self.queue.worker_id)))
+                    listen = functools.partial(self.listener.run, self.queue.worker_id)
+                    loops.append(asyncio.create_task(self._turning("listen", listen, drain=True)))
                 await self.stopping.wait()
                 return await self._drain(loops)
             finally:
@@ -183,7 +211,17 @@ class Worker:
         self._wake.set()
 
     async def _begin(self) -> None:
-        await self._register()
+        tries = 0
+        while True:
+            try:
+                await self._register()
+                break
+            except Exception as error:  # noqa: BLE001 - a worker that ends serves nobody
+                tries += 1
+                emit(LoopFailed(
+                    loop="register", error=one_line(error), traceback=traceback.format_exc()
+                ))  # fmt: skip
+            await self._sleep(timedelta(seconds=min(2.0 ** min(tries, 10), REGISTER_SELDOM)))
         emit(WorkerStarted(
             worker=self.queue.worker_id, concurrency=self.settings.vidgen_concurrency,
             enabled=self.settings.runwayml_enabled,
@@ -330,8 +368,10 @@ class Worker:
             return
         self._sweep_due = boot_time() + self.settings.vidgen_lease.total_seconds()
         async with self._claiming:
+            sent = boot_time()
+            self.observer.look(await self.queue.heartbeats(), sent, boot_time())
             taken, lost, self._making_room = await self.queue.take_over(
-                slots, idle=not self.running, steady=self.lease.steady()
+                slots, self.observer.silent(), idle=not self.running, steady=self.lease.steady()
             )
             self._start(taken)
         if self._making_room:
@@ -390,6 +430,11 @@ class Worker:
         except DatabaseUnavailableError as error:
             # Only while giving up: the drain's deadline has passed, or this life is over.
             emit(LoopFailed(loop=f"task {task.id}", error=str(error), traceback=""))
+        except Exception as error:  # noqa: BLE001 - said, and left to the sweep of orphans
+            emit(LoopFailed(
+                loop=f"task {task.id}", error=f"{type(error).__name__}: {error}"[:500],
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
         finally:
             self._keep_posting(run)
             self._reports.pop(task.id, None)
@@ -408,9 +453,13 @@ class Worker:
 
     def _posted(self, posting: "asyncio.Task[UUID]") -> None:
         self.posting.discard(posting)
-        if not posting.cancelled() and posting.exception() is not None:
-            # Nobody awaits it any more; what it had to say was said as events.
-            posting.exception()
+        error = None if posting.cancelled() else posting.exception()
+        # Nobody awaits it any more; what is expected has said itself as an event.
+        if error is not None and not isinstance(error, EXPECTED_OF_A_POST):
+            emit(LoopFailed(
+                loop="the answer to a paid POST", error=one_line(error),
+                traceback="".join(traceback.format_exception(error)),
+            ))  # fmt: skip
 
     async def _license(self) -> None:
         """Return once something paid may be started: the lease is held, beyond its margin.
@@ -429,12 +478,19 @@ class Worker:
     async def _report_loop(self) -> None:
         """One statement a second for all tasks whose progress has changed."""
         last: dict[UUID, Reported] = {}
+        refusing: set[Fence] = set()
         while not self.stopping.is_set():
             await self._sleep(REPORT_EVERY)
             pending, self._reports = self._reports, {}
-            changed = [r for r in pending.values() if last.get(r.fence.task_id) != r]
+            changed = [
+                r for r in pending.values()
+                if last.get(r.fence.task_id) != r and r.fence not in refusing
+            ]  # fmt: skip
             if changed:
-                await self.queue.report(changed)
+                refused = set(await self.queue.report(changed))
+                # Said once per attempt: the next report would be refused as well.
+                refusing |= {r.fence for r in changed if r.fence.task_id in refused}
+            refusing &= {run.task.fence for run, _ in self.running.values()}
             last = {t: r for t, r in (last | pending).items() if t in self.running}
 
     # The lease.
@@ -504,7 +560,9 @@ class Worker:
             self._cancel_wake.set()
             self._wake.set()
         if verdict.orphans:
-            emit(OrphansHandedBack(tasks=[str(task_id) for task_id in verdict.orphans]))
+            back = await self.queue.hand_back(verdict.orphans)
+            if back:
+                emit(OrphansHandedBack(tasks=[str(task_id) for task_id in back]))
 
     def _held(self, task_id: UUID, number: int) -> Run | None:
         held = self.running.get(task_id)
@@ -540,7 +598,11 @@ class Worker:
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> int:
         """Stop claiming, let submits in flight end, hand back; generations go on."""
-        self._drain_deadline = boot_time() + self.settings.vidgen_drain_timeout.total_seconds()
+        patience = self.settings.vidgen_drain_timeout.total_seconds()
+        if not self.running and not self.posting:
+            # Nothing to hand back; and without a database nobody to hear of it.
+            patience = 0.0 if self.databases.outage.away else min(patience, IDLE_DRAIN)
+        self._drain_deadline = boot_time() + patience
         emit(WorkerDraining(worker=self.queue.worker_id, running=len(self.running)))
         sd_notify("STOPPING=1", self._status())
         self.turns.rests("claim")

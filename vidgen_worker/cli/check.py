@@ -29,6 +29,7 @@ from vidgen_worker.client import (
 )
 from vidgen_worker.config import Settings, effective, load
 from vidgen_worker.errors import Fault
+from vidgen_worker.gates import fingerprint
 from vidgen_worker.logging_setup import escape
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
@@ -275,6 +276,7 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
     if not server["has_tasks"]:
         return
     workers = database.rows("live_workers")
+    yield _account(settings, workers)
     silent = [row for row in workers if row["silence"] > settings.vidgen_lease]
     for row in workers:
         said = f"{row['host']} pid {row['pid']}, version {row['version']}, {row['running']} task(s)"
@@ -293,6 +295,23 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
         yield Finding("Workers", State.NOTE, said, "Wait a lease; then look at database and load.")
     if len(silent) == len(workers):
         yield Finding("Workers", State.NOTE, "none is running", "Start one: vidgen-worker run")
+
+
+def _account(settings: Settings, workers: list[dict[str, Any]]) -> Finding:
+    """Say whose account this is, and which other keys spend from it."""
+    key = fingerprint(settings.runwayml_api_secret.get_secret_value())
+    mates = [row for row in workers if row["account"] == settings.vidgen_account]
+    others = sorted({row["key_fingerprint"] for row in mates} - {key})
+    said = f"{settings.vidgen_account}, key {key}, {len(mates)} live worker(s)"
+    if not others:
+        return Finding("Account", State.OK, said)
+    with_others = sum(row["key_fingerprint"] in others for row in mates)
+    return Finding(
+        "Account",
+        State.NOTE,
+        f"{said}, {with_others} of them with other keys ({', '.join(others)})",
+        "Fine where all of these are keys of one Runway account; else set VIDGEN_ACCOUNT.",
+    )
 
 
 async def _bucket(storage: Storage, purpose: str, bucket: Bucket) -> list[Finding]:

@@ -104,6 +104,7 @@ def _follow(
         "user_id": seeded.user_id,
         "priority": 0,
         "run_after": None,
+        "delay": None,
     }
     inserted = database.rows("insert_task", task, user_claims(seeded.user_id))[0]
 

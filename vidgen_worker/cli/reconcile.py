@@ -48,9 +48,11 @@ def reconcile(json: Json = False) -> None:
         account, fingerprint = asyncio.run(read_account(settings))
     except Fault as fault:
         fail(ExitCode.UNAVAILABLE, f"Runway could not be asked: {fault.details}")
-    key = {"provider": "runway", "key_fingerprint": fingerprint}
+    key = {
+        "provider": "runway", "account": settings.vidgen_account, "key_fingerprint": fingerprint,
+    }  # fmt: skip
     with open_database(settings.database_url.get_secret_value()) as database:
-        comparisons = compare(account, database.rows("submissions_of_key", key))
+        comparisons = compare(account, database.rows("submissions_of_account", key))
         credits_ = _credits(database, account, key)
     unexplained = sum(comparison.unexplained for comparison in comparisons)
     if json:
@@ -97,7 +99,7 @@ def compare(account: Account, submissions: list[dict[str, Any]]) -> list[Compari
 
 def _credits(database: Database, account: Account, key: dict[str, str]) -> dict[str, Any]:
     """Compare the balance with the reading before, and keep this one for the next."""
-    row = database.row("outlay_of_key", key) or {"outlay": Decimal(0), "reading": None}
+    row = database.row("outlay_of_account", key) or {"outlay": Decimal(0), "reading": None}
     before, outlay = row["reading"], Decimal(row["outlay"])
     gone = explained = unexplained = None
     if before is not None:

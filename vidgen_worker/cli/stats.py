@@ -75,6 +75,7 @@ def read(database: Database) -> dict[str, Any]:
         "in_flight": database.rows("in_flight_by_stage"),
         "throughput": database.rows("throughput"),
         "failures": database.rows("failures_by_code"),
+        "set_aside": database.rows("tasks_set_aside")[0]["tasks"],
         "slots": database.rows("provider_slots"),
         "gates": database.rows("gates"),
         "workers": database.rows("workers"),
@@ -91,15 +92,20 @@ def shown(found: Mapping[str, Any]) -> Group:
             ("waiting", waiting),
             ("for later", queue["scheduled"]),
             ("running", f"{queue['processing']} in {queue['slots']} slots"),
+            *([("set aside", f"{found['set_aside']}: their rows refuse a change")]
+              if found["set_aside"] else []),
         ]),
         _gates(found["gates"]),
     ]  # fmt: skip
     if found["slots"]:
+        several = len({row["account"] for row in found["slots"]}) > 1
         lines = [
-            (row["model"], row["taken"], "no limit" if row["slots"] is None else row["slots"])
+            (*([row["account"]] if several else []), row["model"], row["taken"],
+             "no limit" if row["slots"] is None else row["slots"])
             for row in found["slots"]
         ]  # fmt: skip
-        parts.append(table(("model", "in flight", "of"), lines, "At the provider"))
+        columns = (*(["account"] if several else []), "model", "in flight", "of")
+        parts.append(table(columns, lines, "At the provider"))
     if found["in_flight"]:
         lines = [(row["stage"] or "–", row["state"], row["tasks"]) for row in found["in_flight"]]  # noqa: RUF001
         parts.append(table(("stage", "state", "tasks"), lines, "In flight"))

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 WIDE = 150
 """Columns of a terminal from which on a list has room for two ids a line."""
 URLS = ("image_url", "video_url")
-IN_THE_STORY = {"Stages": {"path"}, "Paid submissions": {"generation_id"}}
+IN_THE_STORY = {"Stages": {"path"}, "Paid submissions": {"generation_id", "account", "key"}}
 """Long columns that the story tells anyway, at the moment when they came."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -149,13 +149,20 @@ def show(task_id: TaskId, json: Json = False) -> None:
         checkpoints = database.rows("checkpoints_of_task", row_of)
         money = database.row("money_of_task", row_of) or {}
         story = database.rows("story_of_task", row_of)
+        refusal = database.row("refusal_of_task", row_of)
     if json:
         print_json({
             **row, "submissions": submissions, "checkpoints": checkpoints, "money": money,
-            "story": story,
+            "story": story, "set_aside": refusal,
         })  # fmt: skip
         return
     _print_task({**row, **money})
+    if refusal and refusal["until"]:
+        console().print(
+            f"Set aside until {cell(refusal['until'])}: its row refuses a change "
+            f"({refusal['statement']}, {refusal['tries']} time(s)). {escape(refusal['error'])}",
+            soft_wrap=True, style="yellow", markup=False,
+        )  # fmt: skip
     for title, rows in (("Stages", checkpoints), ("Paid submissions", submissions)):
         if rows:
             names = [name for name in rows[0] if name not in IN_THE_STORY[title]]
@@ -236,8 +243,8 @@ def _length(text: str | None, option: str) -> timedelta | None:
     return length if isinstance(length, timedelta) else None
 
 
-def _moment(text: str | None) -> datetime | None:
-    """Read a time or a duration from now on."""
+def _moment(text: str | None) -> datetime | timedelta | None:
+    """Read a time, or a duration: from now on, by the database's clock."""
     if text is None:
         return None
     try:
@@ -245,7 +252,7 @@ def _moment(text: str | None) -> datetime | None:
     except ValueError:
         length = None
     if isinstance(length, timedelta):
-        return datetime.now(UTC) + length
+        return length
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

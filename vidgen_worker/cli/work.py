@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 import typer
 
+from vidgen_worker import sessions
 from vidgen_worker.cli.output import ExitCode, console, fail, print_json
 from vidgen_worker.cli.tasks import Json
 from vidgen_worker.client import connect, load_client_settings, open_database, too_new
@@ -66,7 +67,8 @@ def migrate(
 ) -> None:
     """Bring the database up to this version. Needs DATABASE_URL only; safe to repeat."""
     url = load_client_settings().database_url.get_secret_value()
-    with connect(url) as connection:
+    with connect(url) as connection, connection.transaction():
+        sessions.pin_transaction(connection)
         found = connection.execute("select to_regnamespace('auth') is not null as is_supabase")
         if not (found.fetchone() or {})["is_supabase"]:
             fail(

@@ -7,7 +7,6 @@ pay again for an answer that got lost (it sends no idempotency key).
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -25,7 +24,9 @@ from tenacity import (
 )
 
 from vidgen_worker.errors import Fault
+from vidgen_worker.gates import fingerprint
 from vidgen_worker.http_client import HttpClient
+from vidgen_worker.lease import boot_time
 from vidgen_worker.providers import Accepted, Account, Generation, Request, runway_answers
 from vidgen_worker.providers.runway_inputs import (
     check_asset_url,
@@ -53,6 +54,8 @@ TRIES = 3
 """How often a read, or a submit that provably never left, is tried in place."""
 KEEPALIVE_SECONDS = 30.0
 """How long a connection for reads is kept: several polls of one generation."""
+WAKING_SECONDS = 1.0
+"""Beyond the submit time-out, for an answer that lies in a buffer of this machine already."""
 IDLE_CONNECTIONS = 20
 """Kept open between polls; httpcore looks at each of them at every request."""
 
@@ -97,18 +100,18 @@ class Runway:
                 "RUNWAYML_API_SECRET is empty or holds characters that no key has. "
                 "Copy the key again, without line breaks."
             )
-        self.key_fingerprint = hashlib.sha256(api_secret.encode()).hexdigest()[:12]
+        self.key_fingerprint = fingerprint(api_secret)
         self._submit_seconds = submit_timeout.total_seconds()
         self._poll_seconds = poll_timeout.total_seconds()
         certificates = httpx.create_ssl_context()
 
-        def client(seconds: float, keepalive: int | None) -> AsyncRunwayML:
+        def client(seconds: float, keepalive: int | None, *, read: float | None) -> AsyncRunwayML:
             connect = min(CONNECT_SECONDS, seconds / 4)
             http = HttpClient(
                 http2=False,
                 verify=certificates,
                 follow_redirects=False,
-                timeout=httpx.Timeout(seconds, connect=connect, pool=connect),
+                timeout=httpx.Timeout(read, connect=connect, pool=connect),
                 limits=httpx.Limits(
                     max_connections=max_connections,
                     max_keepalive_connections=keepalive,
@@ -121,8 +124,10 @@ class Runway:
 
         # Two pools, so that slow submits can't hold up polls. A paid POST never rides on a used
         # connection: a server that closes an idle one just then looks as if the answer got lost.
-        self._paid = client(self._submit_seconds, keepalive=0)
-        self._free = client(self._poll_seconds, keepalive=IDLE_CONNECTIONS)
+        # Its reads have no time-out of their own, which would cut off an answer that has come while
+        # this process stood still; `submit` bounds the whole.
+        self._paid = client(self._submit_seconds, keepalive=0, read=None)
+        self._free = client(self._poll_seconds, keepalive=IDLE_CONNECTIONS, read=self._poll_seconds)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -132,8 +137,9 @@ class Runway:
     async def submit(self, request: Request) -> Accepted:
         """Send the paid POST once. Raises Fault; `submission_unknown` where it may be paid.
 
-        Only a request that never left is tried again in place. All of it ends within the submit
-        time-out: a successor counts an unanswered submission as unknown soon after it.
+        Only a request that never left is tried again in place. All of it ends with the submit
+        time-out: a successor counts an unanswered submission as unknown soon after it. A process
+        that was frozen finds time-out and answer at once when it wakes: the answer counts.
         """
         path = _SUBMIT_PATHS[request.stage]
         retrying = AsyncRetrying(
@@ -142,10 +148,22 @@ class Runway:
             wait=wait_random_exponential(multiplier=0.1, max=1.0),
             reraise=True,
         )
+        until = boot_time() + self._submit_seconds
+        posting: asyncio.Task[httpx.Response] = asyncio.create_task(
+            retrying(self._post_once, path, request, until)
+        )
         try:
-            async with asyncio.timeout(self._submit_seconds):
-                response: httpx.Response = await retrying(self._post_once, path, request)
-        except TimeoutError as error:
+            for seconds in (self._submit_seconds, WAKING_SECONDS):
+                await asyncio.wait({posting}, timeout=seconds)
+            if not posting.done():
+                posting.cancel()
+                await asyncio.wait({posting})
+        except asyncio.CancelledError:
+            posting.cancel()
+            raise
+        try:
+            response = posting.result()
+        except asyncio.CancelledError as error:
             details = f"POST {path} was not answered within {self._submit_seconds:g} s"
             raise Fault("submission_unknown", details=details) from error
         except _NeverSentError as error:
@@ -153,8 +171,10 @@ class Runway:
             raise Fault("provider_unreachable", details=details) from error
         return runway_answers.accepted(path, response)
 
-    async def _post_once(self, path: str, request: Request) -> httpx.Response:
+    async def _post_once(self, path: str, request: Request, until: float) -> httpx.Response:
         """Send one POST. Raises `_NeverSentError` when it surely never left, else Fault."""
+        if boot_time() > until:
+            raise _NeverSentError("this process stood still until the time-out was over")
         if self._paid.is_closed():
             raise _NeverSentError("the connections are closed, because this worker stops")
         try:
@@ -173,7 +193,10 @@ class Runway:
             raise Fault("request_refused", details=details) from error
 
     async def poll(self, generation_id: UUID) -> Generation:
-        """Read a generation. Raises Fault `poll_failed`, `poll_denied` or `generation_gone`."""
+        """Read a generation. Raises Fault `poll_failed`, `poll_denied` or `generation_gone`.
+
+        Asked once: whoever follows it asks again, and Runway wants five seconds in between.
+        """
         path = _generation_path(generation_id)
 
         async def read() -> Generation:
@@ -189,7 +212,7 @@ class Runway:
                 raise runway_answers.read_failed(f"GET {path}", error) from error
             return runway_answers.generation(generation_id, response)
 
-        return await self._read(f"GET {path}", read)
+        return await self._read(f"GET {path}", read, tries=1)
 
     async def cancel(self, generation_id: UUID) -> None:
         """Cancel what still runs. An absent generation is fine.
@@ -223,7 +246,7 @@ class Runway:
 
         return await self._read(f"GET {path}", read)
 
-    async def _read(self, what: str, read: Callable[[], Awaitable[T]]) -> T:
+    async def _read(self, what: str, read: Callable[[], Awaitable[T]], *, tries: int = TRIES) -> T:
         """Repeat a free request in place, a few times and within the poll time-out."""
 
         async def timed() -> T:
@@ -236,7 +259,7 @@ class Runway:
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(_passes_soon),
-            stop=stop_after_attempt(TRIES) | stop_after_delay(self._poll_seconds / 2),
+            stop=stop_after_attempt(tries) | stop_after_delay(self._poll_seconds / 2),
             wait=wait_random_exponential(multiplier=0.1, max=1.0),
             reraise=True,
         )

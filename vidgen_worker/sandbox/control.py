@@ -40,6 +40,15 @@ class RunwayControl:
         settings: dict[str, Any] = _ask("PATCH", f"{self.url}/sandbox/settings", changes)
         return settings
 
+    def another_key(self, account: str = "first") -> str:
+        """Return a further key of an account; the one of `key` is the first."""
+        made: dict[str, str] = _ask("POST", f"{self.url}/sandbox/keys", {"account": account})
+        return made["key"]
+
+    def revoke(self, key: str) -> None:
+        """Let a key be refused from now on."""
+        _ask("DELETE", f"{self.url}/sandbox/keys/{key}")
+
 
 @dataclass(frozen=True, slots=True)
 class StorageControl:

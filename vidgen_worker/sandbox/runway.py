@@ -8,6 +8,7 @@ import asyncio
 import json
 import secrets
 import time
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -42,6 +43,7 @@ __all__ = ["RunwayDouble", "RunwaySettings"]
 VERSION = "2024-11-06"
 DOCUMENTATION = "https://docs.dev.runwayml.com/api"
 STARTING_CREDITS = 100_000
+FIRST_ACCOUNT = "first"
 KIND_OF_PATH: Mapping[str, Kind] = {"/v1/text_to_image": "image", "/v1/image_to_video": "video"}
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 
@@ -95,7 +97,11 @@ class Received:
 
 
 class RunwayDouble:
-    """The application and its state. Serve `app`; give clients `key`."""
+    """The application and its state. Serve `app`; give clients `key`.
+
+    `POST /sandbox/keys` makes further keys, of the same account or of others: an account's
+    generations are 404 under any other account's key, and its credits and limits are its own.
+    """
 
     def __init__(  # noqa: PLR0913 - each has a default and is given by name
         self,
@@ -112,13 +118,16 @@ class RunwayDouble:
         `allow_loopback_assets` lets requests name http URLs on 127.0.0.1. Pictures on other hosts
         are looked at only with `fetch_remote_assets`; otherwise they count as good.
         """
-        self.key = key or f"key_{secrets.token_hex(64)}"
+        self.key = key or new_key()
         self.generations = Generations(clock, STARTING_CREDITS)
         self.generations.settings = settings or RunwaySettings()
+        self._accounts = {FIRST_ACCOUNT: self.generations}
+        self._account_of_key = {self.key: FIRST_ACCOUNT}
+        self._all = ChainMap(self.generations.all)
         self.received: list[Received] = []
         self._allow_loopback_assets = allow_loopback_assets
         self._assets = Assets.fetcher(remote=fetch_remote_assets)
-        self._outputs = Outputs(folder, self.generations.all)
+        self._outputs = Outputs(folder, self._all)
         self._script = Script()
         self._secret = secrets.token_hex(32)
         self.app = Starlette(
@@ -132,6 +141,8 @@ class RunwayDouble:
                 Route("/sandbox/requests", self._show_requests, methods=["GET"]),
                 Route("/sandbox/settings", self._show_settings, methods=["GET"]),
                 Route("/sandbox/settings", self._change_settings, methods=["PATCH"]),
+                Route("/sandbox/keys", self._make_key, methods=["POST"]),
+                Route("/sandbox/keys/{key}", self._revoke_key, methods=["DELETE"]),
                 Route("/sandbox/product.png", self._product, methods=["GET"]),
             ],
             exception_handlers={RefusedError: _answer_refusal},
@@ -175,7 +186,7 @@ class RunwayDouble:
         body: Any,  # noqa: ANN401 - JSON
         received: Received,
     ) -> Response:
-        self._authenticate(request)
+        account = self._authenticate(request)
         issues = contract.check(kind, body, allow_loopback_assets=self._allow_loopback_assets)
         if issues:
             raise RefusedError(400, "Validation of body failed", issues)
@@ -186,24 +197,24 @@ class RunwayDouble:
             issue = Issue("custom", ("promptText",), str(error))
             raise RefusedError(400, "Validation of body failed", [issue]) from error
         await self._refuse_as_told(request, self._script.firing(kind, prompt, Moment.REFUSAL))
-        self._refuse_beyond_limits(kind, body)
+        self._refuse_beyond_limits(account, kind, body)
         inputs = await self._inputs(request, str(body["model"]), body)
         words = self._script.firing(kind, prompt, Moment.GENERATION)
-        generation = self.generations.create(kind, body, words, inputs)
+        generation = account.create(kind, body, words, inputs)
         received.generation = generation.id
         return await self._answer(request, generation)
 
-    def _authenticate(self, request: Request) -> None:
+    def _authenticate(self, request: Request) -> Generations:
+        """Return the account that the key belongs to."""
         if self.settings.outage:
             raise RefusedError(503, "Service unavailable.")
-        if (
-            self.settings.key_disabled
-            or request.headers.get("authorization") != f"Bearer {self.key}"
-        ):
+        key = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.settings.key_disabled or key not in self._account_of_key:
             raise RefusedError(401, "The API key is invalid, disabled or suspended.")
         if request.headers.get("x-runway-version") != VERSION:
             issue = Issue("invalid_value", ("X-Runway-Version",), f'Expected "{VERSION}"')
             raise RefusedError(400, "Validation of headers failed", [issue])
+        return self._accounts[self._account_of_key[key]]
 
     async def _refuse_as_told(self, request: Request, words: Mapping[str, Spoken]) -> None:
         if "drop-before-accept" in words:
@@ -216,11 +227,13 @@ class RunwayDouble:
             status, error = REFUSALS[name]
             raise RefusedError(status, error)
 
-    def _refuse_beyond_limits(self, kind: Kind, body: Mapping[str, Any]) -> None:
-        used = self.generations.daily_generations(str(body["model"]))
+    def _refuse_beyond_limits(
+        self, account: Generations, kind: Kind, body: Mapping[str, Any]
+    ) -> None:
+        used = account.daily_generations(str(body["model"]))
         if used >= self.settings.daily_limit_of(kind):
             raise RefusedError(*REFUSALS["daily-limit"])
-        if self.generations.credits_left < contract.cost(kind, body):
+        if account.credits_left < contract.cost(kind, body):
             raise RefusedError(*REFUSALS["no-credits"])
 
     async def _inputs(
@@ -286,7 +299,8 @@ class RunwayDouble:
         return JSONResponse(answer, background=BackgroundTask(delivered))
 
     async def _get(self, request: Request) -> Response:
-        generation, state = self._find(request)
+        account, generation = self._find(request)
+        state = account.state(generation)
         firing = self._script.firing
         kind, prompt = generation.kind, generation.prompt
         words = firing(kind, prompt, Moment.POLL, "poll-500", "poll-html", "weird-status")
@@ -296,30 +310,35 @@ class RunwayDouble:
             return HTMLResponse(PAGE)
         if state is State.GONE:
             raise RefusedError(404, "Task not found.")
-        answer = self._view(request, generation, state)
+        answer = self._view(request, account, generation)
         if "weird-status" in words:
             answer["status"] = "PAUSED"
         return JSONResponse(answer)
 
     async def _delete(self, request: Request) -> Response:
-        generation, _ = self._find(request)
-        self.generations.delete(generation)
+        account, generation = self._find(request)
+        account.delete(generation)
         return Response(status_code=204)
 
     async def _organization(self, request: Request) -> Response:
-        self._authenticate(request)
-        return JSONResponse(self.generations.organization())
+        return JSONResponse(self._authenticate(request).organization())
 
-    def _find(self, request: Request) -> tuple[Generation, State]:
-        """Return the generation that a path names. Raises 404 as for a deleted one."""
-        self._authenticate(request)
-        generation = self.generations.all.get(request.path_params["id"])
+    def _find(self, request: Request) -> tuple[Generations, Generation]:
+        """Return the generation that a path names, with its account.
+
+        Raises 404 for a deleted one, and for another account's.
+        """
+        account = self._authenticate(request)
+        generation = account.all.get(request.path_params["id"])
         if generation is None or generation.deleted:
             raise RefusedError(404, "Task not found.")
-        return generation, self.generations.state(generation)
+        return account, generation
 
-    def _view(self, request: Request, generation: Generation, state: State) -> dict[str, Any]:
+    def _view(
+        self, request: Request, account: Generations, generation: Generation
+    ) -> dict[str, Any]:
         """Return a generation as GET shows it."""
+        state = account.state(generation)
         created = generation.created_at.isoformat(timespec="milliseconds")
         view: dict[str, Any] = {
             "id": generation.id,
@@ -327,7 +346,7 @@ class RunwayDouble:
             "status": state.value,
         }
         if state is State.RUNNING:
-            view["progress"] = generation.progress(self.generations.clock())
+            view["progress"] = generation.progress(account.clock())
         if state is State.SUCCEEDED:
             view["output"] = [self._output_url(request, generation)]
         if state is State.FAILED:
@@ -360,7 +379,7 @@ class RunwayDouble:
             claims = jwt.decode(token, self._secret, ["HS256"])
         except jwt.InvalidTokenError:
             return None
-        generation = self.generations.all.get(name.partition(".")[0])
+        generation = self._all.get(name.partition(".")[0])
         if claims.get("name") != name or generation is None or generation.deleted:
             return None
         return generation
@@ -387,13 +406,19 @@ class RunwayDouble:
     # What tests and the command line ask for --------------------------------------------------
 
     async def _show_generations(self, _request: Request) -> Response:
-        return JSONResponse([self._record(one) for one in self.generations.all.values()])
+        shown = [
+            (one.created, self._record(name, account, one))
+            for name, account in self._accounts.items()
+            for one in account.all.values()
+        ]
+        return JSONResponse([record for _, record in sorted(shown, key=lambda pair: pair[0])])
 
-    def _record(self, generation: Generation) -> dict[str, Any]:
-        state = self.generations.state(generation)
+    def _record(self, name: str, account: Generations, generation: Generation) -> dict[str, Any]:
+        state = account.state(generation)
         finished = not state.is_unfinished and not generation.deleted
         return {
             "id": generation.id,
+            "account": name,
             "kind": generation.kind,
             "model": generation.model,
             "prompt": generation.prompt,
@@ -401,7 +426,7 @@ class RunwayDouble:
             "price": generation.price,
             "cost": generation.final_cost if finished else None,
             "createdAt": generation.created_at.isoformat(),
-            "throttledSeconds": self.generations.throttled_seconds(generation),
+            "throttledSeconds": account.throttled_seconds(generation),
             "delivered": generation.delivered,
             "body": generation.body,
         }
@@ -420,10 +445,35 @@ class RunwayDouble:
         if unknown := [name for name in changes if name not in known]:
             names = ", ".join(["credit_balance", *known])
             raise RefusedError(400, f"The sandbox has no setting {unknown[0]!r}. It has: {names}.")
-        self.generations.settings = replace(self.settings, **changes)
+        settings = replace(self.settings, **changes)
+        for account in self._accounts.values():
+            account.settings = settings
         if balance is not None:
             self.generations.credits_left = int(balance)
         return await self._show_settings(request)
+
+    async def _make_key(self, request: Request) -> Response:
+        """Make a key of an account; an account that is not there yet comes with it."""
+        name = str((await request.json()).get("account", FIRST_ACCOUNT))
+        if name not in self._accounts:
+            account = Generations(self.generations.clock, STARTING_CREDITS)
+            account.settings = self.settings
+            self._accounts[name] = account
+            self._all.maps.append(account.all)
+        key = new_key()
+        self._account_of_key[key] = name
+        return JSONResponse({"key": key, "account": name}, HTTPStatus.CREATED)
+
+    async def _revoke_key(self, request: Request) -> Response:
+        """From now on the key is refused."""
+        if self._account_of_key.pop(request.path_params["key"], None) is None:
+            raise RefusedError(404, "The sandbox has no such key.")
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+def new_key() -> str:
+    """Return a key in Runway's shape."""
+    return f"key_{secrets.token_hex(64)}"
 
 
 def _spoilt(word: str, answer: Mapping[str, Any]) -> Response:
