@@ -393,7 +393,9 @@ class Worker:
         self._room_due = boot_time() + ROOM_EVERY
         async with self._claiming:
             await end_all({working for _, working in polled.values()}, LOOPS_END)
-            given = await self.queue.hand_back(list(polled))
+            given = await self.queue.hand_back(
+                [(task_id, run.task.fence.attempt) for task_id, (run, _) in polled.items()]
+            )
         for task_id in given:
             emit(TaskHandedBack(fence=polled[task_id][0].task.fence))
 
