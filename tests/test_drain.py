@@ -374,7 +374,10 @@ async def test_a_file_that_kills_workers_ends_its_task(world: World) -> None:
     ):
         task = world.order(user, world.scene(user))
         await kept.wait()
-    world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+    world.sql(
+        "insert into vidgen.budgets (task_id, crashes) values (%s, 2)"
+        " on conflict (task_id) do update set crashes = 2", task,
+    )  # fmt: skip
     world.sql(
         "create function public.die() returns trigger language plpgsql as"
         " $$ begin perform pg_notify('crashes', (select crashes from vidgen.budgets"
@@ -386,7 +389,11 @@ async def test_a_file_that_kills_workers_ends_its_task(world: World) -> None:
     )
     world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
     async with world.worker(**QUICK, VIDGEN_RETRY_BACKOFF="1h"):
-        await until_true(world, "select failures = 1 from video_generation_tasks")
+        await until_true(
+            world,
+            "select status = 'pending' and attempt = 2 and run_after > now()"
+            " from video_generation_tasks",
+        )
     assert world.one("select crashes from vidgen.budgets")["crashes"] == 2
 
 
