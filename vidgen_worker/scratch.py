@@ -19,8 +19,6 @@ from vidgen_worker.errors import Fault
 PREFIX = "vidgen-worker-"
 LOCK = ".lock"
 PROBE = "probe"
-ROOM = 2**20
-"""Bytes that must be free: with less not even a small clip gets through."""
 SMALL = 2**20
 """Bytes of a file that is removed in a fraction of a millisecond; a large one takes a thread."""
 
@@ -39,17 +37,17 @@ class Scratch:
         self._free: list[Path] = []
         self._made = 0
 
-    def prove(self) -> None:
-        """Prove that a file of `ROOM` bytes can be written here; it is gone afterwards.
+    def prove(self, room: int) -> None:
+        """Prove that a file of so many bytes can be written here; it is gone afterwards.
 
         Raises Fault `scratch_unavailable`, which names the folder.
         """
         probe = self._folder / PROBE
         try:
             with probe.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, ROOM)
+                os.posix_fallocate(file.fileno(), 0, room)
         except OSError as error:
-            details = f"a file of {ROOM} bytes can't be written to {self._folder}: {error}"
+            details = f"a file of {room} bytes can't be written to {self._folder}: {error}"
             raise Fault("scratch_unavailable", details=details) from error
         finally:
             with contextlib.suppress(OSError):

@@ -200,9 +200,12 @@ class Worker:
         """Look for work now."""
         self._wake.set()
 
-    async def machine_works(self) -> None:
-        """Prove, for free, that outputs can be kept and looked at here. Raises Fault."""
-        await asyncio.to_thread(self._scratch.prove)
+    async def machine_works(self, room: int) -> None:
+        """Prove, for free, that outputs can be kept and looked at here. Raises Fault.
+
+        `room` is in bytes.
+        """
+        await asyncio.to_thread(self._scratch.prove, room)
         await self.media.prove()
 
     def stop(self) -> None:
