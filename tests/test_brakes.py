@@ -1,7 +1,10 @@
 """Brakes: the same trouble in a row stops what is paid for and keeps what was paid."""
 
 import json
+import resource
+import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -221,7 +224,7 @@ async def test_a_trouble_with_clips_is_not_forgotten_for_stills(world: World) ->
     assert reasons(world) == [("storage", "STORAGE_UNAVAILABLE")]
 
 
-async def test_an_error_of_our_own_in_a_row_stops_the_machine_alone(world: World) -> None:
+async def test_an_error_that_nobody_expected_is_braked_too(world: World) -> None:
     """Whatever its name: here an application's trigger refuses what is stored."""
     world.sql(
         """
@@ -240,7 +243,23 @@ async def test_an_error_of_our_own_in_a_row_stops_the_machine_alone(world: World
         await until(world, lambda: bool(reasons(world)))
         await world.beats(3)
         assert sum(posts(world)) <= 2 + ALLOWANCE
-    assert reasons(world) == [("machine", "INTERNAL_ERROR")]
+    assert reasons(world) == [("default", "ROW_REFUSED")]
+
+
+async def test_a_machine_that_can_not_look_at_files_claims_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its child can't start: nothing is paid there, and another machine goes on."""
+    (tmp_path / "av.py").write_text("raise SystemExit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    tasks = crowd(world, 3)
+    async with world.worker(VIDGEN_IMAGE_SLOTS="9", VIDGEN_VIDEO_SLOTS="9"):
+        await until(world, lambda: [scope for scope, _ in reasons(world)] == ["machine"])
+        await world.beats(3)
+        assert posts(world) == (0, 0)
+        monkeypatch.delenv("PYTHONPATH")
+        rows = [await world.until(task) for task in tasks]
+    assert {row["status"] for row in rows} == {"completed"}
 
 
 async def test_users_count_where_their_input_may_be_to_blame(world: World) -> None:
@@ -270,24 +289,19 @@ async def test_users_count_where_their_input_may_be_to_blame(world: World) -> No
         assert reasons(world) == []
 
 
-async def test_a_machine_without_room_claims_nothing_and_heals(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import resource  # noqa: PLC0415
-    import signal  # noqa: PLC0415
-
-    del monkeypatch
+async def test_a_machine_without_room_claims_nothing_and_heals(world: World) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    tasks = crowd(world, 3)
     try:
         async with world.worker(VIDGEN_IMAGE_SLOTS="9", VIDGEN_VIDEO_SLOTS="9") as worker:
+            await world.beats(2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
             await worker.janitor.prove_machine()
-            ended = [world.task(task)["status"] for task in tasks]
-            assert reasons(world) == [("machine", "SCRATCH_UNAVAILABLE")], ended
-            details = world.one("select details from vidgen.gates")["details"]
-            assert "vidgen-worker-" in details
+            tasks = crowd(world, 3)
+            await world.beats(3)
+            assert reasons(world) == [("machine", "SCRATCH_UNAVAILABLE")]
+            assert posts(world) == (0, 0)
+            assert "vidgen-worker-" in world.one("select details from vidgen.gates")["details"]
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             rows = [await world.until(task) for task in tasks]
     finally:

@@ -333,6 +333,70 @@ async def test_a_suspect_is_alone_until_its_generation_has_ended(world: World) -
     assert len(world.runway.generations()) == 2
 
 
+async def test_a_suspect_that_is_only_polled_keeps_nobody_waiting(world: World) -> None:
+    """Alone is for the code that kills workers; a generation may take hours."""
+    watch(world)
+    task = await _begun(world, "[[stall]]")
+    world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+    async with world.worker(**QUICK):
+        await until_true(world, "select status = 'processing' from video_generation_tasks")
+        rows = [await world.until(other) for other in many(world, 3)]
+        assert world.task(task)["status"] == "processing"
+    assert {row["status"] for row in rows} == {"completed"}
+
+
+async def test_a_suspect_does_not_wait_for_what_is_only_polled(world: World) -> None:
+    """The worker gives a long generation back, and takes it up again afterwards."""
+    watch(world)
+    async with world.worker(**QUICK):
+        async with hearing(events.SubmissionRecorded) as submitted:
+            (long,) = many(world, 1, "[[stall]] ")
+            await submitted.wait()
+        user = world.user()
+        suspect = world.order(user, world.scene(user))
+        world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", suspect)
+        row = await world.until(suspect)
+        await world.until(long, "processing", attempt=2)
+        (other,) = many(world, 1)
+        assert (await world.until(other))["status"] == "completed"
+    assert row["status"] == "completed"
+    assert len(world.runway.generations(kind="image")) == 3
+
+
+async def test_a_file_that_kills_workers_ends_its_task(world: World) -> None:
+    """Reading its finished generation again is no progress: its deaths are not forgiven for it."""
+    watch(world)
+    world.storage.fail("upload", times=4, status=503)
+    user = world.user()
+    async with (
+        world.worker(**QUICK, VIDGEN_RETRY_BACKOFF="1h"),
+        hearing(events.TaskRequeued) as kept,
+    ):
+        task = world.order(user, world.scene(user))
+        await kept.wait()
+    world.sql(
+        "insert into vidgen.budgets (task_id, crashes) values (%s, 2)"
+        " on conflict (task_id) do update set crashes = 2", task,
+    )  # fmt: skip
+    world.sql(
+        "create function public.die() returns trigger language plpgsql as"
+        " $$ begin perform pg_notify('crashes', (select crashes from vidgen.budgets"
+        " where task_id = new.task_id)::text); raise exception 'dead'; end $$"
+    )
+    world.sql(
+        "create trigger die before update on vidgen.checkpoints for each row"
+        " when (new.state = 'done') execute function public.die()"
+    )
+    world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
+    async with world.worker(**QUICK, VIDGEN_RETRY_BACKOFF="1h"):
+        await until_true(
+            world,
+            "select status = 'pending' and attempt = 2 and run_after > now()"
+            " from video_generation_tasks",
+        )
+    assert world.one("select crashes from vidgen.budgets")["crashes"] == 2
+
+
 async def test_a_suspect_runs_alone(world: World) -> None:
     """Nothing else is in processing while it is."""
     watch(world)

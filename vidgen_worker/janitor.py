@@ -46,6 +46,8 @@ REFUSALS_POLLS = 5
 COUNT_EVERY = timedelta(seconds=15)
 PROVE_EVERY = timedelta(minutes=3)
 """A bucket's settings are the dashboard's, and a disk fills: both are looked at again and again."""
+ROOM, MOST_ROOM = 2**20, 2**26
+"""With less free than the first not even a small clip gets through, with the second most do."""
 LIMITS_AGAIN = timedelta(seconds=5)
 """After a reading that failed."""
 LIMITS_EVERY = timedelta(minutes=1)
@@ -87,6 +89,8 @@ class Janitor:
         self._storage_proven = False
         self._machine_proven = False
         self._machine_closed = False
+        self._room = ROOM
+        """Bytes that must be free here: more after each time that it was too little."""
         self._noted: frozenset[str] = frozenset()
 
     def proven(self) -> bool:
@@ -153,7 +157,7 @@ class Janitor:
     async def prove_machine(self) -> timedelta | None:
         """Look whether this machine can keep, and look at, what is paid for."""
         try:
-            await self._worker.machine_works()
+            await self._worker.machine_works(self._room)
         except Fault as fault:
             if not self._machine_proven:
                 emit(MachineUnproven(code=fault.code, details=fault.details))
@@ -214,6 +218,7 @@ class Janitor:
                 ))  # fmt: skip
             if self._is_machine(gate):
                 self._machine_closed = False
+                self._room = min(self._room * 4, MOST_ROOM)
                 worker.wake()
         else:
             emit(GateProbed(
@@ -298,7 +303,7 @@ class Janitor:
         model = gate.model
         try:
             if self._is_machine(gate):
-                await self._worker.machine_works()
+                await self._worker.machine_works(self._room)
                 self._machine_proven = True
                 return None
             if gate == of_storage or reason.startswith("STORAGE"):

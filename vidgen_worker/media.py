@@ -388,8 +388,8 @@ class _Children:
         raise Fault("output_undecodable", details=details)
 
     async def prove(self) -> None:
-        """Lend a child and give it back; one that lives is enough. Raises Fault."""
-        if not self._idle and not self._living:
+        """Lend a child and give it back; one that has come up is enough. Raises Fault."""
+        if not any(child.came_up for child in self._living):
             async with self._slots, self._child():
                 pass
 
@@ -491,6 +491,10 @@ class _Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def came_up(self) -> bool:
+        return self._ready and self._process.returncode is None
 
     @property
     def usable(self) -> bool:

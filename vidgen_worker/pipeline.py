@@ -157,7 +157,9 @@ class Pipeline:
         storing = checkpoint is not None and checkpoint.state is CheckpointState.STORING
         # Only polled, it kills nobody: others may run beside it until its output is looked at.
         run.alone = self._task.alone and storing
+        run.polling = not storing
         generation = await generating.follow(checkpoint)
+        run.polling = False
         if self._task.alone and not storing:
             raise ProvenError
         return await Storing(tools, run, stage, order, generating).store(generation)

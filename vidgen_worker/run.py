@@ -44,6 +44,8 @@ class Run:
     """The digest of the scene when the last stage ended: whether the next one reads it anew."""
     alone: bool = False
     """Whether nothing else may run beside it now; not while its generation is only polled."""
+    polling: bool = False
+    """Only its generation is asked about: it may be given back at any moment, and costs nothing."""
     concluding: bool = False
     """The end is being written: a verdict "lost" of a heartbeat may already be our own doing."""
 

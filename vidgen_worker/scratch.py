@@ -24,8 +24,6 @@ from vidgen_worker.errors import Fault
 PREFIX = "vidgen-worker-"
 LOCK = ".lock"
 PROBE = "probe"
-ROOM = 2**20
-"""Bytes that must be free: with less not even a small clip gets through."""
 OUTPUT = "output"
 SMALL = 2**20
 """Bytes of a file that is removed in a fraction of a millisecond; a large one takes a thread."""
@@ -70,8 +68,8 @@ class Scratch:
             shutil.rmtree(folder, ignore_errors=True)
         self._let_go()
 
-    def prove(self) -> None:
-        """Prove that a file of `ROOM` bytes can be written here; it is gone afterwards.
+    def prove(self, room: int) -> None:
+        """Prove that a file of so many bytes can be written here; it is gone afterwards.
 
         Raises Fault `scratch_unavailable`, which names the folder.
         """
@@ -79,12 +77,12 @@ class Scratch:
             probe = self._made() / PROBE
             try:
                 with probe.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, ROOM)
+                    os.posix_fallocate(file.fileno(), 0, room)
             finally:
                 probe.unlink(missing_ok=True)
         except OSError as error:
             where = self._folder or self._tried or "the folder for temporary files"
-            raise scratch_fault(error, f"a file of {ROOM} bytes in {where}") from error
+            raise scratch_fault(error, f"a file of {room} bytes in {where}") from error
 
     @contextlib.asynccontextmanager
     async def file(self) -> AsyncIterator[Path]:

@@ -73,6 +73,8 @@ REPORT_EVERY = timedelta(seconds=1)
 CLAIM_AGAIN = timedelta(milliseconds=30)
 CLAIM_STATEMENTS = 8
 """Statements in one turn of the claim loop at the most, and a heartbeat's to wait for."""
+ROOM_EVERY = 60.0
+"""Seconds between two times that tasks are given back for one that is to run alone."""
 STATUS_EVERY = timedelta(seconds=10)
 MOST_EMPTY_CLAIMS = 10
 SOONEST_BEAT = 0.05
@@ -136,6 +138,7 @@ class Worker:
         self._making_room = False
         """Claim nothing until idle: a task waits that is to run alone."""
         self._sweep_due = 0.0
+        self._room_due = 0.0
         self._drain_deadline: float | None = None
 
     # From start to stop.
@@ -197,9 +200,12 @@ class Worker:
         """Look for work now."""
         self._wake.set()
 
-    async def machine_works(self) -> None:
-        """Prove, for free, that outputs can be kept and looked at here. Raises Fault."""
-        await asyncio.to_thread(self._scratch.prove)
+    async def machine_works(self, room: int) -> None:
+        """Prove, for free, that outputs can be kept and looked at here. Raises Fault.
+
+        `room` is in bytes.
+        """
+        await asyncio.to_thread(self._scratch.prove, room)
         await self.media.prove()
 
     def stop(self) -> None:
@@ -371,11 +377,30 @@ class Worker:
                 slots, self.observer.silent(), idle=not self.running, steady=self.lease.steady()
             )
             self._start(taken)
+        if self._making_room:
+            await self._make_room()
         for task, _ in lost:
             emit(TaskFailed(
                 fence=task.fence, code="WORKER_LOST", message="The worker died several times",
                 details=f"{self.settings.vidgen_max_crashes} deaths without progress",
             ))  # fmt: skip
+
+    async def _make_room(self) -> None:
+        """Give back what is only polled, which may take hours: a task waits that is to run alone.
+
+        Now and then only: without a slot for that task, this worker takes them again.
+        """
+        polled = {task_id: held for task_id, held in self.running.items() if held[0].polling}
+        if not polled or boot_time() < self._room_due:
+            return
+        self._room_due = boot_time() + ROOM_EVERY
+        async with self._claiming:
+            await end_all({working for _, working in polled.values()}, LOOPS_END)
+            given = await self.queue.hand_back(
+                [(task_id, run.task.fence.attempt) for task_id, (run, _) in polled.items()]
+            )
+        for task_id in given:
+            emit(TaskHandedBack(fence=polled[task_id][0].task.fence))
 
     async def try_gate(self, gate: Gate, probes: int) -> bool:
         """Let one task through a gate, beyond the slots; whether there was one to try it."""

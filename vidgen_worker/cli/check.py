@@ -38,7 +38,7 @@ from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
 from vidgen_worker.providers.runway import Runway
 from vidgen_worker.scratch import room
-from vidgen_worker.storage import Bucket, Misfit, Storage
+from vidgen_worker.storage import Bucket, Found, Misfit, Storage
 from vidgen_worker.worker import buckets
 
 OLDEST_POSTGRES = 150_000
@@ -353,7 +353,7 @@ def _account(settings: Settings, workers: list[dict[str, Any]]) -> Finding:
 async def _bucket(storage: Storage, purpose: str, bucket: Bucket) -> list[Finding]:
     what = f"Bucket {bucket.name}"
     remedy = "Copy SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY again: the project's secret key."
-    found = None
+    found: Found | None = None
     wrong: list[Misfit] = []
     try:
         found, wrong = await storage.look(bucket)
