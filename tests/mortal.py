@@ -194,9 +194,11 @@ class Mortals:
 
 
 @contextmanager
-def mortals(log: Path) -> Iterator[Mortals]:
-    """A fork server, ended with its mortals at the end of the block."""
+def mortals(log: Path, temporary: Path | None = None) -> Iterator[Mortals]:
+    """A fork server, ended with its mortals at the end of the block; `temporary` is its TMPDIR."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("VIDGEN_")}
+    if temporary is not None:
+        environment["TMPDIR"] = str(temporary)
     command = [sys.executable, "-m", "tests.mortal"]
     root = Path(__file__).parent.parent
     with (

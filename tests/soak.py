@@ -9,7 +9,9 @@ import argparse
 import asyncio
 import logging
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,7 +48,6 @@ MENDED_AT = 0.8
 """The application mends its trigger when this share of the tasks has ended."""
 APPLICATION = """
 create table public.refusing (task_id uuid primary key, what text not null);
-create table public.refused (task_id uuid);
 create function public.application_refuses() returns trigger
 language plpgsql security definer as $$
 declare
@@ -66,6 +67,25 @@ create trigger application_refuses after update on public.video_generation_tasks
   for each row execute function public.application_refuses();
 """
 """An application's own trigger, which refuses some rows."""
+POOLER = """
+create function public.pooler_breaks() returns trigger language plpgsql as $$
+begin
+  if random() < {share} then
+    raise exception '(EDBHANDLEREXITED) connection to database closed' using errcode = 'XX000';
+  end if;
+  return null;
+end
+$$;
+"""
+BREAKS = """
+create trigger pooler_breaks after insert or update on {}
+  for each statement execute function public.pooler_breaks()
+"""
+WRITTEN_IN_PAIN = ("submissions", "checkpoints", "holds", "budgets", "charges")
+"""Tables whose writes a pooler's error meets now and then."""
+DISK_FULL_AT = 0.2
+"""The disk is full from the moment when this share of the tasks has ended."""
+NOT_THE_KEY = "sb_secret_this_is_another_project_s_key_0000"
 ENVIRONMENT = {
     "VIDGEN_LEASE": "3s", "VIDGEN_SUBMIT_TIMEOUT": "4s", "VIDGEN_STORAGE_TIMEOUT": "2s",
     "VIDGEN_POLL_INTERVAL": "150ms", "VIDGEN_RETRY_BACKOFF_MAX": "1s",
@@ -228,7 +248,7 @@ async def _stopped(stop: asyncio.Event, seconds: float) -> bool:
 class Fleet:
     """Workers, each with a fork server of its own, so that a new life starts at once."""
 
-    def __init__(self, servers: list[Mortals], settings: dict[str, str]) -> None:
+    def __init__(self, servers: list[Mortals], settings: list[dict[str, str]]) -> None:
         self._servers = servers
         self._settings = settings
         self._lives: list[Mortal] = []
@@ -237,13 +257,16 @@ class Fleet:
 
     async def start(self) -> None:
         """Start all of them."""
-        self._lives = [await server.start(self._settings) for server in self._servers]
+        self._lives = [
+            await server.start(settings)
+            for server, settings in zip(self._servers, self._settings, strict=True)
+        ]
 
     async def kill(self, number: int) -> None:
         """Kill one by SIGKILL and start it anew."""
         if await self._end(number, signal.SIGKILL, -signal.SIGKILL):
             self.kills += 1
-        self._lives[number] = await self._servers[number].start(self._settings)
+        self._lives[number] = await self._servers[number].start(self._settings[number])
 
     async def keep_killing(self, every: float, chance: random.Random, stop: asyncio.Event) -> None:
         """Kill one now and then, until the end."""
@@ -321,25 +344,83 @@ async def soak(plan: Plan, folder: Path, say: Callable[[str], None]) -> Report:
     began = time.monotonic()
     async with _staged(plan, folder) as stage:
         with ExitStack() as stack:
-            servers = [stack.enter_context(mortals(stage.log)) for _ in range(plan.workers)]
-            fleet = Fleet(servers, stage.world.env())
+            disk = Disk(folder / "disk")
+            servers = [
+                stack.enter_context(mortals(stage.log, disk.folder if number == 0 else None))
+                for number in range(plan.workers + 1)
+            ]
+            # The last one is a machine with another project's key: it must harm nobody.
+            settings = [stage.world.env()] * plan.workers
+            settings.append(stage.world.env(SUPABASE_SERVICE_ROLE_KEY=NOT_THE_KEY))
+            fleet = Fleet(servers, settings)
             clients = Clients(stage.world, orders, random.Random(f"clients {plan.seed}"))
             clients.prepare()
-            restarts = await _play(plan, stage, fleet, clients, say)
+            _let_the_pooler_break(stage.world, plan.pooler_share)
+            stack.callback(disk.heal)
+            restarts = await _play(plan, stage, fleet, clients, disk, say)
+            stage.world.sql("drop function public.pooler_breaks() cascade")
             await fleet.drain(stage.world)
         await _sweep(stage.world)
         return audit(
             stage.world, stage.runway, stage.storage, orders, clients.asked,
             happened={"kill -9": fleet.kills, "PostgreSQL restarts": restarts,
-                      "scenes deleted": clients.scenes_deleted,
+                      "scenes deleted": clients.scenes_deleted, "full disks": disk.times,
                       "seconds": round(time.monotonic() - began)},
             strange=fleet.strange_ends, log=stage.log,
         )  # fmt: skip
 
 
-async def _play(
-    plan: Plan, stage: Stage, fleet: Fleet, clients: Clients, say: Callable[[str], None]
-) -> int:
+def _let_the_pooler_break(world: World, share: float) -> None:
+    with world.admin() as conn:
+        conn.execute(psycopg.sql.SQL(POOLER).format(share=psycopg.sql.Literal(share)))
+        for table in WRITTEN_IN_PAIN:
+            conn.execute(psycopg.sql.SQL(BREAKS).format(psycopg.sql.Identifier("vidgen", table)))
+
+
+@dataclass
+class Disk:
+    """Where the first worker keeps its downloads: full for a while, or gone."""
+
+    folder: Path
+    times: int = 0
+    _mounted: bool = False
+
+    def __post_init__(self) -> None:
+        """Make it."""
+        self.folder.mkdir()
+
+    def fill(self) -> None:
+        """Leave no room: a file system of 64 KiB over it, or, without root, a file in its place."""
+        self.times += 1
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(self.folder)],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        self._mounted = done.returncode == 0
+        if not self._mounted:
+            shutil.rmtree(self.folder)
+            self.folder.write_text("no folder")
+
+    def heal(self) -> None:
+        """Give the room back."""
+        if self._mounted:
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+            self._mounted = False
+        elif self.folder.is_file():
+            self.folder.unlink()
+            self.folder.mkdir()
+
+    async def be_full(self, seconds: float, stop: asyncio.Event) -> None:
+        """Be full for so long, or until the end."""
+        self.fill()
+        await _stopped(stop, seconds)
+        self.heal()
+
+
+async def _play(  # noqa: PLR0913, PLR0917 - the players
+    plan: Plan, stage: Stage, fleet: Fleet, clients: Clients, disk: Disk,
+    say: Callable[[str], None],
+) -> int:  # fmt: skip
     """From the first task to the end of the last, or of the patience; counts the restarts."""
     stop = asyncio.Event()
     await fleet.start()
@@ -355,15 +436,15 @@ async def _play(
         )
     ]
     try:
-        return await _until_ended(plan, stage, loops, clients, say)
+        return await _until_ended(plan, stage, loops, clients, disk, stop, say)
     finally:
         stop.set()
         await asyncio.gather(*loops)
 
 
-async def _until_ended(
-    plan: Plan, stage: Stage, loops: list[asyncio.Task[None]], clients: Clients,
-    say: Callable[[str], None],
+async def _until_ended(  # noqa: PLR0913, PLR0917 - the players
+    plan: Plan, stage: Stage, loops: list[asyncio.Task[None]], clients: Clients, disk: Disk,
+    stop: asyncio.Event, say: Callable[[str], None],
 ) -> int:  # fmt: skip
     restarts: Iterator[tuple[int, float]] = iter(enumerate(plan.restarts))
     upcoming = next(restarts, None)
@@ -387,6 +468,8 @@ async def _until_ended(
             await asyncio.to_thread(stage.server.restart)
             done += 1
             upcoming = next(restarts, None)
+        if ended >= DISK_FULL_AT * plan.tasks and not disk.times:
+            loops.append(asyncio.create_task(disk.be_full(plan.disk_full_seconds, stop)))
         if ended >= MENDED_AT * plan.tasks:
             await _persistently(clients.mend, asyncio.Event())
         if ended == plan.tasks:

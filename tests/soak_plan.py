@@ -25,6 +25,10 @@ class Plan:
     """Tasks whose row an application's trigger refuses to change, at some moment."""
     deletion_share: float = 0.04
     """Tasks whose scene its owner deletes while they wait or run."""
+    pooler_share: float = 0.005
+    """Writes to our private tables that a pooler's own error (XX000) meets."""
+    disk_full_seconds: float = 60.0
+    """How long the first worker's machine has no room for a file."""
     patience: float = 600.0
     restarts: tuple[float, ...] = (0.3, 0.65)
     """PostgreSQL is restarted when this share of the tasks has ended: stopped, then killed."""

@@ -22,7 +22,14 @@ def test_every_prompt_word_is_soaked() -> None:
 async def test_a_short_soak(tmp_path: Path) -> None:
     """Two workers, kills, two restarts of PostgreSQL, every kind of fault: every promise holds."""
     plan = Plan(
-        SEED, tasks=150, users=10, workers=2, storage_share=0.1, cancel_share=0.1, patience=150
+        SEED,
+        tasks=150,
+        users=10,
+        workers=2,
+        storage_share=0.1,
+        cancel_share=0.1,
+        patience=150,
+        disk_full_seconds=5,
     )
     report = await soak(plan, tmp_path, print)
     report.show()
