@@ -17,8 +17,8 @@ from tests.test_drain import ENDED, many, stopped
 from tests.test_submissions import forget, posts, submissions, until
 from tests.watching import until_true, watch
 from tests.world import PATIENCE, World, hearing, recorded
-from vidgen_worker import events
-from vidgen_worker.db import Database, DatabaseUnavailableError, Trouble, trouble_of
+from vidgen_worker import db, events
+from vidgen_worker.db import Database, StatementStuckError, Trouble, trouble_of
 from vidgen_worker.providers.runway import Runway
 
 STATES = ("submitting", "generating", "storing", "done")
@@ -253,26 +253,38 @@ async def test_a_lock_that_an_application_holds_costs_one_statement_and_no_other
         assert (await world.until(locked))["attempt"] == 1
 
 
-async def test_a_statement_that_never_passes_while_others_do_is_given_up(world: World) -> None:
-    """Not after so many tries alone: an outage may last as long as it likes."""
+async def test_a_statement_that_never_passes_while_others_do_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only then: alone it might be an outage, which may last as long as it likes."""
+    monkeypatch.setattr(db, "STUCK_TRIES", 3)
+    with world.admin() as conn:
+        conn.execute(
+            "create function public.refuse() returns trigger language plpgsql as"
+            " $$ begin raise exception 'made by the test' using errcode = '40001'; end $$"
+        )
+        conn.execute(
+            "create trigger refuse before insert on vidgen.gates"
+            " for each row execute function public.refuse()"
+        )
     database = Database(world.database.url)
     await database.open()
     try:
-        with world.admin() as conn:
-            conn.execute(
-                "create function public.refuse() returns trigger language plpgsql as"
-                " $$ begin raise exception 'made by the test' using errcode = '40001'; end $$"
-            )
-            conn.execute(
-                "create trigger refuse before insert on vidgen.gates"
-                " for each row execute function public.refuse()"
-            )
-        with pytest.raises(DatabaseUnavailableError) as raised:
-            await database.once(
+        with recorded() as heard:
+            closing = asyncio.create_task(database.run(
                 "close_gate", provider="runway", key_fingerprint="key", model="*", reason="TEST",
                 message="", details="", probe=world.settings().vidgen_gate_probe,
-            )  # fmt: skip
-        assert raised.value.trouble is Trouble.PASSING
+            ))  # fmt: skip
+            async with asyncio.timeout(PATIENCE):
+                # One line for the first try, one for the fifth.
+                while sum(isinstance(e, events.DatabaseTrouble) for e in heard) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)  # a bounded wait for its next tries
+                assert not closing.done()
+                while not closing.done():
+                    await database.once("read_gates", provider="runway", key_fingerprint="key")
+                    await asyncio.sleep(0.02)  # a bounded wait for its next tries
+        with pytest.raises(StatementStuckError, match="while the database answered others"):
+            await closing
     finally:
         await database.close()
 

@@ -44,7 +44,7 @@ CHANNEL = "vidgen_tasks"
 STATEMENT_DEADLINE = timedelta(seconds=15)
 """After this a statement is given up, and sent again where it may be."""
 STUCK_TRIES = 30
-"""So often a statement may fail while the database answers others: about two minutes."""
+"""So often a statement may fail while the database answers others: a few minutes."""
 UNKNOWN_TRIES = 6
 """So often an error that nobody knows counts as passing, where money hangs on the statement."""
 
@@ -228,7 +228,7 @@ class Outage:
         self._since: float | None = None
         self._failed_at = 0.0
         self.passed = 0
-        """How many statements were answered so far."""
+        """How many statements went well so far."""
 
     @property
     def away(self) -> bool:
@@ -246,9 +246,9 @@ class Outage:
                 error=explain_connect(said, self._url) if away else one_line(error)
             ))  # fmt: skip
 
-    def answered(self, sent: float) -> None:
-        """Note an answer to a statement that was sent then."""
-        self.passed += 1
+    def answered(self, sent: float, *, well: bool = True) -> None:
+        """Note an answer to a statement that was sent then: a good one, or an error of its own."""
+        self.passed += well
         if self._since is not None and sent > self._failed_at:
             emit(DatabaseBack(seconds=round(boot_time() - self._since, 1)))
             self._since = None
@@ -380,7 +380,7 @@ class Database:
                 if trouble is Trouble.AWAY:
                     self.outage.met(error)
                 elif isinstance(error, psycopg.Error) and error.sqlstate is not None:
-                    self.outage.answered(sent)
+                    self.outage.answered(sent, well=False)
             if trouble is Trouble.UNKNOWN:
                 raise
             if isinstance(
@@ -440,13 +440,14 @@ class Database:
         times. StatementStuckError when it does not pass although the database answers others.
         """
         tries, stuck, unknown, began = 0, 0, 0, boot_time()
+        passed = self.outage.passed
         while True:
-            answered = self.outage.passed
             try:
                 rows = await self.once(name, **parameters)
             except DatabaseUnavailableError as error:
                 tries += 1
-                stuck += answered < self.outage.passed
+                stuck += passed < self.outage.passed
+                passed = self.outage.passed
                 if not self.outage.away and (tries in (1, 5) or tries % 20 == 0):
                     emit(DatabaseTrouble(query=name, error=str(error), tries=tries))
                 if give_up():
