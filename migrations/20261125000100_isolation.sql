@@ -306,9 +306,11 @@ as $$
 declare
   noted vidgen.refusals;
 begin
+  -- The fence is looked at under the row's lock: who has lost the task notes nothing about it.
   perform from public.video_generation_tasks as t
     where t.id = of_task and t.attempt = of_attempt and t.worker_id = of_worker
-      and t.status = 'processing';
+      and t.status = 'processing'
+      for no key update;
   if not found then
     return;
   end if;

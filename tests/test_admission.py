@@ -42,7 +42,7 @@ def taken(ground: Ground, model: str = IMAGE) -> tuple[int, int]:
 
 def slots(ground: Ground, model: str = IMAGE) -> int:
     """How many generations of a model may be in flight."""
-    return int(ground.one("select vidgen.count_slots('runway', 'key', %s) as n", model)["n"])
+    return int(ground.one("select vidgen.count_slots('runway', 'default', %s) as n", model)["n"])
 
 
 def refused(hand: Hand, held: Held, stage: str = "image") -> bool:
