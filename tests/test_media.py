@@ -881,7 +881,7 @@ async def test_a_machine_without_open_files_left_blames_no_file(tmp_path: Path) 
 
 
 async def test_a_file_under_which_the_kernel_kills_two_children_is_the_machines_trouble(
-    media: Media, stick: Callable[[], Stuck]
+    stick: Callable[[], Stuck],
 ) -> None:
     stuck = stick()
     first = await stuck.child()
