@@ -125,6 +125,7 @@ async def test_a_clip_that_is_stored_is_concluded_behind_a_closed_gate(world: Wo
             world.storage.fail("sign", status=403)
             task = world.order(user, world.scene(user))
             await closed.wait()
+        await world.until(task, "pending", attempt=1)
         world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
         row = await world.until(task)
         assert seen_by(world, user) == [("*", "STORAGE_DENIED")]
@@ -168,6 +169,7 @@ async def test_a_bad_key_closes_nothing_for_the_others(world: World) -> None:
         async with hearing(events.GateClosed) as closed:
             first = world.order(user, world.scene(user))
             await closed.wait()
+        await world.until(first, "pending", attempt=1)
         world.sql("update video_generation_tasks set run_after = now() where id = %s", first)
         async with world.worker(**NEVER) as good:
             rows = [

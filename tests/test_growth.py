@@ -197,7 +197,7 @@ def test_a_clients_advisory_locks_stop_no_forgetting(ground: Ground) -> None:
     assert hand("take_duty", duty="forget", every=timedelta(minutes=4)) != [], "the clock stepped"
 
 
-def test_the_outlay_of_a_key_stays_the_same_for_reconcile(ground: Ground) -> None:
+def test_the_outlay_of_an_account_stays_the_same_for_reconcile(ground: Ground) -> None:
     from vidgen_worker.client import QUERIES  # noqa: PLC0415 - the client's, beside the worker's
 
     hand = ground.worker()
@@ -205,7 +205,8 @@ def test_the_outlay_of_a_key_stays_the_same_for_reconcile(ground: Ground) -> Non
 
     def outlay() -> Any:  # noqa: ANN401 - a number of the database's
         cursor = ground.admin.execute(
-            QUERIES["outlay_of_key"], {"provider": "runway", "key_fingerprint": "key"}
+            QUERIES["outlay_of_account"],
+            {"provider": "runway", "account": "default", "key_fingerprint": "key"},
         )
         return cursor.fetchall()[0]["outlay"]
 
