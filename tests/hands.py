@@ -140,7 +140,7 @@ class Hand:
                 rows = self("claim", slots=slots, **{**parameters, "resumed": True})
         # What refused is told as such, and never as taken.
         assert len({row["id"] for row in rows}) == len(rows)
-        return [Held(r["id"], r["attempt"], r["worker_id"]) for r in rows if not r["refused"]]
+        return [Held(r["id"], r["attempt"], r["worker_id"]) for r in rows if not r.get("refused")]
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
