@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.test_submissions import until
+from tests.watching import until
 from tests.world import PATIENCE, World, recorded
 from vidgen_worker import events
 

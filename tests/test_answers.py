@@ -13,10 +13,9 @@ from psycopg import errors
 
 from tests.proxy import proxy
 from tests.test_database_trouble import QUICK, audit
-from tests.test_drain import ENDED, many, stopped
-from tests.test_submissions import forget, posts, submissions, until
-from tests.watching import until_true, watch
-from tests.world import PATIENCE, World, hearing, recorded
+from tests.test_submissions import forget
+from tests.watching import ENDED, stopped, until, until_true, watch
+from tests.world import PATIENCE, World, hearing, many, posts, recorded, submissions
 from vidgen_worker import events
 from vidgen_worker.db import Database, DatabaseUnavailableError, Trouble, trouble_of
 from vidgen_worker.providers.runway import Runway

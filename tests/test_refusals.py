@@ -13,7 +13,7 @@ import pytest
 from tests.hands import STAGE, Ground, Hand, Held, Row, let_go, refuse
 from tests.sources import doers
 from tests.watching import until_true, watch
-from tests.world import World, recorded
+from tests.world import World, recorded, refuse_one
 from vidgen_worker import events
 from vidgen_worker.cli import app
 
@@ -357,12 +357,6 @@ async def test_progress_that_one_row_refuses_is_shown_by_the_others(world: World
             )  # fmt: skip
     reports = [e for e in heard if isinstance(e, events.RowRefused) and e.statement == "report"]
     assert [event.task for event in reports] == [str(tasks[0])], "said once, not once a second"
-
-
-def refuse_one(world: World, task_id: UUID, when: str) -> None:
-    """As `refuse`, in a world."""
-    with world.ground() as ground:
-        refuse(ground, task_id, when=when)
 
 
 def test_why_a_task_is_set_aside_is_shown(ground: Ground, capsys: pytest.CaptureFixture[str],
