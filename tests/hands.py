@@ -204,7 +204,7 @@ class Later(threading.Thread):
         except psycopg.Error as error:
             self._error = error
 
-    def result(self) -> Any:  # noqa: ANN401 - whatever the act gives
+    def result(self) -> Any:
         """Wait for the end."""
         self.join(PATIENCE)
         assert not self.is_alive(), "the statement never came back"
@@ -409,8 +409,9 @@ def aged(ground: Ground, days: int = 100) -> None:
         ground.sql("set local session_replication_role = replica")
         ago = f"interval '{days} days'"
         ground.sql(
-            f"update public.video_generation_tasks set created_at = created_at - {ago}, started_at = started_at - {ago},"
-            f" run_after = run_after - {ago}, completed_at = completed_at - {ago}"
+            f"update public.video_generation_tasks set created_at = created_at - {ago},"
+            f" started_at = started_at - {ago}, run_after = run_after - {ago},"
+            f" completed_at = completed_at - {ago}"
         )
         ground.sql(
             f"update vidgen.submissions set sent_at = sent_at - {ago},"

@@ -1,7 +1,6 @@
 """No error of any sort between a paid POST and its record drops the id that it brought."""
 
 import asyncio
-import os
 import signal
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from psycopg import errors
 from tests.proxy import proxy
 from tests.test_database_trouble import QUICK, audit
 from tests.test_submissions import forget
-from tests.watching import ENDED, stopped, until, until_true, watch
+from tests.watching import ENDED, frozen, until, until_true, watch
 from tests.world import PATIENCE, World, hearing, many, posts, recorded, submissions
 from vidgen_worker import events
 from vidgen_worker.db import Database, DatabaseUnavailableError, Trouble, trouble_of
@@ -149,34 +148,6 @@ async def test_an_adapter_that_raises_anything_counts_as_possibly_paid(
 # A process that stands still in the POST.
 
 
-async def frozen(world: World, pid: int, seconds: float) -> None:
-    """Freeze it once the provider has the POST, for so long."""
-    await until(world, lambda: posts(world)[0] == 1)
-    os.kill(pid, signal.SIGSTOP)
-    await stopped(pid)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:  # noqa: ASYNC110 - the time is what is tested
-        await asyncio.sleep(0.05)
-
-
-@pytest.mark.slow
-async def test_frozen_beyond_the_time_out_the_answer_is_attached_on_waking(
-    world: World, tmp_path: Path
-) -> None:
-    user = world.user(100)
-    log = tmp_path / "worker.log"
-    settings = {"VIDGEN_SUBMIT_TIMEOUT": "2s", "VIDGEN_LEASE": "1m"}
-    with world.process(log, **settings) as process:
-        scene = world.scene(user, image_prompt="[[late 1s]] a bottle")
-        task = world.order(user, scene)
-        await frozen(world, process.pid, 4)
-        process.send_signal(signal.SIGCONT)
-        row = await world.until(task)
-    assert (row["status"], row["failures"]) == ("completed", 0), log.read_text()
-    assert posts(world) == (1, 1)
-    assert [s["answer"] for s in submissions(world)] == ["generation", "generation"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("counted", [False, True], ids=["a successor waits", "it has paid anew"])
 async def test_frozen_beyond_the_lease_the_answer_is_attached_or_ended_on_waking(
@@ -288,7 +259,7 @@ async def test_an_outage_is_said_once_with_what_to_do_and_its_end_once(world: Wo
                 between.cut()
                 await until_away(worker.databases.outage, away=True)
                 end = time.monotonic() + 5
-                while time.monotonic() < end:  # noqa: ASYNC110 - many tries are what is tested
+                while time.monotonic() < end:
                     await asyncio.sleep(0.05)
                 between.mend()
                 await until_away(worker.databases.outage, away=False)
@@ -321,5 +292,5 @@ async def test_an_idle_worker_stops_at_once_while_the_database_is_away(
 async def until_away(outage: object, *, away: bool) -> None:
     """Wait until the worker has noticed."""
     async with asyncio.timeout(PATIENCE):
-        while outage.away is not away:  # type: ignore[attr-defined]  # noqa: ASYNC110
+        while outage.away is not away:  # type: ignore[attr-defined]
             await asyncio.sleep(0.02)

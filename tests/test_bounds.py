@@ -31,7 +31,7 @@ def ends(world: World) -> list[str]:
 # Polls.
 
 
-@pytest.mark.parametrize("word", ["poll-500", "poll-html", "weird-status"])
+@pytest.mark.parametrize("word", ["poll-html", "weird-status"])
 async def test_a_generation_without_a_good_answer_ends_at_the_hard_deadline(
     world: World, word: str
 ) -> None:
@@ -82,7 +82,7 @@ async def test_one_bad_answer_past_the_hard_deadline_throws_nothing_away(world: 
 
 @pytest.mark.parametrize(
     ("image", "code"),
-    [("[[expire-urls x999]]", "OUTPUT_UNAVAILABLE"), ("[[busy x999]]", "PROVIDER_BUSY")],
+    [("[[zero-bytes x999]]", "OUTPUT_UNAVAILABLE"), ("[[busy x999]]", "PROVIDER_BUSY")],
 )
 async def test_a_wait_for_the_provider_ends(world: World, image: str, code: str) -> None:
     user = world.user(100)

@@ -142,7 +142,6 @@ def test_a_fault_holds_nothing_foreign_whatever_it_was_made_of(text: str) -> Non
 @pytest.mark.parametrize(
     "answer",
     [
-        rb'{"error":"promptText: Invalid text \"A bottle \ud83d...\""}',
         rb'{"error":"promptText holds \u0000 and \u202e"}',
         rb'{"error":"Invalid","issues":[{"path":["\udc00\u0000"],"message":"\ud83d"}]}',
         b'{"error":"\x1b[31m\xff\xfe raw bytes"}',
@@ -150,7 +149,7 @@ def test_a_fault_holds_nothing_foreign_whatever_it_was_made_of(text: str) -> Non
         b"\0\0\0",
         b"<html>\xed\xa0\xbd</html>",
     ],
-    ids=["half an emoji", "NUL", "issues", "bytes", "megabytes", "no JSON", "a surrogate in UTF-8"],
+    ids=["NUL", "issues", "bytes", "megabytes", "no JSON", "a surrogate in UTF-8"],
 )
 async def test_a_refusal_in_foreign_text_is_a_refusal_and_is_posted_once(
     world: World, answer: bytes
@@ -194,7 +193,7 @@ def logged(form: str) -> Iterator[io.StringIO]:
     handlers, level = list(root.handlers), root.level
     out = io.StringIO()
     try:
-        from vidgen_worker.logging_setup import configure  # noqa: PLC0415 - it changes the process
+        from vidgen_worker.logging_setup import configure
 
         configure("info", "json" if form == "json" else "console", stream=out)
         yield out

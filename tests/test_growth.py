@@ -12,7 +12,7 @@ import pytest
 
 from tests.hands import IMAGE_PRICE, STAGE, Ground, Hand, Held, aged, completed
 from tests.world import PATIENCE, World, hearing, told, vidgen
-from vidgen_worker.events import BooksDisagree, TasksForgotten
+from vidgen_worker.events import BooksDisagree
 
 TASKS = "public.video_generation_tasks"
 PRIVATE = ("submissions", "checkpoints", "holds", "charges", "budgets")
@@ -170,12 +170,12 @@ def test_a_clients_advisory_locks_stop_no_forgetting(ground: Ground) -> None:
 
 
 def test_the_outlay_of_a_key_stays_the_same_for_reconcile(ground: Ground) -> None:
-    from vidgen_worker.client import QUERIES  # noqa: PLC0415 - the client's, beside the worker's
+    from vidgen_worker.client import QUERIES
 
     hand = ground.worker()
     completed(ground, hand, ground.user())
 
-    def outlay() -> Any:  # noqa: ANN401 - a number of the database's
+    def outlay() -> Any:
         cursor = ground.admin.execute(
             QUERIES["outlay_of_key"], {"provider": "runway", "key_fingerprint": "key"}
         )
@@ -204,16 +204,6 @@ async def test_pruning_a_forgotten_task_still_deletes_its_files(
     done = vidgen(world, "prune", "--objects", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     assert world.storage.objects() == []
-
-
-async def test_a_worker_forgets_by_itself(world: World, ground: Ground) -> None:
-    completed(ground, ground.worker(), ground.user())
-    aged(ground)
-    async with hearing(TasksForgotten) as forgotten, world.worker() as worker:
-        await world.beats(1)
-        await worker.janitor.forget()
-        assert forgotten.is_set()
-    assert counts(ground) == NONE
 
 
 # The log.

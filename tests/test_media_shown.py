@@ -75,16 +75,6 @@ def test_a_film_is_stored_the_way_up_that_a_viewer_shows(
     assert (stored[-1].size, corners(stored[-1]), len(stored)) == (shown, wanted, 24)
 
 
-def test_a_film_of_the_right_coded_size_that_lies_on_its_side_is_cropped_as_shown(
-    media: Looking, tmp_path: Path
-) -> None:
-    file = film(tmp_path / "a.mp4", matrix=(0, 1, -1, 0))
-    found = media.check_video(file, "160:90", 1)
-    assert ((found.width, found.height), found.conformed) == ((90, 160), True)
-    stored = frames(found.file)[-1]
-    assert (stored.size, corners(stored)) == ((160, 90), (BLUE, RED, WHITE, GREEN))
-
-
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_a_film_of_oblong_pixels_is_stored_in_square_ones(
     media: Looking, tmp_path: Path, name: str
@@ -103,21 +93,6 @@ def test_a_film_of_oblong_pixels_is_stored_in_square_ones(
     assert stored.size == (160, 90)
     red = [x for x in range(160) if pure(stored.getpixel((x, 45))) == RED]  # type: ignore[arg-type]
     assert [red[0], red[-1]] == pytest.approx([60, 99], abs=2)
-
-
-def test_a_film_trimmed_by_an_edit_list_is_stored_as_a_viewer_sees_it(
-    media: Looking, tmp_path: Path
-) -> None:
-    def colours(number: int) -> Image.Image:
-        return Image.new("RGB", SIZE, RED if number < 12 else BLUE)
-
-    file = trimmed(film(tmp_path / "a.mp4", draw=colours, count=48, options={"g": "48"}), 6144)
-    found = media.check_video(file, "160:90", 2)
-    assert found.conformed
-    assert found.seconds == pytest.approx(1.5, abs=0.1)
-    stored = [pure(image.getpixel((80, 45))) for image in frames(found.file)]  # type: ignore[arg-type]
-    assert set(stored) == {BLUE}
-    assert len(stored) == pytest.approx(36, abs=2)
 
 
 def test_a_film_whose_end_is_trimmed_by_an_edit_list_does_not_keep_the_end(
@@ -536,7 +511,7 @@ def test_of_an_animation_the_first_picture_is_the_still(
 
 
 def test_a_still_keeps_its_colour_profile(media: Looking, tmp_path: Path) -> None:
-    from PIL import ImageCms  # noqa: PLC0415
+    from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name in ("a.jpg", "a.png"):

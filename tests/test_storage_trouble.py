@@ -97,7 +97,7 @@ OUTPUTS = {
     "expired": "[[expire-urls x2]]",
     "cut": "[[truncate-download x2]]",
     "empty": "[[zero-bytes x2]]",
-    "a page": "[[page-download x2]]",
+    "a page": "[[page-download x3]]",
     "an odd header": "[[odd-encoding]]",
     "one after the other": "[[expire-urls]] [[truncate-download]] [[zero-bytes]]",
 }

@@ -4,6 +4,9 @@ It waits for what happens, never for time to pass. It changes no row.
 """
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import LiteralString
@@ -11,7 +14,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from tests.world import PATIENCE, World
+from tests.world import PATIENCE, World, posts
 from vidgen_worker import events
 
 TABLES = (
@@ -94,5 +97,15 @@ async def stopped(pid: int) -> None:
     """Wait until a process has fallen asleep by SIGSTOP."""
     stat = Path(f"/proc/{pid}/stat")
     async with asyncio.timeout(PATIENCE):
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
             await asyncio.sleep(0.01)  # a bounded wait for another process
+
+
+async def frozen(world: World, pid: int, seconds: float) -> None:
+    """Freeze it once the provider has the POST, for so long."""
+    await until(world, lambda: posts(world)[0] == 1)
+    os.kill(pid, signal.SIGSTOP)
+    await stopped(pid)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await asyncio.sleep(0.05)
