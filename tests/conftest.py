@@ -99,7 +99,7 @@ def postgres_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
                 bootstrap(embedded.admin_url())
                 yield embedded
         case "container":
-            from testcontainers.postgres import PostgresContainer
+            from testcontainers.postgres import PostgresContainer  # noqa: PLC0415 - needs Docker
 
             container = PostgresContainer(
                 CONTAINER_IMAGE, username=SUPERUSER, password=uuid.uuid4().hex, dbname="postgres"
@@ -127,7 +127,7 @@ def bare_template(postgres_server: PostgresServer) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: PostgresServer, bare_template: str) -> Iterator[str]:
     """Provide the name of a database with all migrations, applied as role `postgres`."""
-    from vidgen_worker.migrate import migrate
+    from vidgen_worker.migrate import migrate  # noqa: PLC0415 - tests below it go without
 
     with _database(postgres_server, "template_migrated", bare_template) as name:
         migrate(postgres_server.url(name))
@@ -172,7 +172,7 @@ def bare_admin_url(bare_database: Database) -> str:
     return bare_database.admin_url
 
 
-class _database:
+class _database:  # noqa: N801 - reads as the verb it is: `with _database(...)`
     """Create a database for the length of a block."""
 
     def __init__(self, server: PostgresServer, purpose: str, template: str = "template0") -> None:
@@ -201,7 +201,7 @@ class _database:
 @pytest.fixture
 def runway(tmp_path: Path) -> Iterator[RunwayControl]:
     """Provide Runway's double: generations end at the first look, outputs are plain files."""
-    from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings
+    from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings  # noqa: PLC0415
 
     double = RunwayDouble(
         tmp_path / "runway",
@@ -225,7 +225,7 @@ def bare_storage(tmp_path: Path, bare_database: Database) -> Iterator[StorageCon
 
 
 def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
-    from vidgen_worker.sandbox.storage import StorageDouble
+    from vidgen_worker.sandbox.storage import StorageDouble  # noqa: PLC0415
 
     double = StorageDouble(tmp_path / "storage", database.admin_url)
     with BackgroundServer(double.app) as server:
@@ -235,7 +235,7 @@ def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
 @pytest.fixture
 def world(database: Database, runway: RunwayControl, storage: StorageControl) -> "World":
     """Provide one test's database and doubles, with the verbs of an application."""
-    from tests.world import World
+    from tests.world import World  # noqa: PLC0415 - it imports the whole worker
 
     return World(database, runway, storage)
 
@@ -243,7 +243,7 @@ def world(database: Database, runway: RunwayControl, storage: StorageControl) ->
 @pytest.fixture
 def ground(database: Database) -> "Iterator[Ground]":
     """Provide one test's database, with hands on the queue's SQL."""
-    from tests.hands import ground_of
+    from tests.hands import ground_of  # noqa: PLC0415 - it imports the queries
 
     with ground_of(database) as ground:
         yield ground

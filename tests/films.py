@@ -87,7 +87,7 @@ FLAT = 0x40000000
 ONE = 0x10000
 
 
-def film(
+def film(  # noqa: PLR0913 - what a film can be
     file: Path,
     *,
     size: tuple[int, int] = SIZE,

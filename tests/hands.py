@@ -204,7 +204,7 @@ class Later(threading.Thread):
         except psycopg.Error as error:
             self._error = error
 
-    def result(self) -> Any:
+    def result(self) -> Any:  # noqa: ANN401 - whatever the act gives
         """Wait for the end."""
         self.join(PATIENCE)
         assert not self.is_alive(), "the statement never came back"

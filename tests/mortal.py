@@ -78,7 +78,7 @@ class Doom:
         """
         original = getattr(owner, verb)
 
-        async def mortal(*arguments: Any, **named: Any) -> Any:
+        async def mortal(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - any method
             for point in names(*arguments):
                 self.reach(f"{point} before")
             answer = await original(*arguments, **named)
@@ -136,9 +136,9 @@ def main() -> None:
     """Fork one mortal per line; report its pid, then how it ended (negative: by a signal)."""
     for line in sys.stdin:
         pid = _fork(json.loads(line))
-        print(pid, flush=True)
+        print(pid, flush=True)  # noqa: T201 - the protocol
         _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
 
 
 # The outside, for tests.

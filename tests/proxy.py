@@ -74,7 +74,7 @@ class Proxy:
             self._server.close()
         self._flowing.set()
         self.reset()
-        while self._pairs:
+        while self._pairs:  # noqa: ASYNC110 - the handlers end by themselves
             await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

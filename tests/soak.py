@@ -436,7 +436,7 @@ def main() -> int:
     began = time.monotonic()
 
     def say(line: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+        print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)  # noqa: T201 - a program
 
     say(f"seed {plan.seed}: repeat with  make soak ARGS='--seed {plan.seed}'")
     # Clients of the doubles are killed, and their Postgres goes away: what they say of it is noise.

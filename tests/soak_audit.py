@@ -78,7 +78,7 @@ class Ledger:
     generations: Mapping[Pair, list[Generation]]
 
 
-def audit(
+def audit(  # noqa: PLR0913 - what happened, in its parts
     world: World, runway: RunwayDouble, storage: TroubledStorage, orders: list[Order],
     asked: set[UUID], *, happened: Mapping[str, int], strange: list[str], log: Path,
 ) -> Report:  # fmt: skip

@@ -46,7 +46,7 @@ def test_insert_wait_cancel_ends_at_the_limit(ground: Ground) -> None:
     user = ground.user()
     ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 12")
     rounds = 0
-    with pytest.raises(psycopg.Error, match="limit reached") as refused:
+    with pytest.raises(psycopg.Error, match="limit reached") as refused:  # noqa: PT012 - a loop
         for _ in range(10):
             held = running(ground, user, insert(ground, user))
             as_user(ground, user, CANCEL, held.id)
@@ -91,7 +91,7 @@ def test_two_cancels_at_once_can_not_pass_the_limit_together(ground: Ground) -> 
     first_task, second_task = hand.claim()
     for held in (first_task, second_task):
         hand.walk(held, "start_task", *STAGE[:2])
-    with (
+    with (  # noqa: PT012 - the refusal comes later
         pytest.raises(psycopg.Error, match="can't be cancelled"),
         acting(ground, "authenticated", user) as second,
     ):
@@ -163,7 +163,7 @@ def test_overlapping_retries_can_not_pass_the_limit_together(ground: Ground) -> 
     for task in tasks:
         as_user(ground, user, CANCEL, task)
     ground.sql("update vidgen.settings set max_unfinished_per_user = 1")
-    with (
+    with (  # noqa: PT012 - the refusal comes later
         pytest.raises(psycopg.Error, match="limit reached: 1 unfinished"),
         acting(ground, "authenticated", user) as second,
     ):

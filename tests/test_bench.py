@@ -209,7 +209,7 @@ def test_peers_are_pinned_and_ours_is_the_first() -> None:
         assert all("==" in requirement for requirement in peer.requirements)
 
 
-def _found(**rows: Any) -> dict[str, Any]:
+def _found(**rows: Any) -> dict[str, Any]:  # noqa: ANN401 - results are JSON
     return {
         "form": "quick", "at": "2026-11-22T18:00:00+00:00", "revision": "abc",
         "machine": {
@@ -252,7 +252,7 @@ def test_the_readme_gets_the_table_between_its_markers() -> None:
 
 
 def test_every_row_that_is_measured_is_in_the_table(bench_ground: Ground) -> None:
-    from bench.table import ROWS
+    from bench.table import ROWS  # noqa: PLC0415 - beside what it is compared with
 
     assert set(bench_run.rows(bench_ground, bench_run.QUICK)) == set(ROWS)
 

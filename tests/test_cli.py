@@ -36,7 +36,7 @@ class Result:
     err: str
 
     @property
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401 - whatever was printed
         return json.loads(self.out)
 
 

@@ -558,7 +558,7 @@ def test_overlapping_transactions_can_t_pass_the_limit_together(ground: Ground) 
     ground.sql("update vidgen.settings set max_unfinished_per_user = 1")
     scene = ground.scene(user)
     statement = f"insert into {TASKS} (scene_id) values (%s)".encode()
-    with (
+    with (  # noqa: PT012 - it is refused when the other lets go
         pytest.raises(psycopg.Error, match="limit reached: 1 unfinished tasks"),
         acting(ground, "authenticated", user) as second,
     ):

@@ -84,7 +84,7 @@ async def test_away_while_50_tasks_end(world: World, how: str) -> None:
     watch(world)
     world.runway.set(concurrency=50)
     tasks = many(world, 50, "[[slow 1500ms]] ")
-    async with proxy(world.database.url) as between:
+    async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
             await until_true(
                 world, "select count(*) = 50 from vidgen.checkpoints where state = 'generating'"
@@ -104,7 +104,7 @@ async def _away(held: object, leases: int) -> None:
     assert callable(held)
     loop = asyncio.get_running_loop()
     end = loop.time() + leases
-    while loop.time() < end:
+    while loop.time() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.05)  # the length of the outage is what is tested
     assert not held()
 
@@ -213,7 +213,7 @@ async def pgbouncer(url: str, folder: Path) -> AsyncIterator[str]:
     """PgBouncer in transaction mode before the database at `url`; gives its URL."""
     parts = urlsplit(url)
     port = free_port()
-    folder.mkdir()
+    folder.mkdir()  # noqa: ASYNC240 - a test may block
     (folder / "users").write_text(f'"{parts.username}" "{parts.password}"\n')
     (folder / "ini").write_text(
         f"[databases]\n* = host={parts.hostname} port={parts.port}\n"
@@ -231,7 +231,7 @@ async def pgbouncer(url: str, folder: Path) -> AsyncIterator[str]:
             if path.stat().st_uid == 0 and not path.stat().st_mode & 0o001:
                 pytest.skip(f"PgBouncer does not run as root, and {path} keeps others out")
         user, group = nobody.pw_uid, nobody.pw_gid
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 - likewise
         [PGBOUNCER or "", str(folder / "ini")], stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, user=user, group=group,
     )  # fmt: skip
@@ -257,7 +257,7 @@ async def pgbouncer(url: str, folder: Path) -> AsyncIterator[str]:
 async def test_behind_a_transaction_pooler(world: World, tmp_path: Path) -> None:
     """Everything works; LISTEN is found not to, and said so; the queue is polled."""
     watch(world)
-    folder = Path("/tmp") / f"vidgen-pgbouncer-{os.getpid()}-{tmp_path.name}"
+    folder = Path("/tmp") / f"vidgen-pgbouncer-{os.getpid()}-{tmp_path.name}"  # noqa: S108 - nobody's
     try:
         async with pgbouncer(world.database.url, folder) as url:
             many(world, 20)
@@ -323,7 +323,7 @@ async def test_credentials_refused_after_an_earlier_success(
                     "where application_name = 'vidgen-worker'"
                 )
                 async with asyncio.timeout(PATIENCE):
-                    while worker.lease.held():
+                    while worker.lease.held():  # noqa: ASYNC110 - nobody tells
                         await asyncio.sleep(0.02)  # a bounded wait for the lease to run out
                 with psycopg.connect(world.database.admin_url, autocommit=True) as conn:
                     conn.execute(sql.SQL("alter role postgres password {}").format(server.password))

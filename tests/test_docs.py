@@ -88,7 +88,7 @@ def test_prometheus_takes_the_alert_rules() -> None:
 def test_the_sizing_table_follows_from_its_formulas() -> None:
     """40 ms, 2.8 ms, 94 MB, 39 KB; 90 s a task, polled every 6 s; nine connections a worker."""
     rows = re.findall(
-        r"^\| ([\d,]+) \| (\d+) \| (\d) × (\d+) \| (\d+) \| ([\d.]+) \| (\d+) MB \|$",
+        r"^\| ([\d,]+) \| (\d+) \| (\d) × (\d+) \| (\d+) \| ([\d.]+) \| (\d+) MB \|$",  # noqa: RUF001
         TEXTS["operations.md"],
         re.MULTILINE,
     )

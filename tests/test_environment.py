@@ -57,7 +57,7 @@ VALUES = {
     "a bidirectional override": "abc\u202edef",
     "an invisible space": "abc\u200bdef",
     "an emoji": "🎬",
-    "other digits": "١٥",
+    "other digits": "١٥",  # noqa: RUF001 - that is the case
     "bytes that are no text": "\udcff\udcfe" + SECRET,
     "a megabyte": SECRET * 125_000,
     "an escape sequence": "\x1b[31mred",

@@ -80,7 +80,12 @@ async def test_a_scene_deleted_in_front_of_its_generation_frees_the_only_place(
         await worker.janitor.end_strays()
         assert (await world.until(waiting))["status"] == "completed"
     first, *_ = submissions(world)
-    assert (first["ended_state"], first["cost"] is not None) == ("cancelled", True)
+    assert (first["ended_state"], first["ended_at"] is not None) == ("cancelled", True)
+    booked = world.one(
+        "select coalesce(cost, estimated_cost) as cost from vidgen.submissions where task_id = %s",
+        task,
+    )
+    assert booked["cost"] is not None, "the estimate, where the provider tells nothing any more"
     assert world.none_lives(task)
     assert world.credits(user) == (1000, 0)
     assert world.books_balance()
@@ -163,16 +168,16 @@ async def test_what_can_not_be_kept_stops_the_next_purchases_and_heals_by_itself
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (40_000, before[1]))
         else:
             world.storage.fail("upload", times=1_000_000, status=413)
-        tasks = crowd(world, 20)
+        tasks = crowd(world, 8)
         await until(world, lambda: bool(reasons(world)))
-        await world.beats(4)
+        await world.beats(2)
         assert sum(posts(world)) <= 2 + ALLOWANCE
         assert {world.task(task)["status"] for task in tasks} <= {"pending", "processing"}
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
         world.storage.heal()
         rows = [await world.until(task) for task in tasks]
     assert {(row["status"], row["failures"]) for row in rows} == {("completed", 0)}
-    assert posts(world) == (20, 20)
+    assert posts(world) == (8, 8)
 
 
 # 5.
@@ -275,6 +280,7 @@ async def test_a_suspect_that_is_only_polled_keeps_nobody_waiting(world: World) 
 # 10.
 
 
+@pytest.mark.slow
 async def test_generations_of_another_account_are_neither_lost_nor_paid_again(
     world: World, tmp_path: Path
 ) -> None:
@@ -383,9 +389,12 @@ async def test_a_gzip_bomb_as_an_answer_is_refused_before_it_is_unpacked(world: 
     body = await asyncio.to_thread(bomb)
     head = f"content-encoding: gzip\r\ncontent-length: {len(body)}".encode()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    async with server(head, body) as url, hearing(events.LimitsUnread) as unread:
-        async with world.worker(RUNWAYML_BASE_URL=url):
-            await asyncio.wait_for(unread.wait(), PATIENCE)
+    async with (
+        server(head, body) as url,
+        hearing(events.LimitsUnread) as unread,
+        world.worker(RUNWAYML_BASE_URL=url),
+    ):
+        await asyncio.wait_for(unread.wait(), PATIENCE)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
@@ -504,10 +513,18 @@ async def test_a_bucket_of_a_hundred_bytes_is_found_before_anything_is_paid(worl
 # 5.
 
 
-async def test_forty_wait_unpaid_while_the_key_is_the_publishable_one(world: World) -> None:
+async def test_forty_wait_unpaid_while_the_key_is_the_publishable_one(
+    world: World, tmp_path: Path
+) -> None:
+    """It is refused before anything is claimed, and so is one that only the store can judge."""
     make_buckets(world)
     tasks = crowd(world, 40)
-    wrong = {"SUPABASE_SERVICE_ROLE_KEY": world.storage.keys.publishable}
+    with world.process(
+        tmp_path / "worker.log", SUPABASE_SERVICE_ROLE_KEY=world.storage.keys.publishable
+    ) as process:
+        assert await asyncio.to_thread(process.wait, PATIENCE) == ExitCode.CONFIGURATION
+    assert "it is the publishable key" in (tmp_path / "worker.log").read_text()
+    wrong = {"SUPABASE_SERVICE_ROLE_KEY": "sb_secret_" + "x" * 40}
     async with hearing(events.GateClosed) as closed, world.worker(**ROOMY | wrong):
         await closed.wait()
         await world.beats(3)
@@ -558,12 +575,15 @@ async def test_a_page_instead_of_the_file_twice_and_then_the_file_is_paid_once(
 # 9.
 
 
+@pytest.mark.slow
 async def test_a_scratch_folder_swept_away_costs_the_task_nothing_and_is_named(
     world: World, tmp_path: Path
 ) -> None:
     temp, log = tmp_path / "temp", tmp_path / "worker.log"
     temp.mkdir()
     world.environment = {"TMPDIR": str(temp)}
+    done = await asyncio.to_thread(vidgen, world, "check")
+    assert f"Scratch: {temp}: " in done.stdout
     with world.process(log):
         await registered(world)
         shutil.rmtree(temp)
@@ -573,12 +593,9 @@ async def test_a_scratch_folder_swept_away_costs_the_task_nothing_and_is_named(
         temp.write_text("a file where the folder was")
         (second,) = crowd(world, 1)
         await until(world, lambda: "SCRATCH_UNAVAILABLE" in log.read_text())
-        done = await asyncio.to_thread(vidgen, world, "check")
         temp.unlink()
         row = await world.until(second)
     assert str(temp) in log.read_text()
-    assert done.returncode == ExitCode.FAILED
-    assert str(temp) in "".join(done.stdout.split())
     assert (row["status"], row["failures"]) == ("completed", 0)
     assert posts(world) == (2, 2)
 
@@ -622,6 +639,7 @@ def test_a_proxy_or_certificate_that_can_not_be_used_ends_the_start_with_its_nam
 # 3.
 
 
+@pytest.mark.slow
 def test_check_is_red_for_the_anon_key_a_read_only_database_and_a_path_in_the_url(
     world: World,
 ) -> None:
@@ -670,6 +688,7 @@ async def test_a_role_with_a_datestyle_of_its_own_works_as_any_other(world: Worl
 # 5.
 
 
+@pytest.mark.slow
 def test_a_taken_port_an_ascii_terminal_and_an_early_ctrl_c_bring_no_traceback(
     world: World, tmp_path: Path
 ) -> None:
@@ -712,7 +731,7 @@ async def test_an_idle_worker_stops_at_once_in_an_outage_that_is_said_in_one_lin
             await world.beats(2)
             between.cut()
             async with asyncio.timeout(PATIENCE):
-                while "Can't connect" not in log.read_text():
+                while "Can't connect" not in log.read_text():  # noqa: ASYNC110 - nobody tells
                     await asyncio.sleep(0.05)
             began = time.monotonic()
             process.terminate()

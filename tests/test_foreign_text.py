@@ -193,7 +193,7 @@ def logged(form: str) -> Iterator[io.StringIO]:
     handlers, level = list(root.handlers), root.level
     out = io.StringIO()
     try:
-        from vidgen_worker.logging_setup import configure
+        from vidgen_worker.logging_setup import configure  # noqa: PLC0415 - it changes the process
 
         configure("info", "json" if form == "json" else "console", stream=out)
         yield out

@@ -170,12 +170,12 @@ def test_a_clients_advisory_locks_stop_no_forgetting(ground: Ground) -> None:
 
 
 def test_the_outlay_of_a_key_stays_the_same_for_reconcile(ground: Ground) -> None:
-    from vidgen_worker.client import QUERIES
+    from vidgen_worker.client import QUERIES  # noqa: PLC0415 - the client's, beside the worker's
 
     hand = ground.worker()
     completed(ground, hand, ground.user())
 
-    def outlay() -> Any:
+    def outlay() -> Any:  # noqa: ANN401 - a number of the database's
         cursor = ground.admin.execute(
             QUERIES["outlay_of_key"], {"provider": "runway", "key_fingerprint": "key"}
         )

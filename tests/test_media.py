@@ -51,7 +51,7 @@ def picture(file: Path, size: tuple[int, int] = (320, 180), mode: str = "RGB") -
     return file
 
 
-def film(
+def film(  # noqa: PLR0913 - what a film can be
     file: Path,
     codec: str = "libx264",
     *,
@@ -943,8 +943,8 @@ async def test_the_doubles_outputs_pass(
     media: Media, runway: RunwayControl, tmp_path: Path
 ) -> None:
     """See that what the sandbox renders is what a provider would deliver."""
-    from vidgen_worker.providers.runway import Runway, image_request, video_request
-    from vidgen_worker.resolution import image_models, video_models
+    from vidgen_worker.providers.runway import Runway, image_request, video_request  # noqa: PLC0415
+    from vidgen_worker.resolution import image_models, video_models  # noqa: PLC0415
 
     provider = Runway(runway.key, base_url=runway.url, submit_timeout=timedelta(seconds=30))
     still = image_request(image_models()["gen4_image"], "p", "1280:720", None)

@@ -511,7 +511,7 @@ def test_of_an_animation_the_first_picture_is_the_still(
 
 
 def test_a_still_keeps_its_colour_profile(media: Looking, tmp_path: Path) -> None:
-    from PIL import ImageCms
+    from PIL import ImageCms  # noqa: PLC0415
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name in ("a.jpg", "a.png"):

@@ -81,7 +81,7 @@ def test_the_resolvers_word_for_a_host_of_another_family_is_known() -> None:
 async def test_check_tells_a_transaction_pooler_from_the_silence(
     world: World, tmp_path: Path
 ) -> None:
-    folder = Path("/tmp") / f"vidgen-people-{os.getpid()}-{tmp_path.name[-12:]}"
+    folder = Path("/tmp") / f"vidgen-people-{os.getpid()}-{tmp_path.name[-12:]}"  # noqa: S108 - nobody's
     try:
         async with pgbouncer(world.database.url, folder) as url:
             world.environment["DATABASE_URL"] = url

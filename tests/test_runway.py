@@ -298,7 +298,7 @@ async def test_a_server_that_comes_up_between_the_tries_gets_one_post(
     servers: list[asyncio.Server] = []
     refused: list[OSError] = []
 
-    async def start_after_the_first_refusal(*args: Any, **kwargs: Any) -> Any:
+    async def start_after_the_first_refusal(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         try:
             return await connect(*args, **kwargs)
         except OSError as error:
@@ -402,7 +402,7 @@ def state(status: str, **fields: object) -> dict[str, object]:
     return {"id": str(GENERATION), "createdAt": CREATED, "status": status, **fields}
 
 
-async def polled(*acts: Act) -> Any:
+async def polled(*acts: Act) -> Any:  # noqa: ANN401 - a generation, or what the test expects
     async with wire(*acts) as server, adapter(server.url) as runway:
         found = await runway.poll(GENERATION)
     assert {(method, path) for method, path, *_ in server.requests} == {

@@ -154,13 +154,13 @@ async def test_a_bare_body_is_an_upload_too(
     ],
     ids=["no bucket", "no type", "bad name", "long name", "too large"],
 )
-async def test_uploads_are_refused_as_observed(
+async def test_uploads_are_refused_as_observed(  # noqa: PLR0913, PLR0917 - a table
     storage: AsyncStorageClient,
     bare_storage: StorageControl,
     bucket: str,
     name: str,
     content: bytes,
-    options: Any,
+    options: Any,  # noqa: ANN401 - storage3's own type is not exported
     error: tuple[str, str, str],
 ) -> None:
     status, code, message = await refused(storage.from_(bucket).upload(name, content, options))

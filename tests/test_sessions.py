@@ -63,7 +63,7 @@ async def reached(target: Target, how: str, folder: Path) -> AsyncIterator[str]:
     if how == "directly":
         yield target.url
         return
-    place = Path("/tmp") / f"vidgen-sessions-{os.getpid()}-{folder.name}"
+    place = Path("/tmp") / f"vidgen-sessions-{os.getpid()}-{folder.name}"  # noqa: S108 - nobody's
     try:
         async with pgbouncer(target.url, place) as url:
             yield url

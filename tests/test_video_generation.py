@@ -92,9 +92,9 @@ async def fetched(url: str) -> bytes:
 
 def size_of(content: bytes) -> str:
     """Width and height of a picture or clip, as "width:height"."""
-    import io
+    import io  # noqa: PLC0415
 
-    import av
+    import av  # noqa: PLC0415
 
     with av.open(io.BytesIO(content)) as container:
         stream = container.streams.video[0]

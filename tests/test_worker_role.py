@@ -92,7 +92,7 @@ async def test_failures_cancels_and_retries_need_no_more_rights(humble: World) -
     assert humble.books_balance()
 
 
-class on_the_way_to_the_clip:
+class on_the_way_to_the_clip:  # noqa: N801 - reads as the phrase it is
     """Waits until the clip of a task has been submitted."""
 
     def __init__(self, world: World, task_id: UUID) -> None:

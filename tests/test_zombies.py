@@ -41,7 +41,7 @@ ASLEEP = {
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait for something that nobody tells, such as a lease that runs out."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)  # a bounded wait for a condition
 
 
@@ -119,7 +119,7 @@ async def test_a_worker_without_postgres_starts_nothing_and_keeps_what_it_has(
     """Cut off for longer than its lease: no POST, and the result is written once it is back."""
     watch(world)
     user = world.user()
-    async with proxy(world.database.url) as between:
+    async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
             tasks = [
                 world.order(user, world.scene(user, image_prompt=f"[[slow 3s]] {n}"))
@@ -151,7 +151,7 @@ async def test_results_of_a_worker_declared_dead_meanwhile_bounce(world: World) 
     """Two live workers, one of them cut off: the other one's rows stand."""
     watch(world)
     user = world.user()
-    async with proxy(world.database.url) as between:
+    async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as cut_off:
             task = world.order(user, world.scene(user, image_prompt="[[slow 300ms]] x"))
             await until_true(

@@ -97,7 +97,7 @@ async def stopped(pid: int) -> None:
     """Wait until a process has fallen asleep by SIGSTOP."""
     stat = Path(f"/proc/{pid}/stat")
     async with asyncio.timeout(PATIENCE):
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.01)  # a bounded wait for another process
 
 
@@ -107,5 +107,5 @@ async def frozen(world: World, pid: int, seconds: float) -> None:
     os.kill(pid, signal.SIGSTOP)
     await stopped(pid)
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end:  # noqa: ASYNC110 - the time is what is tested
         await asyncio.sleep(0.05)

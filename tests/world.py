@@ -333,7 +333,7 @@ def vidgen(world: World, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
-def told(world: World, *arguments: str) -> Any:
+def told(world: World, *arguments: str) -> Any:  # noqa: ANN401 - whatever was printed
     """The JSON of a verb that went well."""
     done = vidgen(world, *arguments, "--json")
     assert done.returncode == 0, done.stderr
