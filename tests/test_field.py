@@ -31,6 +31,7 @@ from tests.world import (
     make_buckets,
     many,
     posts,
+    probe_now,
     reasons,
     recorded,
     refuse_one,
@@ -160,7 +161,7 @@ async def test_an_error_while_concluding_pays_once_and_is_somebody_s(world: Worl
 async def test_what_can_not_be_kept_stops_the_next_purchases_and_heals_by_itself(
     world: World, tmp_path: Path, place: str
 ) -> None:
-    settings = ROOMY | {"VIDGEN_CONCURRENCY": "2"}
+    settings = ROOMY | {"VIDGEN_CONCURRENCY": "2", "VIDGEN_RETRY_BACKOFF_MAX": "1s"}
     with world.process(tmp_path / "worker.log", **settings) as process:
         await registered(world)
         before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
@@ -175,6 +176,7 @@ async def test_what_can_not_be_kept_stops_the_next_purchases_and_heals_by_itself
         assert {world.task(task)["status"] for task in tasks} <= {"pending", "processing"}
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
         world.storage.heal()
+        probe_now(world)
         rows = [await world.until(task) for task in tasks]
     assert {(row["status"], row["failures"]) for row in rows} == {("completed", 0)}
     assert posts(world) == (8, 8)
