@@ -15,6 +15,7 @@ from tests.test_submissions import posts, until
 from tests.world import World, hearing, recorded
 from vidgen_worker import events
 from vidgen_worker.errors import FAULTS
+from vidgen_worker.sandbox.keys import StorageKeys
 from vidgen_worker.storage import Bucket, Found, misfits
 from vidgen_worker.storm import ALLOWANCE, BRAKES, IN_A_ROW, NEVER
 
@@ -79,21 +80,31 @@ def test_a_bucket_is_compared_with_what_is_asked_of_it(
     assert all("stills" in str(one) and one.remedy for one in compared)
 
 
-@pytest.mark.parametrize("key", ["publishable", "anon", "nonsense", "another project"])
-async def test_nothing_is_claimed_while_the_key_may_not_store(world: World, key: str) -> None:
+OTHERS = StorageKeys.generate()
+WRONG_KEYS: Mapping[str, str] = {
+    "nonsense": "not.a.jwt",
+    "another project's": OTHERS.service_role,
+    "another project's secret key": OTHERS.secret,
+}
+"""Nothing is wrong with them as long as nobody asks the store."""
+
+
+@pytest.mark.parametrize("wrong", [*WRONG_KEYS, "no right to store", "no store"])
+async def test_nothing_is_claimed_while_the_key_may_not_store(world: World, wrong: str) -> None:
     make_buckets(world)
     # Even where an application lets everybody see the buckets.
     world.sql("create policy all_see on storage.buckets for select using (true)")
-    keys = world.storage.keys
-    wrong = {"publishable": keys.publishable, "anon": keys.anon, "nonsense": "not.a.jwt"}
-    settings = {"SUPABASE_SERVICE_ROLE_KEY": wrong.get(key, keys.service_role)}
-    if key == "another project":
-        settings["SUPABASE_URL"] = f"{world.storage.url}/rest/v1"
+    key = WRONG_KEYS.get(wrong, world.storage.keys.service_role)
+    settings = {"SUPABASE_SERVICE_ROLE_KEY": key}
+    if wrong == "no right to store":
+        world.sql("revoke insert on storage.objects from service_role")
+    if wrong == "no store":
+        settings["SUPABASE_URL"] = world.runway.url
     tasks = crowd(world, 3)
     async with hearing(events.GateClosed) as closed, world.worker(**ROOMY | settings):
         await closed.wait()
         await world.beats(3)
-        said = "STORAGE_UNAVAILABLE" if key == "another project" else "STORAGE_DENIED"
+        said = "STORAGE_UNAVAILABLE" if wrong == "no store" else "STORAGE_DENIED"
         assert reasons(world) == [("storage", said)]
         assert {world.task(task)["attempt"] for task in tasks} == {0}
     assert posts(world) == (0, 0)
@@ -321,7 +332,7 @@ async def test_a_success_forgets_a_trouble_before_it_closes_anything(world: Worl
     assert json.dumps(posts(world)) == "[1, 1]"
 
 
-@pytest.mark.parametrize("key", ["service_role", "anon", "publishable"])
+@pytest.mark.parametrize("key", [*WRONG_KEYS, "service_role", "no right to store"])
 @pytest.mark.parametrize("there", [True, False], ids=["buckets are there", "no bucket yet"])
 async def test_check_is_red_for_a_key_that_may_not_store(
     world: World, key: str, there: bool
@@ -330,7 +341,10 @@ async def test_check_is_red_for_a_key_that_may_not_store(
 
     if there:
         make_buckets(world)
-    settings = world.settings(SUPABASE_SERVICE_ROLE_KEY=getattr(world.storage.keys, key))
+    if key == "no right to store":
+        world.sql("revoke insert on storage.objects from service_role")
+    right = world.storage.keys.service_role
+    settings = world.settings(SUPABASE_SERVICE_ROLE_KEY=WRONG_KEYS.get(key, right))
     found = await look_at_buckets(settings)
     good = State.OK if there else State.NOTE
     assert {one.state for one in found} == {good if key == "service_role" else State.BAD}
