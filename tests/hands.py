@@ -140,7 +140,7 @@ class Hand:
                 rows = self("claim", slots=slots, **{**parameters, "resumed": True})
         # What refused is told as such, and never as taken.
         assert len({row["id"] for row in rows}) == len(rows)
-        return [Held(r["id"], r["attempt"], r["worker_id"]) for r in rows if not r["refused"]]
+        return [Held(r["id"], r["attempt"], r["worker_id"]) for r in rows if not r.get("refused")]
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
@@ -401,3 +401,30 @@ def ground_of(database: Database) -> Iterator[Ground]:
         psycopg.connect(database.admin_url, autocommit=True, row_factory=dict_row) as admin,
     ):
         yield Ground(database, admin, stack)
+
+
+def aged(ground: Ground, days: int = 100) -> None:
+    """Let everything that is there have happened long ago."""
+    with ground.admin.transaction():
+        ground.sql("set local session_replication_role = replica")
+        ago = f"interval '{days} days'"
+        ground.sql(
+            f"update public.video_generation_tasks set created_at = created_at - {ago},"
+            f" started_at = started_at - {ago}, run_after = run_after - {ago},"
+            f" completed_at = completed_at - {ago}"
+        )
+        ground.sql(
+            f"update vidgen.submissions set sent_at = sent_at - {ago},"
+            f" answered_at = answered_at - {ago}, ended_at = ended_at - {ago}"
+        )
+        ground.sql(
+            f"update vidgen.holds set opened_at = opened_at - {ago}, closed_at = closed_at - {ago}"
+        )
+        ground.sql(f"update public.credit_entries set created_at = created_at - {ago}")
+
+
+def completed(ground: Ground, hand: Hand, user: UUID) -> Held:
+    held = ground.held(hand, "start_task", *STAGE, user_id=user)
+    hand.walk(Held(held.id, held.attempt, held.worker_id), *STAGE, stage="video")
+    hand.walk(held, "complete")
+    return held

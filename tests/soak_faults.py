@@ -52,7 +52,7 @@ PROVIDER_FAULTS: tuple[ProviderFault, ...] = (
     # Trouble with the time it takes, with what is told, and with the output's form.
     *_may("throttle 1s", "slow 2s", "no-cost", "wrong-type", "wrong-size", "late 1s",
           "poll-500 x2", "poll-html", "weird-status", "expire-urls", "truncate-download",
-          "zero-bytes"),
+          "zero-bytes", "page-download", "odd-encoding"),
     *_may("wrong-duration", stages=(VIDEO,)),
     # Refused: the gate closes, or the task waits.
     *_may("no-credits", "payment", "denied", "forbidden", "daily-limit", "busy"),

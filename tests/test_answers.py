@@ -1,7 +1,6 @@
 """No error of any sort between a paid POST and its record drops the id that it brought."""
 
 import asyncio
-import os
 import signal
 import time
 from pathlib import Path
@@ -13,10 +12,9 @@ from psycopg import errors
 
 from tests.proxy import proxy
 from tests.test_database_trouble import QUICK, audit
-from tests.test_drain import ENDED, many, stopped
-from tests.test_submissions import forget, posts, submissions, until
-from tests.watching import until_true, watch
-from tests.world import PATIENCE, World, hearing, recorded
+from tests.test_submissions import forget
+from tests.watching import ENDED, frozen, until, until_true, watch
+from tests.world import PATIENCE, World, hearing, many, posts, recorded, submissions
 from vidgen_worker import db, events
 from vidgen_worker.db import Database, StatementStuckError, Trouble, trouble_of
 from vidgen_worker.providers.runway import Runway
@@ -148,34 +146,6 @@ async def test_an_adapter_that_raises_anything_counts_as_possibly_paid(
 
 
 # A process that stands still in the POST.
-
-
-async def frozen(world: World, pid: int, seconds: float) -> None:
-    """Freeze it once the provider has the POST, for so long."""
-    await until(world, lambda: posts(world)[0] == 1)
-    os.kill(pid, signal.SIGSTOP)
-    await stopped(pid)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:  # noqa: ASYNC110 - the time is what is tested
-        await asyncio.sleep(0.05)
-
-
-@pytest.mark.slow
-async def test_frozen_beyond_the_time_out_the_answer_is_attached_on_waking(
-    world: World, tmp_path: Path
-) -> None:
-    user = world.user(100)
-    log = tmp_path / "worker.log"
-    settings = {"VIDGEN_SUBMIT_TIMEOUT": "2s", "VIDGEN_LEASE": "1m"}
-    with world.process(log, **settings) as process:
-        scene = world.scene(user, image_prompt="[[late 1s]] a bottle")
-        task = world.order(user, scene)
-        await frozen(world, process.pid, 4)
-        process.send_signal(signal.SIGCONT)
-        row = await world.until(task)
-    assert (row["status"], row["failures"]) == ("completed", 0), log.read_text()
-    assert posts(world) == (1, 1)
-    assert [s["answer"] for s in submissions(world)] == ["generation", "generation"]
 
 
 @pytest.mark.slow

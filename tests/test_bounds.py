@@ -1,19 +1,15 @@
 """Every wait, poll and cancel has an end, a code, and somebody who knows what is left behind."""
 
-import asyncio
 import resource
 import time
-import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.test_cancel import cancel
+from tests.answering import bomb, server
 from tests.watching import until_true, watch
-from tests.world import PATIENCE, World, hearing, recorded
+from tests.world import PATIENCE, World, cancel, hearing, recorded
 from vidgen_worker import events
 from vidgen_worker.errors import Fault
 from vidgen_worker.http_client import LARGEST_ANSWER, HttpClient
@@ -35,7 +31,7 @@ def ends(world: World) -> list[str]:
 # Polls.
 
 
-@pytest.mark.parametrize("word", ["poll-500", "poll-html", "weird-status"])
+@pytest.mark.parametrize("word", ["poll-html", "weird-status"])
 async def test_a_generation_without_a_good_answer_ends_at_the_hard_deadline(
     world: World, word: str
 ) -> None:
@@ -86,7 +82,7 @@ async def test_one_bad_answer_past_the_hard_deadline_throws_nothing_away(world: 
 
 @pytest.mark.parametrize(
     ("image", "code"),
-    [("[[expire-urls x999]]", "OUTPUT_UNAVAILABLE"), ("[[busy x999]]", "PROVIDER_BUSY")],
+    [("[[zero-bytes x999]]", "OUTPUT_UNAVAILABLE"), ("[[busy x999]]", "PROVIDER_BUSY")],
 )
 async def test_a_wait_for_the_provider_ends(world: World, image: str, code: str) -> None:
     user = world.user(100)
@@ -211,38 +207,6 @@ async def test_a_stray_that_can_never_be_asked_about_is_given_up(world: World) -
 
 
 # Answers.
-
-
-@asynccontextmanager
-async def server(head: bytes, body: bytes, *, drip: float = 0) -> AsyncIterator[str]:
-    """Answers everything with this, as fast as it is taken, or a byte at a time."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.read(65_536)
-            writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
-            if not drip:
-                writer.write(body)
-            while drip:
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(drip)
-            await writer.drain()
-        except OSError:
-            pass  # the client has heard enough
-        finally:
-            writer.close()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-
-
-def bomb(size: int = 1 << 30) -> bytes:
-    """A gigabyte of blanks, packed."""
-    packing = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-    blanks = b" " * (1 << 20)
-    return b"".join([*(packing.compress(blanks) for _ in range(size >> 20)), packing.flush()])
 
 
 def huge(coding: str) -> tuple[bytes, bytes]:

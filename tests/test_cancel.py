@@ -8,19 +8,13 @@ from uuid import UUID
 
 import pytest
 
-from tests.test_submissions import posts, until
-from tests.world import Row, World, hearing, recorded
+from tests.watching import until
+from tests.world import Row, World, cancel, hearing, posts, recorded
 from vidgen_worker import events
 
 SOON = 5.0
 """Seconds: far below the heartbeat of a worker with LONG_LEASE."""
 LONG_LEASE = {"VIDGEN_LEASE": "10m"}
-
-
-def cancel(world: World, user: UUID, task: UUID) -> Row:
-    """Ask as the task's owner does."""
-    (row,) = world.as_user(user, "select * from public.cancel_video_generation_task(%s)", task)
-    return row
 
 
 def retry(world: World, user: UUID, task: UUID) -> None:

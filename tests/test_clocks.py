@@ -10,7 +10,7 @@ import pytest
 import vidgen_worker
 from tests.hands import Ground
 from tests.world import World, hearing
-from vidgen_worker.events import TaskStarted, WorkerDeclaredDead
+from vidgen_worker.events import WorkerDeclaredDead
 from vidgen_worker.lease import Heartbeat, Observer, boot_time
 
 PACKAGE = Path(vidgen_worker.__file__).parent
@@ -102,26 +102,6 @@ def test_a_verdict_asks_no_clock(ground: Ground, away: str) -> None:
     (row,) = [row for row in other("heartbeats") if row["id"] == hand.worker_id]
     taken = other("take_over", silent_ids=[row["id"]], silent_beats=[row["heartbeat_at"]])
     assert [row["id"] for row in taken] == [held.id]
-
-
-async def test_a_worker_killed_before_the_clock_stepped_back_is_taken_over(
-    world: World, tmp_path: Path
-) -> None:
-    """Its last heartbeat is an hour ahead, and nobody waits for that hour."""
-    user = world.user()
-    world.runway.set(image_seconds=60)
-    task = world.order(user, world.scene(user))
-    with world.process(tmp_path / "log") as process:
-        running = await world.until(task, "processing")
-        process.kill()
-        process.wait()
-    world.sql(
-        "update vidgen.workers set heartbeat_at = now() + interval '1 hour' where id = %s",
-        running["worker_id"],
-    )
-    async with hearing(TaskStarted) as started, world.worker():
-        await world.until(task, "processing", attempt=2)
-        assert started.is_set()
 
 
 async def test_workers_whose_heartbeats_are_an_hour_old_by_the_clock_live(world: World) -> None:

@@ -20,9 +20,8 @@ from psycopg import sql
 
 from tests.conftest import Database
 from tests.proxy import proxy
-from tests.test_drain import ENDED, many
-from tests.watching import until_true, watch
-from tests.world import PATIENCE, World, hearing, recorded
+from tests.watching import ENDED, until_true, watch
+from tests.world import PATIENCE, World, hearing, many, recorded
 from vidgen_worker import events
 from vidgen_worker.migrate import migrate
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl

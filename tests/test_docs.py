@@ -11,8 +11,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from tests.test_reconcile import vidgen
-from tests.world import World
+from tests.world import World, vidgen
 from vidgen_worker.cli import app
 from vidgen_worker.config import Settings
 from vidgen_worker.errors import FAULTS

@@ -15,8 +15,8 @@ import pytest
 
 from tests.mortal import mortals
 from tests.proxy import proxy
-from tests.watching import until_true, watch
-from tests.world import PATIENCE, World, hearing, recorded
+from tests.watching import ENDED, stopped, until_true, watch
+from tests.world import PATIENCE, World, hearing, many, recorded
 from vidgen_worker import events
 from vidgen_worker.worker import LOOPS_END
 
@@ -26,29 +26,6 @@ TAKES_LONG = {
     "VIDGEN_POLL_INTERVAL": "500ms", "VIDGEN_CONCURRENCY": "250", "VIDGEN_LEASE": "30s",
 }  # fmt: skip
 MANY = 200
-ENDED = "select not exists (select from video_generation_tasks where completed_at is null)"
-
-
-def many(world: World, count: int, words: str = "") -> list[UUID]:
-    """So many tasks of one user, each with a scene of its own, in one INSERT."""
-    user = world.user(count * 30)
-    world.sql(
-        """
-        with s as (
-          insert into video_scenes
-            (id, user_id, scenario_id, image_prompt, visual_prompt, duration)
-          select g, %s, gen_random_uuid(), %s || 'A bottle ' || g, 'Around it ' || g, 2
-            from (select gen_random_uuid() as g from generate_series(1, %s)) as ids
-          returning id, user_id
-        )
-        select count(*) from s
-        """, user, words, count,
-    )  # fmt: skip
-    rows = world.sql(
-        "insert into video_generation_tasks (scene_id, user_id) "
-        "select id, user_id from video_scenes where user_id = %s returning id", user,
-    )  # fmt: skip
-    return [row["id"] for row in rows]
 
 
 def note_falls(world: World) -> None:
@@ -199,14 +176,6 @@ async def test_sigterm_while_starting(world: World, tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-async def stopped(pid: int) -> None:
-    """Wait until a process has fallen asleep by SIGSTOP."""
-    stat = Path(f"/proc/{pid}/stat")
-    async with asyncio.timeout(PATIENCE):
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
-            await asyncio.sleep(0.01)  # a bounded wait for another process
-
-
 async def test_sigterm_while_postgres_is_away(world: World, tmp_path: Path) -> None:
     """The drain gives up at its time-out and names every generation; a successor resumes them."""
     watch(world)
@@ -331,18 +300,6 @@ async def test_a_suspect_is_alone_until_its_generation_has_ended(world: World) -
     stored = [event.fence.attempt for event in heard if isinstance(event, events.StageDone)]
     assert stored == [3, 3], "it stored alone what it could have stored in company"
     assert len(world.runway.generations()) == 2
-
-
-async def test_a_suspect_that_is_only_polled_keeps_nobody_waiting(world: World) -> None:
-    """Alone is for the code that kills workers; a generation may take hours."""
-    watch(world)
-    task = await _begun(world, "[[stall]]")
-    world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
-    async with world.worker(**QUICK):
-        await until_true(world, "select status = 'processing' from video_generation_tasks")
-        rows = [await world.until(other) for other in many(world, 3)]
-        assert world.task(task)["status"] == "processing"
-    assert {row["status"] for row in rows} == {"completed"}
 
 
 async def test_a_suspect_does_not_wait_for_what_is_only_polled(world: World) -> None:

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tests.watching import until_true, watch
 from tests.world import Row, World, hearing, recorded
 from vidgen_worker import events
 from vidgen_worker.errors import FAULTS
@@ -284,7 +285,7 @@ CASES: dict[str, dict[str, Case]] = {
         "a page of a still": Case("[[page-download x2]]"),
         "a page of a clip": Case(video="[[page-download x2]]"),
         "a page, longer than in place": Case(
-            "[[page-download x4]]", requeued=("GENERATION_FAILED",)
+            "[[page-download x4]]", requeued=("OUTPUT_UNAVAILABLE",)
         ),
         "longer than in place": Case(
             "[[truncate-download x4]]", requeued=("OUTPUT_UNAVAILABLE",)
@@ -316,14 +317,12 @@ CASES: dict[str, dict[str, Case]] = {
             gate="STORAGE_DENIED", waits=False, settings={"VIDGEN_QUEUE_POLL": "50ms"},
         ),
     },
-    "storage_refused": {
+    "upload_refused": {
         "415": Case(
-            storage={"kind": "upload", "status": 415}, status="failed", code="STORAGE_REFUSED",
-            failures=1, posts=(1, 0), generations=(1, 0), charged=0,
+            storage={"kind": "upload", "status": 415}, requeued=("STORAGE_REFUSED",),
         ),
         "413": Case(
-            storage={"kind": "upload", "status": 413}, status="failed", code="STORAGE_REFUSED",
-            failures=1, posts=(1, 0), generations=(1, 0), charged=0,
+            storage={"kind": "upload", "status": 413}, requeued=("STORAGE_REFUSED",),
         ),
     },
 }  # fmt: skip
@@ -500,10 +499,14 @@ async def test_a_scratch_folder_that_is_gone_costs_the_task_nothing(
         temp = Path(home, "temp")
         temp.mkdir()  # noqa: ASYNC240 - a test
         patch.setattr("tempfile.tempdir", str(temp))
-        async with world.worker(), hearing(events.TaskRequeued) as put_back:
+        async with (
+            hearing(events.SubmissionAnswered) as paid, hearing(events.TaskRequeued) as put_back,
+            world.worker(),
+        ):  # fmt: skip
+            task = world.order(user, world.scene(user, image_prompt="[[slow 1s]] a bottle"))
+            await paid.wait()
             shutil.rmtree(temp)
             temp.write_text("a file where the folder was")  # noqa: ASYNC240 - a test
-            task = world.order(user, world.scene(user))
             await put_back.wait()
             temp.unlink()  # noqa: ASYNC240 - a test
             row = await world.until(task)
@@ -542,28 +545,117 @@ async def test_a_transient_error_of_the_database_costs_nothing(world: World) -> 
     assert [e.query for e in heard if isinstance(e, events.DatabaseTrouble)] == ["load_task"]
 
 
-@acts("internal_error")
-async def test_an_unexpected_error_is_counted_and_its_traceback_logged(world: World) -> None:
+@acts("row_refused")
+async def test_a_foreign_error_sets_the_task_aside_and_costs_nothing(world: World) -> None:
+    world.sql("update vidgen.settings set refusal_pause = '20 milliseconds'")
     break_the_scene(world, 1, "P0001")
-    case = Case(failures=1, counted=True, requeued=("INTERNAL_ERROR",))
     user = world.user(CREDITS)
     with recorded() as heard:
         async with world.worker():
             row = await world.until(world.order(user, world.scene(user)))
-    check(world, case, Story(user, row, heard))
-    (error,) = [event for event in heard if isinstance(event, events.UnexpectedError)]
-    assert "Traceback" in error.traceback
-    assert "secret words" in error.traceback
+    check(world, Case(), Story(user, {**row, "attempt": 1}, heard))
+    (refused,) = [event for event in heard if isinstance(event, events.RowRefused)]
+    assert (refused.statement, refused.tries, refused.became) == ("load_task", 1, "pending")
+    assert "secret words" in refused.error
 
 
-async def test_an_error_that_stays_ends_the_task_without_its_words(world: World) -> None:
+async def test_a_foreign_error_that_stays_ends_the_task_without_its_words(world: World) -> None:
+    world.sql("update vidgen.settings set refusal_pause = '20 milliseconds', max_refusals = 3")
     break_the_scene(world, 1000, "P0001")
     user = world.user(CREDITS)
     async with world.worker():
         row = await world.until(world.order(user, world.scene(user)))
-    assert (row["error_code"], row["failures"]) == ("INTERNAL_ERROR", 3)
+    assert (row["error_code"], row["failures"]) == ("ROW_REFUSED", 0)
     assert "secret" not in str(row)
     assert world.credits(user) == (CREDITS, 0)
+
+
+async def a_broken_checkpoint(world: World) -> tuple[UUID, UUID]:
+    """A task whose frozen request somebody has made unreadable: (user, task)."""
+    watch(world)
+    user = world.user(CREDITS)
+    task = world.order(user, world.scene(user, image_prompt="[[slow 1s]] a bottle"))
+    async with world.worker():
+        await until_true(
+            world, "select exists (select from vidgen.checkpoints where state = 'generating')"
+        )
+    world.sql("update vidgen.checkpoints set request = request - 'ratio'")
+    return user, task
+
+
+@acts("internal_error")
+async def test_an_unexpected_error_is_counted_and_its_traceback_logged(world: World) -> None:
+    user, task = await a_broken_checkpoint(world)
+    patient = {"VIDGEN_RETRY_BACKOFF": "2s"}
+    with recorded() as heard:
+        async with world.worker(**patient), hearing(events.TaskRequeued) as requeued:
+            await requeued.wait()
+            world.sql(
+                'update vidgen.checkpoints set request = request || \'{"ratio": "1920:1080"}\''
+            )
+            row = await world.until(task)
+    case = Case(failures=1, counted=True, requeued=("INTERNAL_ERROR",))
+    check(world, case, Story(user, {**row, "attempt": 2}, heard))
+    (error,) = [event for event in heard if isinstance(event, events.UnexpectedError)]
+    assert "Traceback" in error.traceback
+    assert "KeyError: 'ratio'" in error.traceback
+
+
+async def test_an_unexpected_error_that_stays_ends_the_task_and_what_it_has_begun(
+    world: World,
+) -> None:
+    user, task = await a_broken_checkpoint(world)
+    async with world.worker() as worker:
+        row = await world.until(task)
+        world.sql("update vidgen.submissions set answered_at = now() - interval '1 minute'")
+        await worker.janitor.end_strays()
+    assert (row["error_code"], row["failures"]) == ("INTERNAL_ERROR", 3)
+    assert world.credits(user) == (CREDITS, 0)
+    assert world.none_lives(task)
+
+
+@contextlib.contextmanager
+def small_clips_bucket(world: World, limit: int) -> Iterator[None]:
+    """A bucket for clips of so many bytes, and a worker that finds this enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Else a bucket as small as the double's films is refused before anything is paid.
+        patch.setattr("vidgen_worker.worker.LEAST_VIDEO_BYTES", 1000)
+        world.sql(
+            "insert into storage.buckets (id, name, public, file_size_limit)"
+            " values ('video-files', 'video-files', false, %s)",
+            limit,
+        )
+        yield
+
+
+@acts("storage_refused")
+async def test_a_file_that_is_larger_than_its_bucket_takes_ends_its_task(world: World) -> None:
+    case = Case(status="failed", code="STORAGE_REFUSED", failures=1, charged=IMAGE_PRICE)
+    with small_clips_bucket(world, 5000):
+        check(world, case, await play(world, case))
+
+
+@acts("storage_misconfigured")
+async def test_a_bucket_that_shows_clips_to_everybody_costs_nothing_until_it_is_put_right(
+    world: World,
+) -> None:
+    user = world.user(CREDITS)
+    world.sql(
+        "insert into storage.buckets (id, name, public) values ('video-files', 'video-files', true)"
+    )
+    with recorded() as heard:
+        async with hearing(events.GateClosed) as closed, world.worker():
+            task = world.order(user, world.scene(user))
+            await closed.wait()
+            assert posts(world) == (0, 0)
+            world.sql("update storage.buckets set public = false where id = 'video-files'")
+            row = await world.until(task)
+    assert (row["status"], row["failures"]) == ("completed", 0)
+    (gate,) = [event for event in heard if isinstance(event, events.GateClosed)]
+    assert gate.code == "STORAGE_MISCONFIGURED"
+    assert "video-files" in gate.details
+    assert posts(world) == (1, 1)
+    assert world.books_balance()
 
 
 def another_worker(world: World, *, dead: bool) -> UUID:
@@ -737,12 +829,13 @@ async def test_a_retry_goes_on_after_the_still(world: World) -> None:
 
 async def test_a_retry_after_the_store_refused_pays_no_second_generation(world: World) -> None:
     user = world.user(CREDITS)
-    world.storage.fail("upload", status=415)
-    async with world.worker():
-        task = world.order(user, world.scene(user))
-        assert (await world.until(task))["error_code"] == "STORAGE_REFUSED"
-        world.as_user(user, "select public.retry_video_generation_task(%s)", task)
-        await world.until(task, "completed")
+    with small_clips_bucket(world, 5000):
+        async with world.worker():
+            task = world.order(user, world.scene(user))
+            assert (await world.until(task))["error_code"] == "STORAGE_REFUSED"
+            world.sql("update storage.buckets set file_size_limit = null")
+            world.as_user(user, "select public.retry_video_generation_task(%s)", task)
+            await world.until(task, "completed")
     assert posts(world) == (1, 1)
     assert world.credits(user) == (CREDITS - PRICE, 0)
 

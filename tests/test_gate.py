@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
-from tests.test_submissions import posts, until
-from tests.world import World, hearing, recorded
+from tests.watching import until
+from tests.world import World, crowd, hearing, posts, probe_now, recorded
 from vidgen_worker import events
 from vidgen_worker.storm import IN_A_ROW
 
@@ -26,11 +26,6 @@ def seen_by(world: World, user: UUID) -> list[tuple[str, str]]:
     assert all("paused" in row["message"] for row in rows)
     assert all("runway" not in row["message"].lower() for row in rows)
     return [(row["model"], row["reason"]) for row in rows]
-
-
-def probe_now(world: World) -> None:
-    """Let the time of the next probe come."""
-    world.sql("update vidgen.gates set probe_at = now()")
 
 
 def versions(world: World, tasks: Iterable[UUID]) -> dict[UUID, Any]:
@@ -125,6 +120,7 @@ async def test_a_clip_that_is_stored_is_concluded_behind_a_closed_gate(world: Wo
             world.storage.fail("sign", status=403)
             task = world.order(user, world.scene(user))
             await closed.wait()
+        await world.until(task, "pending", attempt=1)
         world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
         row = await world.until(task)
         assert seen_by(world, user) == [("*", "STORAGE_DENIED")]
@@ -168,6 +164,7 @@ async def test_a_bad_key_closes_nothing_for_the_others(world: World) -> None:
         async with hearing(events.GateClosed) as closed:
             first = world.order(user, world.scene(user))
             await closed.wait()
+        await world.until(first, "pending", attempt=1)
         world.sql("update video_generation_tasks set run_after = now() where id = %s", first)
         async with world.worker(**NEVER) as good:
             rows = [
@@ -242,15 +239,6 @@ async def closed_by(
 def put_back(heard: list[events.Event]) -> set[UUID]:
     """The tasks that were put back so far."""
     return {event.fence.task_id for event in heard if isinstance(event, events.TaskRequeued)}
-
-
-def crowd(world: World, count: int, words: str = "") -> list[UUID]:
-    """Tasks of as many users."""
-    tasks = []
-    for _ in range(count):
-        user = world.user()
-        tasks.append(world.order(user, world.scene(user, image_prompt=f"{words} {uuid4()}")))
-    return tasks
 
 
 async def test_a_storm_closes_the_gate_and_one_task_opens_it(world: World) -> None:

@@ -10,41 +10,13 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.hands import IMAGE_PRICE, STAGE, Ground, Hand, Held
-from tests.test_operations import told
-from tests.test_reconcile import vidgen
-from tests.world import PATIENCE, World, hearing
-from vidgen_worker.events import BooksDisagree, TasksForgotten
+from tests.hands import IMAGE_PRICE, STAGE, Ground, Hand, Held, aged, completed
+from tests.world import PATIENCE, World, hearing, told, vidgen
+from vidgen_worker.events import BooksDisagree
 
 TASKS = "public.video_generation_tasks"
 PRIVATE = ("submissions", "checkpoints", "holds", "charges", "budgets")
 KEEP = timedelta(days=90)
-
-
-def aged(ground: Ground, days: int = 100) -> None:
-    """Let everything that is there have happened long ago."""
-    with ground.admin.transaction():
-        ground.sql("set local session_replication_role = replica")
-        ago = f"interval '{days} days'"
-        ground.sql(
-            f"update {TASKS} set created_at = created_at - {ago}, started_at = started_at - {ago},"
-            f" run_after = run_after - {ago}, completed_at = completed_at - {ago}"
-        )
-        ground.sql(
-            f"update vidgen.submissions set sent_at = sent_at - {ago},"
-            f" answered_at = answered_at - {ago}, ended_at = ended_at - {ago}"
-        )
-        ground.sql(
-            f"update vidgen.holds set opened_at = opened_at - {ago}, closed_at = closed_at - {ago}"
-        )
-        ground.sql(f"update public.credit_entries set created_at = created_at - {ago}")
-
-
-def completed(ground: Ground, hand: Hand, user: UUID) -> Held:
-    held = ground.held(hand, "start_task", *STAGE, user_id=user)
-    hand.walk(Held(held.id, held.attempt, held.worker_id), *STAGE, stage="video")
-    hand.walk(held, "complete")
-    return held
 
 
 def ended(ground: Ground, hand: Hand, user: UUID, end: str) -> Held:
@@ -197,7 +169,7 @@ def test_a_clients_advisory_locks_stop_no_forgetting(ground: Ground) -> None:
     assert hand("take_duty", duty="forget", every=timedelta(minutes=4)) != [], "the clock stepped"
 
 
-def test_the_outlay_of_a_key_stays_the_same_for_reconcile(ground: Ground) -> None:
+def test_the_outlay_of_an_account_stays_the_same_for_reconcile(ground: Ground) -> None:
     from vidgen_worker.client import QUERIES  # noqa: PLC0415 - the client's, beside the worker's
 
     hand = ground.worker()
@@ -205,7 +177,8 @@ def test_the_outlay_of_a_key_stays_the_same_for_reconcile(ground: Ground) -> Non
 
     def outlay() -> Any:  # noqa: ANN401 - a number of the database's
         cursor = ground.admin.execute(
-            QUERIES["outlay_of_key"], {"provider": "runway", "key_fingerprint": "key"}
+            QUERIES["outlay_of_account"],
+            {"provider": "runway", "account": "default", "key_fingerprint": "key"},
         )
         return cursor.fetchall()[0]["outlay"]
 
@@ -232,16 +205,6 @@ async def test_pruning_a_forgotten_task_still_deletes_its_files(
     done = vidgen(world, "prune", "--objects", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     assert world.storage.objects() == []
-
-
-async def test_a_worker_forgets_by_itself(world: World, ground: Ground) -> None:
-    completed(ground, ground.worker(), ground.user())
-    aged(ground)
-    async with hearing(TasksForgotten) as forgotten, world.worker() as worker:
-        await world.beats(1)
-        await worker.janitor.forget()
-        assert forgotten.is_set()
-    assert counts(ground) == NONE
 
 
 # The log.

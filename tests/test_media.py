@@ -565,8 +565,8 @@ async def test_a_child_has_no_rights_and_reads_no_environment_of_its_parent(
         env=os.environ | {"PYTHONPATH": root, "RUNWAYML_API_SECRET": "key_secret"},
     )  # fmt: skip
     said = (await parent.communicate())[0].decode()
-    assert re.search(r"NoNewPrivs:\s+1\n", said)
-    assert re.search(r"CapEff:\s+0+\n", said)
+    assert re.search(r"NoNewPrivs:\s+1\b", said)
+    assert re.search(r"CapEff:\s+0+\b", said)
     assert "PermissionError" in said
     assert "key_secret" not in said
 

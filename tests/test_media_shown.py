@@ -1,40 +1,33 @@
 """What is judged and stored is what a viewer shows: the way up, shape, colours, hidden parts."""
 
-import asyncio
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
-from av.video.reformatter import ColorRange
 from PIL import Image
 
+from tests.films import (
+    AS_DRAWN,
+    BLUE,
+    GREEN,
+    RED,
+    SIZE,
+    WHITE,
+    Corners,
+    Looking,
+    corners,
+    drawn,
+    film,
+    frames,
+    pure,
+    trimmed,
+)
 from vidgen_worker.errors import Fault
-from vidgen_worker.media import Clip, Media, Picture
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 BLACK = (0, 0, 0)
-Colour = tuple[int, int, int]
-Corners = tuple[Colour, Colour, Colour, Colour]
-"""Top left, top right, bottom left, bottom right."""
-AS_DRAWN: Corners = (RED, GREEN, BLUE, WHITE)
-LARGE = 20_000_000
-
-
-class Looking:
-    """The module under test, with one child for all tests: starting one is most of a look."""
-
-    def __init__(self) -> None:
-        self.runner = asyncio.Runner()
-        self.media = Media(children=1, max_image_bytes=LARGE, max_video_bytes=LARGE)
-
-    def check_image(self, file: Path, ratio: str) -> Picture:
-        return self.runner.run(self.media.check_image(file, ratio))
-
-    def check_video(self, file: Path, ratio: str, duration: int) -> Clip:
-        return self.runner.run(self.media.check_video(file, ratio, duration))
 
 
 @pytest.fixture(scope="module")
@@ -45,32 +38,6 @@ def media() -> Iterator[Looking]:
     looking.runner.close()
 
 
-def drawn(size: tuple[int, int], corners: Corners = AS_DRAWN) -> Image.Image:
-    image = Image.new("RGB", size)
-    half = (size[0] // 2, size[1] // 2)
-    for number, colour in enumerate(corners):
-        x, y = number % 2 * half[0], number // 2 * half[1]
-        image.paste(colour, (x, y, size[0] if x else half[0], size[1] if y else half[1]))
-    return image
-
-
-def corners(image: Image.Image) -> Corners:
-    """Return the nearest pure colours in the middle of each quarter."""
-    shown = image.convert("RGB")
-    found = []
-    for y in (shown.height // 4, shown.height * 3 // 4):
-        for x in (shown.width // 4, shown.width * 3 // 4):
-            pixel = shown.getpixel((x, y))
-            assert isinstance(pixel, tuple)
-            found.append(pure(pixel))
-    return (found[0], found[1], found[2], found[3])
-
-
-def pure(pixel: tuple[float, ...]) -> Colour:
-    red, green, blue = (255 if part > 128 else 0 for part in pixel)
-    return (red, green, blue)
-
-
 def opened(file: Path) -> Image.Image:
     with Image.open(file) as image:
         image.load()
@@ -79,21 +46,9 @@ def opened(file: Path) -> Image.Image:
         return image
 
 
-def frames(file: Path) -> list[Image.Image]:
-    """Return the frames of an MP4, the size they are shown in checked to be the stored one."""
-    with av.open(str(file)) as container:
-        stream = container.streams.video[0]
-        assert stream.sample_aspect_ratio in (None, 1)
-        decoded = list(container.decode(stream))
-        assert {frame.rotation for frame in decoded} == {0}
-        return [frame.to_image() for frame in decoded]  # type: ignore[no-untyped-call]
-
-
 # Film
 
 
-FLAT = 0x40000000
-ONE = 0x10000
 MATRICES: dict[str, tuple[tuple[int, int, int, int], Corners]] = {
     "as it is": ((1, 0, 0, 1), AS_DRAWN),
     "mirrored": ((-1, 0, 0, 1), (GREEN, RED, WHITE, BLUE)),
@@ -104,62 +59,6 @@ MATRICES: dict[str, tuple[tuple[int, int, int, int], Corners]] = {
     "transposed": ((0, 1, 1, 0), (RED, BLUE, GREEN, WHITE)),
     "transversed": ((0, -1, -1, 0), (WHITE, GREEN, BLUE, RED)),
 }
-SIZE = (160, 90)
-
-
-def film(  # noqa: PLR0913 - what a film can be
-    file: Path,
-    *,
-    size: tuple[int, int] = SIZE,
-    codec: str = "libx264",
-    pixels: str = "yuv420p",
-    matrix: tuple[int, int, int, int] | None = None,
-    shape: Fraction | None = None,
-    full_range: bool = False,
-    count: int = 24,
-    draw: Callable[[int], Image.Image] | None = None,
-    options: dict[str, str] | None = None,
-    sound: tuple[str, int, str] | None = None,
-) -> Path:
-    with av.open(str(file), "w") as output:
-        stream = output.add_stream(codec, rate=24, options=options or {})
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = *size, pixels
-        if matrix is not None:
-            right_x, down_x, right_y, down_y = (value * ONE for value in matrix)
-            stream.set_display_matrix((right_x, down_x, 0, right_y, down_y, 0, 0, 0, FLAT))
-        if shape is not None:
-            stream.codec_context.sample_aspect_ratio = shape
-        if full_range:
-            stream.codec_context.color_range = 2
-        audio = _silent(output, sound) if sound else None
-        for number in range(count):
-            image = draw(number) if draw else drawn(size)
-            frame = av.VideoFrame.from_image(image)  # type: ignore[no-untyped-call]
-            wanted = ColorRange.JPEG if full_range else None
-            output.mux(stream.encode(frame.reformat(format=pixels, dst_color_range=wanted)))
-        output.mux(stream.encode(None))
-        if audio is not None:
-            for heard in _silence(audio, count / 24):
-                output.mux(audio.encode(heard))
-            output.mux(audio.encode(None))
-    return file
-
-
-def _silent(output: av.container.OutputContainer, sound: tuple[str, int, str]) -> av.AudioStream:
-    stream = output.add_stream(sound[0], rate=sound[1], layout=sound[2])
-    assert isinstance(stream, av.AudioStream)
-    return stream
-
-
-def _silence(stream: av.AudioStream, seconds: float) -> Iterator[av.AudioFrame]:
-    context, step = stream.codec_context, 1024
-    for number in range(int(context.sample_rate * seconds / step)):
-        frame = av.AudioFrame(format=context.format.name, layout=context.layout.name, samples=step)
-        for plane in frame.planes:
-            plane.update(bytes(plane.buffer_size))
-        frame.sample_rate, frame.pts = context.sample_rate, number * step
-        yield frame
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -174,16 +73,6 @@ def test_a_film_is_stored_the_way_up_that_a_viewer_shows(
     assert ((found.width, found.height), found.conformed) == (shown, name != "as it is")
     stored = frames(found.file)
     assert (stored[-1].size, corners(stored[-1]), len(stored)) == (shown, wanted, 24)
-
-
-def test_a_film_of_the_right_coded_size_that_lies_on_its_side_is_cropped_as_shown(
-    media: Looking, tmp_path: Path
-) -> None:
-    file = film(tmp_path / "a.mp4", matrix=(0, 1, -1, 0))
-    found = media.check_video(file, "160:90", 1)
-    assert ((found.width, found.height), found.conformed) == ((90, 160), True)
-    stored = frames(found.file)[-1]
-    assert (stored.size, corners(stored)) == ((160, 90), (BLUE, RED, WHITE, GREEN))
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
@@ -204,31 +93,6 @@ def test_a_film_of_oblong_pixels_is_stored_in_square_ones(
     assert stored.size == (160, 90)
     red = [x for x in range(160) if pure(stored.getpixel((x, 45))) == RED]  # type: ignore[arg-type]
     assert [red[0], red[-1]] == pytest.approx([60, 99], abs=2)
-
-
-def trimmed(file: Path, start: int, length: int | None = None) -> Path:
-    """Let the edit list of a film begin later, by units of its media, and last so long."""
-    content = bytearray(file.read_bytes())
-    place = content.index(b"elst") + 4 + 8
-    duration, media_time = struct.unpack_from(">ii", content, place)
-    struct.pack_into(">ii", content, place, length or duration, media_time + start)
-    file.write_bytes(content)
-    return file
-
-
-def test_a_film_trimmed_by_an_edit_list_is_stored_as_a_viewer_sees_it(
-    media: Looking, tmp_path: Path
-) -> None:
-    def colours(number: int) -> Image.Image:
-        return Image.new("RGB", SIZE, RED if number < 12 else BLUE)
-
-    file = trimmed(film(tmp_path / "a.mp4", draw=colours, count=48, options={"g": "48"}), 6144)
-    found = media.check_video(file, "160:90", 2)
-    assert found.conformed
-    assert found.seconds == pytest.approx(1.5, abs=0.1)
-    stored = [pure(image.getpixel((80, 45))) for image in frames(found.file)]  # type: ignore[arg-type]
-    assert set(stored) == {BLUE}
-    assert len(stored) == pytest.approx(36, abs=2)
 
 
 def test_a_film_whose_end_is_trimmed_by_an_edit_list_does_not_keep_the_end(

@@ -1,7 +1,6 @@
 """What an operator reads and removes: stats, workers, a task's story, pruning, the SQL views."""
 
 import asyncio
-import json
 import re
 import subprocess
 import sys
@@ -9,26 +8,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
 from tests.hands import STAGE, Ground
-from tests.test_reconcile import vidgen
-from tests.world import World
+from tests.world import World, told, vidgen
 
 VIEWS = (
     "queue_health", "stats_hourly", "consumption_by_user", "consumption_by_model",
 )  # fmt: skip
-
-
-def told(world: World, *arguments: str) -> Any:  # noqa: ANN401 - whatever was printed
-    """The JSON of a verb that went well."""
-    done = vidgen(world, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def aged(world: World, task: UUID, days: int = 100) -> None:

@@ -15,8 +15,7 @@ import psycopg
 import pytest
 
 from tests.test_database_trouble import PGBOUNCER, pgbouncer
-from tests.test_reconcile import vidgen
-from tests.world import World
+from tests.world import World, vidgen
 from vidgen_worker.cli.output import ExitCode
 from vidgen_worker.connect_errors import explain_connect
 

@@ -1,23 +1,12 @@
 """`vidgen-worker reconcile` and `gate`: when the books or the provider don't fit."""
 
 import json
-import subprocess
-import sys
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from tests.world import World
-
-
-def vidgen(world: World, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line as an operator would."""
-    return subprocess.run(
-        [sys.executable, "-m", "vidgen_worker", *arguments],
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "160", **world.env()},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+from tests.world import World, vidgen
 
 
 async def test_what_the_worker_did_is_explained(world: World) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.hands import STAGE, Ground, Hand, Held, Row, let_go, refuse
 from tests.sources import doers
 from tests.watching import until_true, watch
-from tests.world import World, recorded
+from tests.world import World, recorded, refuse_one
 from vidgen_worker import events
 from vidgen_worker.cli import app
 
@@ -271,60 +271,6 @@ async def test_one_user_s_row_refuses_and_the_others_go_on(world: World, moment:
     assert world.books_balance()
 
 
-async def test_a_deleted_account_whose_notification_fails_stops_nobody(world: World) -> None:
-    """An application's trigger after `update of status`, and one account deleted meanwhile."""
-    watch(world)
-    users = [world.user() for _ in range(6)]
-    with world.admin() as conn:
-        conn.execute(
-            "create table public.accounts (id uuid primary key);"
-            "create table public.notifications ("
-            "  user_id uuid references public.accounts (id) on delete cascade, said text);"
-            "create function public.notify_user() returns trigger language plpgsql"
-            " security definer as $$ begin"
-            "  insert into public.notifications values (new.user_id, new.status); return null;"
-            " end $$;"
-            "create trigger notify_user after update of status on public.video_generation_tasks"
-            "  for each row execute function public.notify_user();"
-        )
-        for user in users:
-            conn.execute("insert into public.accounts values (%s)", [user])
-    scenes = [world.scene(user, image_prompt=f"[[slow 2s]] of {user}") for user in users]
-    gone = world.order(users[0], scenes[0])
-    async with world.worker():
-        await until_true(
-            world, "select exists (select from vidgen.checkpoints where state = 'generating')"
-        )
-        world.sql("delete from public.accounts where id = %s", users[0])
-        others = [world.order(*pair) for pair in zip(users[1:], scenes[1:], strict=True)]
-        for task in others:
-            assert (await world.until(task))["status"] == "completed"
-        await until_true(world, "select exists (select from vidgen.refusals)")
-    assert world.one("select task_id from vidgen.refusals")["task_id"] == gone
-    assert world.none_lives(gone)
-
-
-async def test_an_error_while_concluding_pays_once_and_is_somebody_s(world: World) -> None:
-    """A prompt is rejected, and the row can't become failed: no attempt pays for it again."""
-    watch(world)
-    world.sql("update vidgen.settings set refusal_pause = '20 milliseconds'")
-    user = world.user()
-    scene = world.scene(user, image_prompt="[[fail SAFETY.INPUT.TEXT]] of a bottle")
-    task = world.order(user, scene)
-    refuse_one(world, task, "new.status = 'failed'")
-    with recorded() as heard:
-        async with world.worker():
-            await until_true(world, "select exists (select from vidgen.refusals where tries >= 5)")
-            assert len(world.runway.requests()) == 1
-            world.sql("drop trigger application_refuses on public.video_generation_tasks")
-            row = await world.until(task)
-    assert (row["status"], row["error_code"]) == ("failed", "CONTENT_REJECTED")
-    assert len(world.runway.requests()) == 1
-    assert world.credits(user) == (1000, 0)
-    refused = [e for e in heard if isinstance(e, events.RowRefused)]
-    assert all("notifications_user_id_fkey" in event.error for event in refused)
-
-
 async def test_a_verdict_survives_the_death_of_the_worker_that_reached_it(world: World) -> None:
     """Between the provider's answer and the task's end: the next worker pays for nothing."""
     watch(world)
@@ -357,12 +303,6 @@ async def test_progress_that_one_row_refuses_is_shown_by_the_others(world: World
             )  # fmt: skip
     reports = [e for e in heard if isinstance(e, events.RowRefused) and e.statement == "report"]
     assert [event.task for event in reports] == [str(tasks[0])], "said once, not once a second"
-
-
-def refuse_one(world: World, task_id: UUID, when: str) -> None:
-    """As `refuse`, in a world."""
-    with world.ground() as ground:
-        refuse(ground, task_id, when=when)
 
 
 def test_why_a_task_is_set_aside_is_shown(ground: Ground, capsys: pytest.CaptureFixture[str],

@@ -15,9 +15,8 @@ from psycopg import sql
 
 from tests.conftest import Database as Target
 from tests.test_database_trouble import PGBOUNCER, QUICK, audit, pgbouncer
-from tests.test_drain import ENDED, many
-from tests.watching import until_true, watch
-from tests.world import World, recorded
+from tests.watching import ENDED, until_true, watch
+from tests.world import World, many, recorded
 from vidgen_worker import client, events, sessions
 from vidgen_worker.db import Database, Databases
 from vidgen_worker.migrate import migrate, pending

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.test_submissions import posts, until
 from tests.test_video_generation import size_of
-from tests.world import Row, World, hearing, recorded
+from tests.watching import until
+from tests.world import Row, World, hearing, posts, recorded
 from vidgen_worker import events
 
 TIMEOUT = {"VIDGEN_STORAGE_TIMEOUT": "1s"}
@@ -97,7 +97,7 @@ OUTPUTS = {
     "expired": "[[expire-urls x2]]",
     "cut": "[[truncate-download x2]]",
     "empty": "[[zero-bytes x2]]",
-    "a page": "[[page-download x2]]",
+    "a page": "[[page-download x3]]",
     "an odd header": "[[odd-encoding]]",
     "one after the other": "[[expire-urls]] [[truncate-download]] [[zero-bytes]]",
 }

@@ -170,7 +170,7 @@ def test_a_price_that_has_gone_ends_no_task_that_has_its_own(ground: Ground) -> 
 # A whole worker: a tier of one, a deploy, and a scene that is deleted meanwhile.
 
 
-@pytest.mark.parametrize("gone", ["the scene", "the account", "the worker, for the last time"])
+@pytest.mark.parametrize("gone", ["the account", "the worker, for the last time"])
 async def test_a_task_that_ends_in_front_of_its_generation_frees_its_place(
     world: World, gone: str
 ) -> None:
@@ -184,9 +184,6 @@ async def test_a_task_that_ends_in_front_of_its_generation_frees_its_place(
             world, "select exists (select from vidgen.checkpoints where state = 'generating')"
         )
     match gone:
-        case "the scene":
-            world.sql("delete from video_scenes where id = %s", scene)
-            code = "SCENE_NOT_FOUND"
         case "the account":
             # An application's own: it deletes the user's rows, the credits first.
             world.sql("delete from video_scenes where user_id = %s", user)

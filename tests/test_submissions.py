@@ -2,15 +2,13 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 
-from tests.world import PATIENCE, World, hearing, recorded
+from tests.watching import until
+from tests.world import PATIENCE, World, hearing, posts, recorded, submissions
 from vidgen_worker import events
 
 AMBIGUOUS = {
@@ -25,44 +23,6 @@ AMBIGUOUS = {
     "an id that is none": "bad-id-200",
 }
 SUBMIT = {"VIDGEN_SUBMIT_TIMEOUT": "2s"}
-
-
-def posts(world: World) -> tuple[int, int]:
-    """How many paid POSTs the provider has seen, for the still and for the clip."""
-    paths = [request["path"] for request in world.runway.requests()]
-    return paths.count("/v1/text_to_image"), paths.count("/v1/image_to_video")
-
-
-def submissions(world: World) -> list[dict[str, Any]]:
-    return world.sql("select * from vidgen.submissions order by sent_at")
-
-
-async def until(world: World, happened: Callable[[], bool]) -> None:
-    """Wait until it has happened; looked at whenever a worker says something or writes a row."""
-    loop, changed = asyncio.get_running_loop(), asyncio.Event()
-
-    async def listen() -> None:
-        async with await psycopg.AsyncConnection.connect(
-            world.database.admin_url, autocommit=True
-        ) as conn:
-            await conn.execute("listen test_rows")
-            await conn.execute("listen test_beats")
-            async for _ in conn.notifies():
-                changed.set()
-
-    def hear(_: events.Event) -> None:
-        loop.call_soon_threadsafe(changed.set)
-
-    listening = asyncio.create_task(listen())
-    try:
-        with events.subscribed(hear):
-            async with asyncio.timeout(PATIENCE / 3):
-                while not await asyncio.to_thread(happened):
-                    await changed.wait()
-                    changed.clear()
-    finally:
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
@@ -216,6 +176,7 @@ async def test_a_repeated_record_of_a_late_answer_says_the_same(world: World) ->
                 "answer_submission", task_id=task, attempt=1, worker_id=worker.queue.worker_id,
                 stage="image", submission_id=submission["id"], answer="generation",
                 generation_id=UUID(generation), estimated_cost=8, details="",
+                scopes=worker.key.scopes.all(),
             ))[0]["fate"]
             for _ in range(2)
         ]  # fmt: skip

@@ -14,9 +14,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from tests.hands import STAGE, USUAL, Ground, Hand, Held
-from tests.test_operations import told
-from tests.test_reconcile import vidgen
-from tests.world import World
+from tests.world import World, told, vidgen
 from vidgen_worker.client import QUERIES as CLIENT_QUERIES
 from vidgen_worker.db import QUERIES, read_queries
 

@@ -13,8 +13,7 @@ import pytest
 
 from tests.mortal import mortals
 from tests.proxy import proxy
-from tests.test_drain import stopped
-from tests.watching import until_true, watch
+from tests.watching import stopped, until_true, watch
 from tests.world import PATIENCE, World, hearing, recorded
 from vidgen_worker import events
 

@@ -4,12 +4,18 @@ It waits for what happens, never for time to pass. It changes no row.
 """
 
 import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import LiteralString
 
 import psycopg
 from psycopg import sql
 
-from tests.world import PATIENCE, World
+from tests.world import PATIENCE, World, posts
+from vidgen_worker import events
 
 TABLES = (
     "public.video_generation_tasks", "vidgen.workers", "vidgen.checkpoints", "vidgen.submissions",
@@ -54,3 +60,52 @@ async def until_true(
                     return
                 async for _ in conn.notifies(timeout=patience, stop_after=1):
                     pass
+
+
+async def until(world: World, happened: Callable[[], bool]) -> None:
+    """Wait until it has happened; looked at whenever a worker says something or writes a row."""
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+    async def listen() -> None:
+        async with await psycopg.AsyncConnection.connect(
+            world.database.admin_url, autocommit=True
+        ) as conn:
+            await conn.execute("listen test_rows")
+            await conn.execute("listen test_beats")
+            async for _ in conn.notifies():
+                changed.set()
+
+    def hear(_: events.Event) -> None:
+        loop.call_soon_threadsafe(changed.set)
+
+    listening = asyncio.create_task(listen())
+    try:
+        with events.subscribed(hear):
+            async with asyncio.timeout(PATIENCE / 3):
+                while not await asyncio.to_thread(happened):
+                    await changed.wait()
+                    changed.clear()
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+
+ENDED = "select not exists (select from video_generation_tasks where completed_at is null)"
+
+
+async def stopped(pid: int) -> None:
+    """Wait until a process has fallen asleep by SIGSTOP."""
+    stat = Path(f"/proc/{pid}/stat")
+    async with asyncio.timeout(PATIENCE):
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)  # a bounded wait for another process
+
+
+async def frozen(world: World, pid: int, seconds: float) -> None:
+    """Freeze it once the provider has the POST, for so long."""
+    await until(world, lambda: posts(world)[0] == 1)
+    os.kill(pid, signal.SIGSTOP)
+    await stopped(pid)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:  # noqa: ASYNC110 - the time is what is tested
+        await asyncio.sleep(0.05)

@@ -5,6 +5,7 @@ waits for what happens (a row's NOTIFY, an event), never for time to pass.
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
+import httpx
 import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
-from tests.hands import Ground, ground_of
+from tests.hands import Ground, ground_of, refuse
 from vidgen_worker import events
 from vidgen_worker.config import Settings
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
@@ -268,3 +270,101 @@ async def hearing(kind: type[events.Event]) -> AsyncIterator[asyncio.Event]:
 
     with events.subscribed(hear):
         yield happened
+
+
+def posts(world: World) -> tuple[int, int]:
+    """How many paid POSTs the provider has seen, for the still and for the clip."""
+    paths = [request["path"] for request in world.runway.requests()]
+    return paths.count("/v1/text_to_image"), paths.count("/v1/image_to_video")
+
+
+def submissions(world: World) -> list[dict[str, Any]]:
+    return world.sql("select * from vidgen.submissions order by sent_at")
+
+
+def crowd(world: World, count: int, words: str = "") -> list[UUID]:
+    """Tasks of as many users."""
+    tasks = []
+    for _ in range(count):
+        user = world.user()
+        tasks.append(world.order(user, world.scene(user, image_prompt=f"{words} {uuid4()}")))
+    return tasks
+
+
+def probe_now(world: World) -> None:
+    """Let the time of the next probe come."""
+    world.sql("update vidgen.gates set probe_at = now()")
+
+
+def many(world: World, count: int, words: str = "") -> list[UUID]:
+    """So many tasks of one user, each with a scene of its own, in one INSERT."""
+    user = world.user(count * 30)
+    world.sql(
+        """
+        with s as (
+          insert into video_scenes
+            (id, user_id, scenario_id, image_prompt, visual_prompt, duration)
+          select g, %s, gen_random_uuid(), %s || 'A bottle ' || g, 'Around it ' || g, 2
+            from (select gen_random_uuid() as g from generate_series(1, %s)) as ids
+          returning id, user_id
+        )
+        select count(*) from s
+        """, user, words, count,
+    )  # fmt: skip
+    rows = world.sql(
+        "insert into video_generation_tasks (scene_id, user_id) "
+        "select id, user_id from video_scenes where user_id = %s returning id", user,
+    )  # fmt: skip
+    return [row["id"] for row in rows]
+
+
+def cancel(world: World, user: UUID, task: UUID) -> Row:
+    """Ask as the task's owner does."""
+    (row,) = world.as_user(user, "select * from public.cancel_video_generation_task(%s)", task)
+    return row
+
+
+def vidgen(world: World, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line as an operator would."""
+    return subprocess.run(
+        [sys.executable, "-m", "vidgen_worker", *arguments],
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "160", **world.env()},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def told(world: World, *arguments: str) -> Any:  # noqa: ANN401 - whatever was printed
+    """The JSON of a verb that went well."""
+    done = vidgen(world, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refuse_one(world: World, task_id: UUID, when: str) -> None:
+    """As `refuse`, in a world."""
+    with world.ground() as ground:
+        refuse(ground, task_id, when=when)
+
+
+def reasons(world: World) -> list[tuple[str, str]]:
+    """Kind of scope and reason of every closed gate."""
+    rows = world.sql("select key_fingerprint, reason from vidgen.gates order by reason")
+    return [(row["key_fingerprint"].partition(":")[0], row["reason"]) for row in rows]
+
+
+def set_bucket(world: World, name: str, **settings: object) -> None:
+    """Change a bucket's settings, as the dashboard does."""
+    key = world.storage.keys.service_role
+    answer = httpx.put(
+        f"{world.storage.url}/storage/v1/bucket/{name}", json=settings,
+        headers={"apikey": key, "authorization": f"Bearer {key}"},
+    )  # fmt: skip
+    answer.raise_for_status()
+
+
+def make_buckets(world: World) -> None:
+    """Make both buckets as a worker would, before any worker looks."""
+    world.sql(
+        "insert into storage.buckets (id, name, public) values "
+        "('generated-content', 'generated-content', true), ('video-files', 'video-files', false)"
+    )

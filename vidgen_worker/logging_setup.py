@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
+from uuid import UUID
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -117,6 +118,8 @@ def _value(value: object, depth: int) -> object:
     match value:
         case None | bool() | int() | float():
             return value
+        case UUID():
+            return str(value)
         case Mapping() if depth:
             return {
                 printable(str(k), LONGEST_VALUE): _value(v, depth - 1)

@@ -26,7 +26,7 @@ _ESCAPES = (
 )
 _ESCAPE = re.compile(_ESCAPES)
 _TOKEN = re.compile(_ESCAPES + "|.", re.DOTALL)
-_OTHER = re.compile(r"[^0-9A-Za-z]+")
+_OTHER = bytes(code for code in range(128) if not chr(code).isalnum())
 
 
 def _decoded(found: re.Match[str]) -> str:
@@ -45,7 +45,8 @@ def _bones(text: str) -> str:
     """The ASCII letters and digits of a text, its escapes undone: alike in every spelling."""
     if "%" in text or "\\" in text or "&" in text:
         text = _ESCAPE.sub(_decoded, text)
-    return _OTHER.sub("", text)
+    # As bytes, because each value of each line of the log comes here.
+    return text.encode("ascii", "ignore").translate(None, _OTHER).decode("ascii")
 
 
 class Secrets:
@@ -74,13 +75,14 @@ class Secrets:
 
     def masked(self, text: str) -> str:
         """Return the text without them."""
+        if len(text) < SHORTEST:
+            return text
         for secret in self._plain:
             if secret in text:
                 text = text.replace(secret, MASK)
         bones = _bones(text)
-        if any(short in bones for short in self._short) or any(
-            bones[i : i + WINDOW] in self._windows for i in range(0, len(bones), WINDOW)
-        ):
+        pieces = [bones[at : at + WINDOW] for at in range(0, len(bones), WINDOW)]
+        if not self._windows.isdisjoint(pieces) or any(short in bones for short in self._short):
             text = self._blotted(text)
         return text
 
