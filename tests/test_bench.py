@@ -144,7 +144,9 @@ def test_the_statements_of_a_task_are_those_of_its_pipeline(bench_ground: Ground
     assert whole["not_completed"] == 0
     assert whole["wal_bytes"] > 1000
     real = races.pipelines(bench_ground, tasks=9, rounds=1, who=(OURS,))["vidgen-worker"]
-    sent = {one["name"] for one in real["runs"][0]["by_statement"] if one["calls_per_task"] >= 0.9}
+    often = {one["name"] for one in real["runs"][0]["by_statement"] if one["calls_per_task"] >= 0.9}
+    # What a session is told belongs to its connection: here there are as many as tasks.
+    sent = often & QUERIES.keys()
     with bench_ground.site() as site:
         scenes = site.scenes(1, site.users(1))
         site.sql(

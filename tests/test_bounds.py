@@ -180,6 +180,15 @@ async def test_cancels_in_an_outage_back_off_and_end_and_the_janitor_goes_on(
     assert set(ends(world)) == {"cancelled"}
 
 
+def age(world: World, by: str) -> None:
+    """Age a generation, and the look that somebody has just had at it."""
+    world.sql(
+        "update vidgen.submissions"
+        "   set answered_at = now() - %s::interval, looked_at = now() - interval '1 minute'",
+        by,
+    )
+
+
 async def test_a_stray_that_can_never_be_asked_about_is_given_up(world: World) -> None:
     user = world.user(100)
     async with world.worker(VIDGEN_CANCEL_DEADLINE="10ms") as worker:
@@ -189,10 +198,10 @@ async def test_a_stray_that_can_never_be_asked_about_is_given_up(world: World) -
         world.runway.set(outage=True)
         cancel(world, user, task)
         assert (await world.until(task))["status"] == "cancelled"
-        world.sql("update vidgen.submissions set answered_at = now() - interval '20 hours'")
+        age(world, "1 hour")
         await worker.janitor.end_strays()
         assert ends(world) == [None]
-        world.sql("update vidgen.submissions set answered_at = now() - interval '40 days'")
+        age(world, "3 hours")
         await worker.janitor.end_strays()
     assert ends(world) == ["given up"]
 

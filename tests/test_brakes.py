@@ -23,6 +23,7 @@ from tests.world import (
 )
 from vidgen_worker import events
 from vidgen_worker.errors import FAULTS
+from vidgen_worker.sandbox.keys import StorageKeys
 from vidgen_worker.storage import Bucket, Found, misfits
 from vidgen_worker.storm import ALLOWANCE, BRAKES, IN_A_ROW, NEVER
 
@@ -63,17 +64,32 @@ def test_a_bucket_is_compared_with_what_is_asked_of_it(
     assert all("stills" in str(one) and one.remedy for one in compared)
 
 
-@pytest.mark.parametrize("key", ["sb_secret_" + "x" * 40, "not.a.jwt"])
-async def test_nothing_is_claimed_while_the_key_may_not_store(world: World, key: str) -> None:
+OTHERS = StorageKeys.generate()
+WRONG_KEYS: Mapping[str, str] = {
+    "nonsense": "not.a.jwt",
+    "another project's": OTHERS.service_role,
+    "another project's secret key": OTHERS.secret,
+}
+"""Nothing is wrong with them as long as nobody asks the store."""
+
+
+@pytest.mark.parametrize("wrong", [*WRONG_KEYS, "no right to store", "no store"])
+async def test_nothing_is_claimed_while_the_key_may_not_store(world: World, wrong: str) -> None:
     make_buckets(world)
     # Even where an application lets everybody see the buckets.
     world.sql("create policy all_see on storage.buckets for select using (true)")
+    key = WRONG_KEYS.get(wrong, world.storage.keys.service_role)
     settings = {"SUPABASE_SERVICE_ROLE_KEY": key}
+    if wrong == "no right to store":
+        world.sql("revoke insert on storage.objects from service_role")
+    if wrong == "no store":
+        settings["SUPABASE_URL"] = world.runway.url
     tasks = crowd(world, 3)
     async with hearing(events.GateClosed) as closed, world.worker(**ROOMY | settings):
         await closed.wait()
         await world.beats(3)
-        assert reasons(world) == [("storage", "STORAGE_DENIED")]
+        said = "STORAGE_UNAVAILABLE" if wrong == "no store" else "STORAGE_DENIED"
+        assert reasons(world) == [("storage", said)]
         assert {world.task(task)["attempt"] for task in tasks} == {0}
     assert posts(world) == (0, 0)
 
@@ -300,19 +316,22 @@ async def test_a_success_forgets_a_trouble_before_it_closes_anything(world: Worl
     assert json.dumps(posts(world)) == "[1, 1]"
 
 
-@pytest.mark.parametrize("good", [True, False], ids=["a good key", "an unknown one"])
+@pytest.mark.parametrize("key", [*WRONG_KEYS, "service_role", "no right to store"])
 @pytest.mark.parametrize("there", [True, False], ids=["buckets are there", "no bucket yet"])
 async def test_check_is_red_for_a_key_that_may_not_store(
-    world: World, *, good: bool, there: bool
+    world: World, key: str, there: bool
 ) -> None:
     from vidgen_worker.cli.check import State, look_at_buckets  # noqa: PLC0415
 
     if there:
         make_buckets(world)
-    key = world.storage.keys.service_role if good else "sb_secret_" + "x" * 40
-    found = await look_at_buckets(world.settings(SUPABASE_SERVICE_ROLE_KEY=key))
-    right = State.OK if there else State.NOTE
-    assert {one.state for one in found} == {right if good else State.BAD}
+    if key == "no right to store":
+        world.sql("revoke insert on storage.objects from service_role")
+    right = world.storage.keys.service_role
+    settings = world.settings(SUPABASE_SERVICE_ROLE_KEY=WRONG_KEYS.get(key, right))
+    found = await look_at_buckets(settings)
+    good = State.OK if there else State.NOTE
+    assert {one.state for one in found} == {good if key == "service_role" else State.BAD}
 
 
 @pytest.mark.parametrize("name", WRONG)

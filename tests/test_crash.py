@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import pytest
@@ -62,6 +62,8 @@ class Scenario:
     act: Act | None = None
     sql: str = ""
     """Run once in the scenario's database."""
+    mend: LiteralString = ""
+    """Run after each death."""
     ends: str = "completed"
     generations: int = 1
     """Per stage, where nothing is left in doubt."""
@@ -131,6 +133,16 @@ async def _generation_runs(
     world: World, task: UUID, dying: Mortals, settings: Mapping[str, str]
 ) -> None:
     await _die_before(world, task, dying, settings, "event SubmissionRecorded")
+
+
+async def _request_is_unreadable(
+    world: World, task: UUID, dying: Mortals, settings: Mapping[str, str]
+) -> None:
+    await _generation_runs(world, task, dying, settings)
+    world.sql(
+        "update vidgen.checkpoints set request = jsonb_build_object('unreadable', request) "
+        "where task_id = %s", task,
+    )  # fmt: skip
 
 
 async def _answer_is_missing(
@@ -262,8 +274,15 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "unexpected": Scenario(
         {"event UnexpectedError": (1,)},
-        # Not where money hangs on the statement: there it is sent again.
+        # What a statement raises is the row's doing, and no error of ours.
+        prepare=_request_is_unreadable,
+        mend="update vidgen.checkpoints set request = request -> 'unreadable'"
+        " where request ? 'unreadable'",
+    ),
+    "the row refuses": Scenario(
+        {**_both("query set_aside"), "event RowRefused": (1,)},
         sql=_on_every("vidgen.holds", "insert", "P0001"),
+        mend="update vidgen.refusals set until = now() where until > now()",
     ),
     "a loop fails": Scenario(
         {"event LoopFailed": (1,)}, sql=_on_every("vidgen.workers", "update", "P0001"),
@@ -304,6 +323,9 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query sweep_gates": "likewise",
     "query sweep_turns": "likewise",
     "query stray_submissions": "likewise, and a SELECT",
+    "query give_up_submissions": "likewise: one statement, and the next sweep's again",
+    "query retry_refused": "the janitor's: each task in a transaction; the next turn goes on",
+    "query refusing_users": "the janitor's, and a SELECT",
     "query clear_line": "of users who have nothing due: whoever comes next lets them go again",
     "query claim_cancelled": "as claim, where a heartbeat asks for it; the next one asks again",
     "query fleet": "for the metrics: a SELECT",
@@ -353,6 +375,8 @@ async def test_death_at_every_point(world: World, tmp_path: Path, name: str) -> 
             for occurrence in occurrences:
                 case = _order(world, point, occurrence, scenario.words)
                 await _kill(world, dying, scenario, case, world.env(**environment))
+                if scenario.mend:
+                    world.sql(scenario.mend)
                 _park(world)
                 cases.append(case)
     world.sql("update video_generation_tasks set run_after = now() where status = 'pending'")

@@ -152,7 +152,7 @@ async def test_nothing_is_said_to_the_session_of_a_pooler(database: Target, tmp_
         pool = Database(url, size=2)
         await pool.open()
         try:
-            await pool.once("read_gates", provider="runway", key_fingerprint="key")
+            await pool.once("read_gates", provider="runway", scopes=["*", "key"])
             async with await psycopg.AsyncConnection.connect(url, autocommit=True) as other:
                 cursor = await other.execute(
                     "begin; set local statement_timeout = 0; show intervalstyle; commit"
