@@ -319,7 +319,10 @@ def _leavings(world: World) -> list[str]:
     ]
     found += [
         f"task {row['task_id']} is still set aside: {row['error']}"
-        for row in world.sql("select task_id, error from vidgen.set_aside")
+        for row in world.sql(
+            "select a.task_id, r.error from vidgen.set_aside as a"
+            "  join vidgen.refusals as r on r.task_id = a.task_id"
+        )
     ]
     return _some(found)
 

@@ -242,7 +242,7 @@ async def test_a_statement_that_never_passes_while_others_do_is_given_up(
     try:
         with recorded() as heard:
             closing = asyncio.create_task(database.run(
-                "close_gate", provider="runway", key_fingerprint="key", model="*", reason="TEST",
+                "close_gate", provider="runway", scope="default", model="*", reason="TEST",
                 message="", details="", probe=world.settings().vidgen_gate_probe,
             ))  # fmt: skip
             async with asyncio.timeout(PATIENCE):
@@ -251,7 +251,7 @@ async def test_a_statement_that_never_passes_while_others_do_is_given_up(
                     await asyncio.sleep(0.02)  # a bounded wait for its next tries
                 assert not closing.done()
                 while not closing.done():
-                    await database.once("read_gates", provider="runway", key_fingerprint="key")
+                    await database.once("read_gates", provider="runway", scopes=["default"])
                     await asyncio.sleep(0.02)  # a bounded wait for its next tries
         with pytest.raises(StatementStuckError, match="while the database answered others"):
             await closing

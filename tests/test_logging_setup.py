@@ -125,10 +125,10 @@ def test_libraries_speak_in_the_same_form_and_only_from_warning_on() -> None:
     out = io.StringIO()
     configure("debug", "json", stream=out)
     logging.getLogger("httpx").info("GET https://host/signed?token=secret")
-    logging.getLogger("psycopg.pool").warning("connection %s", "lost")
+    logging.getLogger("psycopg").warning("connection %s", "lost")
     (line,) = out.getvalue().splitlines()
     said = json.loads(line)
-    assert (said["logger"], said["level"]) == ("psycopg.pool", "WARNING")
+    assert (said["logger"], said["level"]) == ("psycopg", "WARNING")
     assert said["event"] == "connection lost"
 
 
