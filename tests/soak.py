@@ -484,6 +484,8 @@ async def _sweep(world: World) -> None:
         "update vidgen.submissions set answered_at = answered_at - interval '2 minutes',"
         " sent_at = sent_at - interval '10 minutes' where ended_at is null"
     )
+    # Those of submissions without an answer are free once whatever they began must be over.
+    world.sql("update vidgen.slots set taken_at = taken_at - interval '10 minutes'")
     async with open_worker(world.settings()) as worker:
         await worker.db.open()
         try:
