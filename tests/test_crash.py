@@ -227,7 +227,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "slow": Scenario(
         {"event Progressed": (1,), "event PollFailed": (1,), "event GenerationOverdue": (1,),
          **_both("query report")},
-        words="[[slow 4s]] [[poll-500 x3]]",
+        words="[[slow 4s]] [[poll-500 x1]]",
         environment={"VIDGEN_STAGE_DEADLINE": "100ms", "VIDGEN_POLL_INTERVAL": "100ms"},
     ),
     "conformed": Scenario({"event OutputConformed": (1, 2)}, words="[[wrong-size]]"),
