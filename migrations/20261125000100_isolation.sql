@@ -96,6 +96,9 @@ begin
 end
 $$;
 
+-- OTHERS alone leaves out an application's ASSERT, and a trigger that runs until the statement is
+-- cancelled: both would end the statement for all other tasks, again and again.
+
 -- Begin an attempt at a waiting task; no row where it is not waiting any more, or a client holds it.
 -- Locked and changed in one savepoint: a lock of the statement outside would make a multixact of each.
 create function vidgen.begin_attempt(of_task uuid, for_worker uuid, to_cancel boolean)
@@ -138,7 +141,7 @@ begin
                         task.run_after, task.cancel_requested, null::text;
   end if;
 exception
-  when others then
+  when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
     -- What the claim skips and what is resumed later are rows of one table: no new condition there.
     insert into vidgen.resumes as r (task_id, user_id, class, resume_at)
@@ -175,7 +178,7 @@ begin
     return query select of_task, null::text;
   end if;
 exception
-  when others then
+  when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'hand back', format('%s %s', sqlstate, sqlerrm), null);
     return query select of_task, noted.error;
 end
@@ -248,7 +251,7 @@ begin
      where t.id = of_task;
   end if;
 exception
-  when others then
+  when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'take over', format('%s %s', sqlstate, sqlerrm), null);
     return query select 'refused', of_task, 0, to_worker, null::uuid, null::uuid, 0::smallint,
                         0::smallint, 0::double precision, now(), false, noted.error;
@@ -288,7 +291,7 @@ begin
   end if;
   return true;
 exception
-  when others then
+  when others or assert_failure or query_canceled then
     return false;
 end
 $$;
@@ -336,7 +339,7 @@ begin
        where t.id = mine.id;
       became := case when found then 'pending' else 'processing' end;
     exception
-      when others then
+      when others or assert_failure or query_canceled then
         became := 'processing';
     end;
   end if;

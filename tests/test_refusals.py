@@ -139,6 +139,26 @@ def test_a_row_that_refuses_costs_that_row(ground: Ground, name: str, place: int
     assert ground.books_balance()
 
 
+@pytest.mark.parametrize("state", ["P0004", "57014", "40P01", "XX000"])
+@pytest.mark.parametrize("name", OF_SEVERAL)
+def test_a_row_refuses_with_any_error(ground: Ground, name: str, state: str) -> None:
+    """An ASSERT of the application's, a statement that is cancelled: OTHERS knows neither."""
+    prepare, act, status = OF_SEVERAL[name]
+    hand = ground.worker()
+    bad, *good = prepare(ground, hand)
+    ground.sql(
+        "create function public.application_raises() returns trigger language plpgsql as"
+        f" $$ begin raise exception 'no' using errcode = '{state}'; end $$"
+    )
+    ground.sql(
+        "create trigger application_raises after update on public.video_generation_tasks"
+        f" for each row when (new.id = '{bad}') execute function public.application_raises()"
+    )
+    act(ground, hand)
+    assert {ground.task(one)["status"] for one in good} == {status}
+    assert ground.one("select error from vidgen.refusals")["error"].startswith(state)
+
+
 @pytest.mark.parametrize("name", OF_SEVERAL)
 def test_a_row_that_refused_is_left_alone_and_then_met_again(ground: Ground, name: str) -> None:
     prepare, act, status = OF_SEVERAL[name]

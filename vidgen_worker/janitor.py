@@ -373,7 +373,9 @@ class Janitor:
         except NotOursError:
             return  # another key can say; the row stays and is met by its workers
         except Fault as fault:
-            if fault.name == "generation_gone" and not await queue.is_gone(task_id, generation_id):
+            if fault.name == "generation_gone":
+                if await queue.is_gone(task_id, generation_id):
+                    await queue.close_generation(task_id, generation_id, "gone", None)
                 return
             if row["age"] < self._worker.settings.vidgen_stage_hard_deadline.total_seconds():
                 return  # the provider can't be asked now; the row stays and is met again

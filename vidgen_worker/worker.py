@@ -139,6 +139,8 @@ class Worker:
         """Claim nothing until idle: a task waits that is to run alone."""
         self._sweep_due = 0.0
         self._room_due = 0.0
+        self._returning: asyncio.Task[None] | None = None
+        """The hand-back of orphans, where one is under way."""
         self._drain_deadline: float | None = None
 
     # From start to stop.
@@ -168,7 +170,7 @@ class Worker:
                 await self.stopping.wait()
                 return await self._drain(loops)
             finally:
-                await end_all(set(loops), LOOPS_END)
+                await end_all({*loops, *filter(None, [self._returning])}, LOOPS_END)
                 await self.media.aclose()
                 await self.storage.aclose()
                 await self.provider.aclose()
@@ -564,10 +566,23 @@ class Worker:
         if verdict.cancel_waiting:
             self._cancel_wake.set()
             self._wake.set()
-        if verdict.orphans:
-            back = await self.queue.hand_back(verdict.orphans)
-            if back:
-                emit(OrphansHandedBack(tasks=[str(task_id) for task_id in back]))
+        if verdict.orphans and (self._returning is None or self._returning.done()):
+            # Beside the heartbeat: the lease waits for no task's row.
+            self._returning = asyncio.create_task(self._return(verdict.orphans))
+
+    async def _return(self, orphans: list[tuple[UUID, int]]) -> None:
+        """Give rows back that nobody runs; what fails is an orphan of the next heartbeat too."""
+        try:
+            back = await self.queue.hand_back(orphans)
+        except DatabaseUnavailableError:
+            return  # said once per statement by the database layer
+        except Exception as error:  # noqa: BLE001 - said, and met again
+            emit(LoopFailed(
+                loop="orphans", error=one_line(error), traceback=traceback.format_exc()
+            ))  # fmt: skip
+            return
+        if back:
+            emit(OrphansHandedBack(tasks=[str(task_id) for task_id in back]))
 
     def _held(self, task_id: UUID, number: int) -> Run | None:
         held = self.running.get(task_id)
