@@ -5,6 +5,7 @@ its own, cloned from a migrated template. The doubles speak HTTP from a thread o
 Nothing here replaces code of ours.
 """
 
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,6 +88,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where PostgreSQL comes from: the embedded wheel (default), a container, or the URL "
         "of a superuser of a server whose role postgres, if any, is no superuser",
     )
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start: a background job of a shell ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,9 @@ what follows from an answer, is the adapters' business.
 """
 
 import asyncio
+import functools
+import os
+import ssl
 import zlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,6 +29,19 @@ class _NoCookies(httpx.Cookies):
 
 
 _NO_COOKIES = _NoCookies()
+
+
+def certificates() -> ssl.SSLContext:
+    """Return the certificates that httpx would trust, read once a process.
+
+    Reading them costs some 20 ms CPU. Raises OSError where SSL_CERT_FILE can't be used.
+    """
+    return _certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@functools.cache
+def _certificates(_file: str | None, _folder: str | None) -> ssl.SSLContext:
+    return httpx.create_ssl_context()
 
 
 class HttpClient(httpx.AsyncClient):
@@ -119,4 +135,4 @@ def _too_large(response: httpx.Response) -> httpx.DecodingError:
     return httpx.DecodingError(said, request=response.request)
 
 
-__all__ = ["LARGEST_ANSWER", "HttpClient"]
+__all__ = ["LARGEST_ANSWER", "HttpClient", "certificates"]

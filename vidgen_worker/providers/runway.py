@@ -103,13 +103,11 @@ class Runway:
         self.key_fingerprint = fingerprint(api_secret)
         self._submit_seconds = submit_timeout.total_seconds()
         self._poll_seconds = poll_timeout.total_seconds()
-        certificates = httpx.create_ssl_context()
 
         def client(seconds: float, keepalive: int | None, *, read: float | None) -> AsyncRunwayML:
             connect = min(CONNECT_SECONDS, seconds / 4)
             http = HttpClient(
                 http2=False,
-                verify=certificates,
                 follow_redirects=False,
                 timeout=httpx.Timeout(read, connect=connect, pool=connect),
                 limits=httpx.Limits(
