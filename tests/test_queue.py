@@ -829,6 +829,25 @@ def test_room_is_made_by_a_worker_that_could_take_the_suspect(ground: Ground) ->
     assert not asked(second)
 
 
+def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> None:
+    """Its output may be the one that shows that rows are taken again; a new one waits."""
+    hand = ground.worker()
+    held = ground.held(hand, "start_task", *STAGE[:2])
+    hand.about(held, "requeue")
+    new = ground.order()
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", new)
+    hand("close_gate", model="*")
+    assert hand("still_waiting") == [{"resumable": True, "waiting": False}]
+    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": False}]
+    assert hand.claim(idle=False) == []
+    assert hand("still_waiting") == [{"resumable": True, "waiting": False}]
+    assert [one.id for one in hand.claim()] == [held.id]
+    hand.about(held, "fail")
+    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
+    assert hand.claim() == [], "to begin one costs money"
+
+
 def test_cancels_of_waiting_tasks_are_claimed_outside_gates(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:2])

@@ -436,12 +436,14 @@ suspect as materialized (
   select begun.*, first.class
     from (
       select crashed.id, crashed.class
-        from free, crashed
+        from free, crashed, gate
        where %(idle)s
-         and not (select image_closed or video_closed from gate)
-         and case crashed.class
-               when 0 then true
-               when 1 then free.videos is distinct from 0
+         and case
+               -- Behind a closed gate too, as other tasks that live: it costs nothing, and the output
+               -- that is to show that rows are taken again may be a suspect's.
+               when crashed.class = 0 then not gate.aside
+               when gate.image_closed or gate.video_closed then false
+               when crashed.class = 1 then free.videos is distinct from 0
                else free.images is distinct from 0
              end
        order by crashed.run_after
@@ -581,7 +583,12 @@ past_image as materialized (
     from free, limited, gate
 )
 select past_image.may_go_on
-       or (%(idle)s and not gate.closed and exists (select from crashed))
+       or (
+         %(idle)s
+         and exists (
+           select from crashed where not gate.closed or (crashed.class = 0 and not gate.aside)
+         )
+       )
        or (
          not gate.aside
          and exists (
