@@ -82,13 +82,13 @@ async def test_between_claim_and_submit_nothing_is_paid(
 async def test_a_submit_in_flight_is_not_waited_for(world: World, words: str, state: str) -> None:
     """The row says so at once; the answer is recorded when it comes, and its generation ended."""
     user = world.user(100)
-    scene = world.scene(user, image_prompt=f"[[late 3s]] {words} a bottle")
+    scene = world.scene(user, image_prompt=f"[[late 6s]] {words} a bottle")
     with recorded() as heard:
         async with world.worker(**LONG_LEASE), hearing(events.LateAnswer) as late:
             task = world.order(user, scene)
             await until(world, lambda: posts(world) == (1, 0))
             assert cancel(world, user, task)["status"] == "processing"
-            await world.until(task, patience=2.5)
+            await world.until(task, patience=5.5)
             assert not any(isinstance(e, events.SubmissionAnswered) for e in heard)
             await late.wait()
     ended(world, user, task)

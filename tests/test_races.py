@@ -7,6 +7,7 @@ from run to run; `HYPOTHESIS_EXPLORE=1` lets it look elsewhere.
 
 import os
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -171,6 +172,40 @@ def test_a_cancel_and_a_claim_of_one_task_do_not_both_win(ground: Ground) -> Non
         assert ground.waits(late)
     assert late.result() == {"status": "processing"}
     assert ground.task(task)["cancel_requested_at"] is not None
+
+
+def test_a_stage_that_is_stored_during_a_probe_lets_its_gate_be_probed_again(
+    ground: Ground,
+) -> None:
+    """The probe still saw the trouble, and would come again in minutes."""
+    hand, prober = ground.worker(), ground.worker()
+    held = ground.prepared(hand, "finish_stage")
+    hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"])
+    hand("close_gate", model="*", probe=timedelta(0))
+    with prober.holding():
+        (probe,) = prober("take_probe")
+        late = hand.later(lambda: hand.about(held, "finish_stage"))
+        assert ground.waits(late)
+    assert late.result()
+    assert ground.none("select from vidgen.troubles")
+    assert [row["probes"] for row in prober("take_probe")] == [probe["probes"] + 1]
+
+
+def test_a_gate_that_opens_and_a_stage_that_is_stored_wait_for_each_other_in_one_order(
+    ground: Ground,
+) -> None:
+    hand, opener = ground.worker(), ground.worker()
+    held = ground.prepared(hand, "finish_stage")
+    hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"])
+    hand("close_gate", model="*")
+    with hand.holding():
+        assert hand.about(held, "finish_stage")
+        opens = opener.later(lambda: opener("open_gate", model="*"))
+        assert ground.waits(opens)
+        # Had the other the gate's row by now, the two would wait for each other.
+        hand.conn.execute("select from vidgen.gates for update nowait")
+    assert opens.result()
+    assert ground.none("select from vidgen.gates")
 
 
 def test_a_report_passes_over_a_row_that_a_client_holds(ground: Ground) -> None:

@@ -1232,11 +1232,12 @@ relieved as (
   returning t.scope
 ),
 hurried as (
-  -- A gate that closed for it is probed at once.
+  -- A gate that closed for it is probed at once. Also one that seems due: a probe may be under way
+  -- that still saw the trouble, and has put the next one off.
   update vidgen.gates as g
      set probe_at = now(), until = now()
    where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
-     and g.probe_at > now()
+     and g.probe_at is not null
 ),
 shown as (
   update public.video_generation_tasks as t
@@ -1648,9 +1649,18 @@ select c.*, false as alone,
   from begun as c
 
 -- open_gate --
--- A probe went well.
+-- A probe went well. The troubles first, as whoever stores a stage locks them: the gate's trigger
+-- changes them.
+with troubles as materialized (
+  select t.model
+    from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = %(scope)s
+   order by t.scope, t.part, t.model
+     for update
+)
 delete from vidgen.gates as g
  where g.provider = %(provider)s and g.key_fingerprint = %(scope)s and g.model = %(model)s
+   and (select count(*) from troubles) >= 0
 returning extract(epoch from now() - g.closed_at)::float as seconds
 
 -- read_gates --
