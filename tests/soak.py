@@ -226,7 +226,7 @@ async def _persistently(work: Callable[[], None], stop: asyncio.Event) -> None:
     while not stop.is_set():
         try:
             await asyncio.to_thread(work)
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, psycopg.InternalError):  # the second: a pooler's own
             await _stopped(stop, 0.2)
         else:
             return

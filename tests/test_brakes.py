@@ -241,6 +241,62 @@ async def test_an_error_that_nobody_expected_is_braked_too(world: World) -> None
     assert reasons(world) == [("default", "ROW_REFUSED")]
 
 
+OFTEN_PROBED = ROOMY | {"VIDGEN_GATE_PROBE": "100ms", "VIDGEN_RETRY_BACKOFF": "1h"}
+
+
+def refuse_stills(world: World, of: str) -> None:
+    """The application refuses the stills of the tasks for which this condition holds."""
+    world.sql(
+        f"""
+        create function application_refuses() returns trigger
+        language plpgsql security definer as $$
+        begin
+          if new.image_path is not null and {of} then
+            raise foreign_key_violation using message = 'notifications_user_id_fkey';
+          end if;
+          return null;
+        end $$
+        """
+    )
+    world.sql(
+        "create trigger application_refuses after update on public.video_generation_tasks"
+        " for each row execute function application_refuses()"
+    )
+
+
+async def test_rows_that_refuse_for_ever_keep_no_other_waiting(world: World) -> None:
+    """Three users in a row close the gate; the row of a task that waits shows it is not all."""
+    world.sql("create table public.broken (user_id uuid)")
+    refuse_stills(world, "new.user_id in (select user_id from public.broken)")
+    bad = crowd(world, IN_A_ROW)
+    world.sql("insert into public.broken select user_id from public.video_generation_tasks")
+    async with hearing(events.GateClosed) as closed, world.worker(**OFTEN_PROBED):
+        await closed.wait()
+        fine = crowd(world, 2)
+        rows = [await world.until(task) for task in fine]
+        assert {row["status"] for row in rows} == {"completed"}
+        await until(world, lambda: not reasons(world))
+        # Each of them was paid once, and comes again for nothing.
+        assert posts(world) == (IN_A_ROW + 2, 2)
+        assert {world.task(task)["status"] for task in bad} <= {"pending", "processing"}
+
+
+async def test_all_rows_that_refuse_keep_the_gate_closed_for_free(world: World) -> None:
+    refuse_stills(world, "true")
+    crowd(world, 12)
+    async with world.worker(**OFTEN_PROBED | {"VIDGEN_CONCURRENCY": "2"}):
+        await until(world, lambda: bool(reasons(world)))
+        for _ in range(3):
+            async with hearing(events.GateProbed) as probed:
+                probe_now(world)
+                await probed.wait()
+        assert sum(posts(world)) <= 2 + ALLOWANCE
+        assert reasons(world) == [("default", "ROW_REFUSED")]
+        world.sql("drop trigger application_refuses on public.video_generation_tasks")
+        probe_now(world)
+        await until(world, lambda: sum(posts(world)) > 2 + ALLOWANCE)
+
+
 async def test_a_machine_that_can_not_look_at_files_claims_nothing(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.audit_users(uuid,integer)": WORKER,
     "vidgen.note_audit(bigint)": WORKER,
     "vidgen.begin_attempt(uuid,uuid,boolean)": WORKER,
+    "vidgen.try_row(uuid,uuid)": WORKER,
     "vidgen.hand_back_task(uuid,uuid,integer)": WORKER,
     "vidgen.take_over_task(uuid,uuid,uuid,integer,boolean,text,boolean)": WORKER,
     "vidgen.set_aside_task(uuid,integer,uuid,text,text,jsonb,text,boolean)": WORKER,

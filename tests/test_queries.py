@@ -306,7 +306,8 @@ STATES: Mapping[str, Prepare] = {
     "hand_back": held_tasks,
     "leave": nothing,
     "retry_refused": refused_long_ago,
-    "refusing_users": nothing,
+    "is_troubled": a_trouble,
+    "try_rows": nothing,
     "give_up_submissions": unanswered_of_long_ago,
     "close_gate": nothing,
     "note_trouble": a_trouble,
@@ -336,7 +337,7 @@ TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission",
     "costs_to_read_again", "waited", "read_gates", "stands_aside", "fleet", "read_audit",
-    "refusing_users",
+    "is_troubled", "try_rows",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

@@ -110,7 +110,7 @@ OF_ONE = (
     "start_task", "begin_submission", "end_generation", "finish_stage", "complete", "requeue",
     "fail", "cancel", "set_aside",
 )  # fmt: skip
-OF_ITS_OWN_TEST = ("report", "retry_refused")
+OF_ITS_OWN_TEST = ("report", "retry_refused", "try_rows")
 
 
 def test_every_statement_that_writes_a_task_has_its_case() -> None:
@@ -118,6 +118,30 @@ def test_every_statement_that_writes_a_task_has_its_case() -> None:
     several = {name.partition(" ")[0] for name in OF_SEVERAL}
     queries, _ = doers(WRITES_A_TASK)
     assert queries == several | set(OF_ONE) | set(OF_ITS_OWN_TEST)
+
+
+def test_rows_are_tried_to_their_end_and_nothing_of_it_stays(ground: Ground) -> None:
+    """Of up to three users of whom none is set aside; the answer is what one of them refuses."""
+    hand = ground.worker()
+    aside = ground.held(hand)
+    refuse(ground, aside.id, when="new.status = 'processing'")
+    hand.about(aside, "set_aside")
+    tasks = [ground.order() for _ in range(4)]
+    hand("line_up")
+    before = ground.dump(without=["public.refused_tasks"])
+    (found,) = hand("try_rows")
+    assert (found["tried"], found["taken"], found["refused"]) == (3, 3, None)
+    assert found["refusing"] == 1
+    refuse(ground, *tasks, when="new.status = 'completed'")
+    (found,) = hand("try_rows")
+    assert (found["tried"], found["taken"]) == (3, 0)
+    assert found["refused"] == "23503 notifications_user_id_fkey"
+    with ground.hand() as client, client.holding():
+        client.conn.execute("select from public.video_generation_tasks for update")
+        (found,) = hand("try_rows")
+        assert (found["tried"], found["taken"]) == (3, 0)
+        assert "another transaction holds it" in found["refused"]
+    assert ground.dump(without=["public.refused_tasks"]) == before
 
 
 @pytest.mark.parametrize("place", range(5))

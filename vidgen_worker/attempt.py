@@ -66,7 +66,6 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
         try:
             return await conclude(tools, run, outcome)
         except RowRefusedError as error:
-            await _watch_refusal(tools, run, error)
             return await set_aside(tools, run, outcome, error.statement, error.error)
         except StatementStuckError as error:
             return await set_aside(tools, run, outcome, "conclude", str(error))
@@ -111,7 +110,6 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         fault = Fault("submission_unknown", details=details)
         return failed(fault)
     except RowRefusedError as error:
-        await _watch_refusal(tools, run, error)
         return SetAside(error.statement, error.error)
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
@@ -226,10 +224,14 @@ async def watch(tools: Tools, run: Run, fault: Fault) -> None:
     )  # fmt: skip
 
 
-async def _watch_refusal(tools: Tools, run: Run, error: RowRefusedError) -> None:
-    """Note a row that refuses what was paid for: it may be the first of all rows."""
-    if run.submitted or run.generations:
-        await watch(tools, run, Fault("row_refused", details=str(error)))
+async def _watch_refusal(tools: Tools, run: Run, refusal: SetAside, tries: int) -> None:
+    """Note a row that refuses what was paid for: it may be the first of all rows.
+
+    Its later tries are no news: a few rows that refuse for ever would stop everybody.
+    """
+    if tries == 1 and (run.submitted or run.generations):
+        details = f"{refusal.statement}: {refusal.error}"
+        await watch(tools, run, Fault("row_refused", details=details))
 
 
 async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
@@ -297,6 +299,7 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
                 emit(TaskHandedBack(fence=fence))
         case SetAside():
             tries, pause, became = await queue.set_aside(fence, outcome)
+            await _watch_refusal(tools, run, outcome, tries)
             emit(RowRefused(
                 task=str(fence.task_id), statement=outcome.statement, error=outcome.error,
                 tries=tries, pause_seconds=round(pause.total_seconds(), 1), became=became,

@@ -33,7 +33,7 @@ from vidgen_worker.gates import ALL_MODELS, Gate, Scope
 from vidgen_worker.generating import GIVEN_UP, end_at_provider
 from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import NotOursError
-from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM
+from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM, ROW_REFUSED
 
 if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
@@ -204,11 +204,19 @@ class Janitor:
         problem = await self._problem(due["reason"], gate)
         if problem is None and due["reason"] == PROVIDER_STORM:
             # Reading the account is free and says little: the gate opens when one task went well.
-            tried = await self._worker.try_gate(gate, due["probes"])
+            tried = await worker.try_gate(gate, due["probes"])
             problem = "one task tries it" if tried else "no task waits that could try it"
         elif problem is None and not self._is_machine(gate) and await queue.try_kept(gate):
             # Free too, and it tells more than any probe: it is what the trouble was met with.
             problem = "one output that is kept tries it"
+        elif (
+            problem is None
+            and due["reason"] == ROW_REFUSED
+            and await queue.is_troubled(gate, ROW_REFUSED)
+            and await worker.try_gate(gate, due["probes"])
+        ):
+            # Its row would take it; what else a paid stage needs is only known when one is stored.
+            problem = "one task tries it"
         if problem is None:
             seconds = await queue.open_gate(gate)
             if seconds is not None:
@@ -311,10 +319,8 @@ class Janitor:
                 return None
         except Fault as fault:
             return fault.details
-        if reason == "ROW_REFUSED":
-            # What is set aside tries it again and again, and pays nothing.
-            users = await self._worker.queue.refusing_users()
-            return f"rows of {users} users refuse changes" if users >= IN_A_ROW else None
+        if reason == ROW_REFUSED:
+            return await self._rows_problem(gate)
         try:
             account = await self._worker.provider.account()
         except Fault as fault:
@@ -330,6 +336,20 @@ class Janitor:
         ):
             return f"{limits.daily_generations} of {limits.max_daily} generations today"
         return None
+
+    async def _rows_problem(self, gate: Gate) -> str | None:
+        """Why rows may not take what is paid for; None where one of them does."""
+        queue = self._worker.queue
+        if not await queue.is_troubled(gate, ROW_REFUSED):
+            return None
+        found = await queue.try_rows()
+        if found["taken"]:
+            return None
+        if found["tried"]:
+            return f"the rows of {found['tried']} waiting tasks refuse changes: {found['refused']}"
+        # What is set aside tries it again and again, and pays nothing.
+        users = found["refusing"]
+        return f"rows of {users} users refuse changes" if users >= IN_A_ROW else None
 
     async def sweep(self) -> None:
         """Everything that is swept, at once."""

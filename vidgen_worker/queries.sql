@@ -1459,14 +1459,61 @@ select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s
  order by r.until
  limit 100
 
--- refusing_users --
--- Whose tasks are set aside now, of those that were so for the first time in the last half hour: one
--- that never takes its end keeps no gate closed.
-select count(distinct t.user_id) as users
-  from vidgen.set_aside as a
-  join vidgen.refusals as r on r.task_id = a.task_id
-  join public.video_generation_tasks as t on t.id = a.task_id
- where r.since > now() - interval '30 minutes'
+-- is_troubled --
+-- Whether what closed a gate has shown, without a stage that went well since.
+select exists (
+  select from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = %(scope)s and t.reason = %(reason)s
+) as troubled
+
+-- try_rows --
+-- Is it all rows that refuse? The first waiting task of up to three users, of whom none is set aside,
+-- says so for free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
+-- that were so for the first time in the last half hour: one that never takes its end keeps no gate
+-- closed.
+with aside as materialized (
+  select distinct t.user_id, r.since > now() - interval '30 minutes' as of_late
+    from vidgen.set_aside as a
+    join vidgen.refusals as r on r.task_id = a.task_id
+    join public.video_generation_tasks as t on t.id = a.task_id
+),
+waiting as materialized (
+  select r.user_id, r.task_id
+    from vidgen.resumes as r
+   where r.class = 1 and r.resume_at <= now()
+     and r.user_id not in (select aside.user_id from aside)
+   order by r.resume_at
+   limit 3
+),
+line as materialized (
+  select n.user_id
+    from vidgen.turns as n
+   where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
+   order by n.waiting_since
+   limit 3
+),
+chosen as materialized (
+  select user_id, task_id from waiting
+  union all
+  select line.user_id, first.id
+    from line
+   cross join lateral (
+     select t.id
+       from public.video_generation_tasks as t
+      where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+        and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+      order by t.priority desc, t.run_after, t.created_at
+      limit 1
+   ) as first
+   limit 3
+),
+tried as materialized (
+  select vidgen.try_row(chosen.task_id, %(worker_id)s) as refused from chosen
+)
+select (select count(*) from tried) as tried,
+       (select count(*) from tried where refused is null) as taken,
+       (select min(refused) from tried) as refused,
+       (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate

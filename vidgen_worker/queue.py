@@ -585,9 +585,20 @@ class Queue:
                     tries=row["tries"], became=row["became"],
                 ))  # fmt: skip
 
-    async def refusing_users(self) -> int:
-        """Of how many users tasks are set aside now, because their rows refuse."""
-        return int((await self.db.once("refusing_users"))[0]["users"])
+    async def is_troubled(self, gate: Gate, reason: str) -> bool:
+        """Whether what closed a gate has shown, without a stage that went well since."""
+        rows = await self.db.once(
+            "is_troubled", provider=self.key.provider, scope=gate.scope, reason=reason
+        )
+        return bool(rows[0]["troubled"])
+
+    async def try_rows(self) -> Row:
+        """Find out for free whether all rows refuse: `tried`, `taken`, `refused`, `refusing`.
+
+        Rows of waiting tasks that were tried, and how many took everything; what one refused; and
+        of how many users tasks are set aside.
+        """
+        return (await self.db.once("try_rows", worker_id=self.worker_id))[0]
 
     # Gates.
 

@@ -19,6 +19,7 @@ ALLOWANCE = 3
 """So many paid submissions may still begin once a trouble shows that is no input's fault."""
 
 PROVIDER_STORM = "PROVIDER_STORM"
+ROW_REFUSED = "ROW_REFUSED"
 PROVIDER_MESSAGE = "Video generation is paused: the provider is out of order."
 STORAGE_MESSAGE = "Video generation is paused: the file store is out of order."
 DATABASE_MESSAGE = "Video generation is paused: the application's database refuses its results."
@@ -84,7 +85,7 @@ BRAKES: Mapping[str, Brake] = MappingProxyType(
             Scope.MACHINE, Part.MACHINE, "SCRATCH_UNAVAILABLE", MACHINE_MESSAGE, at_once=True
         ),
         "row_refused": Brake(
-            Scope.ACCOUNT, Part.DATABASE, "ROW_REFUSED", DATABASE_MESSAGE, input_to_blame=True
+            Scope.ACCOUNT, Part.DATABASE, ROW_REFUSED, DATABASE_MESSAGE, input_to_blame=True
         ),
         "internal_error": Brake(Scope.MACHINE, Part.MACHINE, "INTERNAL_ERROR", MACHINE_MESSAGE),
     }
