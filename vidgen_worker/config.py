@@ -104,6 +104,7 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True,
         case_sensitive=False, env_ignore_empty=True, hide_input_in_errors=True,
+        defer_build=True,  # most verbs read three settings: the validator of all takes its time
     )  # fmt: skip
 
     @model_validator(mode="before")

@@ -25,7 +25,7 @@ from vidgen_worker.cli import (
 from vidgen_worker.cli.output import ExitCode, fail
 from vidgen_worker.client import ClientError, DatabaseUnreachableError
 from vidgen_worker.config import SettingsError
-from vidgen_worker.metrics import MetricsPortError
+from vidgen_worker.loopback_http import PortError
 from vidgen_worker.service import ServiceUnavailableError, VideoGenerationError
 
 EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
@@ -74,7 +74,7 @@ def main() -> None:
             "Set these in the environment or in .env (.env.example lists all of them). "
             "To try it without any account: vidgen-worker demo",
         )
-    except MetricsPortError as error:
+    except PortError as error:
         fail(ExitCode.FAILED, str(error))
     except (DatabaseUnreachableError, ServiceUnavailableError) as error:
         fail(ExitCode.UNAVAILABLE, str(error))
