@@ -252,7 +252,7 @@ class Settings(Environment):
     vidgen_storage_timeout: Annotated[Duration, _positive()] = timedelta(seconds=60)
     """How long a storage request may stand still"""
     vidgen_allow_loopback_assets: bool = False
-    """true: accept http://127.0.0.1 pictures; only for the sandbox"""
+    """true: accept pictures and outputs from http://127.0.0.1; only for the sandbox"""
     vidgen_database_pool: int = Field(6, ge=2, le=100)
     """Connections to PostgreSQL, besides three: LISTEN, claim, heartbeat"""
     vidgen_drain_timeout: Annotated[Duration, _positive()] = timedelta(seconds=90)
