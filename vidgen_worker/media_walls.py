@@ -15,6 +15,7 @@ import struct
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
@@ -42,6 +43,8 @@ _CLONE_THREAD = 0x10000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 """Audit number, and the column of the table below."""
+_NO_PROCESS = 0x7FFFFFFD
+_OWN = struct.pack("=I", _NO_PROCESS)
 _NEWEST = 451
 """What came after it (cachestat, Linux 6.5) is answered as by an older kernel."""
 # Name, number on x86_64, number on aarch64; "-" where there is none.
@@ -87,12 +90,14 @@ def give_up_rights() -> None:
     """
     if sys.platform != "linux":
         return
-    libc = ctypes.CDLL(None)
+    libc = _libc()
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
     libc.capset(header, nothing)
+    if os.uname().machine in _ARCHITECTURES:
+        _filter(os.uname().machine)  # kept for all processes that are forked
 
 
 def raise_walls(folder: Path | None, parent: int) -> list[str]:
@@ -103,13 +108,18 @@ def raise_walls(folder: Path | None, parent: int) -> list[str]:
     """
     if sys.platform != "linux":
         return [f"{sys.platform} has neither Landlock nor seccomp"]
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel knew
         os._exit(1)
     _lower_limits()
     lacking = [_landlock(libc, folder), _seccomp(libc)]
     return [said for said in lacking if said]
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _lower_limits() -> None:
@@ -182,7 +192,7 @@ def _seccomp(libc: ctypes.CDLL) -> str | None:
     machine = os.uname().machine
     if machine not in _ARCHITECTURES:
         return f"seccomp: there is no list of system calls for {machine}"
-    code = b"".join(_program(*_ARCHITECTURES[machine]))
+    code = _filter(machine).replace(_OWN, struct.pack("=I", os.getpid()))
     program = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: the number of instructions, and where they are.
     filters = struct.pack("@HP", len(code) // 8, ctypes.addressof(program))
@@ -191,10 +201,15 @@ def _seccomp(libc: ctypes.CDLL) -> str | None:
     return None
 
 
+@cache
+def _filter(machine: str) -> bytes:
+    """Return the filter, made once before all forks, with `_OWN` where a process has its own id."""
+    return b"".join(_program(*_ARCHITECTURES[machine]))
+
+
 def _program(architecture: int, column: int) -> Iterator[bytes]:
     """Yield the instructions of the filter: the answers stand behind what leads to them."""
     refused, unknown = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
-    own = os.getpid()
     yield _step(_LOAD, _ARCHITECTURE)
     yield _step(_IS, architecture, 1, 0)
     yield _step(_RETURN, _KILL)  # 32-bit calls have other numbers
@@ -209,7 +224,9 @@ def _program(architecture: int, column: int) -> Iterator[bytes]:
             yield _step(_IS, int(number), 0, 1)
             yield _step(_RETURN, refused)
     yield from _only_if(_CLONE[column], _FIRST_ARGUMENT, _HAS_BIT, _CLONE_THREAD)
-    yield from _only_if(_TGKILL[column], _FIRST_ARGUMENT, _IS, own)  # abort() signals itself
+    yield from _only_if(
+        _TGKILL[column], _FIRST_ARGUMENT, _IS, _NO_PROCESS
+    )  # abort() signals itself
     yield from _only_if(_PRLIMIT[column], _FIRST_ARGUMENT, _IS, 0)
     yield _step(_IS, _IOCTL[column], 0, 4)
     yield _step(_LOAD, _SECOND_ARGUMENT)

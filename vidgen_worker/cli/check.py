@@ -90,7 +90,7 @@ def check(json: Json = False) -> None:
     if not json:
         out.print(table(("setting", "value", "meaning"), rows), "")
     findings = []
-    for look in (check_postgres, check_storage, check_runway, check_scratch):
+    for look in (check_postgres, check_storage, check_runway, check_scratch, check_media):
         for finding in look(settings):
             findings.append(finding)
             if not json:
@@ -216,6 +216,38 @@ def check_scratch(settings: Settings) -> Iterator[Finding]:
         yield Finding("Scratch", State.NOTE, said, f"{enough} {remedy}")
     else:
         yield Finding("Scratch", State.OK, said)
+
+
+def check_media(settings: Settings) -> Iterator[Finding]:
+    """Start the process that decodes outputs, and ask it which of its walls hold here."""
+    try:
+        lacking = asyncio.run(_lacking_walls(settings))
+    except Fault as fault:
+        remedy = "The machine is short of memory or processes: free some (free -m, ulimit -u)."
+        yield Finding("Media", State.BAD, str(fault.details), remedy)
+        return
+    if not lacking:
+        yield Finding("Media", State.OK, "each output is decoded in a process of its own, behind "
+                      "Landlock and seccomp")  # fmt: skip
+    for said in lacking:
+        yield Finding(
+            "Media", State.NOTE, f"a wall round the decoding of outputs is missing: {said}",
+            "The other walls hold. Linux 5.13 and newer has both, where containers allow them.",
+        )  # fmt: skip
+
+
+async def _lacking_walls(settings: Settings) -> tuple[str, ...]:
+    from vidgen_worker.media import Media  # noqa: PLC0415 - see above
+
+    media = Media(
+        max_image_bytes=settings.vidgen_max_image_bytes,
+        max_video_bytes=settings.vidgen_max_video_bytes,
+    )
+    try:
+        await media.prove()
+        return media.lacking
+    finally:
+        await media.aclose()
 
 
 async def read_account(settings: Settings) -> tuple[Account, str]:
