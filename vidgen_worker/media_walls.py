@@ -224,9 +224,8 @@ def _program(architecture: int, column: int) -> Iterator[bytes]:
             yield _step(_IS, int(number), 0, 1)
             yield _step(_RETURN, refused)
     yield from _only_if(_CLONE[column], _FIRST_ARGUMENT, _HAS_BIT, _CLONE_THREAD)
-    yield from _only_if(
-        _TGKILL[column], _FIRST_ARGUMENT, _IS, _NO_PROCESS
-    )  # abort() signals itself
+    # abort() sends a signal to its own process.
+    yield from _only_if(_TGKILL[column], _FIRST_ARGUMENT, _IS, _NO_PROCESS)
     yield from _only_if(_PRLIMIT[column], _FIRST_ARGUMENT, _IS, 0)
     yield _step(_IS, _IOCTL[column], 0, 4)
     yield _step(_LOAD, _SECOND_ARGUMENT)

@@ -37,7 +37,7 @@ class ConnectionDropped(Exception):  # noqa: N818 - an event of a handler, not a
 
 
 class BackgroundServer:
-    """Serves `app` on 127.0.0.1 to this machine. `start` or the context begins it, `stop` ends it."""
+    """Serves `app` on 127.0.0.1 to this machine: from `start`, or the context, until `stop`."""
 
     def __init__(self, app: ASGIApp, port: int = 0, *, websockets: bool = False) -> None:
         self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
