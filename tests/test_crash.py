@@ -296,6 +296,7 @@ SCENARIOS: Mapping[str, Scenario] = {
 WITHOUT_A_CASE: Mapping[str, str] = {
     "event ClaimsDisabled": "a worker that is switched off has no task to lose",
     "event LateAnswer": "its worker has lost the task already; the janitor's strays repeat it",
+    "event MediaWallsLacking": "said of a process before it has seen a file",
     "event StorageUnproven": "nothing is claimed before the proof: there is nothing to lose yet",
     "event MachineUnproven": "likewise",
     "event BucketNoted": "said beside all work; the next look says it again",

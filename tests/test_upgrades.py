@@ -16,7 +16,8 @@ from psycopg.rows import dict_row
 from tests.hands import STAGE, USUAL, Ground, Hand, Held
 from tests.world import World, told, vidgen
 from vidgen_worker.client import QUERIES as CLIENT_QUERIES
-from vidgen_worker.db import QUERIES, read_queries
+from vidgen_worker.db import QUERIES
+from vidgen_worker.statements import read_queries
 
 FORMER = Path(__file__).parent / "former_queries.sql"
 NAMES = re.compile(r"\b[a-z_]{2,40}\b")

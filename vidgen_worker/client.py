@@ -22,9 +22,9 @@ from vidgen_worker import sessions
 from vidgen_worker.config import Environment, read
 from vidgen_worker.connect_errors import explain_connect
 from vidgen_worker.database_url import place_of
-from vidgen_worker.db import load_queries
 from vidgen_worker.foreign_text import printable
 from vidgen_worker.postgres_text import STORABLE
+from vidgen_worker.statements import load_queries
 
 Row = dict[str, Any]
 Claims = Mapping[str, str]

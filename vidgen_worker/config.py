@@ -104,6 +104,7 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True,
         case_sensitive=False, env_ignore_empty=True, hide_input_in_errors=True,
+        defer_build=True,  # most verbs read three settings: the validator of all takes its time
     )  # fmt: skip
 
     @model_validator(mode="before")
@@ -251,7 +252,7 @@ class Settings(Environment):
     vidgen_storage_timeout: Annotated[Duration, _positive()] = timedelta(seconds=60)
     """How long a storage request may stand still"""
     vidgen_allow_loopback_assets: bool = False
-    """true: accept http://127.0.0.1 pictures; only for the sandbox"""
+    """true: accept pictures and outputs from http://127.0.0.1; only for the sandbox"""
     vidgen_database_pool: int = Field(6, ge=2, le=100)
     """Connections to PostgreSQL, besides three: LISTEN, claim, heartbeat"""
     vidgen_drain_timeout: Annotated[Duration, _positive()] = timedelta(seconds=90)

@@ -14,9 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from importlib import resources
 from types import MappingProxyType
-from typing import Any, LiteralString, Self, cast
+from typing import Any, LiteralString, Self
 from uuid import UUID
 
 import psycopg
@@ -37,6 +36,7 @@ from vidgen_worker.events import (
 from vidgen_worker.foreign_text import printable
 from vidgen_worker.lease import boot_time
 from vidgen_worker.postgres_text import STORABLE
+from vidgen_worker.statements import load_queries
 
 Row = dict[str, Any]
 
@@ -60,7 +60,6 @@ PLANNED_ONCE: LiteralString = (
 default of 4 a walk through a small table looks cheaper than its index, and an hour later it is not.
 What waits is in memory; Supabase sets 1.1 as well."""
 
-_BLOCK = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _PARAMETER = re.compile(r"%\((\w+)\)s|%%")
 
 
@@ -77,28 +76,6 @@ class DatabaseUnavailableError(Exception):
 
 class StatementStuckError(Exception):
     """One statement failed again and again while the database answered others."""
-
-
-def load_queries(file: str) -> Mapping[str, LiteralString]:
-    """Read the named blocks of a .sql file of this package: `-- name --`, a comment, SQL.
-
-    Comments go to the server too: they cost nothing and show in pg_stat_activity.
-    """
-    text = resources.files("vidgen_worker").joinpath(file).read_text(encoding="utf-8")
-    return read_queries(text, file)
-
-
-def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
-    """Take the text of such a file apart."""
-    parts = _BLOCK.split(text)[1:]
-    blocks: dict[str, LiteralString] = {}
-    for name, body in zip(parts[::2], parts[1::2], strict=True):
-        if name in blocks:
-            msg = f"{file}: block {name} stands there twice"
-            raise ValueError(msg)
-        # A literal by the same right as a string in this file: it ships in the package.
-        blocks[name] = cast("LiteralString", body.strip().removesuffix(";"))
-    return MappingProxyType(blocks)
 
 
 QUERIES = load_queries("queries.sql")

@@ -177,6 +177,15 @@ class MetricsServed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MediaWallsLacking(Event):
+    """This machine's kernel can't keep the process that decodes outputs to itself as it should."""
+
+    sentence = "Outputs are decoded behind fewer walls than this program can raise"
+    level = logging.WARNING
+    lacking: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageUnproven(Event):
     """The file store has not proven yet that it can keep what is paid for."""
 

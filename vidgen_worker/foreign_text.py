@@ -84,6 +84,11 @@ def printable(text: str, longest: int = LONGEST, *, lines: bool = False) -> str:
     return text
 
 
+def spelled(text: str) -> str:
+    """Return the text with all spelled out that is not seen or acts on a terminal, lines kept."""
+    return text if text.isascii() and text.isprintable() else text.translate(_LINES)
+
+
 def storable(text: str) -> str:
     """Return the text as PostgreSQL takes it: NUL and lone halves of characters spelled out."""
     if text.isascii() and "\0" not in text:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import signal
+import stat
 import sys
 import zlib
 from asyncio.subprocess import PIPE, Process
@@ -28,8 +29,9 @@ import httpx
 from httpx import codes
 
 from vidgen_worker.errors import Fault
+from vidgen_worker.events import MediaWallsLacking, emit
 from vidgen_worker.http_client import HttpClient
-from vidgen_worker.public_address import refusal
+from vidgen_worker.public_address import NotPublicError, only_public, refusal
 from vidgen_worker.resolution import size
 from vidgen_worker.scratch import SHORT, scratch_fault
 
@@ -47,6 +49,8 @@ JOBS_PER_CHILD = 500
 """After this many files a child is replaced, so that a leak in libav stays small."""
 JOB_TRIES = 2
 """A child's death may be the machine's fault; that of a second one over the same file is not."""
+LONGEST_SECONDS = 86_400.0
+"""No clip that anybody asked for is longer."""
 DURATION_TOLERANCE = 0.5
 """A clip this many seconds longer or shorter than asked for still has the right duration."""
 
@@ -54,6 +58,7 @@ UNPACKED_AT_ONCE = 2**20
 """Bytes that a packed file may grow to in one step: a bomb is counted, not held in memory."""
 
 _PR_SET_DUMPABLE = 4
+_SHA256 = re.compile("[0-9a-f]{64}")
 _CONTENT_RANGE = re.compile(r"bytes 0-(\d+)/(\d+)")
 _CHILD = Path(__file__).with_name("media_child.py")
 # What a child inherits: it reads files from outside, so it knows no secret of ours.
@@ -117,7 +122,8 @@ class Clip:
 class Media:
     """Downloads and checks outputs; `children` files are looked at at once.
 
-    `allow_private` lets a download be led to an address that is not public, as in a sandbox.
+    A download comes from https at a public address only, wherever it is led; `allow_loopback` lets
+    it come from this machine's loopback too, as in a sandbox.
     """
 
     def __init__(  # noqa: PLR0913 - one value each, all by keyword
@@ -126,13 +132,13 @@ class Media:
         children: int = 2,
         max_image_bytes: int,
         max_video_bytes: int,
-        allow_private: bool = False,
+        allow_loopback: bool = False,
         idle_timeout: timedelta = timedelta(seconds=30),
         total_timeout: timedelta = timedelta(minutes=10),
     ) -> None:
         self.max_image_bytes = max_image_bytes
         self.max_video_bytes = max_video_bytes
-        self._allow_private = allow_private
+        self._allow_loopback = allow_loopback
         self._total_seconds = total_timeout.total_seconds()
         idle = idle_timeout.total_seconds()
         self._http = HttpClient(
@@ -153,6 +159,11 @@ class Media:
     async def prove(self) -> None:
         """Prove that files can be looked at: that a child comes up. Raises Fault."""
         await self._children.prove()
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The walls round a child that do not hold here, once one has come up: a phrase each."""
+        return self._children.lacking or ()
 
     @property
     def child_pids(self) -> tuple[int, ...]:
@@ -212,7 +223,11 @@ class Media:
         """Ask for a file, and follow where the answer leads. Raises Fault unless one comes."""
         request = self._http.build_request("GET", url)
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._http.send(request, stream=True)
+            await self._public_only(request, what)
+            try:
+                response = await self._http.send(request, stream=True)
+            except NotPublicError as error:
+                raise _led_astray(what, str(error)) from error
             try:
                 if response.next_request is None:
                     if not _is_whole(response):
@@ -223,13 +238,16 @@ class Media:
                 request = response.next_request
             finally:
                 await response.aclose()
-            if not self._allow_private:
-                refused = await refusal(request.url)
-                if refused:
-                    details = f"{what}: led to {refused}; VIDGEN_ALLOW_LOOPBACK_ASSETS allows that"
-                    raise Fault("output_unavailable", details=details)
         details = f"{what}: led on more than {MAX_REDIRECTS} times"
         raise Fault("output_unavailable", details=details)
+
+    async def _public_only(self, request: httpx.Request, what: str) -> None:
+        """Let a request go to a public address, now and when it connects. Raises Fault."""
+        refused = await refusal(request.url, allow_loopback=self._allow_loopback)
+        if refused:
+            raise _led_astray(what, refused)
+        trace = only_public(request.url, allow_loopback=self._allow_loopback)
+        request.extensions = {**request.extensions, "trace": trace}
 
     async def check_image(self, path: Path, ratio: str) -> Picture:
         """Decode a picture and make it a PNG of `ratio`, "width:height" in pixels.
@@ -345,6 +363,11 @@ class _Arriving:
             view = view[os.write(self._descriptor, view) :]
 
 
+def _led_astray(what: str, refused: str) -> Fault:
+    details = f"{what}: led to {refused}; VIDGEN_ALLOW_LOOPBACK_ASSETS allows this machine's own"
+    return Fault("output_unavailable", details=details)
+
+
 def _too_large(details: str) -> Fault:
     return Fault("output_too_large", details=details)
 
@@ -366,6 +389,11 @@ class _Children:
         self._idle: list[_Child] = []
         self._living: set[_Child] = set()
         self._closed = False
+        self._lacking: tuple[str, ...] | None = None
+
+    @property
+    def lacking(self) -> tuple[str, ...] | None:
+        return self._lacking
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -408,13 +436,19 @@ class _Children:
         child = self._idle.pop() if self._idle else await _Child.start(self._max_bytes)
         self._living.add(child)
         try:
-            await child.ready()
+            self._note(await child.ready())
             yield child
         finally:
             if child.usable and child in self._living:
                 self._idle.append(child)
             else:
                 await self._end(child)
+
+    def _note(self, lacking: tuple[str, ...]) -> None:
+        """Say once which walls a child lacks here: it is the same for all of them."""
+        if self._lacking is None and lacking:
+            emit(MediaWallsLacking(lacking="; ".join(lacking)))
+        self._lacking = lacking
 
     async def _end(self, child: "_Child") -> None:
         child.kill()
@@ -430,7 +464,7 @@ def _discard(half_written: Path) -> None:
 def _judged(job: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
     match answer:
         case {"found": dict() as found}:
-            return found
+            return _kept(job, found)
         case {"undecodable": reason}:
             raise Fault("output_undecodable", details=f"{job['path']}: {reason}")
         case {"no_output": reason}:
@@ -442,6 +476,32 @@ def _judged(job: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]
         case _:
             details = f"{job['path']} could not be looked at: {answer.get('failed', answer)}"
             raise Fault("internal_error", details=details)
+
+
+def _kept(job: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Believe a child only what it can't turn against us: a file may have taken it over.
+
+    What is stored is the file that was given to it or the one it was to write, and no link.
+    Raises Fault `output_undecodable`.
+    """
+    try:
+        file = Path(found["file"])
+        known = os.lstat(file)
+        ours = str(file) in (job["path"], job["target"]) and stat.S_ISREG(known.st_mode)
+        digest = _SHA256.fullmatch(found["sha256"])
+        seconds = 0 <= float(found.get("seconds", 0)) <= LONGEST_SECONDS
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise _broken(job) from error
+    if not (ours and digest and seconds and known.st_nlink == 1):
+        raise _broken(job)
+    if known.st_size > job["max_bytes"]:
+        raise _too_large(f"{job['path']}: {known.st_size} bytes")
+    return found | {"size": known.st_size}
+
+
+def _broken(job: Mapping[str, Any]) -> Fault:
+    details = f"{job['path']}: it broke what looked at it"
+    return Fault("output_undecodable", details=details)
 
 
 class _ChildDiedError(Exception):
@@ -468,6 +528,7 @@ class _Child:
         self._jobs = 0
         self._ready = False
         self._answered = False
+        self._lacking: tuple[str, ...] = ()
 
     @classmethod
     async def start(cls, max_bytes: int) -> Self:
@@ -500,15 +561,21 @@ class _Child:
     def usable(self) -> bool:
         return self._answered and self._process.returncode is None and self._jobs < JOBS_PER_CHILD
 
-    async def ready(self) -> None:
-        """Return once it takes jobs. Raises Fault `scratch_unavailable` if it does not come up."""
+    async def ready(self) -> tuple[str, ...]:
+        """Return, once it takes jobs, the walls that do not hold for it.
+
+        Raises Fault `scratch_unavailable` if it does not come up.
+        """
         if self._ready:
-            return
-        if not await self._stdout.readline():
+            return self._lacking
+        line = await self._stdout.readline()
+        if not line:
             # No file has been looked at: this is about the machine, not about a file.
             details = f"{_CHILD.name} can't start: it ended {await self._death()}"
             raise Fault("scratch_unavailable", details=f"{details}. Is there memory left?")
+        self._lacking = tuple(json.loads(line)["lacking"])
         self._ready = self._answered = True
+        return self._lacking
 
     async def ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Hand over one job and await its answer. Raises `_ChildDiedError`."""

@@ -6,19 +6,19 @@ the lease is held. Numbers of the fleet are handed to it: it
 never touches the database or the provider.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from vidgen_worker import events
 from vidgen_worker.events import Event
+from vidgen_worker.loopback_http import LOOPBACK, Answer, LoopbackServer, PortError
 
-LOOPBACK = "127.0.0.1"
 _QUICK = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300)
 _SLOW = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 3600)
 
@@ -35,10 +35,6 @@ FLEET = {
 }
 
 Health = Callable[[], bool]
-
-
-class MetricsPortError(Exception):
-    """The port of the metrics can't be listened on."""
 
 
 class Metrics:
@@ -171,56 +167,36 @@ class Metrics:
                 return
 
 
-class _Quiet(WSGIRequestHandler):
-    """A scrape every few seconds is no event."""
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
-        """Say nothing."""
-
-
 @contextmanager
 def serving(
     metrics: Metrics, port: int | None, *, alive: Health, ready: Health
 ) -> Iterator[int | None]:
     """Count events inside the block, and answer on the loopback port if there is one.
 
-    Yields the port (0 asks for a free one). Raises MetricsPortError.
+    Yields the port (0 asks for a free one). Raises PortError.
     """
     if port is None:
         yield None
         return
-    exposition = make_wsgi_app(metrics.registry)
     questions = {"/healthz": alive, "/readyz": ready}
 
-    def app(
-        environ: dict[str, str], start_response: Callable[[str, list[tuple[str, str]]], object]
-    ) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
+    def answer(path: str, accept: str) -> Answer:
         if path == "/metrics":
-            return exposition(environ, start_response)  # type: ignore[no-any-return]
+            encode, media_type = choose_encoder(accept)
+            return Answer(HTTPStatus.OK, encode(metrics.registry), media_type)
         question = questions.get(path)
         if question is None:
-            status, text = "404 Not Found", "try /metrics, /healthz or /readyz"
-        else:
-            good = question()
-            status = "200 OK" if good else "503 Service Unavailable"
-            text = "yes" if good else "no"
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{text}\n".encode()]
+            return Answer(HTTPStatus.NOT_FOUND, b"try /metrics, /healthz or /readyz\n")
+        if question():
+            return Answer(HTTPStatus.OK, b"yes\n")
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"no\n")
 
     try:
-        server = make_server(LOOPBACK, port, app, server_class=WSGIServer, handler_class=_Quiet)
+        server = LoopbackServer(port, answer, name="metrics")
     except OSError as error:
-        raise MetricsPortError(
+        raise PortError(
             f"VIDGEN_METRICS_PORT: port {port} of {LOOPBACK} can't be used ({error.strerror}). "
             "Stop what else listens there, choose another port, or unset it."
         ) from error
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
-    try:
-        with events.subscribed(metrics.hear):
-            yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with server, events.subscribed(metrics.hear):
+        yield server.port

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import httpx
-
 from vidgen_worker.foreign_text import printable
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -69,6 +67,8 @@ def _proxy(value: str) -> str | None:
         return "it is no URL of a proxy; write http://host:port"
     if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         return "a SOCKS proxy needs the package socksio (pip install socksio)"
+    import httpx  # noqa: PLC0415 - a tenth of a second that most verbs need not wait for
+
     try:
         httpx.Proxy(value if "://" in value else f"http://{value}")
     except (ValueError, httpx.InvalidURL):
@@ -112,6 +112,8 @@ def _certificates(environment: Mapping[str, str]) -> Iterator[str]:
 
 def _the_rest(environment: Mapping[str, str]) -> Iterator[str]:
     """Make a client as our adapters do: of the rest only NO_PROXY is read."""
+    import httpx  # noqa: PLC0415 - as above
+
     try:
         httpx.Client().close()
     except (ValueError, OSError, ImportError, httpx.InvalidURL) as error:

@@ -1,4 +1,4 @@
--- What only the worker runs: named blocks, one statement each (see db.load_queries).
+-- What only the worker runs: named blocks, one statement each (see statements.load_queries).
 --
 -- The fence is (id, attempt, worker_id, status = 'processing'). A write outside the task's row
 -- begins with `mine`, which locks that row (for no key update: `for share` deadlocks when the

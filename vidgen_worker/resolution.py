@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
 
-from runwayml.types import image_to_video_create_params, text_to_image_create_params
-
 FALLBACK = "720:1280"
 """Used when a scene has no scenario, or the scenario names no resolution."""
 
@@ -101,12 +99,16 @@ _PLAIN_DURATIONS = tuple(range(2, 11))
 @cache
 def image_models() -> Mapping[str, Model]:
     """The text-to-image models that the SDK knows and that take a ratio in pixels."""
+    from runwayml.types import text_to_image_create_params  # noqa: PLC0415 - it takes long
+
     return _models(text_to_image_create_params.TextToImageCreateParams)
 
 
 @cache
 def video_models() -> Mapping[str, Model]:
     """The image-to-video models that the SDK knows and that take a ratio in pixels."""
+    from runwayml.types import image_to_video_create_params  # noqa: PLC0415 - it takes long
+
     return _models(image_to_video_create_params.ImageToVideoCreateParams)
 
 

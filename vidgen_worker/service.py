@@ -29,7 +29,6 @@ from vidgen_worker.client import (
 from vidgen_worker.config import REMEDIES
 from vidgen_worker.errors import Fault
 from vidgen_worker.resolution import FALLBACK, look_up
-from vidgen_worker.storage import Storage
 from vidgen_worker.task import Status
 
 SIGNED_FOR = timedelta(hours=1)
@@ -239,6 +238,8 @@ def sign(supabase_url: str, key: str, bucket: str, path: str) -> str:
     """Sign an object's path with Supabase Storage, for one hour. Raises VideoGenerationError."""
     if problems := proxies.problems():
         raise VideoGenerationError("; ".join(problems))
+    # Here, because its imports take half a second and few callers sign.
+    from vidgen_worker.storage import Storage  # noqa: PLC0415
 
     async def once() -> str:
         storage = Storage(supabase_url, key, buckets=())

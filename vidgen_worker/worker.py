@@ -710,7 +710,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
     media = Media(
         max_image_bytes=settings.vidgen_max_image_bytes,
         max_video_bytes=settings.vidgen_max_video_bytes,
-        allow_private=settings.vidgen_allow_loopback_assets,
+        allow_loopback=settings.vidgen_allow_loopback_assets,
     )
     yield Worker(settings, provider, storage, media)
 

@@ -4,10 +4,13 @@ Each verb lives in a module of its own; here they are collected, and every error
 can do something about becomes a sentence and an exit code instead of a traceback.
 """
 
+import contextlib
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vidgen_worker import __version__
 from vidgen_worker.cli import (
@@ -25,13 +28,40 @@ from vidgen_worker.cli import (
 from vidgen_worker.cli.output import ExitCode, fail
 from vidgen_worker.client import ClientError, DatabaseUnreachableError
 from vidgen_worker.config import SettingsError
-from vidgen_worker.metrics import MetricsPortError
+from vidgen_worker.foreign_text import printable
+from vidgen_worker.loopback_http import PortError
 from vidgen_worker.service import ServiceUnavailableError, VideoGenerationError
+
+
+class _Verbs(TyperGroup):
+    """Repeats an argument that it can't use only spelled out."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - typer's own
+        """Read the arguments that stand before the verb."""
+        with _spelled_out():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
+        """Run the verb."""
+        with _spelled_out():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _spelled_out() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own: about what somebody typed, or passed on
+            error.message = printable(str(error.message))  # type: ignore[attr-defined]
+        raise
+
 
 EPILOG = "Exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode) + "."
 
 app = typer.Typer(
     name="vidgen-worker",
+    cls=_Verbs,
     help="A trusted worker for paid AI video generation on Supabase. "
     "Settings come from the environment, systemd credentials and .env.",
     epilog=EPILOG,
@@ -74,7 +104,7 @@ def main() -> None:
             "Set these in the environment or in .env (.env.example lists all of them). "
             "To try it without any account: vidgen-worker demo",
         )
-    except MetricsPortError as error:
+    except PortError as error:
         fail(ExitCode.FAILED, str(error))
     except (DatabaseUnreachableError, ServiceUnavailableError) as error:
         fail(ExitCode.UNAVAILABLE, str(error))

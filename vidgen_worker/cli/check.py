@@ -10,13 +10,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import httpx
 import psycopg
 import typer
-from httpx import codes
 from rich.text import Text
 
 from vidgen_worker import proxies
@@ -36,10 +34,13 @@ from vidgen_worker.foreign_text import printable
 from vidgen_worker.gates import fingerprint
 from vidgen_worker.migrate import migrations, pending
 from vidgen_worker.providers import Account
-from vidgen_worker.providers.runway import Runway
 from vidgen_worker.scratch import room
-from vidgen_worker.storage import Bucket, Found, Misfit, Storage
-from vidgen_worker.worker import buckets
+
+# The adapters are imported where they are used: that takes a second, which no other verb waits for.
+if TYPE_CHECKING:
+    import httpx
+
+    from vidgen_worker.storage import Bucket, Found, Misfit, Storage
 
 OLDEST_POSTGRES = 150_000
 LISTEN_SECONDS = 2.0
@@ -89,7 +90,7 @@ def check(json: Json = False) -> None:
     if not json:
         out.print(table(("setting", "value", "meaning"), rows), "")
     findings = []
-    for look in (check_postgres, check_storage, check_runway, check_scratch):
+    for look in (check_postgres, check_storage, check_runway, check_scratch, check_media):
         for finding in look(settings):
             findings.append(finding)
             if not json:
@@ -128,6 +129,8 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
 
 def check_storage(settings: Settings) -> Iterator[Finding]:
     """Look at Supabase Storage and the two buckets."""
+    import httpx  # noqa: PLC0415 - see above
+
     key = settings.supabase_service_role_key.get_secret_value()
     try:
         answer = httpx.get(
@@ -151,6 +154,9 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
 
 async def look_at_buckets(settings: Settings) -> list[Finding]:
     """Compare both buckets with the settings, and ask leave to upload; nothing is written."""
+    from vidgen_worker.storage import Storage  # noqa: PLC0415 - see above
+    from vidgen_worker.worker import buckets  # noqa: PLC0415 - see above
+
     key = settings.supabase_service_role_key.get_secret_value()
     wanted = buckets(settings)
     storage = Storage(
@@ -212,8 +218,42 @@ def check_scratch(settings: Settings) -> Iterator[Finding]:
         yield Finding("Scratch", State.OK, said)
 
 
+def check_media(settings: Settings) -> Iterator[Finding]:
+    """Start the process that decodes outputs, and ask it which of its walls hold here."""
+    try:
+        lacking = asyncio.run(_lacking_walls(settings))
+    except Fault as fault:
+        remedy = "The machine is short of memory or processes: free some (free -m, ulimit -u)."
+        yield Finding("Media", State.BAD, str(fault.details), remedy)
+        return
+    if not lacking:
+        yield Finding("Media", State.OK, "each output is decoded in a process of its own, behind "
+                      "Landlock and seccomp")  # fmt: skip
+    for said in lacking:
+        yield Finding(
+            "Media", State.NOTE, f"a wall round the decoding of outputs is missing: {said}",
+            "The other walls hold. Linux 5.13 and newer has both, where containers allow them.",
+        )  # fmt: skip
+
+
+async def _lacking_walls(settings: Settings) -> tuple[str, ...]:
+    from vidgen_worker.media import Media  # noqa: PLC0415 - see above
+
+    media = Media(
+        max_image_bytes=settings.vidgen_max_image_bytes,
+        max_video_bytes=settings.vidgen_max_video_bytes,
+    )
+    try:
+        await media.prove()
+        return media.lacking
+    finally:
+        await media.aclose()
+
+
 async def read_account(settings: Settings) -> tuple[Account, str]:
     """Ask Runway for the account; return it with the key's fingerprint. Raises Fault."""
+    from vidgen_worker.providers.runway import Runway  # noqa: PLC0415 - see above
+
     runway = Runway(
         settings.runwayml_api_secret.get_secret_value(),
         base_url=settings.runwayml_base_url,
@@ -350,7 +390,7 @@ def _account(settings: Settings, workers: list[dict[str, Any]]) -> Finding:
     )
 
 
-async def _bucket(storage: Storage, purpose: str, bucket: Bucket) -> list[Finding]:
+async def _bucket(storage: "Storage", purpose: str, bucket: "Bucket") -> list[Finding]:
     what = f"Bucket {bucket.name}"
     remedy = "Copy SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY again: the project's secret key."
     found: Found | None = None
@@ -377,7 +417,7 @@ async def _bucket(storage: Storage, purpose: str, bucket: Bucket) -> list[Findin
     ]  # fmt: skip
 
 
-def _buckets_in(answer: httpx.Response) -> dict[str, bool] | None:
+def _buckets_in(answer: "httpx.Response") -> dict[str, bool] | None:
     """Name and visibility of each bucket; None where this is no list of buckets."""
     try:
         return {str(bucket["name"]): bool(bucket["public"]) for bucket in answer.json()}
@@ -385,8 +425,10 @@ def _buckets_in(answer: httpx.Response) -> dict[str, bool] | None:
         return None
 
 
-def _storage_remedy(answer: httpx.Response) -> str:
+def _storage_remedy(answer: "httpx.Response") -> str:
     """Say what to correct, by who answered what: Storage packs its own status into a 400."""
+    from httpx import codes  # noqa: PLC0415 - see above
+
     status = answer.status_code
     if status == codes.BAD_REQUEST and re.search(r'"statusCode": *"40[13]"', answer.text):
         status = codes.FORBIDDEN

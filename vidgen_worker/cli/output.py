@@ -4,18 +4,19 @@ Results go to stdout, everything else to stderr. Text from elsewhere is never re
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Any, NoReturn, Self
 from uuid import UUID
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from vidgen_worker.foreign_text import LONGEST, json_text, printable
+from vidgen_worker.foreign_text import LONGEST, json_text, printable, spelled
 
 WIDTH_OF_A_PIPE = 200
 
@@ -48,11 +49,22 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130, "interrupted"
 
 
+class _Console(Console):
+    """Prints nothing that acts on a terminal but what rich makes itself, whoever forgot to look."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render, and spell out what came through."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=spelled(segment.text))
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console; a pipe gets long lines rather than wrapped ones."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_OF_A_PIPE
-    return Console(file=stream, highlight=False, markup=False, width=width)
+    return _Console(file=stream, highlight=False, markup=False, width=width)
 
 
 def fail(code: ExitCode, *lines: str) -> NoReturn:

@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from vidgen_worker.sandbox.visitors import only_from_here
+
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
 CONNECTION = "vidgen.connection"
@@ -35,13 +37,13 @@ class ConnectionDropped(Exception):  # noqa: N818 - an event of a handler, not a
 
 
 class BackgroundServer:
-    """Serves `app` on 127.0.0.1. `start` or the context begins it, `stop` ends it."""
+    """Serves `app` on 127.0.0.1 to this machine: from `start`, or the context, until `stop`."""
 
     def __init__(self, app: ASGIApp, port: int = 0, *, websockets: bool = False) -> None:
         self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            _silent_when_dropped(app),
+            only_from_here(_silent_when_dropped(app)),
             http=_Connection,
             ws="websockets-sansio" if websockets else "none",
             log_config=None,
