@@ -116,6 +116,7 @@ revoke all on function vidgen.our_buckets() from public, anon, authenticated, se
 revoke all on function vidgen.is_charged(text) from public, anon, authenticated, service_role;
 revoke all on function vidgen.is_paid(text, text) from public, anon, authenticated, service_role;
 revoke all on function vidgen.is_unpaid(text, text) from public, anon, authenticated, service_role;
+grant execute on function vidgen.is_charged(text) to vidgen_worker;
 grant execute on function vidgen.our_buckets() to anon, authenticated;
 grant execute on function vidgen.is_paid(text, text) to authenticated;
 grant execute on function vidgen.is_unpaid(text, text) to anon, authenticated;

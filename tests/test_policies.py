@@ -172,7 +172,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.worker_comes_or_goes()": NONE,
     "vidgen.task_is_born()": NONE,
     "vidgen.path_stays()": NONE,
-    "vidgen.is_charged(text)": NONE,
+    "vidgen.is_charged(text)": WORKER,
     "vidgen.task_changes()": NONE,
     "vidgen.task_goes()": NONE,
     "vidgen.task_moves()": NONE,
@@ -211,7 +211,7 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     "vidgen.videos_bucket()": "select s.videos_bucket from vidgen.settings",
     "vidgen.our_buckets()": "select array[s.images_bucket, s.videos_bucket] from vidgen.settings",
     "vidgen.is_paid(text,text)": "t.user_id = (select auth.uid())",
-    # Of a place that nobody knows whose it is not, and asked where a row of it is there to be hidden.
+    # Of a place that its caller must name, and nobody is told of before it is charged.
     "vidgen.is_unpaid(text,text)": "not vidgen.is_charged(is_unpaid.of_path)",
 }
 """The definer functions that signed-in users may run, and what makes each of them safe."""
