@@ -134,7 +134,7 @@ async def _remove_files(database: Database, access: tuple[str, str], batch: int)
         while rows := database.rows("pruned_objects", {"batch": batch}):
             removed += await _remove(storage, [one for row in rows for one in row["objects"]])
             database.rows("objects_removed", {"task_ids": [row["task_id"] for row in rows]})
-        # What attempts have left that ended before they were charged: a worker's janitor may be away.
+        # What ended before it was charged: there may be no worker whose janitor does it.
         while rows := database.rows("take_uploads", {"batch": batch}):
             await _remove(storage, rows)
             database.rows("uploads_removed", {"upload_ids": [row["upload_id"] for row in rows]})
