@@ -48,7 +48,9 @@ STAGES: dict[str, dict[str, Any]] = {
         "media_type": "video/mp4", "image_url": None, "image_path": None,
     },
 }  # fmt: skip
-STEPS = ("begin_submission", "answer_submission", "end_generation", "finish_stage")
+STEPS = (
+    "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
+)  # fmt: skip
 
 
 class Hand:
@@ -81,28 +83,31 @@ class Hand:
             for stage in STAGES:
                 self.stage(fence, stage)
         else:
-            path = f"video-files/{fence['task_id']}.mp4"
+            path = f"video-files/{fence['user_id']}/{uuid4()}.mp4"
             video = {**STAGES["video"], "video_path": path, "path": path}
-            self("finish_stage", **fence, **video)
+            self("finish_stage", **fence, **video, upload_id=uuid4())
         if not self("complete", **fence):
             raise RuntimeError(f"task {fence['task_id']} was not ours any more")
 
     def stage(self, fence: dict[str, Any], stage: str) -> None:
         """One stage, from the submission's row to the charge."""
-        ids = {"submission_id": uuid4(), "generation_id": uuid4()}
-        path = f"{fence['worker_id']}/{ids['generation_id']}"
-        more: dict[str, Any] = {"path": path}
+        ids = {"submission_id": uuid4(), "generation_id": uuid4(), "upload_id": uuid4()}
         if stage == "image":
-            more |= {"image_path": path, "image_url": ADDRESS + path}
+            path = f"generated_images/{fence['user_id']}/{ids['upload_id']}.png"
+            more: dict[str, Any] = {"path": path, "image_path": path, "image_url": ADDRESS + path}
         else:
-            more |= {"video_path": path}
+            path = f"video-files/{fence['user_id']}/{ids['upload_id']}.mp4"
+            more = {"path": path, "video_path": path}
         for step in STEPS:
             self(step, **fence, **ids, **{**STAGES[stage], **more})
 
 
 def fence_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The fence of a claimed row, as the queries name it."""
-    return {"task_id": row["id"], "attempt": row["attempt"], "worker_id": row["worker_id"]}
+    """The fence of a claimed row, as the queries name it, and whose it is."""
+    return {
+        "task_id": row["id"], "attempt": row["attempt"], "worker_id": row["worker_id"],
+        "user_id": row["user_id"],
+    }  # fmt: skip
 
 
 def drain(*, whole: bool) -> None:

@@ -49,19 +49,19 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "messages": ["at work"], "current_step": "Generating scene image with AI",
     "message": "at work", "answer": "generation", "estimated_cost": 5, "details": "",
     "ended_state": "succeeded", "cost": 5, "bucket": "generated-content",
-    "path": "generated_images/u/g.png", "media_type": "image/png", "size": 100, "sha256": "ab",
-    "image_url": "https://storage.test/g.png", "image_path": "generated_images/u/g.png",
-    "video_path": None, "video_url": "https://storage.test/signed",
+    "media_type": "image/png", "size": 100, "sha256": "ab",
+    "image_url": "https://storage.test/g.png", "video_path": None,
+    "video_url": "https://storage.test/signed",
     "good_for": timedelta(hours=1), "silent_ids": [], "silent_beats": [],
     "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "statement": "complete",
-    "error": "P0001 no", "waiting": None, "part": "storage", "allowance": 3,
+    "error": "P0001 no", "waiting": None, "part": "storage", "allowance": 3, "upload_ids": [],
 })  # fmt: skip
 
 FENCED = (
     "load_task", "start_task", "begin_submission", "answer_submission", "end_generation",
-    "finish_stage", "report", "complete", "requeue", "fail", "cancel", "set_aside",
+    "begin_upload", "finish_stage", "report", "complete", "requeue", "fail", "cancel", "set_aside",
 )  # fmt: skip
 """The queries about one task, which carry its fence."""
 
@@ -80,6 +80,7 @@ class Held:
     worker_id: UUID
     submission_id: UUID = field(default_factory=uuid4)
     generation_id: UUID = field(default_factory=uuid4)
+    upload_id: UUID = field(default_factory=uuid4)
 
     @property
     def fence(self) -> dict[str, Any]:
@@ -87,6 +88,7 @@ class Held:
         return {
             "task_id": self.id, "attempt": self.attempt, "worker_id": self.worker_id,
             "submission_id": self.submission_id, "generation_id": self.generation_id,
+            "upload_id": self.upload_id,
         }  # fmt: skip
 
 
@@ -144,7 +146,22 @@ class Hand:
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
-        return self(name, **{**held.fence, **of_report(name, held), **parameters})
+        more = of_report(name, held)
+        if name in ("begin_upload", "finish_stage"):
+            more = self.place_of(held, str(parameters.get("stage", "image")))
+        return self(name, **{**held.fence, **more, **parameters})
+
+    def place_of(self, held: Held, stage: str) -> dict[str, Any]:
+        """Where an upload lies: in the folder of the task's user."""
+        row = self.conn.execute(
+            "select user_id from public.video_generation_tasks where id = %s", [held.id]
+        ).fetchone()
+        user_id = row["user_id"] if row else uuid4()
+        if stage == "image":
+            path = f"generated_images/{user_id}/{held.upload_id}.png"
+            return {"path": path, "image_path": path, "video_path": None}
+        path = f"video-files/{user_id}/{held.upload_id}.mp4"
+        return {"path": path, "image_path": None, "video_path": path}
 
     def walk(self, held: Held, *steps: str, stage: str = "image") -> None:
         """Run the queries of one stage up to a point; each must find the task its own."""
@@ -165,7 +182,9 @@ class Hand:
         return later
 
 
-STAGE = ("begin_submission", "answer_submission", "end_generation", "finish_stage")
+STAGE = (
+    "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
+)  # fmt: skip
 """The walk of one stage."""
 
 
@@ -175,8 +194,7 @@ def stage_of(stage: str) -> dict[str, Any]:
         return {"stage": "image"}
     return {
         "stage": "video", "model": "gen4_turbo", "progress": 70.0, "bucket": "video-files",
-        "path": "video-files/u/g.mp4", "media_type": "video/mp4", "image_url": None,
-        "image_path": None, "video_path": "video-files/u/g.mp4",
+        "media_type": "video/mp4", "image_url": None,
     }  # fmt: skip
 
 
@@ -302,7 +320,8 @@ class Ground:
             "begin_submission": ("start_task",),
             "answer_submission": ("start_task", *STAGE[:1]),
             "end_generation": ("start_task", *STAGE[:2]),
-            "finish_stage": ("start_task", *STAGE[:3]),
+            "begin_upload": ("start_task", *STAGE[:3]),
+            "finish_stage": ("start_task", *STAGE[:4]),
             "complete": ("start_task", *STAGE),
         }.get(name, ())
         held = self.held(hand, *walk)

@@ -75,6 +75,7 @@ class Ledger:
     charges: set[Pair]
     entries: list[Row]
     objects: Mapping[tuple[str, str], Row]
+    uploads: frozenset[tuple[str, str]]
     generations: Mapping[Pair, list[Generation]]
 
 
@@ -127,6 +128,10 @@ def _read(world: World, runway: RunwayDouble, orders: list[Order], asked: set[UU
         },
         entries=world.sql("select * from public.credit_entries where kind = 'charge'"),
         objects={(row["bucket"], row["name"]): row for row in world.storage.objects()},
+        uploads=frozenset(
+            (row["bucket"], row["path"])
+            for row in world.sql("select bucket, path from vidgen.uploads")
+        ),
         generations=generations,
     )
 
@@ -279,19 +284,16 @@ def _explained(submission: Row) -> bool:
 
 
 def _objects(ledger: Ledger) -> list[str]:
-    """No object without a record: a checkpoint's, or a generation's that was superseded."""
+    """No object without a record: a checkpoint's, or an upload's that is still to be removed."""
     recorded = {(row["bucket"], row["path"]) for row in ledger.checkpoints.values() if row["path"]}
-    known = {
-        row["generation_id"] for rows in ledger.submissions.values() for row in rows
-    }  # fmt: skip
     found = [f"the {stage} of task {task_id} is done, and its object is not there or another"
              for (task_id, stage), row in ledger.checkpoints.items()
              if row["state"] == "done" and not _delivered(ledger, (task_id, stage))]  # fmt: skip
     found += [f"{place} is in the record of a checkpoint, and not in Storage"
               for place in recorded - ledger.objects.keys()]  # fmt: skip
-    # Named after its generation, so that a repeated store overwrites itself and nothing else.
-    found += [f"object {place} is named after no generation of ours"
-              for place in ledger.objects if UUID(Path(place[1]).stem) not in known]  # fmt: skip
+    found += [f"object {place} is neither charged nor remembered to be removed"
+              for place in ledger.objects.keys() - recorded - ledger.uploads]  # fmt: skip
+    found += [f"{place} is charged, and to be removed" for place in recorded & ledger.uploads]
     return _some(found)
 
 
@@ -378,5 +380,6 @@ def _counts(ledger: Ledger) -> dict[str, int]:
         "stages delivered and charged": len(ledger.charges),
         "credits charged": -sum(row["amount"] for row in ledger.entries),
         "objects stored": len(ledger.objects),
-        "  of superseded generations": len(ledger.objects.keys() - recorded),
+        "  still to be removed": len(ledger.objects.keys() - recorded),
+        "uploads not charged": len(ledger.uploads),
     }

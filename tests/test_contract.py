@@ -86,7 +86,8 @@ SHAPES = {
     " error_message = null",
     Status.PROCESSING: "worker_id = gen_random_uuid(), attempt = attempt + 1, completed_at = null,"
     " error_code = null, error = null, error_message = null",
-    Status.COMPLETED: "worker_id = null, completed_at = now(), progress = 100, video_path = 'v',"
+    Status.COMPLETED: "worker_id = null, completed_at = now(), progress = 100,"
+    " video_path = 'video-files/' || user_id || '/v.mp4',"
     " error_code = null, error = null, error_message = null",
     Status.FAILED: "worker_id = null, completed_at = now(), error_code = 'INTERNAL_ERROR',"
     " error = '{}', error_message = 'no'",
@@ -329,7 +330,10 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
     calls = {"cancel_video_generation_task", "retry_video_generation_task"}
     inner = {"cancel_task", "retry_task"}
     assert open_to == {
-        "authenticated": calls | inner | {"owns_scene", "videos_bucket"},
+        "anon": {"our_buckets", "is_unpaid"},
+        "authenticated": calls
+        | inner
+        | {"owns_scene", "videos_bucket", "our_buckets", "is_paid", "is_unpaid"},
         "service_role": calls | inner | {"grant_video_credits", "grant_credits"},
     }
 
@@ -339,11 +343,18 @@ def test_owners_sign_their_own_clips_only(ground: Ground) -> None:
     ground.sql("insert into storage.buckets (id, name) values ('video-files', 'v'), ('x', 'x')")
     for bucket, name in (
         ("video-files", f"video-files/{me}/mine.mp4"),
+        ("video-files", f"video-files/{me}/not-charged.mp4"),
         ("video-files", f"video-files/{other}/theirs.mp4"),
         ("video-files", f"other/{me}/elsewhere.mp4"),
         ("x", f"video-files/{me}/another-bucket.mp4"),
     ):
         ground.sql("insert into storage.objects (bucket_id, name) values (%s, %s)", bucket, name)
+    assert as_user(ground, me, "select name from storage.objects") == []
+    for owner, name in ((me, "mine"), (other, "theirs"), (me, "another-bucket")):
+        ground.sql(
+            f"update {TASKS} set video_path = %s where id = %s",
+            f"video-files/{owner}/{name}.mp4", ground.order(owner),
+        )  # fmt: skip
     seen = as_user(ground, me, "select name from storage.objects")
     assert seen == [{"name": f"video-files/{me}/mine.mp4"}]
     ground.sql("update vidgen.settings set videos_bucket = 'x'")

@@ -95,6 +95,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.charges": {"vidgen_worker": Rights(select=ALL, insert=ALL)},
     "vidgen.holds": {"vidgen_worker": READ},
     "vidgen.pruned": {"vidgen_worker": READ},
+    "vidgen.uploads": {"vidgen_worker": Rights(select=ALL, insert=ALL, delete=True)},
     "vidgen.forgotten_outlays": {"vidgen_worker": READ},
     "vidgen.duties": {"vidgen_worker": Rights(ALL, ALL, ALL)},
     "vidgen.audited": {"vidgen_worker": READ},
@@ -120,6 +121,9 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     # What policies ask.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.videos_bucket()": frozenset({"authenticated"}),
+    "vidgen.our_buckets()": frozenset({"anon", "authenticated"}),
+    "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
+    "vidgen.is_unpaid(text,text)": frozenset({"anon", "authenticated"}),
     # What the worker's statements call.
     "vidgen.read_scene(uuid,uuid)": WORKER,
     "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
@@ -131,6 +135,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.hold_credits(uuid,uuid,integer,integer)": WORKER,
     "vidgen.settle_credits(uuid,text)": WORKER,
     "vidgen.release_credits(uuid)": WORKER,
+    "vidgen.take_uploads(integer)": WORKER,
+    "vidgen.uploads_removed(uuid[])": WORKER,
     "vidgen.forget_tasks(interval,timestamp with time zone,integer)": WORKER,
     "vidgen.forget_holds(interval,integer)": WORKER,
     "vidgen.audit_entries(integer)": WORKER,
@@ -166,6 +172,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.is_left_alone(text,text,text,text,interval)": WORKER,
     "vidgen.worker_comes_or_goes()": NONE,
     "vidgen.task_is_born()": NONE,
+    "vidgen.path_stays()": NONE,
+    "vidgen.is_charged(text)": WORKER,
     "vidgen.task_changes()": NONE,
     "vidgen.task_goes()": NONE,
     "vidgen.task_moves()": NONE,
@@ -191,7 +199,9 @@ POLICIES = {
     ("public.user_credits", "the worker sees balances", "SELECT", "vidgen_worker"),
     ("public.credit_entries", "owners see their entries", "SELECT", "authenticated"),
     ("public.credit_entries", "the worker sees entries", "SELECT", "vidgen_worker"),
-    ("storage.objects", "owners read their generated videos", "SELECT", "authenticated"),
+    ("storage.objects", "owners read what they have paid for", "SELECT", "authenticated"),
+    ("storage.objects", "nobody reads what is not paid for", "SELECT", "anon"),
+    ("storage.objects", "nobody reads what is not paid for", "SELECT", "authenticated"),
 }  # fmt: skip
 
 TO_CHECK_THE_CALLER: Mapping[str, str] = {
@@ -200,6 +210,10 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     "vidgen.owns_scene(uuid)": "auth.uid()",
     # A bucket's name is the same for everybody.
     "vidgen.videos_bucket()": "select s.videos_bucket from vidgen.settings",
+    "vidgen.our_buckets()": "select array[s.images_bucket, s.videos_bucket] from vidgen.settings",
+    "vidgen.is_paid(text,text)": "t.user_id = (select auth.uid())",
+    # Of a place that its caller must name, and nobody is told of before it is charged.
+    "vidgen.is_unpaid(text,text)": "not vidgen.is_charged(is_unpaid.of_path)",
 }
 """The definer functions that signed-in users may run, and what makes each of them safe."""
 
@@ -503,6 +517,10 @@ def both(ground: Ground) -> Both:
             "insert into storage.objects (bucket_id, name) values ('video-files', %s)",
             f"video-files/{user}/clip.mp4",
         )
+        ground.sql(
+            "update public.video_generation_tasks set video_path = %s where id = %s",
+            f"video-files/{user}/clip.mp4", tasks[user],
+        )  # fmt: skip
     return Both(ground, *users, scenes, tasks)
 
 

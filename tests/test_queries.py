@@ -276,6 +276,18 @@ def a_task_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def an_upload_nobody_charges(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand, "start_task", *STAGE[:4])
+    hand.about(held, "cancel")
+    ground.sql("update vidgen.uploads set since = now() - interval '2 hours'")
+    return {}
+
+
+def an_upload_that_is_removed(ground: Ground, hand: Hand) -> Parameters:
+    an_upload_nobody_charges(ground, hand)
+    return {"upload_ids": [row["upload_id"] for row in hand("take_uploads")]}
+
+
 def limits_to_read(_: Ground, hand: Hand) -> Parameters:
     hand("expect_limit")
     return {}
@@ -324,6 +336,9 @@ STATES: Mapping[str, Prepare] = {
     "sweep_turns": stale_rows,
     "fleet": a_closed_gate,
     "take_duty": nothing,
+    "take_uploads": an_upload_nobody_charges,
+    "uploads_removed": an_upload_that_is_removed,
+    "uploads_left": an_upload_nobody_charges,
     "forget_tasks": a_task_of_long_ago,
     "forget_holds": a_task_of_long_ago,
     "audit_entries": a_task_of_long_ago,
@@ -337,7 +352,7 @@ TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission",
     "costs_to_read_again", "waited", "read_gates", "stands_aside", "fleet", "read_audit",
-    "is_troubled", "try_rows",
+    "is_troubled", "try_rows", "uploads_left",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

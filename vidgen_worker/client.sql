@@ -474,11 +474,20 @@ gone as (
 select count(*) as tasks from gone;
 
 -- pruned_objects --
--- Files that pruned tasks have left in Storage, a batch of tasks at a time.
-select task_id, objects
-  from vidgen.pruned
- where objects is not null
- order by pruned_at
+-- Files that pruned tasks have left in Storage, a batch of tasks at a time. Never one that a task which
+-- is there names.
+select p.task_id,
+       coalesce(
+         (
+           select jsonb_agg(f.file)
+             from jsonb_array_elements(p.objects) as f (file)
+            where not vidgen.is_charged(f.file ->> 'path')
+         ),
+         '[]'
+       ) as objects
+  from vidgen.pruned as p
+ where p.objects is not null
+ order by p.pruned_at
  limit %(batch)s;
 
 -- objects_removed --
@@ -486,6 +495,15 @@ select task_id, objects
 update vidgen.pruned set objects = null
  where task_id = any(%(task_ids)s::uuid[]) and objects is not null
 returning task_id;
+
+-- take_uploads --
+-- As the janitor does: objects of uploads that nobody has charged or will.
+select taken.upload_id, taken.of_bucket as bucket, taken.of_path as path
+  from vidgen.take_uploads(%(batch)s) as taken;
+
+-- uploads_removed --
+-- They are gone from Storage.
+select vidgen.uploads_removed(%(upload_ids)s::uuid[]);
 
 -- schema_version --
 -- Which migration the database is at, and the oldest program that may work on it; nothing where it

@@ -515,12 +515,23 @@ class OutputFetched(StageEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UploadBegun(StageEvent):
+    """Its place in Storage is recorded: what is not charged after all is removed there."""
+
+    sentence = "Upload begun"
+    level = logging.DEBUG
+    generation: UUID
+    bucket: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputUploaded(StageEvent):
     """The output is in Supabase Storage."""
 
     sentence = "Stored in Supabase"
     told_elsewhere = frozenset({"stage", "bucket", "path", "size", "seconds"})
-    """The path is made of the user's id and the generation's; the rest is in its checkpoint."""
+    """All of it is in its checkpoint."""
     generation: UUID
     bucket: str
     path: str
@@ -637,6 +648,36 @@ class GenerationLeftAlone(Event):
     generation: UUID | None
     account: str
     key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadsRemoved(Event):
+    """Files of attempts that ended before they were charged are gone from Storage."""
+
+    sentence = "Files that nobody has paid for were removed from Storage"
+    uploads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadsKept(Event):
+    """Storage did not remove them: they are unreadable, and are tried again in some minutes."""
+
+    sentence = "Storage does not remove files that nobody has paid for; they are tried again"
+    level = logging.WARNING
+    bucket: str
+    uploads: int
+    code: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadsLeft(Event):
+    """The audit has found files that should have been removed long ago."""
+
+    sentence = "Files that nobody has paid for are still in Storage after an hour"
+    level = logging.ERROR
+    uploads: int
+    oldest_seconds: float
 
 
 Subscriber = Callable[[Event], None]

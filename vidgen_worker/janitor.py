@@ -27,6 +27,9 @@ from vidgen_worker.events import (
     StorageUnproven,
     StrayGeneration,
     TasksForgotten,
+    UploadsKept,
+    UploadsLeft,
+    UploadsRemoved,
     emit,
 )
 from vidgen_worker.gates import ALL_MODELS, Gate, Scope
@@ -55,6 +58,8 @@ LIMITS_EVERY = timedelta(minutes=1)
 AUDIT_EVERY = timedelta(minutes=10)
 AUDIT_ENTRIES, AUDIT_USERS = 20_000, 10_000
 """In one statement: some tens of milliseconds."""
+UPLOADS_EVERY = timedelta(seconds=15)
+UPLOADS_BATCH = 500
 FORGET_EVERY = timedelta(minutes=5)
 FORGET_BATCH = 1000
 """Submissions or holds in one statement."""
@@ -114,6 +119,7 @@ class Janitor:
                 at_once=False,
             ),
             Duty("strays", STRAYS_EVERY, self.end_strays, at_once=False),
+            Duty("uploads", UPLOADS_EVERY, self.remove_uploads, at_once=False),
             Duty("costs", SWEEP_EVERY, self.read_costs_again, at_once=False),
             Duty("audit", AUDIT_EVERY, self.audit),
             Duty("forget", FORGET_EVERY, self.forget, at_once=False),
@@ -282,6 +288,9 @@ class Janitor:
             await queue.note_audit(found)
             if found:
                 emit(BooksDisagree(users=found))
+            uploads, oldest = await queue.uploads_left()
+            if uploads:
+                emit(UploadsLeft(uploads=uploads, oldest_seconds=oldest.total_seconds()))
         self._worker.metrics.audited(await queue.read_audit())
 
     async def forget(self) -> None:
@@ -356,6 +365,7 @@ class Janitor:
         await self.sweep_rows()
         await self.retry_refused()
         await self.end_strays()
+        await self.remove_uploads()
         await self.read_costs_again()
 
     async def sweep_rows(self) -> None:
@@ -403,6 +413,31 @@ class Janitor:
             state, cost = GIVEN_UP, None
             await queue.close_generation(task_id, generation_id, state, cost)
         emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
+
+    async def remove_uploads(self) -> None:
+        """Remove from Storage what was uploaded and will never be charged."""
+        queue, removed = self._worker.queue, 0
+        for _ in range(MOST_BATCHES):
+            rows = await queue.take_uploads(UPLOADS_BATCH)
+            for bucket in sorted({row["bucket"] for row in rows}):
+                removed += await self._remove(bucket, [r for r in rows if r["bucket"] == bucket])
+            if len(rows) < UPLOADS_BATCH:
+                break
+        if removed:
+            emit(UploadsRemoved(uploads=removed))
+
+    async def _remove(self, bucket: str, uploads: list[Row]) -> int:
+        """Remove these uploads of one bucket; how many of them for the first time."""
+        try:
+            await self._worker.storage.remove(bucket, [row["path"] for row in uploads])
+        except Fault as fault:
+            if fault.name != "bucket_missing":  # then its files are gone too
+                emit(UploadsKept(
+                    bucket=bucket, uploads=len(uploads), code=fault.code, details=fault.details
+                ))  # fmt: skip
+                return 0
+        await self._worker.queue.uploads_removed([row["upload_id"] for row in uploads])
+        return sum(row["first_time"] for row in uploads)
 
     async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""

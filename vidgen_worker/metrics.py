@@ -30,6 +30,7 @@ FLEET = {
     "workers_alive": "Workers with a lease",
     "workers_steady": "Workers that may take over from the dead",
     "tasks_set_aside": "Tasks whose row refuses a change of ours",
+    "uploads_left": "Uploads that are neither charged nor removed after an hour",
     "ledger_discrepancies": "Balances that disagree with ledger or holds",
     "fleet_read_at_seconds": "When these numbers were read, Unix time",
 }

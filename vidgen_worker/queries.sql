@@ -1185,10 +1185,31 @@ update vidgen.submissions as s
        cost = coalesce(%(cost)s, s.cost), cost_read_at = now()
  where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 
+-- begin_upload --
+-- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
+-- not begun where the task's owner has asked to cancel.
+with mine as materialized (
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+begun as (
+  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
+         %(path)s
+    from mine
+   where not mine.cancel
+  on conflict (id) do nothing
+)
+select mine.cancel from mine
+
 -- finish_stage --
 -- The artifact is stored: checkpoint `done`, the user's charge (written first; its primary key lets
 -- a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
--- checkpoint done and charges nothing.
+-- checkpoint done and charges nothing. From here on the owner may read the object, and it is no upload
+-- any more that somebody has to remove.
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
@@ -1218,6 +1239,11 @@ done as (
     from open_stage
    where c.task_id = open_stage.task_id and c.stage = open_stage.stage
 ),
+kept as (
+  delete from vidgen.uploads as u
+   using open_stage
+   where u.id = %(upload_id)s and u.task_id = open_stage.task_id
+),
 progressed as (
   update vidgen.budgets as b
      set waiting_since = null
@@ -1243,9 +1269,10 @@ shown as (
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = null,
-         image_path = coalesce(%(image_path)s, t.image_path),
-         image_url = coalesce(%(image_url)s, t.image_url),
-         video_path = coalesce(%(video_path)s, t.video_path)
+         -- What is paid for stays where it is.
+         image_path = coalesce(t.image_path, %(image_path)s),
+         image_url = coalesce(t.image_url, %(image_url)s),
+         video_path = coalesce(t.video_path, %(video_path)s)
     from mine
    where t.id = mine.id
 )
@@ -1956,6 +1983,10 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
        q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
        extract(epoch from now())::float as fleet_read_at_seconds,
        (select count(*) from vidgen.set_aside) as tasks_set_aside,
+       (
+         select count(*) from vidgen.uploads as u
+          where u.removed_at is null and u.since < now() - interval '1 hour'
+       ) as uploads_left,
        (select coalesce(jsonb_agg(jsonb_build_object(
                  'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
                )), '[]')
@@ -1989,6 +2020,22 @@ on conflict (name) do update
    set began_at = excluded.began_at
  where d.began_at not between now() - %(every)s::interval and now()
 returning d.name
+
+-- take_uploads --
+-- Objects to be removed from Storage, of uploads that nobody has charged or will (see the function).
+select taken.upload_id, taken.of_bucket as bucket, taken.of_path as path, taken.first_time
+  from vidgen.take_uploads(%(batch)s) as taken
+
+-- uploads_removed --
+-- They are gone from Storage; they are looked for again for a while (see the function).
+select vidgen.uploads_removed(%(upload_ids)s)
+
+-- uploads_left --
+-- Uploads of more than an hour ago that are neither charged nor removed, and the age of the oldest.
+select count(*) as uploads,
+       coalesce(extract(epoch from now() - min(u.since)), 0)::float as oldest_seconds
+  from vidgen.uploads as u
+ where u.removed_at is null and u.since < now() - interval '1 hour'
 
 -- forget_tasks --
 -- Remove the private rows of a batch of tasks that ended long ago (see the function).

@@ -480,15 +480,30 @@ class Queue:
             generation_id=generation_id, ended_state=ended_state, cost=cost,
         )  # fmt: skip
 
+    async def begin_upload(
+        self, fence: Fence, stage: StageName, upload_id: UUID, artifact: Artifact
+    ) -> float:
+        """Record where an output is about to be put; returns when at the earliest, by `boot_time`.
+
+        Raises CancelAskedError (nothing is written then) or LeaseLostError.
+        """
+        rows = await self._fenced(
+            "begin_upload", fence, paid=True, stage=stage, upload_id=upload_id,
+            bucket=artifact.bucket, path=artifact.path,
+        )  # fmt: skip
+        if rows[0]["cancel"]:
+            raise CancelAskedError
+        return rows.sent
+
     async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
-        self, fence: Fence, stage: StageName, model: str, artifact: Artifact,
+        self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
         image_url: str | None, step: Step,
     ) -> Finished:  # fmt: skip
         """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
         rows = await self._fenced(
             "finish_stage", fence, paid=True, stage=stage, credits=self.settings.credits,
             provider=self.key.provider, scopes=self.key.scopes.all(), model=model,
-            scene_updates=self.settings.vidgen_scene_updates,
+            scene_updates=self.settings.vidgen_scene_updates, upload_id=upload_id,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_url=image_url,
             image_path=artifact.path if stage is StageName.IMAGE else None,
@@ -725,6 +740,19 @@ class Queue:
     async def take_duty(self, duty: str, every: timedelta) -> bool:
         """Whether this worker is the one of the fleet to do this now."""
         return bool(await self.db.once("take_duty", duty=duty, every=every))
+
+    async def take_uploads(self, batch: int) -> list[Row]:
+        """Objects to be removed: upload_id, bucket, path, first_time. Nobody else is given them."""
+        return await self.db.once("take_uploads", batch=batch)
+
+    async def uploads_removed(self, upload_ids: Sequence[UUID]) -> None:
+        """Say that they are gone from Storage."""
+        await self.db.once("uploads_removed", upload_ids=list(upload_ids))
+
+    async def uploads_left(self) -> tuple[int, timedelta]:
+        """Uploads that are neither charged nor removed after an hour, and the oldest one's age."""
+        row = (await self.db.once("uploads_left"))[0]
+        return int(row["uploads"]), timedelta(seconds=row["oldest_seconds"])
 
     async def forget_tasks(
         self, after: datetime | None, batch: int

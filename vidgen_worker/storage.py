@@ -7,6 +7,7 @@ Never decides what follows, and never changes the settings of a bucket that exis
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +31,7 @@ from tenacity import (
 
 from vidgen_worker.errors import Fault
 from vidgen_worker.http_client import HttpClient
+from vidgen_worker.lease import boot_time
 
 TRIES = 4
 """How often a request is sent before `storage_unavailable` leaves this module."""
@@ -307,11 +309,14 @@ class Storage:
             del options["file_size_limit"]
             return await self._persist(what, lambda: _created(create(options)))
 
-    async def put(self, bucket: str, path: str, file: Path, media_type: str) -> None:
+    async def put(
+        self, bucket: str, path: str, file: Path, media_type: str, *, until: float = math.inf
+    ) -> None:
         """Upload `file`, over whatever is there; a missing bucket is created once.
 
-        Raises Fault `storage_unavailable`, `storage_denied`, `storage_misconfigured`,
-        `upload_refused`, or `storage_refused` where this one file is at fault.
+        No try begins after `until`, by `boot_time`. Raises Fault `storage_unavailable`,
+        `storage_denied`, `storage_misconfigured`, `upload_refused`, or `storage_refused` where
+        this one file is at fault.
         """
         what = f"uploading {bucket}/{path}"
         size = file.stat().st_size  # noqa: ASYNC240 - a few microseconds, less than a thread's hop
@@ -329,6 +334,9 @@ class Storage:
         }
 
         async def upload() -> None:
+            if boot_time() > until:
+                details = f"{what}: not sent, because this process stood still for too long"
+                raise Fault("storage_unavailable", details=details)
             await client.storage.from_(bucket).upload(path, file, options)
 
         try:

@@ -1,12 +1,15 @@
 """While a checkpoint says `storing`: brings a generation's output into our bucket.
 
-Fetched and looked at before it counts, then uploaded, then charged with the checkpoint `done` in
-one statement. What is missing here costs a GET, never another generation.
+Fetched and looked at before it counts, then uploaded to a place of its own, then charged with the
+checkpoint `done` in one statement, which shows the place to the owner. An upload that is not
+charged after all is the janitor's to remove. What is missing here costs a GET, never another
+generation.
 """
 
 import time
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID, uuid4
 
 from vidgen_worker.errors import Fault
 from vidgen_worker.events import (
@@ -15,6 +18,7 @@ from vidgen_worker.events import (
     OutputFetched,
     OutputUploaded,
     StageDone,
+    UploadBegun,
     emit,
 )
 from vidgen_worker.generating import Generating
@@ -25,6 +29,9 @@ from vidgen_worker.storm import PROVIDER_STORM
 from vidgen_worker.task import Artifact
 
 FETCH_TRIES = 3
+UPLOAD_BEGINS_WITHIN = timedelta(hours=1)
+"""After the record of an upload no try of it begins later than this: the janitor looks for what has
+arrived for a day, and a worker that was frozen for longer must not upload any more."""
 
 
 class Storing:
@@ -43,28 +50,39 @@ class Storing:
         self._generating = generating
 
     async def store(self, generation: Generation) -> Artifact:
-        """Fetch, look at, upload; then checkpoint, charge and row in one statement."""
-        stage, storage = self._stage, self._tools.storage
+        """Fetch and look at the output, then keep it."""
         async with self._tools.scratch.file() as target:
             file, size, sha256 = await self._run.unless_cancelled(self._fetch(generation, target))
             await self._went_well()
-            artifact = Artifact(
-                stage.bucket(self._settings), stage.path(self._run.task.user_id, generation.id),
-                stage.media_type, size, sha256,
-            )  # fmt: skip
-            began = time.monotonic()
-            await self._run.unless_cancelled(
-                storage.put(artifact.bucket, artifact.path, file, stage.media_type)
-            )
-            emit(OutputUploaded(
-                fence=self._fence, stage=stage.name, generation=generation.id,
-                bucket=artifact.bucket, path=artifact.path, size=size,
-                seconds=round(time.monotonic() - began, 3),
-            ))  # fmt: skip
+            return await self.keep(generation.id, file, size, sha256)
+
+    async def keep(self, generation_id: UUID, file: Path, size: int, sha256: str) -> Artifact:
+        """Upload it; then checkpoint, charge and row in one statement."""
+        stage, storage, upload_id = self._stage, self._tools.storage, uuid4()
+        artifact = Artifact(
+            stage.bucket(self._settings), stage.path(self._run.task.user_id, upload_id),
+            stage.media_type, size, sha256,
+        )  # fmt: skip
+        recorded = await self._queue.begin_upload(self._fence, stage.name, upload_id, artifact)
+        emit(UploadBegun(
+            fence=self._fence, stage=stage.name, generation=generation_id,
+            bucket=artifact.bucket, path=artifact.path,
+        ))  # fmt: skip
+        began = time.monotonic()
+        until = recorded + UPLOAD_BEGINS_WITHIN.total_seconds()
+        await self._run.unless_cancelled(
+            storage.put(artifact.bucket, artifact.path, file, stage.media_type, until=until)
+        )
+        emit(OutputUploaded(
+            fence=self._fence, stage=stage.name, generation=generation_id,
+            bucket=artifact.bucket, path=artifact.path, size=size,
+            seconds=round(time.monotonic() - began, 3),
+        ))  # fmt: skip
         url = storage.public_url(artifact.bucket, artifact.path) if stage is IMAGE else None
         finished = await self._queue.finish_stage(
-            self._fence, stage.name, self._order.request.model, artifact, url, stage.stored
-        )
+            self._fence, stage.name, self._order.request.model, artifact, upload_id, url,
+            stage.stored,
+        )  # fmt: skip
         emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
         self._run.inputs = finished.inputs
         return artifact

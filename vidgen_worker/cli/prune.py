@@ -134,22 +134,26 @@ async def _remove_files(database: Database, access: tuple[str, str], batch: int)
     storage = Storage(*access, buckets=())
     try:
         while rows := database.rows("pruned_objects", {"batch": batch}):
-            for bucket, paths in _by_bucket(rows).items():
-                try:
-                    await storage.remove(bucket, paths)
-                except Fault as fault:
-                    if fault.name != "bucket_missing":  # then its files are gone too
-                        raise
-                removed += len(paths)
+            removed += await _remove(storage, [one for row in rows for one in row["objects"]])
             database.rows("objects_removed", {"task_ids": [row["task_id"] for row in rows]})
+        # What ended before it was charged: there may be no worker whose janitor does it.
+        while rows := database.rows("take_uploads", {"batch": batch}):
+            await _remove(storage, rows)
+            database.rows("uploads_removed", {"upload_ids": [row["upload_id"] for row in rows]})
     finally:
         await storage.aclose()
     return removed
 
 
-def _by_bucket(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+async def _remove(storage: Storage, files: Iterable[dict[str, Any]]) -> int:
+    """Remove files, each with its bucket and path; return how many. Raises Fault."""
     paths: defaultdict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        for named in row["objects"]:
-            paths[named["bucket"]].append(named["path"])
-    return paths
+    for named in files:
+        paths[named["bucket"]].append(named["path"])
+    for bucket, some in paths.items():
+        try:
+            await storage.remove(bucket, some)
+        except Fault as fault:
+            if fault.name != "bucket_missing":  # then its files are gone too
+                raise
+    return sum(map(len, paths.values()))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -263,6 +264,44 @@ class ObjectStore:
         if before is not None and before["version"]:
             (self.blobs / before["version"]).unlink(missing_ok=True)
         return str(row["id"]) if row else ""
+
+    async def copy(self, caller: Caller, source: tuple[str, str], target: tuple[str, str]) -> str:
+        """Copy an object that the caller may see to where he may upload; return the copy's id.
+
+        Raises `StorageRefusalError`.
+        """
+        row = await self.find(caller, *source)
+        check_key(target[1])
+        await self.check_permission(caller, *target, upsert=False)
+        metadata = row["metadata"]
+        temporary = self.incoming / secrets.token_hex(16)
+        try:
+            shutil.copyfile(self.file_of(row), temporary)
+        except FileNotFoundError as error:
+            raise NO_OBJECT from error
+        incoming = Incoming(
+            temporary, metadata["mimetype"], metadata["cacheControl"], row["user_metadata"]
+        )
+        return await self.put(caller, *target, incoming)
+
+    async def move(self, caller: Caller, source: tuple[str, str], target: tuple[str, str]) -> str:
+        """Give an object another name, as far as the caller may; return its id.
+
+        Raises `StorageRefusalError`.
+        """
+        check_key(target[1])
+        async with self._acting_as(caller) as connection:
+            rows = await connection.execute(
+                """
+                update storage.objects set bucket_id = %s, name = %s
+                where bucket_id = %s and name = %s returning id
+                """,
+                [*target, *source],
+            )
+            row = await rows.fetchone()
+        if row is None:
+            raise NO_OBJECT
+        return str(row["id"])
 
     async def find(self, caller: Caller, bucket: str, name: str) -> dict[str, Any]:
         """Return an object's row, if the caller may see it. Raises `StorageRefusalError`."""

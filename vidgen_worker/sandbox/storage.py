@@ -48,7 +48,9 @@ CONNECT_SECONDS = 5.0
 ROLES = frozenset({"anon", "authenticated", "service_role"})
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>cloudflare</body></html>"
 
-Kind = Literal["upload", "leave", "download", "sign", "bucket", "list", "info", "remove"]
+Kind = Literal[
+    "upload", "leave", "download", "sign", "bucket", "list", "info", "remove", "copy", "move"
+]
 Handler = Callable[[Request, Caller], Awaitable[Response]]
 
 UNAUTHORIZED = StorageRefusalError(403, "Unauthorized", "Invalid Compact JWS")
@@ -73,6 +75,8 @@ class StorageFault:
     """An error; 502, 503 and 504 come as a gateway's page of HTML."""
     hang: float | None = None
     """Seconds without an answer; what comes then is right."""
+    hang_after: float | None = None
+    """Seconds between what was asked, which is done at once, and the answer."""
     drop: Literal["before", "during", "after"] | None = None
     """The connection is cut: at once, amid an upload, or in place of the answer."""
 
@@ -121,7 +125,11 @@ class StorageDouble:
             route("download", f"{objects}/sign/{one}", self._signed, "GET", is_open=True),
             route("download", f"{objects}/public/{one}", self._public, "GET", is_open=True),
             route("download", f"{objects}/authenticated/{one}", self._download, "GET"),
+            route("info", f"{objects}/info/public/{one}", self._info_public, "GET", is_open=True),
+            route("info", f"{objects}/info/authenticated/{one}", self._info, "GET"),
             route("info", f"{objects}/info/{one}", self._info, "GET"),
+            route("copy", f"{objects}/copy", self._copy, "POST"),
+            route("move", f"{objects}/move", self._move, "POST"),
             route("list", f"{objects}/list/{{bucket}}", self._list, "POST"),
             route("download", f"{objects}/{one}", self._download, "GET"),
             route("upload", f"{objects}/{one}", self._upload, "POST"),
@@ -163,6 +171,8 @@ class StorageDouble:
                 else:
                     caller = SUPERUSER if is_open else self._caller(request)
                     response = await handler(request, caller)
+                if fault is not None and fault.hang_after is not None:
+                    await asyncio.sleep(fault.hang_after)
                 if fault is not None and fault.drop == "after":
                     await drop_connection(request)
             except StorageRefusalError as error:
@@ -389,6 +399,22 @@ class StorageDouble:
             }
         )
 
+    async def _info_public(self, request: Request, _caller: Caller) -> Response:
+        bucket = await self._store.bucket(SUPERUSER, _bucket(request))
+        if not bucket["public"]:
+            raise NO_BUCKET
+        return await self._info(request, SUPERUSER)
+
+    async def _copy(self, request: Request, caller: Caller) -> Response:
+        source, target = _source_and_target(await request.json())
+        made = await self._store.copy(caller, source, target)
+        return JSONResponse({"Key": "/".join(target), "Id": made})
+
+    async def _move(self, request: Request, caller: Caller) -> Response:
+        source, target = _source_and_target(await request.json())
+        moved = await self._store.move(caller, source, target)
+        return JSONResponse({"message": "Successfully moved", "Id": moved})
+
     async def _list(self, request: Request, caller: Caller) -> Response:
         body = await request.json()
         prefix = str(body.get("prefix") or "").strip("/")
@@ -489,6 +515,15 @@ def _expiry(body: Mapping[str, Any]) -> int:
     if seconds < 1:
         raise StorageRefusalError(400, "Error", "body/expiresIn must be >= 1")
     return seconds
+
+
+def _source_and_target(body: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[str, str]]:
+    bucket = str(body.get("bucketId") or "")
+    source, target = str(body.get("sourceKey") or ""), str(body.get("destinationKey") or "")
+    if not (bucket and source and target):
+        text = "body must have required property 'bucketId', 'sourceKey' and 'destinationKey'"
+        raise StorageRefusalError(400, "Error", text)
+    return (bucket, source), (str(body.get("destinationBucket") or bucket), target)
 
 
 def _bucket(request: Request) -> str:

@@ -33,9 +33,9 @@ def order(scene: Scene, resolution: Resolution, settings: Settings, _frame_url: 
     return Order(request, resolution.image_ratio, 0)
 
 
-def path(user_id: UUID, generation_id: UUID) -> str:
-    """Deterministic: a repeated store overwrites itself and nothing else."""
-    return f"generated_images/{user_id}/{generation_id}.png"
+def path(user_id: UUID, upload_id: UUID) -> str:
+    """A place that is used once, and that nobody knows before it is paid for."""
+    return f"generated_images/{user_id}/{upload_id}.png"
 
 
 IMAGE = Stage(

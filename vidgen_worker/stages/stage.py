@@ -50,7 +50,7 @@ class Stage:
     """One paid step.
 
     `order` says what to ask for; its last argument is the URL of the first frame, which only the
-    video stage reads. `path` is where the output of a generation is stored.
+    video stage reads. `path` is where an upload of a user's is stored.
     """
 
     name: StageName

@@ -20,9 +20,9 @@ def order(scene: Scene, resolution: Resolution, settings: Settings, frame_url: s
     return Order(request, resolution.video_ratio, seconds)
 
 
-def path(user_id: UUID, generation_id: UUID) -> str:
-    """Deterministic: a repeated store overwrites itself and nothing else."""
-    return f"video-files/{user_id}/{generation_id}.mp4"
+def path(user_id: UUID, upload_id: UUID) -> str:
+    """A place that is used once, and that nobody knows before it is paid for."""
+    return f"video-files/{user_id}/{upload_id}.mp4"
 
 
 VIDEO = Stage(
