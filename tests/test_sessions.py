@@ -80,7 +80,9 @@ async def said(database: Database, name: str) -> str:
         else:
             await conn.execute(sessions.BEGIN)
             await conn.execute(sessions.NO_TIMEOUT_HERE)
-            await conn.execute(sessions.PIN, [*sessions.pins(conn), True])
+            await conn.execute(
+                sessions.PIN, [*sessions.pins(conn, lock_timeout=database._lock_timeout), True]
+            )
             cursor = await conn.execute("select current_setting($1) as value", [name])
         row = await cursor.fetchone()
         assert row is not None
@@ -118,7 +120,7 @@ async def test_every_pinned_setting_holds_on_every_pool(
                 for name, value in sessions.PINNED.items():
                     is_there = await said(pool, name)
                     assert is_there.replace("1min", "60s") == value, name
-                assert await said(pool, "lock_timeout") == "3s"
+                assert await said(pool, "lock_timeout") == "200ms"
                 assert await said(pool, "statement_timeout") == "20s"
         finally:
             await pools.close()

@@ -227,8 +227,11 @@ async def watch(tools: Tools, run: Run, fault: Fault) -> None:
 
 
 async def _watch_refusal(tools: Tools, run: Run, error: RowRefusedError) -> None:
-    """Note a row that refuses what was paid for: it may be the first of all rows."""
-    if run.submitted or run.generations:
+    """Note a row that refuses what was paid for: it may be the first of all rows.
+
+    Not one that is locked: that passes, and is in its owner's hand.
+    """
+    if not error.locked and (run.submitted or run.generations):
         await watch(tools, run, Fault("row_refused", details=str(error)))
 
 

@@ -599,10 +599,20 @@ class LeaseLost(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneWriteRefused(TaskEvent):
-    """The application's own table refused our write; the paid task goes on."""
+    """The application's own table refused our write, or was locked; the paid task goes on."""
 
     sentence = "video_scenes refused the update; the task goes on"
     level = logging.WARNING
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwedSceneRefused(Event):
+    """A scene was locked when a task wrote it, and refused the write when that was made later."""
+
+    sentence = "video_scenes refused a write that was owed; it is dropped"
+    level = logging.WARNING
+    scene: str
     error: str
 
 

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import LiteralString
 
 import psycopg
+from psycopg import errors
 
 from vidgen_worker import sessions
 
 LOCK_TIMEOUT = timedelta(minutes=1)
 """A migration that waits for an application's lock keeps everybody else waiting behind it."""
-_LOCK = 0x7669_6467_656E  # "vidgen": one migration at a time, whatever the connection mode
-
+# One migration at a time, whatever the connection mode. No advisory lock: any role may take those.
+# The Supabase CLI, which writes here as well, is kept away too; readers are not.
+_LOCK: LiteralString = (
+    "lock table supabase_migrations.schema_migrations in share row exclusive mode"
+)
 _BOOKKEEPING: tuple[LiteralString, ...] = (
     "create schema if not exists supabase_migrations",
     """create table if not exists supabase_migrations.schema_migrations (
@@ -65,13 +69,9 @@ def migrate(url: str) -> list[str]:
                 sessions.pin_transaction(
                     conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=timedelta(0)
                 )
-                # A transaction lock: it works behind a transaction pooler, where a session's lock
-                # would belong to whoever gets that server connection next.
-                conn.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
-                if migration.version in _recorded(conn):
+                recorded = _recorded_alone(conn)
+                if migration.version in recorded:
                     continue
-                for statement in _BOOKKEEPING:
-                    conn.execute(statement)
                 conn.execute(migration.sql)
                 conn.execute(
                     "insert into supabase_migrations.schema_migrations (version, statements, name) "
@@ -94,6 +94,25 @@ def _connected(url: str) -> psycopg.Connection:
     conn = psycopg.connect(url, autocommit=True, prepare_threshold=None, **sessions.AT_CONNECT)
     sessions.read_committed(conn)
     return conn
+
+
+def _recorded_alone(conn: psycopg.Connection) -> set[str]:
+    """Keep every other migration waiting until this transaction ends; the versions before it."""
+    try:
+        with conn.transaction():
+            keeps = conn.execute(
+                "select count(*) = 3 from pg_catalog.pg_attribute as a"
+                " where a.attrelid = to_regclass('supabase_migrations.schema_migrations')"
+                "   and a.attname in ('version', 'statements', 'name') and not a.attisdropped"
+            ).fetchone()
+            if keeps != (True,):
+                for statement in _BOOKKEEPING:
+                    conn.execute(statement)
+    except (errors.UniqueViolation, errors.DuplicateSchema, errors.DuplicateTable):
+        # Another one, which began at the same time, has just made them.
+        pass
+    conn.execute(_LOCK)
+    return _recorded(conn)
 
 
 def _recorded(conn: psycopg.Connection) -> set[str]:
