@@ -65,7 +65,7 @@ def prune(
                 )
     if json:
         print_json({
-            "tasks": tasks, "files": files, "before": found["before"], "left": list(left),
+            "tasks": tasks, "files": files, "before": found["before"], "left": left,
         })  # fmt: skip
     else:
         console().print(f"Removed {tasks} task(s) and {files} file(s).")
