@@ -107,6 +107,7 @@ def test_a_scene_that_is_locked_is_written_later(ground: Ground, lock: str) -> N
     """From its first word to its last: every write is owed, and the task goes on to its end."""
     hand, other = ground.worker(), ground.worker()
     held = ground.held(hand)
+    hand.conn.execute("set statement_timeout = '10s'")  # it waits for a tenth of a second
     with locked(ground, lock):
         assert hand.about(held, "start_task")[0]["scene_refused"].startswith("55P03")
         hand.walk(held, *STAGE)

@@ -128,7 +128,9 @@ class OrphansHandedBack(Event):
 class RowRefused(Event):
     """A task's row refused a change: it is set aside, and everything else goes on."""
 
-    sentence = "A task is set aside: its row refuses a change (a trigger, check, key or policy?)"
+    sentence = (
+        "A task is set aside: its row refuses a change (a trigger, check, key, policy, lock?)"
+    )
     level = logging.ERROR
     task: str
     statement: str
