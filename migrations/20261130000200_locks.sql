@@ -247,8 +247,14 @@ alter function vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, b
   set lock_timeout = '100ms';
 alter function vidgen.end_refused(uuid, text, boolean) set lock_timeout = '100ms';
 
+alter table vidgen.refusals add column attempt integer;
+
+comment on column vidgen.refusals.attempt is
+  'The attempt that reached the verdict while the task''s row was locked, and so its fence was not proven: only the next attempt believes it. Null: any.';
+
 -- As before, but it waits for nobody's lock: a row that another transaction holds is noted as such,
--- and stays with this worker until the pause is over.
+-- and stays with this worker until the pause is over. (What holds it may be a take-over: then the note
+-- keeps nothing but the next take-over away for that pause, and says how only the next attempt ends.)
 create or replace function vidgen.set_aside_task(
   of_task uuid, of_attempt integer, of_worker uuid, of_statement text, of_error text,
   of_verdict jsonb, end_message text, scene_updates boolean
@@ -274,6 +280,9 @@ begin
     return;
   end if;
   noted := vidgen.note_refusal(of_task, of_statement, of_error, of_verdict);
+  update vidgen.refusals as r
+     set attempt = case when not held then of_attempt end
+   where r.task_id = of_task and of_verdict is not null;
   tries := noted.tries;
   pause := noted.until - clock_timestamp();
   became := 'processing';

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg import errors, sql
+from psycopg.types.json import Jsonb
 
 from tests.hands import STAGE, Ground, Hand, Held
 from tests.test_contract import acting
@@ -199,6 +200,23 @@ def test_who_has_lost_a_locked_task_notes_nothing_about_it(ground: Ground) -> No
     with locked(ground, "select from video_generation_tasks for update"):
         assert hand.about(held, "set_aside", attempt=held.attempt + 1) == []
     assert ground.none("select from vidgen.refusals")
+
+
+def test_a_verdict_about_a_locked_task_is_the_next_attempt_s_only(ground: Ground) -> None:
+    """Its fence could not be looked at: it may be a zombie's, and is forgotten after that."""
+    hand = ground.worker()
+    held = ground.held(hand, "start_task")
+    verdict = Jsonb({"code": "CANCELLED"})
+    with locked(ground, "select from video_generation_tasks for update"):
+        hand.about(held, "set_aside", error="55P03 locked", verdict=verdict)
+    found = []
+    for _ in range(2):
+        hand("hand_back", task_ids=None)
+        ground.sql("update vidgen.refusals set until = now()")
+        hand("retry_refused")
+        (held,) = hand.claim()
+        found.append(hand.about(held, "load_task")[0]["verdict"])
+    assert found == [{"code": "CANCELLED"}, None]
 
 
 def test_refusals_by_locks_close_no_gate(ground: Ground) -> None:

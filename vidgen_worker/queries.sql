@@ -825,7 +825,12 @@ select t.cancel_requested_at is not null as cancel_requested,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
        c.bucket, c.path, c.media_type, c.size, c.sha256,
        s.sent_at, s.answer, s.ended_at, s.account, now() as now,
-       coalesce(refusal.verdict, c.verdict) as verdict,
+       coalesce(
+         case
+           when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
+         end,
+         c.verdict
+       ) as verdict,
        coalesce(
          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
        ) as followed_here
