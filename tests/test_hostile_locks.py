@@ -55,6 +55,17 @@ def test_no_client_may_lock_a_table_so_that_others_wait(ground: Ground, role: st
                 with suppress(errors.InsufficientPrivilege), conn.transaction():
                     conn.execute(sql.SQL("lock table {} in {} mode").format(name, sql.SQL(mode)))
                     granted.add((table["name"], mode))
+        # A foreign key or a trigger on a table keeps its writers out until its transaction ends.
+        for right in ("references", "trigger"):
+            named = conn.execute(
+                "select n.nspname || '.' || c.relname as name"
+                "  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
+                " where n.nspname in ('public', 'vidgen') and c.relkind in ('r', 'p')"
+                "   and (has_table_privilege(c.oid, %s)"
+                "        or (%s = 'references' and has_any_column_privilege(c.oid, %s)))",
+                [right] * 3,
+            ).fetchall()
+            assert named == []
     assert {mode for _, mode in granted} <= {"access share", "row share", "row exclusive"}
     if role == "authenticated":
         assert ("video_scenes", "access share") in granted, "nothing was tried"

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -147,6 +148,31 @@ def test_two_migrations_at_once_do_not_collide(bare_database: Database) -> None:
         gate.execute("commit")
         applied = [name for run in runs for name in run.result()]
     assert sorted(applied) == NAMES
+
+
+def test_a_migration_that_meets_a_lock_lets_everybody_through_and_comes_again(
+    bare_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that has only read a table is enough to keep a migration of it waiting."""
+    monkeypatch.setattr(migrating, "LOCK_TIMEOUT", timedelta(milliseconds=200))
+    monkeypatch.setattr(migrating, "LOCK_PAUSE", timedelta(milliseconds=200))
+    monkeypatch.setattr(migrating, "LOCK_TRIES", 1000)
+    waits = (
+        "select exists (select from pg_locks where not granted"
+        "  and relation = 'storage.objects'::regclass)"
+    )
+    with (
+        psycopg.connect(bare_database.admin_url) as reader,
+        psycopg.connect(bare_database.admin_url, autocommit=True) as looker,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        reader.execute("select from storage.objects")
+        run = pool.submit(migrate, bare_database.url)
+        for waiting in (True, False, True):
+            while looker.execute(waits).fetchone() != (waiting,):
+                assert not run.done()
+        reader.rollback()
+        assert run.result() == NAMES
 
 
 def test_the_very_first_migrations_at_once_do_not_collide(bare_database: Database) -> None:

@@ -5,6 +5,7 @@ CLI records it, so that `vidgen-worker migrate` and `supabase db push` may follo
 order. Files are immutable once released; nothing here ever goes backwards.
 """
 
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import resources
@@ -16,8 +17,11 @@ from psycopg import errors
 
 from vidgen_worker import sessions
 
-LOCK_TIMEOUT = timedelta(minutes=1)
-"""A migration that waits for an application's lock keeps everybody else waiting behind it."""
+LOCK_TIMEOUT = timedelta(seconds=5)
+"""A migration that waits for a lock keeps everybody else waiting behind it, and any transaction
+that has read the table keeps it waiting. It lets them through, and the whole file comes again."""
+LOCK_PAUSE = timedelta(seconds=5)
+LOCK_TRIES = 12
 # One migration at a time, whatever the connection mode. No advisory lock: any role may take those.
 # The Supabase CLI, which writes here as well, is kept away too; readers are not.
 _LOCK: LiteralString = (
@@ -60,26 +64,39 @@ def migrations() -> list[Migration]:
 def migrate(url: str) -> list[str]:
     """Apply what is missing and return its file names without ending; [] when nothing is.
 
-    Raises psycopg.Error when a file is refused: that file is then undone as a whole.
+    Raises psycopg.Error when a file is refused, or meets locks for too long: that file is then
+    undone as a whole.
     """
-    applied = []
     with _connected(url) as conn:
-        for migration in migrations():
-            with conn.transaction():
-                sessions.pin_transaction(
-                    conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=timedelta(0)
-                )
-                recorded = _recorded_alone(conn)
-                if migration.version in recorded:
-                    continue
-                conn.execute(migration.sql)
-                conn.execute(
-                    "insert into supabase_migrations.schema_migrations (version, statements, name) "
-                    "values (%s, %s, %s)",
-                    (migration.version, [migration.sql], migration.name),
-                )
-            applied.append(f"{migration.version}_{migration.name}")
-    return applied
+        return [
+            f"{migration.version}_{migration.name}"
+            for migration in migrations()
+            if _apply_between_locks(conn, migration)
+        ]
+
+
+def _apply_between_locks(conn: psycopg.Connection, migration: Migration) -> bool:
+    """Apply one file, again where it met a lock; False when it is applied already."""
+    for _ in range(LOCK_TRIES - 1):
+        try:
+            return _apply(conn, migration)
+        except errors.LockNotAvailable:
+            time.sleep(LOCK_PAUSE.total_seconds())
+    return _apply(conn, migration)
+
+
+def _apply(conn: psycopg.Connection, migration: Migration) -> bool:
+    with conn.transaction():
+        sessions.pin_transaction(conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=timedelta(0))
+        if migration.version in _recorded_alone(conn):
+            return False
+        conn.execute(migration.sql)
+        conn.execute(
+            "insert into supabase_migrations.schema_migrations (version, statements, name) "
+            "values (%s, %s, %s)",
+            (migration.version, [migration.sql], migration.name),
+        )
+    return True
 
 
 def pending(url: str) -> list[str]:
