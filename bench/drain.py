@@ -35,8 +35,8 @@ USUAL: dict[str, Any] = {
     "current_step": "Generating scene image with AI", "fingerprint": "0123456789abcdef",
     "inputs": "0" * 32, "request": Jsonb({"promptText": PROMPT * 3, "ratio": "1920:1080"}),
     "answer": "generation", "estimated_cost": 5, "details": "", "ended_state": "succeeded",
-    "verdict": None, "show": True, "cost": 5, "size": 2_000_000, "sha256": "0" * 64, "failures": 0,
-    "video_url": ADDRESS + "x" * 400, "good_for": timedelta(hours=1),
+    "verdict": None, "show": True, "follow": True, "cost": 5, "size": 2_000_000, "sha256": "0" * 64,
+    "failures": 0, "video_url": ADDRESS + "x" * 400, "good_for": timedelta(hours=1),
 }  # fmt: skip
 STAGES: dict[str, dict[str, Any]] = {
     "image": {

@@ -55,8 +55,9 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "good_for": timedelta(hours=1), "silent_ids": [], "silent_beats": [],
     "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
-    "probe": timedelta(seconds=30), "verdict": None, "show": True, "statement": "complete",
-    "error": "P0001 no", "waiting": None, "part": "storage", "allowance": 3, "upload_ids": [],
+    "probe": timedelta(seconds=30), "verdict": None, "show": True, "follow": True,
+    "statement": "complete", "error": "P0001 no", "waiting": None, "part": "storage",
+    "allowance": 3, "upload_ids": [],
 })  # fmt: skip
 
 FENCED = (

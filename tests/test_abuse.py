@@ -320,7 +320,7 @@ def test_a_row_that_its_user_holds_stops_nobody_elses_progress(ground: Ground) -
     for one in held.values():
         hand.walk(one, "start_task")
     with acting(ground, "authenticated", slow) as conn:
-        conn.execute("delete from public.video_scenes where id = %s", [scene])
+        conn.execute("select public.delete_video_scene(%s)", [scene])
         late = hand.later(
             lambda: hand(
                 "report",

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -127,19 +128,57 @@ def test_a_half_applied_file_is_undone_and_tried_again(bare_database: Database) 
 
 
 def test_two_migrations_at_once_do_not_collide(bare_database: Database) -> None:
-    """Both wait for the same lock; let go together, each file is applied by one of them."""
+    """All wait for the same lock; let go together, each file is applied by one of them."""
     with (
         psycopg.connect(bare_database.admin_url, autocommit=True) as gate,
         ThreadPoolExecutor(3) as pool,
     ):
-        gate.execute("select pg_advisory_lock(%s)", [migrating._LOCK])
+        for statement in migrating._BOOKKEEPING:
+            gate.execute(statement)
+        gate.execute("alter schema supabase_migrations owner to postgres")
+        gate.execute("alter table supabase_migrations.schema_migrations owner to postgres")
+        gate.execute("begin")
+        gate.execute(migrating._LOCK)
         runs = [pool.submit(migrate, bare_database.url) for _ in range(3)]
         while gate.execute(
-            "select count(*) < 3 from pg_locks where locktype = 'advisory' and not granted"
+            "select count(*) < 3 from pg_locks where locktype = 'relation' and not granted"
             "   and database = (select oid from pg_database where datname = current_database())"
         ).fetchone() == (True,):
             assert not any(run.done() for run in runs)
-        gate.execute("select pg_advisory_unlock(%s)", [migrating._LOCK])
+        gate.execute("commit")
+        applied = [name for run in runs for name in run.result()]
+    assert sorted(applied) == NAMES
+
+
+def test_a_migration_that_meets_a_lock_lets_everybody_through_and_comes_again(
+    bare_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that has only read a table is enough to keep a migration of it waiting."""
+    monkeypatch.setattr(migrating, "LOCK_TIMEOUT", timedelta(milliseconds=200))
+    monkeypatch.setattr(migrating, "LOCK_PAUSE", timedelta(milliseconds=200))
+    monkeypatch.setattr(migrating, "LOCK_TRIES", 1000)
+    waits = (
+        "select exists (select from pg_locks where not granted"
+        "  and relation = 'storage.objects'::regclass)"
+    )
+    with (
+        psycopg.connect(bare_database.admin_url) as reader,
+        psycopg.connect(bare_database.admin_url, autocommit=True) as looker,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        reader.execute("select from storage.objects")
+        run = pool.submit(migrate, bare_database.url)
+        for waiting in (True, False, True):
+            while looker.execute(waits).fetchone() != (waiting,):
+                assert not run.done()
+        reader.rollback()
+        assert run.result() == NAMES
+
+
+def test_the_very_first_migrations_at_once_do_not_collide(bare_database: Database) -> None:
+    """Not even the table is there that they lock: one of them makes it, and the others meet it."""
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(migrate, bare_database.url) for _ in range(3)]
         applied = [name for run in runs for name in run.result()]
     assert sorted(applied) == NAMES
 
@@ -453,7 +492,7 @@ def test_the_advisors_find_nothing_in_what_we_made(
 def test_a_waiting_migration_is_seen_as_waiting(ground: Ground) -> None:
     """`pending` asks no lock: it answers while another one migrates."""
     with psycopg.connect(ground.database.url) as conn:
-        conn.execute("select pg_advisory_xact_lock(%s)", [migrating._LOCK])
+        conn.execute(migrating._LOCK)
         later = Later(lambda: pending(ground.database.url), 0)
         later.start()
         assert later.result() == []

@@ -254,6 +254,15 @@ def refused_long_ago(ground: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def an_owed_scene(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held(hand)
+    scene_id = ground.task(held.id)["scene_id"]
+    with ground.hand().holding() as client:
+        client.conn.execute("select from video_scenes where id = %s for update", [scene_id])
+        assert hand.about(held, "start_task")[0]["scene_refused"].startswith("55P03")
+    return {"scene_id": scene_id}
+
+
 def unanswered_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
     held = ground.held(hand, "start_task", *STAGE[:1])
     hand.about(held, "fail")
@@ -320,6 +329,8 @@ STATES: Mapping[str, Prepare] = {
     "retry_refused": refused_long_ago,
     "is_troubled": a_trouble,
     "try_rows": nothing,
+    "owed_scenes": an_owed_scene,
+    "write_owed_scene": an_owed_scene,
     "give_up_submissions": unanswered_of_long_ago,
     "close_gate": nothing,
     "note_trouble": a_trouble,
@@ -352,7 +363,7 @@ TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
     "heartbeats", "still_waiting", "load_task", "paid_submissions", "read_submission",
     "costs_to_read_again", "waited", "read_gates", "stands_aside", "fleet", "read_audit",
-    "is_troubled", "try_rows", "uploads_left",
+    "is_troubled", "try_rows", "uploads_left", "owed_scenes",
 )  # fmt: skip
 AS_BEFORE = ("register_worker",)
 """Found its work done at the first run: the hand had registered."""

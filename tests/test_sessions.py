@@ -18,7 +18,7 @@ from tests.test_database_trouble import PGBOUNCER, QUICK, audit, pgbouncer
 from tests.watching import ENDED, until_true, watch
 from tests.world import World, many, recorded
 from vidgen_worker import client, events, sessions
-from vidgen_worker.db import Database, Databases
+from vidgen_worker.db import Database, Databases, LockedError
 from vidgen_worker.migrate import migrate, pending
 
 ODD: dict[LiteralString, str] = {
@@ -80,7 +80,9 @@ async def said(database: Database, name: str) -> str:
         else:
             await conn.execute(sessions.BEGIN)
             await conn.execute(sessions.NO_TIMEOUT_HERE)
-            await conn.execute(sessions.PIN, [*sessions.pins(conn), True])
+            await conn.execute(
+                sessions.PIN, [*sessions.pins(conn, lock_timeout=database._lock_timeout), True]
+            )
             cursor = await conn.execute("select current_setting($1) as value", [name])
         row = await cursor.fetchone()
         assert row is not None
@@ -118,7 +120,7 @@ async def test_every_pinned_setting_holds_on_every_pool(
                 for name, value in sessions.PINNED.items():
                     is_there = await said(pool, name)
                     assert is_there.replace("1min", "60s") == value, name
-                assert await said(pool, "lock_timeout") == "3s"
+                assert await said(pool, "lock_timeout") == "200ms"
                 assert await said(pool, "statement_timeout") == "20s"
         finally:
             await pools.close()
@@ -141,6 +143,26 @@ async def test_the_migrations_run_whatever_the_role_s_settings_are(
         applied = await asyncio.to_thread(migrate, url)
         assert applied
         assert await asyncio.to_thread(pending, url) == []
+
+
+@pytest.mark.parametrize("how", WAYS)
+async def test_a_lock_is_waited_for_no_longer_than_was_pinned(
+    database: Target, tmp_path: Path, how: str
+) -> None:
+    """Whatever the role says, and on whichever server connection the pooler puts the statement."""
+    make_odd(database, lock_timeout="0", statement_timeout="0")
+    async with reached(database, how, tmp_path) as url:
+        pools = Databases(url, 2, timedelta(seconds=5))
+        await pools.open()
+        try:
+            with psycopg.connect(database.admin_url) as client:
+                client.execute("select from vidgen.settings for update")
+                for pool in (pools.work, pools.claims, pools.pulse):
+                    with pytest.raises(LockedError):
+                        await pool.once("share_buckets", images_bucket="a", videos_bucket="b")
+            await pools.work.once("share_buckets", images_bucket="a", videos_bucket="b")
+        finally:
+            await pools.close()
 
 
 async def test_nothing_is_said_to_the_session_of_a_pooler(database: Target, tmp_path: Path) -> None:

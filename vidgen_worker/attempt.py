@@ -66,7 +66,9 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
         try:
             return await conclude(tools, run, outcome)
         except RowRefusedError as error:
-            return await set_aside(tools, run, outcome, error.statement, error.error)
+            return await set_aside(
+                tools, run, outcome, error.statement, error.error, locked=error.locked
+            )
         except StatementStuckError as error:
             return await set_aside(tools, run, outcome, "conclude", str(error))
         except (LeaseLostError, DatabaseUnavailableError):
@@ -83,12 +85,12 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
         return Abandoned()
 
 
-async def set_aside(
-    tools: Tools, run: Run, outcome: Outcome, statement: str, error: str
+async def set_aside(  # noqa: PLR0913 - what the row keeps of it
+    tools: Tools, run: Run, outcome: Outcome, statement: str, error: str, *, locked: bool = False
 ) -> Outcome:
     """The end can't be written: keep the verdict, so that no later attempt pays for it again."""
     verdict = outcome if isinstance(outcome, Failed | Cancelled) else None
-    return await conclude(tools, run, SetAside(statement, error, verdict))
+    return await conclude(tools, run, SetAside(statement, error, verdict, locked))
 
 
 async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a way it ends each
@@ -110,7 +112,7 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         fault = Fault("submission_unknown", details=details)
         return failed(fault)
     except RowRefusedError as error:
-        return SetAside(error.statement, error.error)
+        return SetAside(error.statement, error.error, locked=error.locked)
     except GateClosedError as error:
         # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
         details = "the gate is closed"
@@ -227,9 +229,10 @@ async def watch(tools: Tools, run: Run, fault: Fault) -> None:
 async def _watch_refusal(tools: Tools, run: Run, refusal: SetAside, tries: int) -> None:
     """Note a row that refuses what was paid for: it may be the first of all rows.
 
-    Its later tries are no news: a few rows that refuse for ever would stop everybody.
+    Its later tries are no news: a few rows that refuse for ever would stop everybody. A lock
+    passes, and is in its owner's hand.
     """
-    if tries == 1 and (run.submitted or run.generations):
+    if tries == 1 and not refusal.locked and (run.submitted or run.generations):
         details = f"{refusal.statement}: {refusal.error}"
         await watch(tools, run, Fault("row_refused", details=details))
 

@@ -212,6 +212,12 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
                 f"The database at {place_of(url)} is not set up for this version ({said}). "
                 "Run: vidgen-worker migrate"
             )
+        case errors.LockNotAvailable():
+            hint = "Try again when that transaction has ended; nothing was changed."
+            return RefusedError(
+                "A row or table that this needs is locked by another transaction.",
+                sqlstate=error.sqlstate, hint=hint,
+            )  # fmt: skip
         case errors.InsufficientPrivilege() if "row-level security" not in said:
             hint = "Use the URL of role postgres in DATABASE_URL, or grant the right."
             return RefusedError(f"{said}.", sqlstate=error.sqlstate, hint=hint)

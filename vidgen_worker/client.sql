@@ -430,11 +430,13 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
 -- prune_tasks --
 -- Remove a batch of tasks that ended before then, with their checkpoints; leave a tombstone that
 -- names their files. Submissions, charges and holds stay until the janitor forgets them, the ledger
--- stays for good. Of a task that is forgotten already the row itself names the files.
+-- stays for good. Of a task that is forgotten already the row itself names the files. Rows that another
+-- transaction holds are left; so are those of `left`, which have refused to go.
 with old as materialized (
   select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
    where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
+     and t.id <> all (%(left)s::uuid[])
      -- A generation that still runs is ended first, by a worker that finds its row.
      and not exists (
        select from vidgen.submissions as s
@@ -472,6 +474,20 @@ gone as (
   returning t.id
 )
 select count(*) as tasks from gone;
+
+-- next_to_prune --
+-- The task that a batch of one takes.
+select t.id
+  from public.video_generation_tasks as t
+ where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
+   and t.id <> all (%(left)s::uuid[])
+   and not exists (
+     select from vidgen.submissions as s
+      where s.task_id = t.id and s.answer = 'generation' and s.ended_at is null
+   )
+ order by t.completed_at
+ limit 1
+   for no key update skip locked;
 
 -- pruned_objects --
 -- Files that pruned tasks have left in Storage, a batch of tasks at a time. Never one that a task which

@@ -43,6 +43,10 @@ Row = dict[str, Any]
 CHANNEL = "vidgen_tasks"
 STATEMENT_DEADLINE = timedelta(seconds=15)
 """After this a statement is given up, and sent again where it may be."""
+LOCK_TIMEOUT = timedelta(milliseconds=200)
+"""So long one statement waits for a lock: meanwhile it keeps a connection from everybody else."""
+LOCK_PATIENCE = timedelta(seconds=3)
+"""So long, in all its tries, a statement about one task waits for locks that others hold."""
 STUCK_TRIES = 30
 """So often a statement may fail while the database answers others: a few minutes."""
 UNKNOWN_TRIES = 6
@@ -72,6 +76,10 @@ class DatabaseUnavailableError(Exception):
     def __init__(self, text: str, trouble: "Trouble") -> None:
         self.trouble = trouble
         super().__init__(text)
+
+
+class LockedError(DatabaseUnavailableError):
+    """A statement wanted a lock that another transaction holds, and did not wait for it."""
 
 
 class StatementStuckError(Exception):
@@ -260,7 +268,7 @@ class Database:
         deadline: timedelta = STATEMENT_DEADLINE,
         planned_once: bool = False,
         outage: Outage | None = None,
-        lock_timeout: timedelta = sessions.LOCK_TIMEOUT,
+        lock_timeout: timedelta = LOCK_TIMEOUT,
     ) -> None:
         """`planned_once`: for few statements sent often, whose planning costs more than they do."""
         self._url = url
@@ -327,7 +335,7 @@ class Database:
         """Run a named query once, under a deadline that the driver can't swallow.
 
         Raises DatabaseUnavailableError for a transient error (the statement may or may not have
-        been carried out) and psycopg.Error for all else.
+        been carried out), LockedError where it met a lock, and psycopg.Error for all else.
         """
         return await self._send((name,), parameters)
 
@@ -368,7 +376,9 @@ class Database:
             ):
                 self._prepare = False
                 await self._pool.drain()
-            raise DatabaseUnavailableError(f"{names[-1]}: {one_line(error)}", trouble) from error
+            locked = isinstance(error, errors.LockNotAvailable)
+            kind = LockedError if locked else DatabaseUnavailableError
+            raise kind(f"{names[-1]}: {one_line(error)}", trouble) from error
         self.outage.answered(sent)
         rows.sent = sent
         return rows
@@ -408,15 +418,18 @@ class Database:
         give_up: Callable[[], bool] = lambda: False,
         *,
         paid: bool = False,
+        lock_patience: timedelta | None = None,
         **parameters: object,
     ) -> Rows:
         """Run a named query, again and again while the trouble is transient.
 
         `give_up` is asked between tries; then DatabaseUnavailableError is raised. Where money hangs
         on the statement (`paid`), an error that nobody knows is taken for a passing one a few
-        times. StatementStuckError when it does not pass although the database answers others.
+        times. LockedError when it meets locks for `lock_patience` (None: it tries on).
+        StatementStuckError when it does not pass although the database answers others.
         """
         tries, stuck, unknown, began = 0, 0, 0, boot_time()
+        patience = _LockPatience(lock_patience)
         passed = self.outage.passed
         while True:
             try:
@@ -427,7 +440,7 @@ class Database:
                 passed = self.outage.passed
                 if not self.outage.away and (tries in (1, 5) or tries % 20 == 0):
                     emit(DatabaseTrouble(query=name, error=str(error), tries=tries))
-                if give_up():
+                if give_up() or patience.is_over(error):
                     raise
                 if stuck >= STUCK_TRIES:
                     text = f"{tries} tries failed while the database answered others: {error}"
@@ -443,6 +456,23 @@ class Database:
                     rows.sent = began
                 return rows
             await asyncio.sleep(_pause(tries))
+
+
+class _LockPatience:
+    """How long one statement has met nothing but locks."""
+
+    def __init__(self, patience: timedelta | None) -> None:
+        self._patience = patience
+        self._since: float | None = None
+
+    def is_over(self, error: DatabaseUnavailableError) -> bool:
+        """Whether this error is a lock, and one too many."""
+        if self._patience is None or not isinstance(error, LockedError):
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = boot_time()
+        return boot_time() - self._since >= self._patience.total_seconds()
 
 
 def _pause(tries: int) -> float:
@@ -555,7 +585,7 @@ class Listener:
         )
         try:
             if await sessions.is_ours_alone(conn):
-                await sessions.pin(conn)
+                await sessions.pin(conn, lock_timeout=LOCK_TIMEOUT)
         except BaseException:
             await conn.close()
             raise

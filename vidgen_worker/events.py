@@ -128,7 +128,9 @@ class OrphansHandedBack(Event):
 class RowRefused(Event):
     """A task's row refused a change: it is set aside, and everything else goes on."""
 
-    sentence = "A task is set aside: its row refuses a change (a trigger, check, key or policy?)"
+    sentence = (
+        "A task is set aside: its row refuses a change (a trigger, check, key, policy, lock?)"
+    )
     level = logging.ERROR
     task: str
     statement: str
@@ -619,10 +621,20 @@ class LeaseLost(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneWriteRefused(TaskEvent):
-    """The application's own table refused our write; the paid task goes on."""
+    """The application's own table refused our write, or was locked; the paid task goes on."""
 
     sentence = "video_scenes refused the update; the task goes on"
     level = logging.WARNING
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwedSceneRefused(Event):
+    """A scene was locked when a task wrote it, and refused the write when that was made later."""
+
+    sentence = "video_scenes refused a write that was owed; it is dropped"
+    level = logging.WARNING
+    scene: str
     error: str
 
 

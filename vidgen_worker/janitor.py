@@ -6,6 +6,7 @@ at its next turn. It never touches a task that somebody runs.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from vidgen_worker.events import (
 from vidgen_worker.gates import ALL_MODELS, Gate, Scope
 from vidgen_worker.generating import GIVEN_UP, end_at_provider
 from vidgen_worker.lease import boot_time
-from vidgen_worker.queue import NotOursError
+from vidgen_worker.queue import NotOursError, RowRefusedError
 from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM, ROW_REFUSED
 
 if TYPE_CHECKING:
@@ -116,6 +117,12 @@ class Janitor:
                 "refusals",
                 settings.vidgen_queue_poll * REFUSALS_POLLS,
                 self.retry_refused,
+                at_once=False,
+            ),
+            Duty(
+                "scenes",
+                settings.vidgen_queue_poll * REFUSALS_POLLS,
+                self.write_owed_scenes,
                 at_once=False,
             ),
             Duty("strays", STRAYS_EVERY, self.end_strays, at_once=False),
@@ -364,6 +371,7 @@ class Janitor:
         """Everything that is swept, at once."""
         await self.sweep_rows()
         await self.retry_refused()
+        await self.write_owed_scenes()
         await self.end_strays()
         await self.remove_uploads()
         await self.read_costs_again()
@@ -376,6 +384,10 @@ class Janitor:
         """Meet the tasks again that are set aside and whose pause is over."""
         await self._worker.queue.retry_refused()
 
+    async def write_owed_scenes(self) -> None:
+        """Write to the scenes that were locked when their tasks wrote them."""
+        await self._worker.queue.write_owed_scenes()
+
     async def end_strays(self) -> None:
         """End the generations that nobody follows, book what they cost and so free their slots."""
         queue = self._worker.queue
@@ -385,7 +397,12 @@ class Janitor:
                 account=row["account"], key=row["key_fingerprint"],
             ))  # fmt: skip
         strays = await queue.strays()
-        await asyncio.gather(*[self._end_stray(row) for row in strays])
+        await asyncio.gather(*[self._end_unlocked(row) for row in strays])
+
+    async def _end_unlocked(self, row: Row) -> None:
+        """End one, unless somebody else's transaction holds it: then it is met again."""
+        with contextlib.suppress(RowRefusedError):
+            await self._end_stray(row)
 
     async def _end_stray(self, row: Row) -> None:
         queue, provider = self._worker.queue, self._worker.provider
@@ -441,20 +458,25 @@ class Janitor:
 
     async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""
+        for row in await self._worker.queue.costs_to_read_again():
+            # One that somebody else's transaction holds is met again.
+            with contextlib.suppress(RowRefusedError):
+                await self._read_cost_again(row)
+
+    async def _read_cost_again(self, row: Row) -> None:
         queue = self._worker.queue
-        for row in await queue.costs_to_read_again():
-            task_id, generation_id = row["task_id"], row["generation_id"]
-            try:
-                if row["given_up"]:
-                    await end_at_provider(self._worker.provider, queue, task_id, generation_id)
-                    continue
-                generation = await self._worker.provider.poll(generation_id)
-            except NotOursError:
-                continue  # another key can say
-            except Fault as fault:
-                if fault.name == "generation_gone" and await queue.is_gone(task_id, generation_id):
-                    await queue.close_generation(task_id, generation_id, "gone", None)
-                continue  # else it can't be asked now, and is met again
-            await queue.close_generation(
-                task_id, generation_id, generation.state.value, generation.cost
-            )
+        task_id, generation_id = row["task_id"], row["generation_id"]
+        try:
+            if row["given_up"]:
+                await end_at_provider(self._worker.provider, queue, task_id, generation_id)
+                return
+            generation = await self._worker.provider.poll(generation_id)
+        except NotOursError:
+            return  # another key can say
+        except Fault as fault:
+            if fault.name == "generation_gone" and await queue.is_gone(task_id, generation_id):
+                await queue.close_generation(task_id, generation_id, "gone", None)
+            return  # else it can't be asked now, and is met again
+        await queue.close_generation(
+            task_id, generation_id, generation.state.value, generation.cost
+        )

@@ -5,6 +5,7 @@ CLI records it, so that `vidgen-worker migrate` and `supabase db push` may follo
 order. Files are immutable once released; nothing here ever goes backwards.
 """
 
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import resources
@@ -12,13 +13,20 @@ from pathlib import Path
 from typing import LiteralString
 
 import psycopg
+from psycopg import errors
 
 from vidgen_worker import sessions
 
-LOCK_TIMEOUT = timedelta(minutes=1)
-"""A migration that waits for an application's lock keeps everybody else waiting behind it."""
-_LOCK = 0x7669_6467_656E  # "vidgen": one migration at a time, whatever the connection mode
-
+LOCK_TIMEOUT = timedelta(seconds=5)
+"""A migration that waits for a lock keeps everybody else waiting behind it, and any transaction
+that has read the table keeps it waiting. It lets them through, and the whole file comes again."""
+LOCK_PAUSE = timedelta(seconds=5)
+LOCK_TRIES = 12
+# One migration at a time, whatever the connection mode. No advisory lock: any role may take those.
+# The Supabase CLI, which writes here as well, is kept away too; readers are not.
+_LOCK: LiteralString = (
+    "lock table supabase_migrations.schema_migrations in share row exclusive mode"
+)
 _BOOKKEEPING: tuple[LiteralString, ...] = (
     "create schema if not exists supabase_migrations",
     """create table if not exists supabase_migrations.schema_migrations (
@@ -56,30 +64,39 @@ def migrations() -> list[Migration]:
 def migrate(url: str) -> list[str]:
     """Apply what is missing and return its file names without ending; [] when nothing is.
 
-    Raises psycopg.Error when a file is refused: that file is then undone as a whole.
+    Raises psycopg.Error when a file is refused, or meets locks for too long: that file is then
+    undone as a whole.
     """
-    applied = []
     with _connected(url) as conn:
-        for migration in migrations():
-            with conn.transaction():
-                sessions.pin_transaction(
-                    conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=timedelta(0)
-                )
-                # A transaction lock: it works behind a transaction pooler, where a session's lock
-                # would belong to whoever gets that server connection next.
-                conn.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
-                if migration.version in _recorded(conn):
-                    continue
-                for statement in _BOOKKEEPING:
-                    conn.execute(statement)
-                conn.execute(migration.sql)
-                conn.execute(
-                    "insert into supabase_migrations.schema_migrations (version, statements, name) "
-                    "values (%s, %s, %s)",
-                    (migration.version, [migration.sql], migration.name),
-                )
-            applied.append(f"{migration.version}_{migration.name}")
-    return applied
+        return [
+            f"{migration.version}_{migration.name}"
+            for migration in migrations()
+            if _apply_between_locks(conn, migration)
+        ]
+
+
+def _apply_between_locks(conn: psycopg.Connection, migration: Migration) -> bool:
+    """Apply one file, again where it met a lock; False when it is applied already."""
+    for _ in range(LOCK_TRIES - 1):
+        try:
+            return _apply(conn, migration)
+        except errors.LockNotAvailable:
+            time.sleep(LOCK_PAUSE.total_seconds())
+    return _apply(conn, migration)
+
+
+def _apply(conn: psycopg.Connection, migration: Migration) -> bool:
+    with conn.transaction():
+        sessions.pin_transaction(conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=timedelta(0))
+        if migration.version in _recorded_alone(conn):
+            return False
+        conn.execute(migration.sql)
+        conn.execute(
+            "insert into supabase_migrations.schema_migrations (version, statements, name) "
+            "values (%s, %s, %s)",
+            (migration.version, [migration.sql], migration.name),
+        )
+    return True
 
 
 def pending(url: str) -> list[str]:
@@ -94,6 +111,25 @@ def _connected(url: str) -> psycopg.Connection:
     conn = psycopg.connect(url, autocommit=True, prepare_threshold=None, **sessions.AT_CONNECT)
     sessions.read_committed(conn)
     return conn
+
+
+def _recorded_alone(conn: psycopg.Connection) -> set[str]:
+    """Keep every other migration waiting until this transaction ends; the versions before it."""
+    try:
+        with conn.transaction():
+            keeps = conn.execute(
+                "select count(*) = 3 from pg_catalog.pg_attribute as a"
+                " where a.attrelid = to_regclass('supabase_migrations.schema_migrations')"
+                "   and a.attname in ('version', 'statements', 'name') and not a.attisdropped"
+            ).fetchone()
+            if keeps != (True,):
+                for statement in _BOOKKEEPING:
+                    conn.execute(statement)
+    except (errors.UniqueViolation, errors.DuplicateSchema, errors.DuplicateTable):
+        # Another one, which began at the same time, has just made them.
+        pass
+    conn.execute(_LOCK)
+    return _recorded(conn)
 
 
 def _recorded(conn: psycopg.Connection) -> set[str]:

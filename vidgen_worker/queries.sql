@@ -832,7 +832,12 @@ select t.cancel_requested_at is not null as cancel_requested,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
        c.bucket, c.path, c.media_type, c.size, c.sha256,
        s.sent_at, s.answer, s.ended_at, s.account, now() as now,
-       coalesce(refusal.verdict, c.verdict) as verdict,
+       coalesce(
+         case
+           when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
+         end,
+         c.verdict
+       ) as verdict,
        coalesce(
          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
        ) as followed_here
@@ -1036,7 +1041,8 @@ select paid.submissions, mine.cancel, gate.reason as gate,
 -- one is never thrown away. The checkpoint follows it only under the fence, and only while it still
 -- waits for this submission. `fate` says what became of it: followed, kept (a successor will attach
 -- to it), superseded (nobody will: the caller ends it at the provider). An answer that comes after
--- a successor has counted it as unknown is `late`, for good: nobody waits for it any more.
+-- a successor has counted it as unknown is `late`, for good: nobody waits for it any more. `follow` is
+-- false where another transaction holds the task's row: then only the fact is written.
 with late as materialized (
   select from vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation'
@@ -1059,7 +1065,7 @@ mine as materialized (
   select t.id
     from public.video_generation_tasks as t
    where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+     and t.status = 'processing' and %(follow)s
      for no key update
 ),
 followed as (
@@ -1497,9 +1503,9 @@ select exists (
 -- Is it all rows that refuse? The first waiting task of up to three users, of whom none is set aside,
 -- says so for free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
 -- that were so for the first time in the last half hour: one that never takes its end keeps no gate
--- closed.
+-- closed. A lock passes, and says nothing of the row.
 with aside as materialized (
-  select distinct t.user_id, r.since > now() - interval '30 minutes' as of_late
+  select distinct t.user_id, r.since > now() - interval '30 minutes' and r.error not like '55P03%%' as of_late
     from vidgen.set_aside as a
     join vidgen.refusals as r on r.task_id = a.task_id
     join public.video_generation_tasks as t on t.id = a.task_id
@@ -1541,6 +1547,24 @@ select (select count(*) from tried) as tried,
        (select count(*) from tried where refused is null) as taken,
        (select min(refused) from tried) as refused,
        (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
+
+-- owed_scenes --
+-- Scenes with owed writes that are due, the oldest of each user first: one user's many scenes keep
+-- nobody else's waiting.
+select owed.scene_id
+  from (
+    select w.scene_id, min(w.due_at) as due_at,
+           row_number() over (partition by w.user_id order by min(w.due_at)) as turn
+      from vidgen.scene_writes as w
+     group by w.scene_id, w.user_id
+    having min(w.due_at) <= now()
+  ) as owed
+ order by owed.turn, owed.due_at
+ limit 100
+
+-- write_owed_scene --
+-- Make the owed writes of one scene, where its lock has gone.
+select vidgen.write_owed_scene(%(scene_id)s) as became
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
@@ -1798,14 +1822,28 @@ with stale as materialized (
          end
      for update of s skip locked
 ),
+lost as materialized (
+  -- One that its user's own call holds is left, with its slot, to the next sweep.
+  select sent.id
+    from vidgen.submissions as sent
+   where sent.id in (select stale.submission_id from stale) and sent.answer is null
+   order by sent.id
+     for no key update of sent skip locked
+),
 -- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
 given_up as (
   update vidgen.submissions as sent
      set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-    from stale
-   where sent.id = stale.submission_id and sent.answer is null
+    from lost
+   where sent.id = lost.id
 )
-select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id) from stale
+select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id)
+  from stale
+ where not exists (
+   select from vidgen.submissions as sent
+    where sent.id = stale.submission_id and sent.answer is null
+      and sent.id not in (select lost.id from lost)
+ )
 
 -- sweep_workers --
 -- Rows of dead workers that hold nothing any more, an hour after their death.
@@ -1834,7 +1872,13 @@ delete from vidgen.gates as g
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
 delete from vidgen.turns as t
- where t.waiting_since is null and t.due_at = 'infinity'
+ using (
+   select user_id
+     from vidgen.turns
+    where waiting_since is null and due_at = 'infinity'
+      for update skip locked
+ ) as idle
+ where t.user_id = idle.user_id
 
 -- is_gone --
 -- The provider knows no such generation under this worker's key. It is gone where that is the key
@@ -1879,21 +1923,36 @@ with left_alone as materialized (
            s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
          )
 ),
+-- What its user's own call holds is left to the next time, here and below.
+unheld as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.id in (select left_alone.id from left_alone)
+   order by s.id
+     for no key update of s skip locked
+),
 free as (
   update vidgen.submissions as s
      set followed_by = 'anyone'
-    from left_alone
-   where s.id = left_alone.id
+    from unheld
+   where s.id = unheld.id
   returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
 ),
 waiting as (
   -- Those that an earlier run has missed too: a task that moved just then.
   update vidgen.resumes as r
      set followers = null
-    from vidgen.checkpoints as c
-    join vidgen.submissions as s on s.id = c.submission_id
-   where c.task_id = r.task_id and c.state <> 'done' and r.followers is not null
-     and (s.followed_by = 'anyone' or s.id in (select id from left_alone))
+    from (
+      select w.task_id
+        from vidgen.resumes as w
+        join vidgen.checkpoints as c on c.task_id = w.task_id and c.state <> 'done'
+        join vidgen.submissions as s on s.id = c.submission_id
+       where w.followers is not null
+         and (s.followed_by = 'anyone' or s.id in (select left_alone.id from left_alone))
+       order by w.task_id
+         for no key update of w skip locked
+    ) as left_to_anyone
+   where r.task_id = left_to_anyone.task_id
 )
 select id, task_id, generation_id, account, key_fingerprint from free
 
@@ -1939,16 +1998,25 @@ returning s.id, s.task_id, s.generation_id, strays.kept,
 -- give_up_submissions --
 -- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
 -- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+-- One that its user's own call holds is left to the next sweep.
+with lost as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.answer is null and s.ended_at is null and s.sent_at < now() - %(patience)s::interval
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join public.video_generation_tasks as t on t.id = c.task_id
+        where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+          and t.status in ('pending', 'processing')
+     )
+   order by s.id
+     for no key update of s skip locked
+)
 update vidgen.submissions as s
    set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
- where s.answer is null and s.ended_at is null and s.sent_at < now() - %(patience)s::interval
-   and not exists (
-     select
-       from vidgen.checkpoints as c
-       join public.video_generation_tasks as t on t.id = c.task_id
-      where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
-        and t.status in ('pending', 'processing')
-   )
+  from lost
+ where s.id = lost.id
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.

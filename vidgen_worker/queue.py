@@ -5,6 +5,8 @@ about a task carries its fence; a write that hits no row raises `LeaseLostError`
 falls silent about that task.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,9 +17,9 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
-from vidgen_worker.db import Databases, Row, Rows
+from vidgen_worker.db import LOCK_PATIENCE, Databases, LockedError, Row, Rows
 from vidgen_worker.errors import FAULTS
-from vidgen_worker.events import RowRefused, SceneWriteRefused, emit
+from vidgen_worker.events import OwedSceneRefused, RowRefused, SceneWriteRefused, emit
 from vidgen_worker.gates import ALL_MODELS, Gate, Scopes
 from vidgen_worker.lease import Heartbeat, boot_time
 from vidgen_worker.providers import Accepted, Request
@@ -46,13 +48,18 @@ class LeaseLostError(Exception):
 class RowRefusedError(Exception):
     """The task's row, or its scene's, refused a statement: somebody else's error, not ours.
 
-    `statement` is the named query. The error of the database is the `__cause__`.
+    `statement` is the named query. The error of the database is the `__cause__`. `locked`: another
+    transaction held it for too long, which passes.
     """
 
-    def __init__(self, statement: str, error: psycopg.Error) -> None:
+    def __init__(self, statement: str, error: psycopg.Error | LockedError) -> None:
         self.statement = statement
-        state = error.sqlstate or type(error).__name__
-        self.error = f"{state} {error.diag.message_primary or error}"
+        self.locked = isinstance(error, LockedError)
+        if isinstance(error, psycopg.Error):
+            state = error.sqlstate or type(error).__name__
+            self.error = f"{state} {error.diag.message_primary or error}"
+        else:
+            self.error = LOCKED
         super().__init__(f"{statement}: {self.error}")
 
 
@@ -87,6 +94,8 @@ class NotOursError(Exception):
     """A generation that only workers with another account, or another key, may follow."""
 
 
+LOCKED = "55P03 locked by another transaction"
+"""As `vidgen.note_refusal` has it, which knows a lock by its SQLSTATE."""
 ABSENCE = timedelta(hours=1)
 """Anyone may follow a generation when no worker that may has been heard of for so long."""
 
@@ -340,7 +349,7 @@ class Queue:
         What a client holds, or what refuses, is not among those returned: the lease has it.
         """
         rows = await self.db.run(
-            "hand_back", self._give_up, worker_id=self.worker_id,
+            "hand_back", self._give_up, lock_patience=LOCK_PATIENCE, worker_id=self.worker_id,
             task_ids=None if held is None else [task_id for task_id, _ in held],
             attempts=None if held is None else [attempt for _, attempt in held],
         )  # fmt: skip
@@ -351,7 +360,9 @@ class Queue:
 
     async def leave(self) -> None:
         """Delete the worker's row, or say in it that its tasks are to be taken over at once."""
-        await self.db.run("leave", self._give_up, worker_id=self.worker_id)
+        await self.db.run(
+            "leave", self._give_up, lock_patience=LOCK_PATIENCE, worker_id=self.worker_id
+        )
 
     # One attempt.
 
@@ -422,14 +433,29 @@ class Queue:
         self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
         accepted: Accepted | None, details: str,
     ) -> tuple[bool, str]:  # fmt: skip
-        """Record the provider's answer, fence or not: (still ours, fate of the generation)."""
-        rows = await self.db.run(
-            "answer_submission", self._give_up, paid=True, **_fence(fence), stage=stage,
-            submission_id=submission_id, answer=answer,
-            generation_id=accepted.generation_id if accepted else None,
-            estimated_cost=accepted.estimated_cost if accepted else None,
-            details=details[:2000], scopes=self.key.scopes.all(),
-        )  # fmt: skip
+        """Record the provider's answer, fence or not: (still ours, fate of the generation).
+
+        Raises RowRefusedError when it is recorded, and the task's row is locked by somebody else: a
+        later attempt follows it.
+        """
+        values: dict[str, Any] = {
+            **_fence(fence), "stage": stage, "submission_id": submission_id, "answer": answer,
+            "generation_id": accepted.generation_id if accepted else None,
+            "estimated_cost": accepted.estimated_cost if accepted else None,
+            "details": details[:2000], "scopes": self.key.scopes.all(),
+        }  # fmt: skip
+        send = functools.partial(
+            self.db.run, "answer_submission", self._give_up, paid=True, **values
+        )
+        try:
+            rows = await send(follow=True, lock_patience=timedelta())
+        except LockedError:
+            # The fact at once, and however long that takes; the row is worth a moment.
+            await send(follow=False)
+            try:
+                rows = await send(follow=True, lock_patience=LOCK_PATIENCE)
+            except LockedError as error:
+                raise RowRefusedError("answer_submission", error) from error
         return bool(rows[0]["mine"]), str(rows[0]["fate"])
 
     async def paid_submissions(self, task_id: UUID, stage: StageName) -> int:
@@ -448,7 +474,8 @@ class Queue:
     ) -> None:  # fmt: skip
         """Book a generation's end, and how the task must end because of it, if it must.
 
-        Raises LeaseLostError after the facts are written.
+        Raises LeaseLostError, or RowRefusedError where the task's row is locked, after the facts
+        are written.
         """
         values: dict[str, Any] = {
             "stage": stage, "generation_id": generation_id, "ended_state": ended_state,
@@ -456,29 +483,42 @@ class Queue:
         }  # fmt: skip
         try:
             await self._fenced("end_generation", fence, show=True, **values)
-        except RowRefusedError:
+        except RowRefusedError as error:
             # What the row would show is worth less than the facts; the row is met again soon.
+            if error.locked:
+                await self.close_generation(fence.task_id, generation_id, ended_state, cost)
+                raise
             await self._fenced("end_generation", fence, paid=True, show=False, **values)
 
     async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
         """Whether a 404 under this worker's key is the end of a generation.
 
-        If not, from now on only workers with the key that made it follow it.
+        If not, from now on only workers with the key that made it follow it. Raises RowRefusedError
+        where its row is locked.
         """
-        rows = await self.db.run(
-            "is_gone", self._give_up, task_id=task_id, generation_id=generation_id,
-            **self.key.names(),
-        )  # fmt: skip
+        try:
+            rows = await self.db.run(
+                "is_gone", self._give_up, lock_patience=LOCK_PATIENCE, task_id=task_id,
+                generation_id=generation_id, **self.key.names(),
+            )  # fmt: skip
+        except LockedError as error:
+            raise RowRefusedError("is_gone", error) from error
         return bool(rows[0]["gone"])
 
     async def close_generation(
         self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None
     ) -> None:
-        """Book the end of a generation that nobody follows."""
-        await self.db.run(
-            "close_generation", self._give_up, paid=True, task_id=task_id,
-            generation_id=generation_id, ended_state=ended_state, cost=cost,
-        )  # fmt: skip
+        """Book the end of a generation that nobody follows.
+
+        Raises RowRefusedError where its row is locked: it is read, and booked, again later.
+        """
+        try:
+            await self.db.run(
+                "close_generation", self._give_up, paid=True, lock_patience=LOCK_PATIENCE,
+                task_id=task_id, generation_id=generation_id, ended_state=ended_state, cost=cost,
+            )  # fmt: skip
+        except LockedError as error:
+            raise RowRefusedError("close_generation", error) from error
 
     async def begin_upload(
         self, fence: Fence, stage: StageName, upload_id: UUID, artifact: Artifact
@@ -519,7 +559,7 @@ class Queue:
         """
         try:
             await self._report(reports)
-        except psycopg.Error as error:
+        except (psycopg.Error, LockedError) as error:
             if len(reports) == 1:
                 refused = RowRefusedError("report", error)
                 task_id = reports[0].fence.task_id
@@ -584,6 +624,8 @@ class Queue:
             "set_aside", fence, statement=outcome.statement, error=outcome.error,
             verdict=_said(outcome.verdict), message=FAULTS["row_refused"].message,
             scene_updates=self.settings.vidgen_scene_updates,
+            # It skips what is locked: what it meets all the same is a lock on everything.
+            lock_patience=None,
         )  # fmt: skip
         return int(rows[0]["tries"]), rows[0]["pause"], str(rows[0]["became"])
 
@@ -599,6 +641,14 @@ class Queue:
                     task=str(row["task_id"]), statement=row["statement"], error=row["error"],
                     tries=row["tries"], became=row["became"],
                 ))  # fmt: skip
+
+    async def write_owed_scenes(self) -> None:
+        """Make the writes to scenes that another transaction's lock has kept from being made."""
+        for row in await self.db.once("owed_scenes"):
+            with contextlib.suppress(LockedError):  # another worker is at it
+                (made,) = await self.db.once("write_owed_scene", scene_id=row["scene_id"])
+                if made["became"] not in ("written", "gone", "locked"):
+                    emit(OwedSceneRefused(scene=str(row["scene_id"]), error=made["became"]))
 
     async def is_troubled(self, gate: Gate, reason: str) -> bool:
         """Whether what closed a gate has shown, without a stage that went well since."""
@@ -724,11 +774,14 @@ class Queue:
 
     async def sweep(self) -> None:
         """Rows that are of no use any more: dead workers, users out of the line, lost slots."""
-        await self.db.once("sweep_workers")
-        await self.db.once("sweep_gates")
-        await self.db.once("sweep_turns")
-        await self.db.once("free_slots", patience=self.settings.slot_patience)
-        await self.db.once("give_up_submissions", patience=self.settings.slot_patience)
+        patience = {"patience": self.settings.slot_patience}
+        for name, parameters in (
+            ("sweep_workers", {}), ("sweep_gates", {}), ("sweep_turns", {}),
+            ("free_slots", patience), ("give_up_submissions", patience),
+        ):  # fmt: skip
+            # What is locked now is swept the next time, and keeps no other from being swept.
+            with contextlib.suppress(LockedError):
+                await self.db.once(name, **parameters)
 
     async def fleet(self) -> Fleet:
         """What the metrics tell of all workers together."""
@@ -803,11 +856,15 @@ class Queue:
         return await self.db.once("let_anyone_follow", absence=ABSENCE)
 
     async def _fenced(
-        self, name: str, fence: Fence, *, paid: bool = False, **parameters: object
-    ) -> Rows:
+        self, name: str, fence: Fence, *, paid: bool = False,
+        lock_patience: timedelta | None = LOCK_PATIENCE, **parameters: object,
+    ) -> Rows:  # fmt: skip
         try:
-            rows = await self.db.run(name, self._give_up, paid=paid, **_fence(fence), **parameters)
-        except psycopg.Error as error:
+            rows = await self.db.run(
+                name, self._give_up, paid=paid, lock_patience=lock_patience, **_fence(fence),
+                **parameters,
+            )  # fmt: skip
+        except (psycopg.Error, LockedError) as error:
             raise RowRefusedError(name, error) from error
         if not rows:
             raise LeaseLostError(str(fence.task_id))

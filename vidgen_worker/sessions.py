@@ -16,7 +16,8 @@ from typing import Any, LiteralString
 import psycopg
 
 LOCK_TIMEOUT = timedelta(seconds=3)
-"""A lock that an application holds costs the one statement that wants it, and this long."""
+"""So long a person's statement waits for a lock that an application holds. A worker's waits less
+(`db.LOCK_TIMEOUT`), and comes again."""
 STATEMENT_TIMEOUT = timedelta(seconds=20)
 """The server's own end of a statement that nobody waits for any more."""
 

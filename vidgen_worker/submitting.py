@@ -26,7 +26,7 @@ from vidgen_worker.generating import end_at_provider
 from vidgen_worker.lease import boot_time
 from vidgen_worker.providers import Accepted, Request
 from vidgen_worker.providers.runway_inputs import with_frame
-from vidgen_worker.queue import CancelAskedError, LeaseLostError, Loaded
+from vidgen_worker.queue import CancelAskedError, LeaseLostError, Loaded, RowRefusedError
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, Order, Stage
 from vidgen_worker.task import Answer, StageName
@@ -212,7 +212,8 @@ class Submitting:
     async def _record(self, submission_id: UUID, accepted: Accepted) -> tuple[bool, str]:
         """Write the answer, however often it takes: nothing else knows this generation's id.
 
-        It ends with the process at the latest, which leaves the id in the log.
+        It ends with the process at the latest, which leaves the id in the log. Raises
+        RowRefusedError when it is recorded and the task's row is locked.
         """
         pause = RECORD_AGAIN
         while True:
@@ -223,6 +224,8 @@ class Submitting:
             except asyncio.CancelledError:
                 self._say_unrecorded(submission_id, accepted, "the worker ends")
                 raise
+            except RowRefusedError:
+                raise  # it is recorded; the task's row is locked
             except DatabaseUnavailableError as error:
                 # Only at the end of a drain.
                 self._say_unrecorded(submission_id, accepted, str(error))

@@ -185,11 +185,13 @@ class SetAside:
 
     `statement` is what was to be written, `error` what the database said. `verdict` is the end that
     the task was to have, so that it is written later and nothing is paid again; None: it goes on.
+    `locked`: another transaction held the row, which passes.
     """
 
     statement: str
     error: str
     verdict: "Failed | Cancelled | None" = None
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

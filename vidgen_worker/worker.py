@@ -25,6 +25,7 @@ from vidgen_worker.db import (
     Databases,
     DatabaseUnavailableError,
     Listener,
+    LockedError,
     one_line,
 )
 from vidgen_worker.errors import Fault
@@ -276,6 +277,9 @@ class Worker:
         while drain or not self.stopping.is_set():
             try:
                 await loop()
+            except LockedError:
+                # It waited for the lock already, and whoever holds it here holds it shortly.
+                await self._sleep(timedelta(seconds=random.uniform(0.1, 0.3)))  # noqa: S311
             except DatabaseUnavailableError:
                 # Said once per statement by the database layer; the next turn tries again.
                 await self._sleep(timedelta(seconds=random.uniform(0.5, 1.5)))  # noqa: S311

@@ -2,14 +2,15 @@
 
 The unfinished are never touched, and neither are the books: submissions, charges, holds and the
 ledger stay. A tombstone keeps a pruned id from being used again and names the files until they are
-deleted, so that a run that was interrupted is simply repeated.
+deleted, so that a run that was interrupted is simply repeated. A task that is locked, or refuses to
+go, stays, and stops nobody else's.
 """
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -17,12 +18,17 @@ from rich.progress import Progress
 from vidgen_worker import proxies
 from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json
 from vidgen_worker.cli.tasks import Json, Yes
-from vidgen_worker.client import Database, load_client_settings, open_database
+from vidgen_worker.client import Database, RefusedError, load_client_settings, open_database
 from vidgen_worker.config import REMEDIES, SettingsError, format_duration, parse_duration
 from vidgen_worker.errors import Fault
 
+if TYPE_CHECKING:
+    from vidgen_worker.storage import Storage
+
 SHORTEST = timedelta(days=1)
 BATCH = 500
+MOST_LEFT = 100
+"""So many tasks may refuse to go: more are a rule of the application's, and end the run."""
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +54,7 @@ def prune(
     with open_database(settings.database_url.get_secret_value()) as database:
         found = database.rows("prunable", {"age": age})[0]
         need_yes(_plan(found, age, objects=objects), yes=yes)
-        tasks = _remove_tasks(database, found, batch, quiet=json)
+        tasks, left = _remove_tasks(database, found, batch, quiet=json)
         files = 0
         if storage is not None:
             try:
@@ -60,9 +66,13 @@ def prune(
                     f"{fault.details}. Run the same command again: it goes on where it stopped.",
                 )
     if json:
-        print_json({"tasks": tasks, "files": files, "before": found["before"]})
+        print_json({
+            "tasks": tasks, "files": files, "before": found["before"], "left": left,
+        })  # fmt: skip
     else:
         console().print(f"Removed {tasks} task(s) and {files} file(s).")
+    for task, said in left.items():
+        console(stderr=True).print(f"Task {task} stays: {said}", markup=False)
 
 
 def _age(text: str) -> timedelta:
@@ -111,18 +121,34 @@ def _storage_of() -> tuple[str, str]:
     return url, key.get_secret_value()
 
 
-def _remove_tasks(database: Database, found: dict[str, Any], batch: int, *, quiet: bool) -> int:
-    """Remove batch after batch; each is a transaction of its own."""
-    removed = 0
+def _remove_tasks(
+    database: Database, found: dict[str, Any], batch: int, *, quiet: bool
+) -> tuple[int, dict[str, str]]:
+    """Remove batch after batch, each in a transaction of its own: (how many, what stays and why).
+
+    A batch that is refused is halved, down to the one task that refuses or is locked: it stays.
+    """
+    removed, size, left = 0, batch, dict[str, str]()
     with Progress(console=console(stderr=True), transient=True, disable=quiet) as progress:
         line = progress.add_task("Removing tasks", total=found["tasks"])
         while True:
-            values = {"before": found["before"], "batch": batch}
-            count = int(database.rows("prune_tasks", values)[0]["tasks"])
+            values = {"before": found["before"], "batch": size, "left": list(left)}
+            try:
+                count = int(database.rows("prune_tasks", values)[0]["tasks"])
+            except RefusedError as error:
+                if size > 1:
+                    size = max(size // 2, 1)
+                    continue
+                refusing = database.row("next_to_prune", values)
+                if refusing is None or len(left) >= MOST_LEFT:
+                    raise
+                left[str(refusing["id"])] = str(error)
+                continue
             removed += count
+            size = min(size * 2, batch)
             progress.update(line, completed=removed)
             if count == 0:
-                return removed
+                return removed, left
 
 
 async def _remove_files(database: Database, access: tuple[str, str], batch: int) -> int:
@@ -145,7 +171,7 @@ async def _remove_files(database: Database, access: tuple[str, str], batch: int)
     return removed
 
 
-async def _remove(storage: Storage, files: Iterable[dict[str, Any]]) -> int:
+async def _remove(storage: "Storage", files: Iterable[dict[str, Any]]) -> int:
     """Remove files, each with its bucket and path; return how many. Raises Fault."""
     paths: defaultdict[str, list[str]] = defaultdict(list)
     for named in files:
