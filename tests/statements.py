@@ -72,7 +72,9 @@ def read(needs: Needs, statement: str) -> None:
         rest = text[found.end() :]
         needs.insert[found[1]] |= listed(rest)
         # Its ON CONFLICT comes before the next statement of the same text.
-        others = [m.start() for m in re.finditer(r"\b(?:insert into|update \w+\.|delete from)", rest)]
+        others = [
+            m.start() for m in re.finditer(r"\b(?:insert into|update \w+\.|delete from)", rest)
+        ]
         if conflict := _ON_CONFLICT.search(rest[: min(others, default=len(rest))]):
             needs.update[found[1]] |= assigned(rest[conflict.end() :])
     for found in _UPDATE.finditer(text):
@@ -106,4 +108,7 @@ def grants(needs: Needs) -> list[str]:
         for verb, tables in (("insert", needs.insert), ("update", needs.update))
         for table, columns in sorted(tables.items())
     ]
-    return [*said, *(f"grant delete on {table} to vidgen_worker;" for table in sorted(needs.delete))]
+    return [
+        *said,
+        *(f"grant delete on {table} to vidgen_worker;" for table in sorted(needs.delete)),
+    ]

@@ -84,7 +84,7 @@ class NoSlotError(Exception):
 
 
 class BucketsNotSharedError(Exception):
-    """The storage policy goes by other buckets than the settings, and this role may not change it."""
+    """The storage policy goes by other buckets, and this role may not change that."""
 
 
 class NotOursError(Exception):

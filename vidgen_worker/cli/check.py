@@ -274,9 +274,13 @@ def _policy(database: Database, settings: Settings, server: dict[str, Any]) -> I
     if (row["images_bucket"], row["videos_bucket"]) == wanted:
         yield Finding("Storage policy", State.OK, f"goes by {' and '.join(wanted)}")
         return
-    said = f"goes by {row['images_bucket']} and {row['videos_bucket']}, the settings by {wanted[0]} "
+    said = (
+        f"goes by {row['images_bucket']} and {row['videos_bucket']}, the settings by {wanted[0]} "
+    )
     said += f"and {wanted[1]}"
-    remedy = "Run vidgen-worker migrate as the database's owner with these settings, or correct them."
+    remedy = (
+        "Run vidgen-worker migrate as the database's owner with these settings, or correct them."
+    )
     yield Finding("Storage policy", State.NOTE, said, remedy)
 
 

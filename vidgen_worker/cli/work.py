@@ -64,17 +64,13 @@ def run() -> None:
 
 def _share_buckets(url: str, settings: ClientSettings) -> None:
     """Tell the storage policy the buckets that are set here; what is not set stays as it is."""
-    named = {
-        "images_bucket": settings.storage_bucket_images,
-        "videos_bucket": settings.storage_bucket_videos,
+    told = settings.model_dump(include=settings.model_fields_set)
+    buckets = {
+        "images_bucket": told.get("storage_bucket_images"),
+        "videos_bucket": told.get("storage_bucket_videos"),
     }
-    told = {
-        name: bucket if f"storage_bucket_{name.removesuffix('_bucket')}" in settings.model_fields_set
-        else None
-        for name, bucket in named.items()
-    }  # fmt: skip
     with open_database(url) as database:
-        database.rows("share_buckets", told)
+        database.rows("share_buckets", buckets)
 
 
 def _end_before_it_began(_number: int, _frame: FrameType | None) -> None:
