@@ -11,11 +11,12 @@ update vidgen.settings set schema_version = '20261130000300';
 -- as another role, or to take a role that his login is no member of. Inside a definer function
 -- current_user is its owner, but `role` and session_user still say who asks.
 
--- Whether the caller acts for every user: service_role, the worker, the owner of the tables.
+-- Whether the caller acts for every user: service_role, the worker, the owner of the tables. Of a
+-- request through PostgREST, role and claim say the same, or it is none.
 create function vidgen.acts_for_all() returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-  select asks.name <> 'authenticator'
+  select (session_user <> 'authenticator' or coalesce(auth.role() = asks.name, false))
      and (
        pg_has_role(asks.name, 'service_role', 'usage')
        or pg_has_role(asks.name, 'vidgen_worker', 'usage')

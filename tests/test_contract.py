@@ -329,7 +329,7 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
     calls = {"cancel_video_generation_task", "retry_video_generation_task"}
     inner = {"cancel_task", "retry_task"}
     assert open_to == {
-        "authenticated": calls | inner | {"owns_scene", "videos_bucket"},
+        "authenticated": calls | inner | {"owns_scene", "signed_in_user", "videos_bucket"},
         "service_role": calls | inner | {"grant_video_credits", "grant_credits"},
     }
 

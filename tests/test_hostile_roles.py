@@ -78,7 +78,7 @@ def intruder(
     postgres_server: PostgresServer, database: Database, victim: Victim
 ) -> Iterator[Connection]:
     """An application's own SQL login with a signed-in user's rights."""
-    assert victim.waiting
+    assert victim.waiting.version
     with logged_in(postgres_server, database, "authenticated") as conn:
         yield conn
 
@@ -166,12 +166,12 @@ def test_who_acts_for_all_does_so_by_its_role(ground: Ground, victim: Victim, ro
 
 
 def test_claims_are_read_in_one_place(ground: Ground) -> None:
-    """A function or a policy of ours that asks Supabase's own fails here: see signed_in_user."""
+    """A function or a policy of ours that asks Supabase's own fails here: see these two."""
     readers = ground.sql(
         "select p.proname from pg_proc as p where p.pronamespace = 'vidgen'::regnamespace"
         "   and p.prosrc ~ 'auth[.](uid|role|jwt)|request[.]jwt'"
     )
-    assert [row["proname"] for row in readers] == ["signed_in_user"]
+    assert {row["proname"] for row in readers} == {"signed_in_user", "acts_for_all"}
     policies = ground.sql(
         "select policyname from pg_policies where schemaname = 'public'"
         "   and concat(qual, with_check) ~ 'auth[.](uid|role|jwt)'"
@@ -205,7 +205,7 @@ def loot(ground: Ground) -> Loot:
 @pytest.fixture
 def thief(postgres_server: PostgresServer, database: Database, loot: Loot) -> Iterator[Connection]:
     """Whoever has the worker's password."""
-    assert loot.waiting
+    assert loot.waiting.version
     with logged_in(postgres_server, database, "vidgen_worker") as conn:
         yield conn
 
