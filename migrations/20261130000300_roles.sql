@@ -168,6 +168,8 @@ grant execute on function vidgen.share_buckets(text, text) to vidgen_worker;
 
 -- Which charges were taken from a hold: each once. Those that are there were.
 alter table vidgen.charges add column settled_at timestamptz default now();
+-- It was for the rows that are there; a new one is not settled yet.
+-- squawk-ignore ban-drop-default
 alter table vidgen.charges alter column settled_at drop default;
 
 comment on column vidgen.charges.settled_at is
@@ -279,6 +281,25 @@ create trigger charge_is_due
   before insert on vidgen.charges
   for each row execute function vidgen.charge_is_due();
 
+-- A submission is of a running task of this user, whoever records it with the worker's role: what it
+-- costs counts against the user's limit.
+create function vidgen.submission_is_due() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not vidgen.is_operator() then
+    perform vidgen.check_running(new.task_id, new.user_id);
+  end if;
+  return new;
+end
+$$;
+
+create trigger submission_is_due
+  before insert on vidgen.submissions
+  for each row execute function vidgen.submission_is_due();
+
+revoke all on function vidgen.submission_is_due() from public, anon, authenticated, service_role;
 revoke all on function vidgen.check_running(uuid, uuid)
   from public, anon, authenticated, service_role;
 revoke all on function vidgen.check_hold(uuid, uuid, integer, integer)

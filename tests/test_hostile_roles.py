@@ -217,6 +217,12 @@ CHARGE = (
     "insert into vidgen.charges (task_id, stage, user_id) values (%(task)s, %(stage)s, %(user)s)"
 )
 
+SUBMIT = (
+    "insert into vidgen.submissions (id, task_id, user_id, stage, attempt, worker_id, provider,"
+    " key_fingerprint, model, fingerprint) values (gen_random_uuid(), %(task)s, %(user)s,"
+    " %(stage)s, 1, gen_random_uuid(), 'runway', 'key', 'gen4_image', 'x')"
+)
+
 MONEY: dict[str, tuple[str, str, dict[str, object], str]] = {
     "hold for no task": (HOLD, "absent", {}, "VG001"),
     "hold for a waiting task": (HOLD, "waiting", {}, "VG001"),
@@ -234,6 +240,9 @@ MONEY: dict[str, tuple[str, str, dict[str, object], str]] = {
     "charge another user": (CHARGE, "generated", {"user": uuid4()}, "VG001"),
     "charge what was not generated": (CHARGE, "generated", {"stage": "video"}, "VG003"),
     "charge twice": (CHARGE, "charged", {}, "23505"),
+    "spend for no task": (SUBMIT, "absent", {}, "VG001"),
+    "spend for a waiting task": (SUBMIT, "waiting", {}, "VG001"),
+    "spend in another user's name": (SUBMIT, "running", {"user": uuid4()}, "VG001"),
     "release under a running task": (RELEASE, "charged", {}, "VG005"),
 }
 

@@ -167,6 +167,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
     "vidgen.charge_is_due()": NONE,
+    "vidgen.submission_is_due()": NONE,
     "vidgen.check_hold(uuid,uuid,integer,integer)": NONE,
     "vidgen.take_charge(uuid,text,uuid)": NONE,
     "vidgen.check_release(uuid)": NONE,

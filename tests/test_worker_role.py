@@ -14,7 +14,7 @@ import pytest
 from psycopg import errors, sql
 
 from tests.conftest import Database, PostgresServer
-from tests.world import World, hearing, recorded
+from tests.world import World, hearing, recorded, vidgen
 from vidgen_worker import events
 from vidgen_worker.migrate import migrate
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
@@ -90,6 +90,18 @@ async def test_a_worker_whose_clips_nobody_could_sign_waits_for_an_operator(humb
     failed = [event for event in heard if isinstance(event, events.LoopFailed)]
     assert {event.loop for event in failed} == {"register"}
     assert "vidgen-worker migrate" in failed[0].error
+
+
+def test_migrate_points_the_storage_policy_at_the_buckets_that_are_set(world: World) -> None:
+    """What is not set where it runs stays as it is."""
+    shown = "select images_bucket, videos_bucket from vidgen.settings"
+    done = vidgen(world, "migrate", STORAGE_BUCKET_VIDEOS="our-clips")
+    assert done.returncode == 0, done.stderr
+    assert world.one(shown) == {
+        "images_bucket": "generated-content", "videos_bucket": "our-clips",
+    }  # fmt: skip
+    assert vidgen(world, "migrate").returncode == 0
+    assert world.one(shown)["videos_bucket"] == "our-clips"
 
 
 async def test_failures_cancels_and_retries_need_no_more_rights(humble: World) -> None:
