@@ -486,75 +486,71 @@ declare
   scenario_key text;
   key_type regtype;
 begin
+  if (
+    -- The shape that the migrations make, and most applications have: one statement, planned once.
+    select bool_and(exists (
+             select from pg_attribute as a
+              where a.attrelid = shape.of_table and a.attname = shape.name
+                and a.atttypid = shape.type and a.attgenerated = '' and not a.attisdropped
+           ))
+      from (values
+             ('public.video_scenes'::regclass, 'image_prompt', 'text'::regtype),
+             ('public.video_scenes'::regclass, 'visual_prompt', 'text'::regtype),
+             ('public.video_scenes'::regclass, 'product_reference_image_url', 'text'::regtype),
+             ('public.video_scenes'::regclass, 'duration', 'integer'::regtype),
+             ('public.video_scenes'::regclass, 'scenario_id', 'uuid'::regtype),
+             (to_regclass('public.video_scenarios'), 'id', 'uuid'::regtype),
+             (to_regclass('public.video_scenarios'), 'resolution', 'text'::regtype)
+           ) as shape (of_table, name, type)
+  ) then
+    select jsonb_build_object(
+             'id', s.id, 'image_prompt', s.image_prompt, 'visual_prompt', s.visual_prompt,
+             'product_reference_image_url', s.product_reference_image_url,
+             'duration', s.duration, 'resolution', c.resolution
+           )
+      into found_scene
+      from public.video_scenes as s
+      left join public.video_scenarios as c on c.id = s.scenario_id
+     where s.id = read_scene.scene_id and s.user_id = read_scene.user_id
+       and coalesce(greatest(
+             octet_length(s.image_prompt), octet_length(s.visual_prompt),
+             octet_length(s.product_reference_image_url), octet_length(c.resolution)
+           ), 0) <= 40000;
+    if found then
+      return found_scene;
+    end if;
+  end if;
+
   perform from public.video_scenes as s
     where s.id = read_scene.scene_id and s.user_id = read_scene.user_id;
   if not found then
     return null;
   end if;
-
-  if (
-    -- The shape that the migrations make, and most applications have: one statement, planned once.
-    select count(*) = 7
-      from pg_attribute as a
-     where not a.attisdropped and a.attgenerated = ''
-       and (
-         (a.attrelid = to_regclass('public.video_scenes')
-          and (a.attname, a.atttypid::regtype::text) in (
-            ('image_prompt', 'text'), ('visual_prompt', 'text'),
-            ('product_reference_image_url', 'text'), ('duration', 'integer'), ('scenario_id', 'uuid')
-          ))
-         or (a.attrelid = to_regclass('public.video_scenarios')
-             and (a.attname, a.atttypid::regtype::text) in (('id', 'uuid'), ('resolution', 'text')))
-       )
-  ) then
-    select texts.found || jsonb_build_object('duration', jsonb_build_object('value', s.duration))
-      into columns
-      from public.video_scenes as s
-      left join public.video_scenarios as c on c.id = s.scenario_id
-     cross join lateral (
-       select jsonb_object_agg(
-                f.name,
-                case
-                  when f.bytes > 40000 then jsonb_build_object('bytes', f.bytes)
-                  else jsonb_build_object('value', f.value)
-                end
-              ) as found
-         from (values
-                ('image_prompt', s.image_prompt, octet_length(s.image_prompt)),
-                ('visual_prompt', s.visual_prompt, octet_length(s.visual_prompt)),
-                ('product_reference_image_url', s.product_reference_image_url,
-                 octet_length(s.product_reference_image_url)),
-                ('resolution', c.resolution, octet_length(c.resolution))
-              ) as f (name, value, bytes)
-     ) as texts
-     where s.id = read_scene.scene_id;
-  else
-    select jsonb_object_agg(
-             f.name,
-             vidgen.read_column(
-               'public.video_scenes', f.name, 'id', 'uuid', read_scene.scene_id::text
-             )
+  select jsonb_object_agg(
+           f.name,
+           vidgen.read_column(
+             'public.video_scenes', f.name, 'id', 'uuid', read_scene.scene_id::text
            )
-      into columns
-      from unnest(array[
-             'image_prompt', 'visual_prompt', 'product_reference_image_url', 'duration'
-           ]::name[]) as f (name);
-    scenario_key := vidgen.read_column(
-      'public.video_scenes', 'scenario_id', 'id', 'uuid', read_scene.scene_id::text
-    ) ->> 'value';
-    -- Two columns of different types are compared as texts.
-    select case when k.atttypid = r.atttypid then k.atttypid else 'text'::regtype end
-      into key_type
-      from pg_attribute as k, pg_attribute as r
-     where k.attrelid = to_regclass('public.video_scenarios') and k.attname = 'id'
-       and r.attrelid = 'public.video_scenes'::regclass and r.attname = 'scenario_id'
-       and not k.attisdropped and not r.attisdropped;
-    if scenario_key is not null and key_type is not null then
-      columns := columns || jsonb_build_object(
-        'resolution',
-        vidgen.read_column('public.video_scenarios', 'resolution', 'id', key_type, scenario_key)
-      );
-    end if;
+         )
+    into columns
+    from unnest(array[
+           'image_prompt', 'visual_prompt', 'product_reference_image_url', 'duration'
+         ]::name[]) as f (name);
+  scenario_key := vidgen.read_column(
+    'public.video_scenes', 'scenario_id', 'id', 'uuid', read_scene.scene_id::text
+  ) ->> 'value';
+  -- Two columns of different types are compared as texts.
+  select case when k.atttypid = r.atttypid then k.atttypid else 'text'::regtype end
+    into key_type
+    from pg_attribute as k, pg_attribute as r
+   where k.attrelid = to_regclass('public.video_scenarios') and k.attname = 'id'
+     and r.attrelid = 'public.video_scenes'::regclass and r.attname = 'scenario_id'
+     and not k.attisdropped and not r.attisdropped;
+  if scenario_key is not null and key_type is not null then
+    columns := columns || jsonb_build_object(
+      'resolution',
+      vidgen.read_column('public.video_scenarios', 'resolution', 'id', key_type, scenario_key)
+    );
   end if;
 
   select jsonb_object_agg(
