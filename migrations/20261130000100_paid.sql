@@ -90,14 +90,14 @@ as $$
            select
              from public.video_generation_tasks as t
             cross join vidgen.settings as s
-            where t.video_path = is_paid.of_path and t.user_id = (select auth.uid())
+            where t.video_path = is_paid.of_path and t.user_id = (select vidgen.signed_in_user())
               and s.videos_bucket = is_paid.of_bucket
          )
       or exists (
            select
              from public.video_generation_tasks as t
             cross join vidgen.settings as s
-            where t.image_path = is_paid.of_path and t.user_id = (select auth.uid())
+            where t.image_path = is_paid.of_path and t.user_id = (select vidgen.signed_in_user())
               and s.images_bucket = is_paid.of_bucket
          );
 $$;
@@ -129,7 +129,7 @@ begin
       for select to authenticated
       using (
         bucket_id = any ((select vidgen.our_buckets())::text[])
-        and split_part(name, '/', 2) = (select auth.uid())::text
+        and split_part(name, '/', 2) = (select vidgen.signed_in_user())::text
         and vidgen.is_paid(bucket_id, name)
       );
     -- An application may let users read the whole bucket, or their whole folder.

@@ -370,7 +370,7 @@ as $$
 #variable_conflict use_variable
 begin
   delete from public.video_scenes as s
-   where s.id = delete_scene.scene_id and s.user_id = (select auth.uid());
+   where s.id = delete_scene.scene_id and s.user_id = (select vidgen.signed_in_user());
   return found;
 end
 $$;

@@ -36,7 +36,10 @@ def test_a_hold_reserves_the_stages_still_to_do(ground: Ground) -> None:
 
 def test_a_hold_for_the_video_alone_leaves_the_image_out(ground: Ground) -> None:
     user, hand = ground.user(100), ground.worker()
-    hand.about(claimed(ground, hand, user), "start_task", image_due=False)
+    held = claimed(ground, hand, user)
+    for step in ("start_task", *STAGE):
+        hand.about(held, step, credits=False)
+    hand.about(held, "start_task", image_due=False)
     assert ground.credits(user) == (100, VIDEO_PRICE)
 
 
@@ -75,7 +78,8 @@ def test_a_missing_price_fails_closed(ground: Ground) -> None:
     before = ground.dump()
     assert hand.about(held, "start_task")[0]["verdict"] == "price_missing"
     assert ground.dump() == before
-    assert hand.about(held, "start_task", video_due=False)[0]["verdict"] == "held"
+    ground.sql("insert into public.credit_prices values ('generate_scene', 7)")
+    assert hand.about(held, "start_task")[0]["verdict"] == "held"
 
 
 def test_a_hold_of_nothing_always_succeeds(ground: Ground) -> None:
@@ -172,10 +176,11 @@ def test_a_settle_without_a_hold_stops_the_statement(ground: Ground) -> None:
     user, hand = ground.user(100), ground.worker()
     held = claimed(ground, hand, user)
     hand.walk(held, "start_task", *STAGE[:3])
-    ground.sql("select vidgen.release_credits(%s)", held.id)
+    ground.sql("update vidgen.holds set amount = 0, closed_at = now()")
     before = ground.dump()
-    with pytest.raises(errors.RaiseException, match="no open hold to settle its image from"):
+    with pytest.raises(psycopg.Error, match="no open hold to settle its image from") as refused:
         hand.about(held, "finish_stage")
+    assert refused.value.sqlstate == "VG003"
     assert ground.dump() == before
 
 

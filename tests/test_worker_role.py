@@ -4,6 +4,7 @@
 postgres; what the role may not do besides is in test_policies.py.
 """
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -13,7 +14,7 @@ import pytest
 from psycopg import errors, sql
 
 from tests.conftest import Database, PostgresServer
-from tests.world import World, recorded
+from tests.world import World, hearing, recorded, vidgen
 from vidgen_worker import events
 from vidgen_worker.migrate import migrate
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
@@ -71,6 +72,36 @@ async def test_a_process_runs_under_its_own_role(humble: World, tmp_path: Path) 
         row = await humble.until(humble.order(user, humble.scene(user)))
     assert row["status"] == "completed", log.read_text()
     assert "permission denied" not in log.read_text()
+
+
+async def test_a_worker_whose_clips_nobody_could_sign_waits_for_an_operator(humble: World) -> None:
+    """Its role may not point the storage policy at another bucket; it claims nothing till then."""
+    user = humble.user(100)
+    task = humble.order(user, humble.scene(user))
+    with recorded() as heard:
+        async with (
+            hearing(events.LoopFailed) as refused,
+            humble.worker(STORAGE_BUCKET_VIDEOS="our-clips"),
+        ):
+            await asyncio.wait_for(refused.wait(), 60)
+            assert humble.task(task)["attempt"] == 0
+            humble.sql("select vidgen.share_buckets('generated-content', 'our-clips')")
+            assert (await humble.until(task))["status"] == "completed"
+    failed = [event for event in heard if isinstance(event, events.LoopFailed)]
+    assert {event.loop for event in failed} == {"register"}
+    assert "vidgen-worker migrate" in failed[0].error
+
+
+def test_migrate_points_the_storage_policy_at_the_buckets_that_are_set(world: World) -> None:
+    """What is not set where it runs stays as it is."""
+    shown = "select images_bucket, videos_bucket from vidgen.settings"
+    done = vidgen(world, "migrate", STORAGE_BUCKET_VIDEOS="our-clips")
+    assert done.returncode == 0, done.stderr
+    assert world.one(shown) == {
+        "images_bucket": "generated-content", "videos_bucket": "our-clips",
+    }  # fmt: skip
+    assert vidgen(world, "migrate").returncode == 0
+    assert world.one(shown)["videos_bucket"] == "our-clips"
 
 
 async def test_failures_cancels_and_retries_need_no_more_rights(humble: World) -> None:

@@ -324,11 +324,13 @@ def cancel(world: World, user: UUID, task: UUID) -> Row:
     return row
 
 
-def vidgen(world: World, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def vidgen(
+    world: World, *arguments: str, **overrides: str
+) -> "subprocess.CompletedProcess[str]":  # fmt: skip
     """Run the command line as an operator would."""
     return subprocess.run(
         [sys.executable, "-m", "vidgen_worker", *arguments],
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "160", **world.env()},
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "160", **world.env(**overrides)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 

@@ -47,6 +47,7 @@ class ClientSettings(Environment):
     database_url: SecretStr
     supabase_url: str | None = None
     supabase_service_role_key: SecretStr | None = None
+    storage_bucket_images: str = "generated-content"
     storage_bucket_videos: str = "video-files"
 
 

@@ -154,13 +154,13 @@ select current_setting('server_version_num')::integer as version,
 select what, granted
   from (values
     ('update public.video_generation_tasks',
-     has_table_privilege(to_regclass('public.video_generation_tasks'), 'UPDATE')),
+     has_any_column_privilege(to_regclass('public.video_generation_tasks'), 'UPDATE')),
     ('insert into vidgen.workers',
      case when has_schema_privilege('vidgen', 'USAGE')
-          then has_table_privilege(to_regclass('vidgen.workers'), 'INSERT') end),
+          then has_any_column_privilege(to_regclass('vidgen.workers'), 'INSERT') end),
     ('insert into vidgen.submissions',
      case when has_schema_privilege('vidgen', 'USAGE')
-          then has_table_privilege(to_regclass('vidgen.submissions'), 'INSERT') end)
+          then has_any_column_privilege(to_regclass('vidgen.submissions'), 'INSERT') end)
   ) as rights (what, granted);
 
 -- live_workers --
@@ -527,3 +527,14 @@ select vidgen.uploads_removed(%(upload_ids)s::uuid[]);
 select to_jsonb(s) ->> 'schema_version' as schema_version,
        to_jsonb(s) ->> 'oldest_program' as oldest_program
   from vidgen.settings as s;
+
+-- share_buckets --
+-- Say which buckets the storage policy goes by; null: as it is. False where this role may not.
+select vidgen.share_buckets(
+         coalesce(%(images_bucket)s, s.images_bucket), coalesce(%(videos_bucket)s, s.videos_bucket)
+       ) as shared
+  from vidgen.settings as s;
+
+-- buckets_of_the_policy --
+-- The buckets that the storage policy goes by.
+select images_bucket, videos_bucket from vidgen.settings;

@@ -16,10 +16,9 @@ values
 on conflict (id) do nothing
 
 -- share_buckets --
--- The storage policy reads the buckets' names from here; written only when they differ.
-update vidgen.settings
-   set images_bucket = %(images_bucket)s, videos_bucket = %(videos_bucket)s
- where (images_bucket, videos_bucket) is distinct from (%(images_bucket)s, %(videos_bucket)s)
+-- The storage policy reads the buckets' names from here. An operator's role writes them where they
+-- differ; the worker's own may not, and is told so.
+select vidgen.share_buckets(%(images_bucket)s, %(videos_bucket)s) as shared
 
 -- heartbeat --
 -- One row written however many tasks are held; no task's row is written or locked, so that the lease

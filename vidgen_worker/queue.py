@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
 from vidgen_worker.db import LOCK_PATIENCE, Databases, LockedError, Row, Rows
-from vidgen_worker.errors import FAULTS
+from vidgen_worker.errors import FAULTS, Fault
 from vidgen_worker.events import OwedSceneRefused, RowRefused, SceneWriteRefused, emit
 from vidgen_worker.gates import ALL_MODELS, Gate, Scopes
 from vidgen_worker.lease import Heartbeat, boot_time
@@ -90,12 +90,18 @@ class NoSlotError(Exception):
     """As many generations of this model are in flight as the provider's tier allows."""
 
 
+class BucketsNotSharedError(Exception):
+    """The storage policy goes by other buckets, and this role may not change that."""
+
+
 class NotOursError(Exception):
     """A generation that only workers with another account, or another key, may follow."""
 
 
 LOCKED = "55P03 locked by another transaction"
 """As `vidgen.note_refusal` has it, which knows a lock by its SQLSTATE."""
+SCENE_BYTES_MAX = 40_000
+"""The largest value of one column of a scene that is read, in bytes (`vidgen.read_scene`)."""
 ABSENCE = timedelta(hours=1)
 """Anyone may follow a generation when no worker that may has been heard of for so long."""
 
@@ -226,18 +232,25 @@ class Queue:
     # The worker.
 
     async def register(self, host: str, pid: int, version: str) -> None:
-        """Write the worker's row, and the buckets' names for the storage policy."""
+        """Write the worker's row. Raises BucketsNotSharedError where clips could not be signed."""
+        images = self.settings.storage_bucket_images
+        videos = self.settings.storage_bucket_videos
+        rows = await self.db.run(
+            "share_buckets", self._give_up, images_bucket=images, videos_bucket=videos
+        )
+        if not rows[0]["shared"]:
+            msg = (
+                f"the storage policy goes by other buckets than {images} and {videos}, and this "
+                "role may not change that: run `vidgen-worker migrate` as the database's owner, "
+                "with STORAGE_BUCKET_IMAGES and STORAGE_BUCKET_VIDEOS as here, or correct them"
+            )
+            raise BucketsNotSharedError(msg)
         await self.db.run(
             "register_worker", self._give_up, worker_id=self.worker_id, host=host, pid=pid,
             version=version, **self.key.names(),
             # 0: never asked to make room for a task that is to run alone.
             concurrency=self.settings.vidgen_concurrency if self.settings.runwayml_enabled else 0,
             lease=self.settings.vidgen_lease,
-        )  # fmt: skip
-        await self.db.run(
-            "share_buckets", self._give_up,
-            images_bucket=self.settings.storage_bucket_images,
-            videos_bucket=self.settings.storage_bucket_videos,
         )  # fmt: skip
         await self.db.run("expect_limit", self._give_up, **self._models())
         for model, limit in self.limits_set().items():
@@ -949,7 +962,12 @@ def _checkpoint(row: Row) -> Checkpoint:
 
 
 def scene_of(found: Mapping[str, Any]) -> Scene:
-    """The scene as `vidgen.read_scene` found it; text that isn't text counts as text."""
+    """The scene as `vidgen.read_scene` found it; text that isn't text counts as text.
+
+    Raises Fault `scene_invalid` that names a column which was not read: too large, or it raises.
+    """
+    for field, problem in sorted(found.get("unreadable", {}).items()):
+        raise _unreadable(field, problem)
 
     def text(name: str) -> str | None:
         value = found.get(name)
@@ -963,3 +981,14 @@ def scene_of(found: Mapping[str, Any]) -> Scene:
         duration=found.get("duration"),
         resolution=text("resolution"),
     )
+
+
+def _unreadable(field: str, problem: Mapping[str, Any]) -> Fault:
+    if "bytes" in problem:
+        said = f"has {problem['bytes']} bytes; at most {SCENE_BYTES_MAX} are read. Shorten it"
+        details = f"the column {field} has {problem['bytes']} bytes"
+    else:
+        said = "can't be read from the database. Correct it"
+        details = f"reading the column {field} raised {problem.get('error')}"
+    message = f"The field {field} {said}, then retry."
+    return Fault("scene_invalid", field=field, message=message, details=details)

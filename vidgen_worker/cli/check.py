@@ -120,7 +120,7 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
             return
         yield _version(server)
         yield _clock(server["clock"], before + (after - before) / 2)
-        for look in (_schema, _rights, _listen, _workers):
+        for look in (_schema, _rights, _policy, _listen, _workers):
             try:
                 yield from look(database, settings, server)
             except (ClientError, psycopg.Error) as error:
@@ -303,6 +303,25 @@ def _schema(database: Database, settings: Settings, server: dict[str, Any]) -> I
         yield Finding("Schema", State.BAD, problem, "pip install --upgrade vidgen-worker")
     else:
         yield Finding("Schema", State.OK, "up to date")
+
+
+def _policy(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
+    """Whether owners can sign what the worker stores: the storage policy names the buckets."""
+    if not server["has_tasks"]:
+        return
+    (row,) = database.rows("buckets_of_the_policy")
+    wanted = settings.storage_bucket_images, settings.storage_bucket_videos
+    if (row["images_bucket"], row["videos_bucket"]) == wanted:
+        yield Finding("Storage policy", State.OK, f"goes by {' and '.join(wanted)}")
+        return
+    said = (
+        f"goes by {row['images_bucket']} and {row['videos_bucket']}, the settings by {wanted[0]} "
+    )
+    said += f"and {wanted[1]}"
+    remedy = (
+        "Run vidgen-worker migrate as the database's owner with these settings, or correct them."
+    )
+    yield Finding("Storage policy", State.NOTE, said, remedy)
 
 
 def _rights(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:

@@ -13,7 +13,13 @@ import typer
 from vidgen_worker import sessions
 from vidgen_worker.cli.output import ExitCode, console, fail, print_json
 from vidgen_worker.cli.tasks import Json
-from vidgen_worker.client import connect, load_client_settings, open_database, too_new
+from vidgen_worker.client import (
+    ClientSettings,
+    connect,
+    load_client_settings,
+    open_database,
+    too_new,
+)
 from vidgen_worker.config import load
 from vidgen_worker.database_url import place_of
 from vidgen_worker.foreign_text import printable
@@ -56,6 +62,17 @@ def run() -> None:
     raise typer.Exit(asyncio.run(serve(settings)))
 
 
+def _share_buckets(url: str, settings: ClientSettings) -> None:
+    """Tell the storage policy the buckets that are set here; what is not set stays as it is."""
+    told = settings.model_dump(include=settings.model_fields_set)
+    buckets = {
+        "images_bucket": told.get("storage_bucket_images"),
+        "videos_bucket": told.get("storage_bucket_videos"),
+    }
+    with open_database(url) as database:
+        database.rows("share_buckets", buckets)
+
+
 def _end_before_it_began(_number: int, _frame: FrameType | None) -> None:
     """End well: nothing was claimed yet."""
     sys.exit(ExitCode.OK)
@@ -65,8 +82,12 @@ def migrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is missing.")] = False,
     json: Json = False,
 ) -> None:
-    """Bring the database up to this version. Needs DATABASE_URL only; safe to repeat."""
-    url = load_client_settings().database_url.get_secret_value()
+    """Bring the database up to this version. Needs DATABASE_URL only; safe to repeat.
+
+    Where STORAGE_BUCKET_IMAGES or STORAGE_BUCKET_VIDEOS is set, the storage policy goes by it.
+    """
+    settings = load_client_settings()
+    url = settings.database_url.get_secret_value()
     with connect(url) as connection, connection.transaction():
         sessions.pin_transaction(connection)
         found = connection.execute("select to_regnamespace('auth') is not null as is_supabase")
@@ -79,6 +100,8 @@ def migrate(
             )
     try:
         versions = pending(url) if dry_run else apply_migrations(url)
+        if not dry_run:
+            _share_buckets(url, settings)
     except psycopg.Error as error:
         hint = error.diag.message_hint
         fail(

@@ -178,7 +178,7 @@ class Runway:
         try:
             return await self._paid.post(path, body=dict(request.body), cast_to=httpx.Response)
         except APIStatusError as error:
-            raise runway_answers.submit_refused(path, request.stage, error.response) from error
+            raise runway_answers.submit_refused(path, request, error.response) from error
         except APIConnectionError as error:
             cause = error.__cause__
             if isinstance(cause, _NEVER_SENT):

@@ -8,6 +8,7 @@ with one odd field into another status. Nothing here sends a request.
 import email.utils
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +19,14 @@ from httpx import codes
 from runwayml import APIError, APIStatusError
 
 from vidgen_worker.errors import Fault
-from vidgen_worker.providers import Accepted, Account, Generation, GenerationState, ModelLimits
+from vidgen_worker.providers import (
+    Accepted,
+    Account,
+    Generation,
+    GenerationState,
+    ModelLimits,
+    Request,
+)
 from vidgen_worker.task import StageName
 
 LONGEST_RETRY_AFTER = timedelta(hours=1)
@@ -37,6 +45,14 @@ _SUBMIT_FAULTS: Mapping[int, str] = {
     codes.MISDIRECTED_REQUEST: "provider_unreachable",
     codes.TOO_EARLY: "provider_unreachable",
 }
+_OUT_OF_CREDITS = re.compile(
+    r"(?:you (?:do not|don.t) have |you have |there are )?(?:not )?enough credits"
+    r"|insufficient credits",
+    re.IGNORECASE,
+)
+"""As seen: "You do not have enough credits to run this task."."""
+_DAILY_LIMIT = re.compile(r"(?:you have reached )?your daily\b.{0,40}\blimit", re.IGNORECASE)
+"""As seen: "Your daily task limit has been reached."."""
 _STATES = {state.name: state for state in GenerationState if state is not GenerationState.UNKNOWN}
 
 
@@ -53,27 +69,27 @@ def accepted(path: str, response: httpx.Response) -> Accepted:
     return Accepted(generation_id, _credits(body.get("estimatedCost")))
 
 
-def submit_refused(path: str, stage: StageName, response: httpx.Response) -> Fault:
+def submit_refused(path: str, request: Request, response: httpx.Response) -> Fault:
     """Classify an answer to a submit that is not a success."""
-    name = _submit_fault(stage, response)
+    name = _submit_fault(request, response)
     wait = retry_after(response) if response.status_code == codes.TOO_MANY_REQUESTS else None
     return Fault(name, details=f"POST {path} was answered {said(response)}", retry_after=wait)
 
 
-def _submit_fault(stage: StageName, response: httpx.Response) -> str:
+def _submit_fault(request: Request, response: httpx.Response) -> str:
     """Name the row of the table of faults.
 
     Out of credits, the daily limit and asset errors are told apart by their text only
     (https://docs.dev.runwayml.com/errors/errors/, sdk-node issue 28, sdk-python issues 23 and 81).
     """
-    text = provider_text(response).lower()
     match response.status_code:
-        case codes.BAD_REQUEST if "enough credits" in text:
+        case codes.BAD_REQUEST if _is_said(_OUT_OF_CREDITS, request, response):
             return "provider_unfunded"
-        case codes.BAD_REQUEST if stage is StageName.VIDEO and _about_the_frame(response):
+        case codes.BAD_REQUEST if request.stage is StageName.VIDEO and _about_the_frame(response):
             return "frame_refused"
         case codes.TOO_MANY_REQUESTS:
-            return "provider_quota" if "daily" in text else "provider_busy"
+            daily = _is_said(_DAILY_LIMIT, request, response)
+            return "provider_quota" if daily else "provider_busy"
         case status if status in _SUBMIT_FAULTS:
             return _SUBMIT_FAULTS[status]
         case status if status < codes.BAD_REQUEST:
@@ -184,6 +200,35 @@ def retry_after(response: httpx.Response) -> timedelta | None:
     if not 0 < seconds <= LONGEST_RETRY_AFTER.total_seconds():
         return None
     return timedelta(seconds=seconds)
+
+
+def _is_said(sentence: re.Pattern[str], request: Request, response: httpx.Response) -> bool:
+    """Whether Runway itself says so, which closes a gate for everybody.
+
+    Its sentence begins the text. A validation error (`issues`) quotes the input, a failed fetch the
+    server of an asset, and a request that holds the words may be what is quoted: none of these
+    decides anything, or one user's prompt could stop all others.
+    """
+    body = read_json(response)
+    if not isinstance(body, Mapping) or body.get("issues"):
+        return False
+    text = _text(body.get("error")) or _text(body.get("message")) or ""
+    if not sentence.match(" ".join(text.split())):
+        return False
+    return not any(sentence.search(" ".join(sent.split())) for sent in _texts_in(request.body))
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Yield every text of a request's body."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for item in value.values():
+                yield from _texts_in(item)
+        case list() | tuple():
+            for item in value:
+                yield from _texts_in(item)
 
 
 def _about_the_frame(response: httpx.Response) -> bool:
