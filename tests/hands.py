@@ -57,6 +57,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "statement": "complete",
     "error": "P0001 no", "waiting": None, "part": "storage", "allowance": 3,
+    "digest": "digest", "rejected": False,
 })  # fmt: skip
 
 FENCED = (
