@@ -145,7 +145,8 @@ class Hand:
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
-        return self(name, **{**held.fence, **of_report(name, held), **parameters})
+        own = {"digest": str(held.id), **held.fence, **of_report(name, held)}
+        return self(name, **{**own, **parameters})
 
     def walk(self, held: Held, *steps: str, stage: str = "image") -> None:
         """Run the queries of one stage up to a point; each must find the task its own."""
