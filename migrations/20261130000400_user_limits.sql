@@ -348,8 +348,11 @@ begin
   if exists (select from vidgen.submissions as s where s.id = of_submission) then
     return null;  -- a repeat of one that has begun
   end if;
-  insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
   select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
+  if not found then
+    insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
+    select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
+  end if;
   select s.* into limits from vidgen.settings as s;
 
   select r.rejected_at into rejected
@@ -770,6 +773,48 @@ begin
 end
 $$;
 
+-- Beyond the limit nothing more is even written: 100,000 rows would be inserted and checked first, for
+-- seconds. Only a short cut: whoever forges this number meets the exact count after the statement.
+create function vidgen.begin_to_count() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  perform set_config(
+    'vidgen.rows_left', (select s.max_inserts_per_hour::text from vidgen.settings as s), true
+  );
+  return null;
+end
+$$;
+
+create function vidgen.count_row() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  rows_left integer := coalesce(nullif(current_setting('vidgen.rows_left', true), ''), '1')::integer - 1;
+begin
+  if rows_left < 0 then
+    raise exception 'limit reached: too many new tasks in one statement'
+      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Nothing was inserted. Insert fewer.';
+  end if;
+  perform set_config('vidgen.rows_left', rows_left::text, true);
+  return new;
+end
+$$;
+
+create trigger begin_to_count
+  before insert on public.video_generation_tasks
+  for each statement
+  when (row_security_active('public.video_generation_tasks'))
+  execute function vidgen.begin_to_count();
+
+create trigger count_row
+  before insert on public.video_generation_tasks
+  for each row
+  when (row_security_active('public.video_generation_tasks'))
+  execute function vidgen.count_row();
+
 -- Scenes, where the table is ours; an application's own is its own affair.
 create function vidgen.limit_scenes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -968,6 +1013,8 @@ begin
     'vidgen.note_trouble(text, text, text, text, text, text, text, uuid, uuid, integer, interval)'::regprocedure,
     'vidgen.sweep_limits()'::regprocedure,
     'vidgen.lift_limits(uuid)'::regprocedure,
+    'vidgen.begin_to_count()'::regprocedure,
+    'vidgen.count_row()'::regprocedure,
     'vidgen.limit_scenes()'::regprocedure
   ] loop
     execute format('revoke all on function %s from public, anon, authenticated, service_role', ours);

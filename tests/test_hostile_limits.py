@@ -356,9 +356,15 @@ def test_insert_and_cancel_ends_at_the_limit(ground: Ground) -> None:
 def test_a_statement_of_a_hundred_thousand_rows_is_refused_whole(ground: Ground) -> None:
     user = ground.user()
     ground.sql("update vidgen.settings set max_tasks_per_scene = 1000000")
-    error = refused(ground, user, MANY, ground.scene(user), 10_000)
-    assert "2000 new tasks an hour, 0 of them used" in str(error)
+    error = refused(ground, user, MANY, ground.scene(user), 100_000)
+    assert "too many new tasks in one statement" in str(error)
     assert ground.none(f"select from {TASKS}")
+    # Refused before its rows are written, which shows in the place that they would have taken.
+    size = ground.one("select pg_table_size(%s::regclass) as bytes", TASKS)["bytes"]
+    assert size < 4_000_000
+    forged = f"insert into {TASKS} (scene_id) select %s from generate_series(1, %s) where"
+    forged += " set_config('vidgen.rows_left', '9', true) = '9'"
+    assert "2000 new tasks an hour" in str(refused(ground, user, forged, ground.scene(user), 2001))
 
 
 def test_tasks_of_one_scene_are_bounded_ended_ones_too(ground: Ground) -> None:

@@ -162,6 +162,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.stage_is_stored()": NONE,
     "vidgen.submission_is_rejected()": NONE,
     "vidgen.limit_scenes()": NONE,
+    "vidgen.begin_to_count()": NONE,
+    "vidgen.count_row()": NONE,
     "vidgen.submission_ends()": NONE,
     "vidgen.refuse_forgotten_retries()": NONE,
     "vidgen.restore_credits(uuid)": NONE,
