@@ -96,6 +96,7 @@ def test_of_four_workers_that_race_one_begins(ground: Ground) -> None:
     user = ground.user()
     ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 12, expected_cost = 12")
     hand, tasks = begun(ground, user, 4)
+    ground.sql("insert into vidgen.user_limits (user_id) values (%s)", user)
     with hand.holding():
         assert submit(hand, tasks[0]) is None
         others = [ground.hand(hand.worker_id) for _ in tasks[1:]]
