@@ -34,6 +34,7 @@ USUAL: dict[str, Any] = {
     "image_ratio": "1920:1080", "image_due": True, "video_due": True, "message": "At work",
     "current_step": "Generating scene image with AI", "fingerprint": "0123456789abcdef",
     "inputs": "0" * 32, "request": Jsonb({"promptText": PROMPT * 3, "ratio": "1920:1080"}),
+    "digest": "0" * 64, "rejected": False, "probe": timedelta(seconds=30),
     "answer": "generation", "estimated_cost": 5, "details": "", "ended_state": "succeeded",
     "verdict": None, "show": True, "follow": True, "cost": 5, "size": 2_000_000, "sha256": "0" * 64,
     "failures": 0, "video_url": ADDRESS + "x" * 400, "good_for": timedelta(hours=1),

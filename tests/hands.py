@@ -57,7 +57,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "follow": True,
     "statement": "complete", "error": "P0001 no", "waiting": None, "part": "storage",
-    "allowance": 3, "upload_ids": [],
+    "allowance": 3, "upload_ids": [], "digest": "digest", "rejected": False,
 })  # fmt: skip
 
 FENCED = (
@@ -147,9 +147,9 @@ class Hand:
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
-        more = of_report(name, held)
+        more = {"digest": str(held.id), **of_report(name, held)}
         if name in ("begin_upload", "finish_stage"):
-            more = self.place_of(held, str(parameters.get("stage", "image")))
+            more |= self.place_of(held, str(parameters.get("stage", "image")))
         return self(name, **{**held.fence, **more, **parameters})
 
     def place_of(self, held: Held, stage: str) -> dict[str, Any]:

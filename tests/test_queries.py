@@ -302,6 +302,15 @@ def limits_to_read(_: Ground, hand: Hand) -> Parameters:
     return {}
 
 
+def a_rejection_of_long_ago(ground: Ground, _: Hand) -> Parameters:
+    ground.sql(
+        "insert into vidgen.rejections (user_id, digest, task_id, rejected_at)"
+        " values (%s, 'digest', %s, now() - interval '2 days')",
+        uuid4(), uuid4(),
+    )  # fmt: skip
+    return {}
+
+
 STATES: Mapping[str, Prepare] = {
     "register_worker": nothing,
     "share_buckets": lambda *_: {"images_bucket": "other", "videos_bucket": "another"},
@@ -345,6 +354,7 @@ STATES: Mapping[str, Prepare] = {
     "sweep_workers": stale_rows,
     "sweep_gates": gates_of_nobody,
     "sweep_turns": stale_rows,
+    "sweep_limits": a_rejection_of_long_ago,
     "fleet": a_closed_gate,
     "take_duty": nothing,
     "take_uploads": an_upload_nobody_charges,

@@ -22,6 +22,8 @@ from vidgen_worker.events import (
     TaskHandedBack,
     TaskRequeued,
     UnexpectedError,
+    UserBraked,
+    UserLimited,
     emit,
 )
 from vidgen_worker.gates import Gate, Scope
@@ -36,6 +38,7 @@ from vidgen_worker.queue import (
     NotOursError,
     RowRefusedError,
     SubmissionCapError,
+    UserLimitedError,
 )
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.storm import ALLOWANCE, BRAKES, IN_A_ROW
@@ -56,6 +59,8 @@ CANCEL_SELDOM = timedelta(minutes=2)
 """The longest pause between two tries to cancel: its owner waits."""
 NO_SLOT = "NO_SLOT"
 """What the log calls a task that waits for a place at the provider."""
+USER_LIMIT = "USER_LIMIT"
+"""What the log calls a task that waits because of its user's limits."""
 
 
 async def attempt(tools: Tools, run: Run) -> Outcome:
@@ -122,6 +127,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         await shut(tools, error.gate, error.reason, error.message, details)
         delay = tools.settings.vidgen_queue_poll
         return Requeued(delay, failed=False, code=error.reason, details=details, waiting=False)
+    except UserLimitedError as error:
+        return _user_limited(run, error)
     except NoSlotError:
         # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
         # only where the claim saw one for it and was wrong (another model in a frozen request).
@@ -142,6 +149,22 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         unexpected = Fault("internal_error", details=details)
         await watch(tools, run, unexpected)
         return await follow(tools, run, unexpected)
+
+
+def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
+    """What follows from a limit of the user: nothing was paid."""
+    emit(UserLimited(
+        fence=run.task.fence, user=str(run.task.user_id), kind=error.kind, details=error.details,
+    ))  # fmt: skip
+    match error.kind:
+        case "rejected":
+            return failed(Fault("content_rejected", details=error.details))
+        case "ended":
+            return failed(Fault("user_limit", details=error.details, message=error.message))
+        case _:
+            return Requeued(
+                error.delay, failed=False, code=USER_LIMIT, details=error.details, waiting=False
+            )
 
 
 async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
@@ -211,13 +234,19 @@ async def watch(tools: Tools, run: Run, fault: Fault) -> None:
         return
     model = _model(tools, run)
     gate = tools.queue.key.scopes.gate(brake.scope, model)
-    tasks, users = await tools.queue.note_trouble(
+    noted = await tools.queue.note_trouble(
         run.task, gate, brake.part, brake.reason, brake.message, f"{fault.name}: {fault.details}",
         model=model, allowance=None if brake.input_to_blame else ALLOWANCE,
     )  # fmt: skip
-    if not brake.at_once and (users if brake.input_to_blame else tasks) < IN_A_ROW:
+    if noted.braked:
+        emit(UserBraked(
+            fence=run.task.fence, user=str(run.task.user_id), code=brake.reason,
+            details=fault.details,
+        ))  # fmt: skip
+    users = noted.weighed if brake.input_to_blame else noted.users
+    if not brake.at_once and users < IN_A_ROW:
         return
-    met = f"{users} users" if brake.input_to_blame else f"{tasks} task(s)"
+    met = f"{users} user(s)"
     # Where inputs may be to blame, another user's task tries the gate at once.
     await shut(
         tools, gate, brake.reason, brake.message,
@@ -317,4 +346,6 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
 def _waiting_message(outcome: Requeued) -> str:
     if outcome.code == NO_SLOT:
         return "Waiting for a place at the provider"
+    if outcome.code == USER_LIMIT:
+        return "Waiting: your submissions come with pauses for now"
     return "Waiting to try again" if outcome.failed else "Waiting for the service to continue"

@@ -77,6 +77,62 @@ select tries, since, until, statement, error
 -- How many tasks are left alone because their row refuses a change.
 select count(*) as tasks from vidgen.set_aside;
 
+-- limited_users --
+-- Users whom a limit of their own keeps back, or who are near it: the stopped first.
+select u.user_id, u.rejections, u.rejected_at,
+       case when u.stopped_until > now() then u.stopped_until end as stopped_until,
+       case when u.paused_until > now() then u.paused_until end as paused_until,
+       case when u.paused_until > now() then u.reason end as reason
+  from vidgen.user_limits as u
+ where u.stopped_until > now() or u.paused_until > now() or u.rejections > 0
+ order by (u.stopped_until > now()) desc nulls last, u.rejections desc, u.user_id
+ limit %(limit)s;
+
+-- limits_of_user --
+-- What a user has used of each limit, and what keeps him back; one row for anybody.
+select who.user_id,
+       coalesce(u.rejections, 0) as rejections, s.rejections_to_slow, s.rejections_to_stop,
+       case when u.stopped_until > now() then u.stopped_until end as stopped_until,
+       case when u.paused_until > now() then u.paused_until end as paused_until,
+       case when u.paused_until > now() then u.reason end as reason,
+       cost.lost, cost.open, cost.running, s.max_unbilled_cost_per_user as most_lost, cost.opens_at,
+       (
+         select count(*) from public.video_generation_tasks as t
+          where t.user_id = who.user_id and t.status in ('pending', 'processing')
+       ) as unfinished,
+       s.max_unfinished_per_user as most_unfinished,
+       case when hour.is_now then l.inserts else 0 end as inserts, s.max_inserts_per_hour,
+       case when hour.is_now then l.changes else 0 end as changes, s.max_changes_per_hour,
+       u.lifted_at
+  from (select %(user_id)s::uuid as user_id) as who
+ cross join vidgen.settings as s
+  left join vidgen.user_limits as u on u.user_id = who.user_id
+  left join vidgen.user_locks as l on l.user_id = who.user_id
+ cross join lateral vidgen.unbilled(who.user_id, u.lifted_at) as cost
+ cross join lateral (
+   select coalesce(l.hour_began between now() - interval '1 hour' and now(), false) as is_now
+ ) as hour;
+
+-- rejections_of_user --
+-- The inputs of a user that are not sent again, newest first.
+select r.task_id, r.rejected_at, r.rejected_at + s.rejection_memory as forgotten_at
+  from vidgen.rejections as r
+ cross join vidgen.settings as s
+ where r.user_id = %(user_id)s and r.rejected_at > now() - s.rejection_memory
+ order by r.rejected_at desc
+ limit %(limit)s;
+
+-- lift_limits --
+-- Let a user begin anew; false: nothing of his was counted.
+select vidgen.lift_limits(%(user_id)s) as known;
+
+-- users_limited --
+-- How many users a limit of their own keeps back now.
+select count(*) filter (where u.stopped_until > now()) as stopped,
+       count(*) filter (where u.paused_until > now()) as paused
+  from vidgen.user_limits as u
+ where u.stopped_until > now() or u.paused_until > now();
+
 -- grant_credits --
 -- Add to a user's balance, once per reference.
 select * from public.grant_video_credits(%(user_id)s, %(amount)s, %(reference)s);

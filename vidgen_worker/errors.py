@@ -175,6 +175,13 @@ _RULES = (
         "never resubmitted: it costs money and endangers the account",
     ),
     FaultRule(
+        "user_limit", "submit",
+        "a limit of the user: too much lost within a day, too many rejections in a row",
+        "USER_LIMIT", _FAIL, Hold.RELEASE,
+        "A limit of yours is reached, so nothing was paid for this task. Retry it later.",
+        "provider never called; says which limit, what was used and when it opens",
+    ),
+    FaultRule(
         "asset_invalid", "failure code", "ASSET.INVALID, THIRD_PARTY.INPUT_VALIDATION",
         "ASSET_INVALID", _FAIL, Hold.RELEASE,
         "The scene's picture can't be used by the provider. Use another one, then retry.",

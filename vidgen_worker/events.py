@@ -575,6 +575,29 @@ class TaskRequeued(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserLimited(TaskEvent):
+    """A limit of its user kept a submission back: nothing was paid."""
+
+    sentence = "A user's limit keeps a submission back"
+    level = logging.WARNING
+    user: str
+    kind: str
+    """`rejected` and `ended` end the task, `waits` puts it back."""
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserBraked(TaskEvent):
+    """The same trouble in a row of one user: he alone is braked."""
+
+    sentence = "A user's submissions pause: the same trouble in a row"
+    level = logging.WARNING
+    user: str
+    code: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed(TaskEvent):
     """It ends here."""
 

@@ -42,6 +42,10 @@ GIVEN_UP = "given up"
 """The end that is booked for a generation which the provider would not let us end."""
 
 
+REJECTED = "content_rejected"
+"""The row of the fault table that counts against the user."""
+
+
 class Generating:
     """One generation of one attempt."""
 
@@ -137,6 +141,7 @@ class Generating:
         await self._queue.end_generation(
             self._fence, self._stage.name, self._id, state, cost, self._stage.storing,
             failed(fault) if fault is not None and fatal else None,
+            rejected=fault is not None and fault.name == REJECTED,
         )  # fmt: skip
 
     def _say_ended(self, state: str, cost: float | None, seconds: float) -> None:
@@ -243,6 +248,12 @@ def _fault_of(generation: Generation) -> Fault | None:
             return failure_fault(generation.failure_code, generation.failure or "", generation.cost)
 
 
+def was_rejected(generation: Generation) -> bool:
+    """Whether content rules ended it."""
+    fault = _fault_of(generation)
+    return fault is not None and fault.name == REJECTED
+
+
 def failed(fault: Fault) -> Failed:
     """The end of a task by a fault."""
     return Failed(fault.code, fault.message, fault.details, fault.visible())
@@ -273,6 +284,7 @@ async def end_at_provider(
         await queue.close_generation(task_id, generation_id, "gone", None)
         return "gone", None
     state, cost = generation.state.value, generation.cost
+    rejected = generation.state.terminal and was_rejected(generation)
     if not generation.state.terminal:
         await provider.cancel(generation_id)
         state = "cancelled"
@@ -281,5 +293,6 @@ async def end_at_provider(
         except Fault:
             # 404 after a cancel is the documented answer: then the estimate is all there is.
             cost = None
-    await queue.close_generation(task_id, generation_id, state, cost)
+    # Whoever cancels in time does not hide that.
+    await queue.close_generation(task_id, generation_id, state, cost, rejected=rejected)
     return state, cost

@@ -34,7 +34,7 @@ from vidgen_worker.events import (
     emit,
 )
 from vidgen_worker.gates import ALL_MODELS, Gate, Scope
-from vidgen_worker.generating import GIVEN_UP, end_at_provider
+from vidgen_worker.generating import GIVEN_UP, end_at_provider, was_rejected
 from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import NotOursError, RowRefusedError
 from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM, ROW_REFUSED
@@ -414,7 +414,9 @@ class Janitor:
                 if not generation.state.terminal:
                     return
                 state, cost = generation.state.value, generation.cost
-                await queue.close_generation(task_id, generation_id, state, cost)
+                await queue.close_generation(
+                    task_id, generation_id, state, cost, rejected=was_rejected(generation)
+                )
             else:
                 state, cost = await end_at_provider(provider, queue, task_id, generation_id)
         except NotOursError:
@@ -478,5 +480,6 @@ class Janitor:
                 await queue.close_generation(task_id, generation_id, "gone", None)
             return  # else it can't be asked now, and is met again
         await queue.close_generation(
-            task_id, generation_id, generation.state.value, generation.cost
-        )
+            task_id, generation_id, generation.state.value, generation.cost,
+            rejected=generation.state.terminal and was_rejected(generation),
+        )  # fmt: skip

@@ -71,7 +71,8 @@ select 'cancel_waiting', null, null
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
--- written in user order, so two of these can't deadlock; claims skip what is locked here.
+-- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
+-- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
 with mail as materialized (
   select ctid, user_id, due_at
     from vidgen.arrivals
@@ -92,10 +93,16 @@ due as materialized (
      for update skip locked
 )
 insert into vidgen.turns as t (user_id, waiting_since, due_at, arrivals)
-select user_id, case when min(due_at) <= now() then clock_timestamp() end,
-       case when min(due_at) <= now() then 'infinity' else min(due_at) end, 1
-  from (select user_id, due_at from mail union all select user_id, due_at from due) as both_of_them
- group by user_id
+select user_id, case when due_at <= now() then clock_timestamp() end,
+       case when due_at <= now() then 'infinity' else due_at end, 1
+  from (
+    select b.user_id, greatest(min(b.due_at), min(u.paused_until)) as due_at
+      from (
+        select user_id, due_at from mail union all select user_id, due_at from due
+      ) as b
+      left join vidgen.user_limits as u on u.user_id = b.user_id
+     group by b.user_id
+  ) as comes
  order by user_id
 on conflict (user_id) do update
    set waiting_since = coalesce(t.waiting_since, excluded.waiting_since),
@@ -208,7 +215,13 @@ places as materialized (
   select least(%(slots)s, images, room)::integer as most, images is not null as limited from free
 ),
 line as materialized (
-  select user_id, waiting_since, arrivals
+  -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
+  -- put back.
+  select user_id, waiting_since, arrivals,
+         exists (
+           select from vidgen.user_limits as u
+            where u.user_id = turns.user_id and u.paused_until is not null
+         ) as slowed
     from vidgen.turns
    where waiting_since is not null
    order by waiting_since
@@ -220,7 +233,7 @@ share as materialized (
     from line
 ),
 waiting as materialized (
-  select line.user_id, line.waiting_since, ready.id, ready.rank, begun.tasks,
+  select line.user_id, line.waiting_since, line.slowed, ready.id, ready.rank, begun.tasks,
          coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
          coalesce(budget.crashes > 0 and budget.crashes >= %(max_crashes)s - 1, false) as not_here
     from line
@@ -269,7 +282,7 @@ image_slots as materialized (
 chosen as materialized (
   select w.id
     from waiting as w
-   where w.rank <= (select rows from share)
+   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed)
      and (%(max_running_per_user)s::integer is null
           or (
             w.rank + w.tasks <= %(max_running_per_user)s::integer
@@ -903,8 +916,8 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 -- Refused (nothing is written) where the stage's possibly paid submissions have reached the cap:
 -- unknown, gone, or ended with a cost; where its owner has asked to cancel; behind a closed gate,
 -- unless this task is the gate's trial; where a trouble shows that has let through as many as it may;
--- or where the model has a limit and no slot is free. A repeat finds its own submission and changes
--- nothing.
+-- where the model has a limit and no slot is free; or by a limit of its user, which is asked last: it
+-- then counts what begins here. A repeat finds its own submission and changes nothing.
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
@@ -966,7 +979,20 @@ braking as materialized (
    order by t.scope, t.part, t.model
      for update of t
 ),
-admitted as materialized (
+input as materialized (
+  -- A clip's still is told by its bytes: its address is another one each time that it is read.
+  select %(digest)s || coalesce(
+           (
+             select ':' || c.sha256
+               from vidgen.checkpoints as c
+              where c.task_id = mine.id and c.stage = 'image' and c.state = 'done'
+                and %(stage)s = 'video'
+           ),
+           ''
+         ) as digest
+    from mine
+),
+candidate as materialized (
   select mine.id, mine.user_id, mine.attempt, mine.worker_id
     from mine, paid, gate
    where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
@@ -980,13 +1006,24 @@ admitted as materialized (
        )
      )
 ),
+limited as materialized (
+  select candidate.*, input.digest,
+         vidgen.refuse_submission(
+           candidate.user_id, candidate.id, %(submission_id)s, %(provider)s, %(model)s,
+           input.digest, %(probe)s
+         ) as verdict
+    from candidate, input
+),
+admitted as materialized (
+  select id, user_id, attempt, worker_id, digest from limited where verdict is null
+),
 begun as (
   insert into vidgen.submissions (
     id, task_id, user_id, stage, attempt, worker_id, provider, account, key_fingerprint, model,
-    fingerprint
+    fingerprint, digest
   )
   select %(submission_id)s, id, user_id, %(stage)s, attempt, worker_id,
-         %(provider)s, %(account)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
+         %(provider)s, %(account)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s, digest
     from admitted
   on conflict (id) do nothing
 ),
@@ -1032,6 +1069,7 @@ select paid.submissions, mine.cancel, gate.reason as gate,
                 )
            from braking as b where b.remaining = 0 limit 1
        ) as braked,
+       (select verdict from limited) as limited,
        not exists (select from admitted) as refused
   from mine, paid, gate
 
@@ -1137,7 +1175,8 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
-         cost = coalesce(%(cost)s, s.cost), cost_read_at = now()
+         cost = coalesce(%(cost)s, s.cost), cost_read_at = now(),
+         rejected = s.rejected or %(rejected)s
    where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 ),
 mine as materialized (
@@ -1187,7 +1226,7 @@ select id from mine
 -- The end and cost of a generation that nobody follows any more (late answers, cancels).
 update vidgen.submissions as s
    set ended_at = coalesce(s.ended_at, now()), ended_state = coalesce(s.ended_state, %(ended_state)s),
-       cost = coalesce(%(cost)s, s.cost), cost_read_at = now()
+       cost = coalesce(%(cost)s, s.cost), cost_read_at = now(), rejected = s.rejected or %(rejected)s
  where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 
 -- begin_upload --
@@ -1577,47 +1616,12 @@ on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 
 -- note_trouble --
--- A trouble after money was spent, of one task, that may be the first of many: how many tasks have met
--- it in a row, and how many users, those together as one for whom this model has never worked (while it
--- has for somebody: a new account could send anything). The same task again counts once. An array
--- never grows beyond what is asked of it.
-with known as materialized (
-  select exists (
-           select from vidgen.submissions as s
-            where s.user_id = %(user_id)s and s.model = %(model)s and s.ended_state = 'succeeded'
-         ) as proven,
-         exists (
-           select from public.video_generation_tasks as t where t.status = 'completed'
-         ) as delivered
-),
-noted as (
-  insert into vidgen.troubles as t (
-    provider, scope, part, model, reason, message, details, tasks, proven_users, new_users, remaining
-  )
-  select %(provider)s, %(scope)s, %(part)s, %(model)s, %(reason)s, %(message)s, %(details)s,
-         array[%(task_id)s::uuid],
-         case when proven then array[%(user_id)s::uuid] else '{}' end,
-         case when proven then '{}' else array[%(user_id)s::uuid] end,
-         %(allowance)s::smallint
-    from known
-  on conflict (provider, scope, part, model) do update
-     set reason = excluded.reason, message = excluded.message, details = excluded.details,
-         tasks = case when excluded.tasks <@ t.tasks or cardinality(t.tasks) >= 10
-                      then t.tasks else t.tasks || excluded.tasks end,
-         proven_users = case when excluded.proven_users <@ t.proven_users
-                                  or cardinality(t.proven_users) >= 10
-                             then t.proven_users else t.proven_users || excluded.proven_users end,
-         new_users = case when excluded.new_users <@ t.new_users
-                               or cardinality(t.new_users) >= 10
-                          then t.new_users else t.new_users || excluded.new_users end,
-         remaining = case when excluded.remaining is null then t.remaining
-                          else coalesce(t.remaining, excluded.remaining) end
-  returning t.tasks, t.proven_users, t.new_users
-)
-select cardinality(tasks) as tasks,
-       cardinality(proven_users)
-       + least(cardinality(new_users), case when known.delivered then 1 else 10 end) as users
-  from noted, known
+-- A trouble after money was spent, of one task, that may be the first of many (see the function).
+select tasks, users, weighed, braked
+  from vidgen.note_trouble(
+         %(provider)s, %(scope)s, %(part)s, %(model)s, %(reason)s, %(message)s, %(details)s,
+         %(task_id)s, %(user_id)s, %(allowance)s, %(probe)s
+       )
 
 -- try_kept --
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
@@ -1878,6 +1882,10 @@ delete from vidgen.turns as t
       for update skip locked
  ) as idle
  where t.user_id = idle.user_id
+
+-- sweep_limits --
+-- Rejections that are old enough to be forgotten, and troubles of users that nobody met again.
+select vidgen.sweep_limits()
 
 -- is_gone --
 -- The provider knows no such generation under this worker's key. It is gone where that is the key

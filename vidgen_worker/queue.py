@@ -86,6 +86,21 @@ class BrakedError(Exception):
         super().__init__(reason)
 
 
+class UserLimitedError(Exception):
+    """A limit of the task's user keeps this submission back; nothing was written.
+
+    `kind` is "rejected" (the same input was, before), "ended" (a limit is reached, `message` tells
+    the user which) or "waits" (for `delay`).
+    """
+
+    def __init__(self, kind: str, message: str, details: str, delay: timedelta) -> None:
+        self.kind = kind
+        self.message = message
+        self.details = details
+        self.delay = delay
+        super().__init__(details or message)
+
+
 class NoSlotError(Exception):
     """As many generations of this model are in flight as the provider's tier allows."""
 
@@ -179,6 +194,20 @@ class Loaded:
     """Stages whose checkpoint is `submitting` although its submission has ended."""
     verdict: Failed | Cancelled | None
     """How the task is to end, where that was found out before and could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """How many tasks and users have met a trouble in a row.
+
+    `weighed` counts all users together as one for whom the model never worked, while it has for
+    others; `braked` says that this user's own submissions pause from now on.
+    """
+
+    tasks: int
+    users: int
+    weighed: int
+    braked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,14 +449,14 @@ class Queue:
     ) -> float:  # fmt: skip
         """Record what is about to be paid for; returns when at the earliest, by `boot_time`.
 
-        Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, NoSlotError or
-        LeaseLostError; nothing is written then.
+        Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, UserLimitedError,
+        NoSlotError or LeaseLostError; nothing is written then.
         """
         rows = await self._fenced(
             "begin_submission", fence, paid=True, stage=request.stage, submission_id=submission_id,
             **self.key.names(), model=request.model,
-            fingerprint=request.fingerprint(), inputs=inputs,
-            request=Jsonb(dict(frozen)),
+            fingerprint=request.fingerprint(), digest=request.digest(), inputs=inputs,
+            request=Jsonb(dict(frozen)), probe=self.settings.vidgen_gate_probe,
             max_submissions=self.settings.vidgen_max_submissions, **_shown(step),
         )  # fmt: skip
         if rows[0]["cancel"]:
@@ -438,6 +467,8 @@ class Queue:
             raise GateClosedError(rows[0]["gate"])
         if rows[0]["braked"]:
             raise _braked(rows[0]["braked"])
+        if rows[0]["limited"]:
+            raise _limited(rows[0]["limited"])
         if rows[0]["refused"]:
             raise NoSlotError
         return rows.sent
@@ -483,7 +514,7 @@ class Queue:
 
     async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, generation_id: UUID, ended_state: str,
-        cost: float | None, step: Step, verdict: Failed | None = None,
+        cost: float | None, step: Step, verdict: Failed | None = None, *, rejected: bool = False,
     ) -> None:  # fmt: skip
         """Book a generation's end, and how the task must end because of it, if it must.
 
@@ -492,7 +523,7 @@ class Queue:
         """
         values: dict[str, Any] = {
             "stage": stage, "generation_id": generation_id, "ended_state": ended_state,
-            "cost": cost, "verdict": _said(verdict), **_shown(step),
+            "cost": cost, "verdict": _said(verdict), "rejected": rejected, **_shown(step),
         }  # fmt: skip
         try:
             await self._fenced("end_generation", fence, show=True, **values)
@@ -519,9 +550,10 @@ class Queue:
         return bool(rows[0]["gone"])
 
     async def close_generation(
-        self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None
-    ) -> None:
-        """Book the end of a generation that nobody follows.
+        self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None, *,
+        rejected: bool = False,
+    ) -> None:  # fmt: skip
+        """Book the end of a generation that nobody follows; `rejected`: by content rules.
 
         Raises RowRefusedError where its row is locked: it is read, and booked, again later.
         """
@@ -529,6 +561,7 @@ class Queue:
             await self.db.run(
                 "close_generation", self._give_up, paid=True, lock_patience=LOCK_PATIENCE,
                 task_id=task_id, generation_id=generation_id, ended_state=ended_state, cost=cost,
+                rejected=rejected,
             )  # fmt: skip
         except LockedError as error:
             raise RowRefusedError("close_generation", error) from error
@@ -694,14 +727,14 @@ class Queue:
     async def note_trouble(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, task: Task, gate: Gate, part: str, reason: str, message: str, details: str, *,
         model: str, allowance: int | None,
-    ) -> tuple[int, int]:  # fmt: skip
-        """Note a trouble: how many tasks, and how many users, have met it in a row."""
+    ) -> Noted:  # fmt: skip
+        """Note a trouble, and how many have met it in a row."""
         rows = await self.db.run(
             "note_trouble", self._give_up, provider=self.key.provider, scope=gate.scope, part=part,
             model=model, reason=reason, message=message, details=details[:2000], task_id=task.id,
-            user_id=task.user_id, allowance=allowance,
+            user_id=task.user_id, allowance=allowance, probe=self.settings.vidgen_gate_probe,
         )  # fmt: skip
-        return int(rows[0]["tasks"]), int(rows[0]["users"])
+        return Noted(**rows[0])
 
     async def try_kept(self, gate: Gate) -> bool:
         """Let an output that is kept behind a gate try it; False when there is none."""
@@ -789,7 +822,7 @@ class Queue:
         """Rows that are of no use any more: dead workers, users out of the line, lost slots."""
         patience = {"patience": self.settings.slot_patience}
         for name, parameters in (
-            ("sweep_workers", {}), ("sweep_gates", {}), ("sweep_turns", {}),
+            ("sweep_workers", {}), ("sweep_gates", {}), ("sweep_turns", {}), ("sweep_limits", {}),
             ("free_slots", patience), ("give_up_submissions", patience),
         ):  # fmt: skip
             # What is locked now is swept the next time, and keeps no other from being swept.
@@ -893,6 +926,12 @@ def _braked(row: Row) -> BrakedError:
     model = row["model"] if row["part"] in ("submit", "generation", "output") else ALL_MODELS
     gate = Gate(row["scope"], model)
     return BrakedError(gate, row["reason"], row["message"], row["details"])
+
+
+def _limited(said: Mapping[str, Any]) -> UserLimitedError:
+    delay = timedelta(seconds=max(float(said.get("seconds") or 0), 0))
+    message = str(said.get("message") or "")
+    return UserLimitedError(said["kind"], message, str(said.get("details") or message), delay)
 
 
 def _fence(fence: Fence) -> dict[str, Any]:

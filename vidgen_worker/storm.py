@@ -1,9 +1,10 @@
 """Brakes: when a trouble stops being about single tasks, nothing more is paid for until it passes.
 
 A fault that shows after money was spent is noted for all workers at once (`vidgen.troubles`), by
-what it is about and by model. Three tasks in a row close the gate; from the first one on only so
-many submissions more begin, because their end takes minutes. A stage that is stored forgets it.
-Where the input may be to blame, users are counted in place of tasks. No I/O.
+what it is about and by model. Three users in a row close the gate, from then on only so many
+submissions more begin; one user, or two, brake themselves alone (`vidgen.user_troubles`), however
+often they meet it. A stage that is stored forgets it. Where the input may be to blame, users for
+whom the model never worked count as one. No I/O.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from types import MappingProxyType
 from vidgen_worker.gates import Scope
 
 IN_A_ROW = 3
-"""So many tasks, or users, without one that went well between them close a gate."""
+"""So many users, without a stage that went well between them, close a gate."""
 ALLOWANCE = 3
-"""So many paid submissions may still begin once a trouble shows that is no input's fault."""
+"""So many paid submissions may still begin then, where no input is to blame."""
 
 PROVIDER_STORM = "PROVIDER_STORM"
 ROW_REFUSED = "ROW_REFUSED"
@@ -41,8 +42,8 @@ class Part(StrEnum):
 class Brake:
     """What one row of the fault table does when it comes again and again.
 
-    `input_to_blame`: one user's prompt or picture may cause it, so distinct users count. `at_once`:
-    the first one is enough, because the fault itself says that it is everybody's.
+    `input_to_blame`: a prompt or picture may cause it, so new users count as one. `at_once`: the
+    first one is enough, because the fault itself says that it is everybody's.
     """
 
     scope: Scope
@@ -101,6 +102,7 @@ NEVER: Mapping[str, str] = MappingProxyType(
         "insufficient_credits": "about the user; nothing is paid",
         "price_missing": "nothing is paid; the stages that are paid have their price in the hold",
         "request_refused": "about the input; nothing is paid",
+        "user_limit": "about the user; nothing is paid",
         "provider_unfunded": "closes its gate",
         "provider_denied": "closes its gate",
         "provider_quota": "closes its gate",

@@ -18,6 +18,7 @@ from vidgen_worker.cli import (
     credit,
     demo,
     gate,
+    limits,
     prune,
     reconcile,
     sandbox,
@@ -69,7 +70,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (work, check, demo, sandbox, tasks, stats, credit, gate, reconcile, prune):
+for module in (work, check, demo, sandbox, tasks, stats, credit, limits, gate, reconcile, prune):
     module.register(app)
 
 

@@ -76,6 +76,7 @@ def read(database: Database) -> dict[str, Any]:
         "throughput": database.rows("throughput"),
         "failures": database.rows("failures_by_code"),
         "set_aside": database.rows("tasks_set_aside")[0]["tasks"],
+        "limited_users": database.rows("users_limited")[0],
         "slots": database.rows("provider_slots"),
         "gates": database.rows("gates"),
         "workers": database.rows("workers"),
@@ -94,6 +95,7 @@ def shown(found: Mapping[str, Any]) -> Group:
             ("running", f"{queue['processing']} in {queue['slots']} slots"),
             *([("set aside", f"{found['set_aside']}: their rows refuse a change")]
               if found["set_aside"] else []),
+            *_limited(found["limited_users"]),
         ]),
         _gates(found["gates"]),
     ]  # fmt: skip
@@ -127,6 +129,14 @@ def shown(found: Mapping[str, Any]) -> Group:
         titled = isinstance(part, Table) and part.title
         spaced += ["", part] if titled else [part]
     return Group(*spaced)
+
+
+def _limited(users: Row) -> list[tuple[str, object]]:
+    """Return the line about users whom their own limits keep back, where there are any."""
+    if not users["stopped"] and not users["paused"]:
+        return []
+    text = f"{users['stopped']} stopped, {users['paused']} paused; see: vidgen-worker limits list"
+    return [("limited users", text)]
 
 
 def workers_table(rows: list[Row], title: str = "") -> object:

@@ -150,10 +150,11 @@ def show(task_id: TaskId, json: Json = False) -> None:
         money = database.row("money_of_task", row_of) or {}
         story = database.rows("story_of_task", row_of)
         refusal = database.row("refusal_of_task", row_of)
+        limits = database.rows("limits_of_user", {"user_id": row["user_id"]})[0]
     if json:
         print_json({
             **row, "submissions": submissions, "checkpoints": checkpoints, "money": money,
-            "story": story, "set_aside": refusal,
+            "story": story, "set_aside": refusal, "user_limits": limits,
         })  # fmt: skip
         return
     _print_task({**row, **money})
@@ -161,6 +162,14 @@ def show(task_id: TaskId, json: Json = False) -> None:
         console().print(
             f"Set aside until {cell(refusal['until'])}: its row refuses a change "
             f"({refusal['statement']}, {refusal['tries']} time(s)). {printable(refusal['error'])}",
+            soft_wrap=True, style="yellow", markup=False,
+        )  # fmt: skip
+    if not Status(row["status"]).terminal and (limits["stopped_until"] or limits["paused_until"]):
+        until = limits["stopped_until"] or limits["paused_until"]
+        reason = limits["reason"] or f"{limits['rejections']} rejections in a row"
+        console().print(
+            f"Its user's submissions are kept back until {cell(until)}: {printable(reason)}. "
+            f"See: vidgen-worker limits show {row['user_id']}",
             soft_wrap=True, style="yellow", markup=False,
         )  # fmt: skip
     for title, rows in (("Stages", checkpoints), ("Paid submissions", submissions)):
