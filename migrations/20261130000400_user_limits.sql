@@ -146,18 +146,6 @@ update vidgen.submissions as s
 create index submissions_unbilled on vidgen.submissions (user_id, sent_at)
  where not billed and cost is distinct from 0;
 
--- Whom limits bind: whoever may not write tasks himself. The role decides, no claim does: a claim can
--- be set by hand. Within a definer's function current_user is the definer, so it is what SET ROLE says,
--- or who has logged in.
-create function vidgen.is_bound() returns boolean
-language sql stable set search_path = pg_catalog, pg_temp
-as $$
-  select not has_table_privilege(
-    coalesce(nullif(current_setting('role', true), 'none'), session_user::text),
-    'public.video_generation_tasks', 'update'
-  );
-$$;
-
 -- The user's own statements, one after the other. A wait has an end: another statement of the same
 -- user may be as slow as he likes.
 create function vidgen.lock_user(owner uuid) returns void
@@ -864,7 +852,7 @@ as $$
 #variable_conflict use_variable
 declare
   task public.video_generation_tasks;
-  bound boolean := vidgen.is_bound();
+  bound boolean := not vidgen.acts_for_all();
   changed boolean := false;
 begin
   select t.* into task from public.video_generation_tasks as t where t.id = task_id;
@@ -939,7 +927,7 @@ declare
   task public.video_generation_tasks;
   budget vidgen.budgets;
   allowed smallint;
-  bound boolean := vidgen.is_bound();
+  bound boolean := not vidgen.acts_for_all();
 begin
   select t.* into task from public.video_generation_tasks as t where t.id = task_id;
   if task.id is null or not vidgen.may_act_on(task.user_id) then
@@ -1001,7 +989,6 @@ declare
   ours regprocedure;
 begin
   foreach ours in array array[
-    'vidgen.is_bound()'::regprocedure,
     'vidgen.lock_user(uuid)'::regprocedure,
     'vidgen.count_user(uuid, bigint, bigint)'::regprocedure,
     'vidgen.unbilled(uuid, timestamptz)'::regprocedure,

@@ -175,7 +175,6 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.note_trouble(text,text,text,text,text,text,text,uuid,uuid,integer,interval)": WORKER,
     "vidgen.sweep_limits()": WORKER,
     # Nobody's: triggers, and what the functions above call as their owner.
-    "vidgen.is_bound()": NONE,
     "vidgen.lock_user(uuid)": NONE,
     "vidgen.count_user(uuid,bigint,bigint)": NONE,
     "vidgen.pause_user(uuid,timestamp with time zone,text)": NONE,
