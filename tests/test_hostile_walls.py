@@ -315,9 +315,9 @@ async def test_a_machine_that_lacks_a_wall_says_so_once(hijacked: Hijacked) -> N
 def test_a_process_whose_parent_has_ended_ends_too() -> None:
     """The kernel ends it with its parent; where that was faster, the process does it itself."""
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from vidgen_worker.media_walls import raise_walls\n"
-        "raise_walls(None, 1)\n"
+        "raise_walls(None, os.getpid())\n"
         "print('went on')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
