@@ -299,6 +299,24 @@ async def test_whatever_a_process_answers_is_a_verdict_about_its_file(
     assert "looked at" in await hijacked.look("good")
 
 
+async def test_a_machine_without_room_for_a_process_blames_no_file(hijacked: Hijacked) -> None:
+    hijacked.by(
+        "raise media_child.UndecodableError('looked at')",
+        # The kernel's answer to the second fork: the first one tries the walls.
+        "real, forks = os.fork, []\n"
+        "def fork():\n"
+        "    forks.append(1)\n"
+        "    if len(forks) == 2:\n"
+        "        raise BlockingIOError(errno.EAGAIN, 'Resource temporarily unavailable')\n"
+        "    return real()\n"
+        "os.fork = fork\n",
+    )
+    found = await hijacked.look("one")
+    assert found.startswith("scratch_unavailable: ")
+    assert "no process can be started" in found
+    assert "looked at" in await hijacked.look("two")
+
+
 async def test_a_machine_that_lacks_a_wall_says_so_once(hijacked: Hijacked) -> None:
     hijacked.by(
         "raise media_child.UndecodableError('looked at')",
