@@ -299,6 +299,24 @@ async def test_whatever_a_process_answers_is_a_verdict_about_its_file(
     assert "looked at" in await hijacked.look("good")
 
 
+async def test_a_machine_without_room_for_a_process_blames_no_file(hijacked: Hijacked) -> None:
+    hijacked.by(
+        "raise media_child.UndecodableError('looked at')",
+        # The kernel's answer to the second fork: the first one tries the walls.
+        "real, forks = os.fork, []\n"
+        "def fork():\n"
+        "    forks.append(1)\n"
+        "    if len(forks) == 2:\n"
+        "        raise BlockingIOError(errno.EAGAIN, 'Resource temporarily unavailable')\n"
+        "    return real()\n"
+        "os.fork = fork\n",
+    )
+    found = await hijacked.look("one")
+    assert found.startswith("scratch_unavailable: ")
+    assert "no process can be started" in found
+    assert "looked at" in await hijacked.look("two")
+
+
 async def test_a_machine_that_lacks_a_wall_says_so_once(hijacked: Hijacked) -> None:
     hijacked.by(
         "raise media_child.UndecodableError('looked at')",
@@ -315,9 +333,9 @@ async def test_a_machine_that_lacks_a_wall_says_so_once(hijacked: Hijacked) -> N
 def test_a_process_whose_parent_has_ended_ends_too() -> None:
     """The kernel ends it with its parent; where that was faster, the process does it itself."""
     program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from vidgen_worker.media_walls import raise_walls\n"
-        "raise_walls(None, 1)\n"
+        "raise_walls(None, os.getpid())\n"
         "print('went on')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
@@ -391,7 +409,7 @@ async def test_the_sandbox_reaches_loopback_and_no_other_private_place() -> None
 @pytest.fixture
 def listening() -> Iterator[SimpleNamespace]:
     """Provide a port of loopback that keeps what it is sent."""
-    got = SimpleNamespace(port=0, connections=0, sent=b"")
+    got = SimpleNamespace(port=0, connections=0, sent=b"", told=threading.Event())
     with socket.create_server(("127.0.0.1", 0)) as server:
         got.port = server.getsockname()[1]
 
@@ -402,6 +420,7 @@ def listening() -> Iterator[SimpleNamespace]:
                     got.connections += 1
                     with connection:
                         got.sent += connection.recv(9999)
+                    got.told.set()
 
         thread = threading.Thread(target=take, daemon=True)
         thread.start()
@@ -429,7 +448,25 @@ async def test_a_name_that_changes_its_mind_is_told_nothing(
     await media.aclose()
     assert raised.value.name == "output_unavailable"
     assert len(asked) == 2
+    assert listening.told.wait(60)
     assert (listening.connections, listening.sent) == (1, b"")
+
+
+async def test_a_file_server_is_told_no_secret(
+    listening: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    media = Media(max_image_bytes=LARGE, max_video_bytes=LARGE, allow_loopback=True)
+    with pytest.raises(Fault):
+        await media.download(f"http://127.0.0.1:{listening.port}/a", tmp_path / "a", LARGE)
+    await media.aclose()
+    assert listening.told.wait(60)
+    head, _, body = listening.sent.partition(b"\r\n\r\n")
+    names = {line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:]}
+    assert head.startswith(b"GET /a ")
+    assert names == {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent"}
+    assert body == b""
 
 
 async def test_an_address_of_this_machine_itself_is_not_public() -> None:
@@ -459,6 +496,7 @@ async def test_what_a_proxy_reaches_is_the_proxys_business(
         await media.download("https://1.1.1.1/a", tmp_path / "a", LARGE)
     await media.aclose()
     assert "led to" not in str(raised.value.details)
+    assert listening.told.wait(60)
     assert listening.sent.startswith(b"CONNECT 1.1.1.1:443")
     assert b"authorization" not in listening.sent.lower()
 

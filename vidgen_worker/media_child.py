@@ -120,10 +120,17 @@ def _limit(kind: int, soft: int) -> None:
     resource.setrlimit(kind, (soft, hard))
 
 
+def _own_status() -> TextIO | None:
+    try:
+        return Path("/proc/self/status").open()
+    except OSError:  # another system's, or not mounted: then a lack of memory is the machine's
+        return None
+
+
 def _look(job: dict[str, Any], answers: int, template: int) -> NoReturn:
     """Be the process of one job: raise the walls, do it, answer, end."""
     try:
-        status = Path("/proc/self/status").open() if sys.platform == "linux" else None  # noqa: SIM115
+        status = _own_status()
         raise_walls(Path(job["path"]).parent, template)
         said = json.dumps(answer(job, status)).encode()
     except BaseException:  # noqa: BLE001 - the parent raises it, with this traceback
@@ -171,7 +178,11 @@ class _Template:
 
     def _looked_at(self, job: dict[str, Any]) -> dict[str, Any]:
         template = os.getpid()
-        return self._answer_of(*self._forked(lambda out: _look(job, out, template)))
+        try:
+            pid, answers = self._forked(lambda out: _look(job, out, template))
+        except OSError as error:
+            return {"short": f"no process can be started for it: {error.strerror}"}
+        return self._answer_of(pid, answers)
 
     def _forked(self, work: Callable[[int], NoReturn]) -> tuple[int, int]:
         """Start a process; return its id and where its answer will come from."""
