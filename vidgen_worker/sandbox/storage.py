@@ -75,6 +75,8 @@ class StorageFault:
     """An error; 502, 503 and 504 come as a gateway's page of HTML."""
     hang: float | None = None
     """Seconds without an answer; what comes then is right."""
+    begin_after: float | None = None
+    """Seconds before the request is looked at, its body included."""
     hang_after: float | None = None
     """Seconds between what was asked, which is done at once, and the answer."""
     drop: Literal["before", "during", "after"] | None = None
@@ -483,6 +485,8 @@ def _no_route(request: Request) -> Response:
 
 async def _fail(fault: StorageFault, request: Request) -> Response | None:
     """Do what a fault says before the request is looked at; return an answer, if that is it."""
+    if fault.begin_after is not None:
+        await asyncio.sleep(fault.begin_after)
     if fault.hang is not None and not await hold(request, fault.hang):
         await drop_connection(request)
     if fault.drop == "during":
