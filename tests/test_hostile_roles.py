@@ -196,6 +196,7 @@ class Loot:
 @pytest.fixture
 def loot(ground: Ground) -> Loot:
     user, hand = ground.user(), ground.worker()
+    as_user(ground, user, CANCEL, insert(ground, user))
     charged = ground.held(hand, "start_task", *STAGE, user_id=user)
     generated = ground.held(hand, "start_task", *STAGE[:3], user_id=user)
     running = ground.held(hand, user_id=user)
@@ -266,6 +267,7 @@ def test_a_thief_moves_no_credits_but_for_work_that_was_ordered(
 
 
 REFUSED = (
+    f"update {TASKS} set status = 'pending' where status = 'cancelled'",
     *(
         f"update {TASKS} set {column} = {column}"
         for column in (
@@ -440,7 +442,8 @@ def test_three_texts_of_forty_megabytes_are_not_read(ground: Ground) -> None:
         + ", ".join(f"{name} = repeat('x', {LARGE})" for name in TEXTS)
     )
     found = load(ground, hand, held)
-    assert found["unreadable"] == {name: {"bytes": LARGE} for name in TEXTS}
+    most = SCENE_BYTES_MAX
+    assert found["unreadable"] == {name: {"bytes": LARGE, "most": most} for name in TEXTS}
     with pytest.raises(Fault) as invalid:
         scene_of(found)
     assert (invalid.value.name, invalid.value.field) == ("scene_invalid", "image_prompt")
