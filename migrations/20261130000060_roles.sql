@@ -105,6 +105,34 @@ begin
 end
 $$;
 
+-- Tasks that ended begin again when retry_video_generation_task says so, which counts how often, or
+-- an operator: the worker's role can't have them done, and charged, once more.
+create function vidgen.retry_is_asked_for() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if pg_has_role(current_user, 'vidgen_worker', 'usage')
+     and not pg_has_role(current_user, 'service_role', 'usage')
+     and not pg_has_role(
+       current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
+     ) then
+    raise exception 'task %: it has ended (%), and a worker does not begin it again', old.id, old.status
+      using errcode = 'insufficient_privilege',
+            hint = 'Try again with retry_video_generation_task(id).';
+  end if;
+  return new;
+end
+$$;
+
+create trigger retry_is_asked_for
+  before update on public.video_generation_tasks
+  for each row
+  when (old.status in ('failed', 'cancelled') and new.status = 'pending')
+  execute function vidgen.retry_is_asked_for();
+
+revoke all on function vidgen.retry_is_asked_for() from public, anon, authenticated, service_role;
+
 -- Buckets. The storage policy goes by them, so only an operator changes them: a worker's role could
 -- show every file of the project. Its grant stays for workers of the version before, whose statement
 -- asks for the right also where there is nothing to change; the next release takes it back.
@@ -442,17 +470,19 @@ as $$
 #variable_conflict use_variable
 declare
   size text;
+  most integer;
   value jsonb;
-  bytes bigint;
+  bytes integer;
 begin
   -- A text's size is that of what it holds; another type's is that of what is stored, which may be
   -- compressed: less of it is read.
   select case
            when t.typlen > 0 then '0'
            when t.typcategory = 'S' then format('octet_length(r.%I)', a.attname)
-           else format('pg_column_size(r.%I) * 10::bigint', a.attname)
-         end
-    into size
+           else format('pg_column_size(r.%I)', a.attname)
+         end,
+         case when t.typcategory = 'S' then 40000 else 4000 end
+    into size, most
     from pg_attribute as a
     join pg_type as t on t.oid = a.atttypid
    where a.attrelid = of_table and a.attname = column_name and a.attnum > 0 and not a.attisdropped;
@@ -460,12 +490,14 @@ begin
     return null;
   end if;
   execute format(
-    'select %1$s, case when %1$s <= 40000 then to_jsonb(r.%2$I) end from %3$s as r'
+    'select %1$s, case when %1$s <= %6$s then to_jsonb(r.%2$I) end from %3$s as r'
     ' where r.%4$I::%5$s = $1::%5$s limit 1',
-    size, column_name, of_table, key_name, key_type
+    size, column_name, of_table, key_name, key_type, most
   ) into bytes, value using key;
-  if bytes > 40000 or octet_length(value::text) > 80000 then
-    return jsonb_build_object('bytes', greatest(bytes, octet_length(value::text)));
+  if bytes > most then
+    return jsonb_build_object('bytes', bytes, 'most', most);
+  elsif octet_length(value #>> '{}') > 40000 then
+    return jsonb_build_object('bytes', octet_length(value #>> '{}'), 'most', 40000);
   end if;
   return jsonb_build_object('value', value);
 exception

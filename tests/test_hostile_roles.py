@@ -165,6 +165,49 @@ def test_who_acts_for_all_does_so_by_its_role(ground: Ground, victim: Victim, ro
     assert ground.task(victim.ended)["status"] == "pending"
 
 
+Claims = dict[str, str]
+
+
+@contextmanager
+def request(ground: Ground, role: str, claims: Claims) -> Iterator[Connection]:
+    """PostgREST's own session: it logs in as `authenticator` and takes the role of the token."""
+    with psycopg.connect(
+        ground.database.admin_url, autocommit=True, row_factory=dict_row
+    ) as conn:  # fmt: skip
+        conn.execute("set session authorization authenticator")
+        with conn.transaction():
+            conn.execute(
+                "select set_config('role', %s, true), set_config('request.jwt.claims', %s, true)",
+                [role, json.dumps(claims)],
+            )
+            yield conn
+
+
+def test_a_request_acts_as_its_role_and_its_user(ground: Ground, victim: Victim) -> None:
+    stranger = {"sub": str(uuid4())}
+    nobodys: list[tuple[str, Claims]] = [
+        ("authenticated", {"role": "authenticated", **stranger}),
+        ("authenticated", {"role": "service_role", **stranger}),
+        ("authenticated", {"role": "service_role"}),
+        # Not a request of PostgREST's: the claims say less than the role.
+        ("service_role", stranger),
+    ]
+    for role, claims in nobodys:
+        with (
+            pytest.raises(psycopg.Error, match="there is no task"),
+            request(ground, role, claims) as conn,
+        ):
+            conn.execute(CANCEL.encode(), [victim.waiting])
+    owner = {"role": "authenticated", "sub": str(victim.id)}
+    with request(ground, "authenticated", owner) as conn:
+        conn.execute(CANCEL.encode(), [victim.waiting])
+        assert len(conn.execute(f"select from {TASKS}".encode()).fetchall()) == 2
+    assert ground.task(victim.waiting)["status"] == "cancelled"
+    with request(ground, "service_role", {"role": "service_role"}) as conn:
+        conn.execute(RETRY.encode(), [victim.ended])
+    assert ground.task(victim.ended)["status"] == "pending"
+
+
 def test_claims_are_read_in_one_place(ground: Ground) -> None:
     """A function or a policy of ours that asks Supabase's own fails here: see these two."""
     readers = ground.sql(
@@ -196,6 +239,7 @@ class Loot:
 @pytest.fixture
 def loot(ground: Ground) -> Loot:
     user, hand = ground.user(), ground.worker()
+    as_user(ground, user, CANCEL, insert(ground, user))
     charged = ground.held(hand, "start_task", *STAGE, user_id=user)
     generated = ground.held(hand, "start_task", *STAGE[:3], user_id=user)
     running = ground.held(hand, user_id=user)
@@ -266,6 +310,7 @@ def test_a_thief_moves_no_credits_but_for_work_that_was_ordered(
 
 
 REFUSED = (
+    f"update {TASKS} set status = 'pending' where status = 'cancelled'",
     *(
         f"update {TASKS} set {column} = {column}"
         for column in (
@@ -440,7 +485,8 @@ def test_three_texts_of_forty_megabytes_are_not_read(ground: Ground) -> None:
         + ", ".join(f"{name} = repeat('x', {LARGE})" for name in TEXTS)
     )
     found = load(ground, hand, held)
-    assert found["unreadable"] == {name: {"bytes": LARGE} for name in TEXTS}
+    most = SCENE_BYTES_MAX
+    assert found["unreadable"] == {name: {"bytes": LARGE, "most": most} for name in TEXTS}
     with pytest.raises(Fault) as invalid:
         scene_of(found)
     assert (invalid.value.name, invalid.value.field) == ("scene_invalid", "image_prompt")

@@ -197,6 +197,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.images_bucket()": NONE,
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
+    "vidgen.retry_is_asked_for()": NONE,
     "vidgen.charge_is_due()": NONE,
     "vidgen.submission_is_due()": NONE,
     "vidgen.check_hold(uuid,uuid,integer,integer)": NONE,

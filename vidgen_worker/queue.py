@@ -1024,7 +1024,8 @@ def scene_of(found: Mapping[str, Any]) -> Scene:
 
 def _unreadable(field: str, problem: Mapping[str, Any]) -> Fault:
     if "bytes" in problem:
-        said = f"has {problem['bytes']} bytes; at most {SCENE_BYTES_MAX} are read. Shorten it"
+        most = problem.get("most", SCENE_BYTES_MAX)
+        said = f"has {problem['bytes']} bytes; at most {most} are read. Shorten it"
         details = f"the column {field} has {problem['bytes']} bytes"
     else:
         said = "can't be read from the database. Correct it"
