@@ -381,6 +381,20 @@ async def test_a_scene_that_cannot_be_made_names_its_field(world: World) -> None
     assert (row["status"], row["error_code"], posts(world)) == ("failed", "INVALID_REQUEST", (0, 0))
 
 
+@acts("user_limit")
+async def test_a_user_beyond_a_limit_of_his_own_is_told_which(world: World) -> None:
+    user = world.user()
+    task = world.order(user, world.scene(user))
+    world.sql(
+        "insert into vidgen.user_limits (user_id, rejections, stopped_until)"
+        " values (%s, 10, now() + interval '1 day')", user,
+    )  # fmt: skip
+    async with world.worker():
+        row = await world.until(task)
+    unpaid(world, row, "USER_LIMIT")
+    assert "rejected 10 of your scenes in a row" in row["error_message"]
+
+
 @acts("resolution_unsupported")
 async def test_an_unsupported_resolution_is_refused(world: World) -> None:
     user = world.user()

@@ -455,6 +455,26 @@ async def test_many_rows_of_one_rejected_scene_are_generated_once(world: World) 
     assert posts(world) == (1, 0)
 
 
+async def test_two_users_who_fail_on_purpose_delay_nobody(world: World) -> None:
+    """Also not those for whom it has worked before: accounts that look like any other."""
+    users = [world.user(), world.user()]
+    words = "[[fail INTERNAL.BAD_OUTPUT.CODE01]]"
+    async with world.worker(VIDGEN_GATE_PROBE="1h"):
+        for user in users:
+            assert (await world.until(world.order(user, world.scene(user))))[
+                "status"
+            ] == "completed"
+        for user in users:
+            for number in range(5):
+                world.order(user, world.scene(user, image_prompt=f"{words} {number}"))
+        await until(world, lambda: len(world.sql(
+            "select user_id from vidgen.user_troubles where next_at is not null"
+        )) == len(users))  # fmt: skip
+        (other,) = crowd(world, 1)
+        assert (await world.until(other))["status"] == "completed"
+        assert reasons(world) == []
+
+
 async def test_a_lone_user_in_an_outage_is_braked_and_lifted_by_an_operator(world: World) -> None:
     world.storage.fail("upload", times=1_000_000, status=503)
     tasks = many(world, 5)
