@@ -248,6 +248,7 @@ alter function vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, b
 alter function vidgen.end_refused(uuid, text, boolean) set lock_timeout = '100ms';
 
 alter table vidgen.refusals add column attempt integer;
+grant update (attempt) on vidgen.refusals to vidgen_worker;
 
 comment on column vidgen.refusals.attempt is
   'The attempt that reached the verdict while the task''s row was locked, and so its fence was not proven: only the next attempt believes it. Null: any.';

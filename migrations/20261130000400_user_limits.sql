@@ -1013,3 +1013,4 @@ grant execute on function
   vidgen.refuse_submission(uuid, uuid, uuid, text, text, text, interval),
   vidgen.note_trouble(text, text, text, text, text, text, text, uuid, uuid, integer, interval)
   to vidgen_worker;
+grant insert (digest), update (rejected) on vidgen.submissions to vidgen_worker;
