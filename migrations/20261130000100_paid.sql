@@ -37,7 +37,9 @@ comment on column vidgen.uploads.removed_at is
   'or cut off may arrive late.';
 
 revoke all on vidgen.uploads from public, anon, authenticated, service_role, vidgen_worker;
-grant select, insert, delete on vidgen.uploads to vidgen_worker;
+grant select, delete on vidgen.uploads to vidgen_worker;
+grant insert (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+  on vidgen.uploads to vidgen_worker;
 
 -- Whose object is it? One probe each. Hash: a path is only ever asked for as a whole, and an index of
 -- its 90 characters would be as large as the table's.

@@ -1014,3 +1014,6 @@ grant execute on function
   vidgen.note_trouble(text, text, text, text, text, text, text, uuid, uuid, integer, interval)
   to vidgen_worker;
 grant insert (digest), update (rejected) on vidgen.submissions to vidgen_worker;
+-- Troubles are noted by a function now; what a statement still writes is how many more may begin.
+revoke insert, update on vidgen.troubles from vidgen_worker;
+grant update (remaining) on vidgen.troubles to vidgen_worker;
