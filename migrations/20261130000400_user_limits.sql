@@ -3,7 +3,8 @@
 --
 -- Two rows of a user are locked, and never by the same side. `user_locks` is what his own statements
 -- wait for (inserts, cancels, retries): he may hold it as long as he likes, so no worker waits for it.
--- `user_limits` is what workers wait for, for the length of one short statement.
+-- `user_limits` is what workers wait for, for the length of one short statement: no client can lock it,
+-- so that wait may be longer than those for rows that clients hold.
 
 alter table vidgen.settings
   add column max_inserts_per_hour integer not null default 2000,
@@ -320,7 +321,7 @@ create function vidgen.refuse_submission(
   of_user uuid, of_task uuid, of_submission uuid, of_provider text, of_model text, of_digest text,
   probe interval
 ) returns jsonb
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
 as $$
 #variable_conflict use_variable
 declare
@@ -468,7 +469,7 @@ $$;
 
 -- A stage is stored: whatever was paid for it is no loss, and nothing of it goes wrong in a row.
 create function vidgen.stage_is_stored() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
 as $$
 #variable_conflict use_variable
 declare
@@ -507,7 +508,7 @@ create trigger stage_is_stored
 
 -- An input was rejected, whatever has become of its task: a cancel in time hides nothing.
 create function vidgen.submission_is_rejected() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
 as $$
 #variable_conflict use_variable
 begin
@@ -546,7 +547,7 @@ create function vidgen.note_trouble(
   of_provider text, of_scope text, of_part text, of_model text, of_reason text, of_message text,
   of_details text, of_task uuid, of_user uuid, allowance integer, probe interval
 ) returns table (tasks integer, users integer, weighed integer, braked boolean)
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
 as $$
 #variable_conflict use_variable
 declare
