@@ -110,7 +110,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.charges": WORKER_ONLY,
     "vidgen.holds": {"vidgen_worker": READ},
     "vidgen.pruned": {"vidgen_worker": READ},
-    "vidgen.uploads": {"vidgen_worker": Rights(select=ALL, insert=ALL, delete=True)},
+    "vidgen.uploads": WORKER_ONLY,
     "vidgen.forgotten_outlays": {"vidgen_worker": READ},
     "vidgen.duties": WORKER_ONLY,
     "vidgen.audited": {"vidgen_worker": READ},
