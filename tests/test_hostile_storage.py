@@ -254,6 +254,8 @@ async def resting_worker(world: World) -> AsyncIterator[Worker]:
             yield worker
         finally:
             await worker.databases.close()
+            for adapter in (worker.provider, worker.storage, worker.media):
+                await adapter.aclose()
 
 
 @contextmanager
