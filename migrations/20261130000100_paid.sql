@@ -177,6 +177,32 @@ create trigger path_stays
   )
   execute function vidgen.path_stays();
 
+-- Whoever may write here has the janitor remove nothing but what this attempt is about to store.
+create function vidgen.upload_is_due() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if new.bucket <> all (vidgen.our_buckets()) or not exists (
+    select
+      from public.video_generation_tasks as t
+     where t.id = new.task_id and t.user_id = new.user_id and t.attempt = new.attempt
+       and t.worker_id = new.worker_id and t.status = 'processing'
+  ) then
+    raise exception 'task %: no worker is about to store % in bucket %', new.task_id, new.path, new.bucket
+      using errcode = 'insufficient_privilege';
+  end if;
+  return new;
+end
+$$;
+
+create trigger upload_is_due
+  before insert on vidgen.uploads
+  for each row
+  execute function vidgen.upload_is_due();
+
+revoke all on function vidgen.upload_is_due() from public, anon, authenticated, service_role;
+
 -- A batch of objects to be removed now: of attempts that are over. An attempt that is over stays so:
 -- its number is not used again, so that no charge of it can follow. What has been charged has no row,
 -- or (uploads of the version before) loses it here. One worker at a time, for five minutes.

@@ -5,9 +5,11 @@ each role may do at most is in test_policies.py; here is played what it would be
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -309,6 +311,11 @@ def test_a_thief_moves_no_credits_but_for_work_that_was_ordered(
     assert ground.books_balance()
 
 
+BEGIN_UPLOAD = (
+    "insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)"
+    " select gen_random_uuid(), t.id, t.user_id, 'video', t.attempt, {of},"
+    f" 'video-files/' || t.user_id || '/a.mp4' from {TASKS} as t where {{where}} limit 1"
+)
 REFUSED = (
     f"update {TASKS} set status = 'pending' where status = 'cancelled'",
     *(
@@ -352,6 +359,10 @@ REFUSED = (
     "select vidgen.grant_credits(gen_random_uuid(), 1, 'x')",
     "select vidgen.restore_credits(gen_random_uuid())",
     "select vidgen.take_charge(gen_random_uuid(), 'image', gen_random_uuid())",
+    # The janitor would remove such files.
+    BEGIN_UPLOAD.format(of="t.worker_id, 'documents'", where="t.status = 'processing'"),
+    BEGIN_UPLOAD.format(of="t.worker_id, 'video-files'", where="t.status = 'cancelled'"),
+    BEGIN_UPLOAD.format(of="gen_random_uuid(), 'video-files'", where="t.status = 'processing'"),
     "update vidgen.settings set videos_bucket = 'private-documents'",
     "update vidgen.settings set images_bucket = 'private-documents', videos_bucket = 'x'",
     "update vidgen.settings set max_unfinished_per_user = 1000000",
@@ -647,3 +658,40 @@ def test_words_that_a_user_can_place_close_no_gate(words: str) -> None:
     # What the server of an asset says stands behind the provider's own words.
     for sent in (f"Failed to fetch asset: {words}", f"Timeout while fetching asset ({words})"):
         assert fault_of(400, {"error": sent}) == "request_refused"
+
+
+def test_the_document_lists_what_a_stolen_worker_may_write_and_call(ground: Ground) -> None:
+    """All of it, and nothing else, in docs/security.md."""
+    text = (Path(__file__).parents[1] / "docs" / "security.md").read_text()
+    said = text.partition("**A stolen `vidgen_worker`**")[2].partition("\n## ")[0]
+    said = said.partition("It inserts into")[2]
+    inserts, updates = said.partition("; updates columns of these")[::2]
+    updates, deletes = updates.partition("; deletes\nfrom")[::2]
+    deletes, calls = deletes.partition("It calls, with the owner's rights:")[::2]
+    definer, invoker = calls.partition("; with its own:")[::2]
+
+    def named(part: str) -> set[str]:
+        return set(re.findall(r"`([a-z_.]+)`", part))
+
+    tables = ground.sql(
+        "select n.nspname || '.' || c.relname as name,"
+        "       has_any_column_privilege('vidgen_worker', c.oid, 'insert') as inserts,"
+        "       has_any_column_privilege('vidgen_worker', c.oid, 'update') as updates,"
+        "       has_table_privilege('vidgen_worker', c.oid, 'delete') as deletes"
+        "  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
+        " where n.nspname in ('public', 'vidgen') and c.relkind = 'r'"
+    )
+    inserting = {row["name"] for row in tables if row["inserts"]}
+    not_updating, updating = updates.partition("), of")[::2]
+    assert named(inserts) == inserting
+    assert (inserting - named(not_updating)) | named(updating) == {
+        row["name"] for row in tables if row["updates"]
+    }
+    assert named(deletes) == {row["name"] for row in tables if row["deletes"]}
+    functions = ground.sql(
+        "select p.proname as name, p.prosecdef as definer from pg_proc as p"
+        " where p.pronamespace in ('vidgen'::regnamespace, 'public'::regnamespace)"
+        "   and has_function_privilege('vidgen_worker', p.oid, 'execute')"
+    )
+    assert named(definer) == {row["name"] for row in functions if row["definer"]}
+    assert named(invoker) == {row["name"] for row in functions if not row["definer"]}

@@ -190,6 +190,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.restore_credits(uuid)": NONE,
     "vidgen.try_to_restore_credits(uuid)": NONE,
     "vidgen.task_leaves()": NONE,
+    "vidgen.upload_is_due()": NONE,
     "vidgen.task_ends()": NONE,
     "vidgen.share_buckets(text,text)": WORKER,
     "vidgen.is_operator()": WORKER,
