@@ -468,7 +468,9 @@ async def test_faults_are_forgotten_on_demand(
 
 
 def test_an_unknown_fault_names_the_known_ones(bare_storage: StorageControl) -> None:
-    with pytest.raises(ValueError, match="kind, times, status, hang, drop"):
+    with pytest.raises(
+        ValueError, match="kind, times, status, hang, begin_after, hang_after, drop"
+    ):
         bare_storage.fail("any", explode=True)
 
 
