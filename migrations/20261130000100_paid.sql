@@ -179,15 +179,17 @@ create trigger path_stays
 
 -- Whoever may write here has the janitor remove nothing but what this attempt is about to store.
 create function vidgen.upload_is_due() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if new.bucket <> all (vidgen.our_buckets()) or not exists (
+  if not vidgen.is_operator() and not exists (
     select
       from public.video_generation_tasks as t
+     cross join vidgen.settings as s
      where t.id = new.task_id and t.user_id = new.user_id and t.attempt = new.attempt
        and t.worker_id = new.worker_id and t.status = 'processing'
+       and new.bucket in (s.images_bucket, s.videos_bucket)
   ) then
     raise exception 'task %: no worker is about to store % in bucket %', new.task_id, new.path, new.bucket
       using errcode = 'insufficient_privilege';

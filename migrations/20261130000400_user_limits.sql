@@ -353,20 +353,20 @@ begin
       'the same input was rejected at %s UTC', to_char(rejected at time zone 'UTC', 'YYYY-MM-DD HH24:MI')
     ));
   end if;
-  -- The same input is under way for another task of his, and has never gone well: what becomes of it
-  -- decides for all of them. Only this task waits, longer each time.
-  if exists (
-    select from vidgen.submissions as s
+  -- The same input is under way for as many other tasks of his as may be rejected in a row, and has
+  -- never gone well: what becomes of it decides for all. Only this task waits, longer each time.
+  if (
+    select count(*) from vidgen.submissions as s
      where s.user_id = of_user and s.digest = of_digest and s.task_id <> of_task
        and s.sent_at > now() - interval '1 day' and not s.billed and s.cost is distinct from 0
        and s.ended_at is null and (s.answer is null or s.answer = 'generation')
-  ) and not exists (
+  ) >= limits.rejections_to_slow and not exists (
     select from vidgen.submissions as s
      where s.user_id = of_user and s.digest = of_digest and s.sent_at > now() - interval '1 day'
        and s.ended_state = 'succeeded'
   ) then
     return jsonb_build_object(
-      'kind', 'waits', 'details', 'the same input is under way for another task',
+      'kind', 'waits', 'details', 'the same input is under way for other tasks',
       'seconds', (
         select 3 * 2 ^ least(t.attempt - 1, 4)
           from public.video_generation_tasks as t where t.id = of_task

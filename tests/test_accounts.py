@@ -193,12 +193,13 @@ async def test_strays_are_ended_by_the_account_that_made_them(world: World) -> N
     world.sql("delete from vidgen.checkpoints")
     world.sql("update video_generation_tasks set status = 'cancelled', completed_at = now()")
     world.sql("update vidgen.submissions set answered_at = now() - interval '2 minutes'")
-    async with world.worker(RUNWAYML_API_SECRET=other) as stranger, world.worker() as maker:
+    async with world.worker(RUNWAYML_API_SECRET=other) as stranger:
         await world.beats(4)
         await stranger.janitor.end_strays()
         assert world.one("select ended_at from vidgen.submissions")["ended_at"] is None
-        world.sql("update vidgen.submissions set looked_at = null")
-        await maker.janitor.end_strays()
+        async with world.worker() as maker:
+            world.sql("update vidgen.submissions set looked_at = null")
+            await maker.janitor.end_strays()
     assert world.one("select ended_state from vidgen.submissions")["ended_state"] == "cancelled"
 
 

@@ -234,9 +234,9 @@ def test_refusals_by_locks_close_no_gate(ground: Ground) -> None:
     hand = ground.worker()
     for _ in range(3):
         hand.about(ground.held(hand, "start_task"), "set_aside", error="55P03 locked")
-    assert hand("refusing_users")[0]["users"] == 0
+    assert hand("try_rows")[0]["refusing"] == 0
     hand.about(ground.held(hand, "start_task"), "set_aside", error="P0001 no")
-    assert hand("refusing_users")[0]["users"] == 1
+    assert hand("try_rows")[0]["refusing"] == 1
 
 
 ROWS_OF_CLIENTS = (

@@ -128,7 +128,8 @@ def test_a_claim_set_by_hand_shows_changes_and_orders_nothing(
     for table in OWNED:
         assert intruder.execute(f"select * from {table}".encode()).fetchall() == [], table
     assert intruder.execute("update public.video_scenes set visual_prompt = 'x'").rowcount == 0
-    assert intruder.execute("delete from public.video_scenes").rowcount == 0
+    deletes = "select public.delete_video_scene(%s) as deleted"
+    assert intruder.execute(deletes, [victim.scene]).fetchall() == [{"deleted": False}]
     with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
         intruder.execute(
             f"insert into {TASKS} (scene_id, user_id) values (%s, %s)".encode(),

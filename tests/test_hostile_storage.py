@@ -798,20 +798,21 @@ def refused(ground: Ground, role: str, statement: str, *parameters: object) -> b
 
 
 def test_a_stolen_worker_role_hides_and_opens_nothing(ground: Ground) -> None:
-    """It writes uploads: of objects that are charged none is hidden or removed by that."""
+    """It writes down no upload but that of an attempt at work."""
     hand = ground.worker()
     user = ground.user()
     clip = ground.task(completed(ground, hand, user).id)["video_path"]
     put_there(ground, CLIPS, clip)
     with psycopg.connect(ground.database.admin_url, autocommit=True) as stolen:
         stolen.execute("set role vidgen_worker")
-        stolen.execute(
-            "insert into vidgen.uploads"
-            " (id, task_id, user_id, stage, attempt, worker_id, bucket, path)"
-            " values (gen_random_uuid(), gen_random_uuid(), %s, 'video', 1, gen_random_uuid(),"
-            "         %s, %s)",
-            [user, CLIPS, clip],
-        )
+        with pytest.raises(errors.InsufficientPrivilege, match="no worker is about to store"):
+            stolen.execute(
+                "insert into vidgen.uploads"
+                " (id, task_id, user_id, stage, attempt, worker_id, bucket, path)"
+                " values (gen_random_uuid(), gen_random_uuid(), %s, 'video', 1, gen_random_uuid(),"
+                "         %s, %s)",
+                [user, CLIPS, clip],
+            )
         with pytest.raises(errors.InsufficientPrivilege):
             stolen.execute("update vidgen.uploads set path = 'x'")
         with pytest.raises(errors.InsufficientPrivilege):
