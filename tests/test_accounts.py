@@ -198,6 +198,7 @@ async def test_strays_are_ended_by_the_account_that_made_them(world: World) -> N
         await stranger.janitor.end_strays()
         assert world.one("select ended_at from vidgen.submissions")["ended_at"] is None
         async with world.worker() as maker:
+            await until(world, lambda: len(world.sql("select id from vidgen.workers")) == 2)
             world.sql("update vidgen.submissions set looked_at = null")
             await maker.janitor.end_strays()
     assert world.one("select ended_state from vidgen.submissions")["ended_state"] == "cancelled"
