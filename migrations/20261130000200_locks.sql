@@ -85,14 +85,26 @@ begin
     when lock_not_available then
       null;  -- owed below
   end;
+  -- Not what is owed already: a scene that stays locked would owe a row for every attempt at its tasks.
   insert into vidgen.scene_writes (scene_id, user_id, status, image_url, video_url)
-  values (
-    write_scene.scene_id, write_scene.user_id, write_scene.status, write_scene.image_url,
-    write_scene.video_url
-  );
+  select write_scene.scene_id, write_scene.user_id, write_scene.status, write_scene.image_url,
+         write_scene.video_url
+   where not exists (
+     select
+       from (
+         select w.status, w.image_url, w.video_url
+           from vidgen.scene_writes as w
+          where w.scene_id = write_scene.scene_id
+          order by w.id desc
+          limit 1
+       ) as newest
+      where newest.status is not distinct from write_scene.status
+        and newest.image_url is not distinct from write_scene.image_url
+        and newest.video_url is not distinct from write_scene.video_url
+   );
   return '55P03 locked by another transaction: it is written later';
 exception
-  when others then
+  when others or assert_failure or query_canceled then
     -- The caller logs it; the paid task goes on.
     return format('%s %s', sqlstate, sqlerrm);
 end
@@ -183,7 +195,7 @@ begin
   exception
     when lock_not_available then
       became := 'locked';
-    when others then
+    when others or assert_failure or query_canceled then
       -- The application's rule: it would refuse again.
       became := format('%s %s', sqlstate, sqlerrm);
   end;

@@ -214,7 +214,14 @@ returns table (
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
   with paid as materialized (
-    select s.sent_at, s.ended_at, coalesce(s.cost, s.estimated_cost) as cost,
+    select s.sent_at, s.ended_at,
+           coalesce(
+             s.cost, s.estimated_cost,
+             -- One that has ended and whose cost nobody tells is not for free.
+             case when s.ended_at is not null and s.answer = 'generation' then (
+               select l.expected_cost from vidgen.settings as l
+             ) end
+           ) as cost,
            (s.ended_at is null or s.ended_state = 'succeeded')
            and exists (
              select from public.video_generation_tasks as t
@@ -477,7 +484,9 @@ declare
 begin
   update vidgen.submissions as s
      set billed = true
-   where s.task_id = new.task_id and s.stage = new.stage and not s.billed;
+   where s.task_id = new.task_id and s.stage = new.stage and not s.billed
+     -- What an earlier life of the task has thrown away stays lost.
+     and (s.id = new.submission_id or s.counted);
   select s.user_id, s.provider, s.model into paid
     from vidgen.submissions as s where s.id = new.submission_id;
   perform from vidgen.user_limits as u
@@ -486,9 +495,10 @@ begin
            or exists (select from vidgen.user_troubles as t where t.user_id = u.user_id))
       for no key update;
   if found then
+    -- A still says nothing about clips: a row of rejected clips would begin anew with each task's still.
     update vidgen.user_limits as u
        set rejections = 0
-     where u.user_id = paid.user_id and u.rejections > 0
+     where u.user_id = paid.user_id and u.rejections > 0 and new.stage = 'video'
        and (u.stopped_until is null or u.stopped_until <= now());
     delete from vidgen.user_troubles as t
      where t.user_id = paid.user_id and t.provider = paid.provider and t.model = paid.model;

@@ -235,7 +235,37 @@ def test_only_a_stage_that_is_stored_ends_the_row(ground: Ground) -> None:
     ends(hand, failed)
     assert limits(ground, user)["rejections"] == 2
     hand.walk(good, *STAGE)
+    assert limits(ground, user)["rejections"] == 2, "each task's still would hide a rejected clip"
+    hand.walk(Held(good.id, good.attempt, good.worker_id), *STAGE, stage="video")
     assert limits(ground, user)["rejections"] == 0
+
+
+def test_what_a_retried_task_threw_away_stays_lost(ground: Ground) -> None:
+    """One charge does not bring back what the task's earlier lives have cost."""
+    user = ground.user()
+    hand, (first,) = begun(ground, user, 1)
+    assert submit(hand, first) is None
+    hand.walk(first, "answer_submission")
+    as_user(ground, user, CANCEL, first.id)
+    hand.about(first, "end_generation", ended_state="cancelled", cost=8)
+    hand.about(first, "cancel")
+    as_user(ground, user, "select public.retry_video_generation_task(%s)", first.id)
+    (again,) = hand.claim()
+    hand.walk(Held(again.id, again.attempt, again.worker_id), "start_task", *STAGE)
+    assert ground.one("select vidgen.unbilled_cost(%s) as lost", user)["lost"] == 8
+
+
+def test_a_generation_whose_cost_nobody_tells_is_not_for_free(ground: Ground) -> None:
+    user = ground.user()
+    ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 25, expected_cost = 10")
+    hand, tasks = begun(ground, user, 4)
+    for held in tasks[:3]:
+        assert submit(hand, held) is None
+        hand.walk(held, "answer_submission")
+        ground.sql("update vidgen.submissions set estimated_cost = null")
+        hand.about(held, "end_generation", ended_state="failed", cost=None)
+        hand.about(held, "fail", code="ASSET_INVALID")
+    assert (submit(hand, tasks[3]) or {})["kind"] == "ended"
 
 
 def test_a_cancel_in_time_hides_no_rejection(ground: Ground) -> None:
@@ -440,7 +470,8 @@ def test_three_results_in_a_row_brake_their_user_and_one_task_tries_it(ground: G
 # The whole of it.
 
 
-async def test_many_rows_of_one_rejected_scene_are_generated_once(world: World) -> None:
+async def test_many_rows_of_one_rejected_scene_are_generated_three_times(world: World) -> None:
+    """As many as may be under way before anything is known of it."""
     user = world.user(10_000)
     scene = world.scene(user, image_prompt="[[fail SAFETY.INPUT.TEXT]] a bottle")
     world.as_user(
@@ -453,7 +484,8 @@ async def test_many_rows_of_one_rejected_scene_are_generated_once(world: World) 
         ))  # fmt: skip
     rows = world.sql("select distinct status, error_code from video_generation_tasks")
     assert [(row["status"], row["error_code"]) for row in rows] == [("failed", "CONTENT_REJECTED")]
-    assert posts(world) == (1, 0)
+    images, clips = posts(world)
+    assert (1 <= images <= 3, clips) == (True, 0)
 
 
 async def test_two_users_who_fail_on_purpose_delay_nobody(world: World) -> None:

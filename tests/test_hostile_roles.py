@@ -340,6 +340,9 @@ REFUSED = (
     ),
     "update vidgen.checkpoints set task_id = task_id",
     "update vidgen.checkpoints set stage = stage",
+    # What a checkpoint names is signed, and removed with its task.
+    "update vidgen.checkpoints set bucket = 'documents' where path is not null",
+    "update vidgen.checkpoints set path = 'payroll/all.pdf' where path is not null",
     "update vidgen.charges set user_id = user_id",
     "update vidgen.charges set settled_at = null",
     "insert into vidgen.charges (task_id, stage, settled_at) values (null, 'image', now())",

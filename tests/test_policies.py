@@ -191,6 +191,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.try_to_restore_credits(uuid)": NONE,
     "vidgen.task_leaves()": NONE,
     "vidgen.upload_is_due()": NONE,
+    "vidgen.artifact_is_ours()": NONE,
     "vidgen.task_ends()": NONE,
     "vidgen.share_buckets(text,text)": WORKER,
     "vidgen.is_operator()": WORKER,

@@ -79,6 +79,11 @@ def conclude(database: str, task_id: str, **columns: object) -> None:
         )
 
 
+def clip_of(scene: Scene) -> str:
+    """Where a clip of the scene's user may lie."""
+    return f"video-files/{scene.user_id}/gone.mp4"
+
+
 def upload(storage: StorageControl, bucket: str, path: str, content: bytes) -> None:
     key = storage.keys.service_role
     headers = {"apikey": key, "Authorization": f"Bearer {key}"}
@@ -187,7 +192,7 @@ def test_waiting_ends_when_the_task_does(
     ended: list[dict[str, Any]] = []
     waiter = threading.Thread(target=lambda: ended.append(service.wait(task["task_id"], 30)))
     waiter.start()
-    conclude(database_url, task["task_id"], path="p", url="https://signed", until=until)
+    conclude(database_url, task["task_id"], path=clip_of(scene), url="https://signed", until=until)
     waiter.join(30)
     assert ended[0]["video_url"] == "https://signed"
 
@@ -229,7 +234,7 @@ def test_a_url_that_is_over_and_can_not_be_signed_is_an_error_with_the_remedy(
 ) -> None:
     task = service.start_video_generation_task(scene.scene_id, scene.user_id)
     past = datetime.now(UTC) - timedelta(seconds=1)
-    conclude(database_url, task["task_id"], path="gone.mp4", url="https://over", until=past)
+    conclude(database_url, task["task_id"], path=clip_of(scene), url="https://over", until=past)
     with pytest.raises(VideoGenerationError, match=r"gone\.mp4 has run out and could not be"):
         service.get_task_status(task["task_id"])
     poor = VideoGenerationService(

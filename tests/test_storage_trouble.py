@@ -15,14 +15,18 @@ TIMEOUT = {"VIDGEN_STORAGE_TIMEOUT": "1s"}
 
 
 async def whole(world: World, row: Row) -> None:
-    """The task is complete with one generation per stage; what is stored is what was recorded."""
+    """The task is complete with one generation per stage; what is stored is what was recorded.
+
+    Or it is written down to be removed: an upload that came to nothing has a place of its own.
+    """
     assert row["status"] == "completed", row["error"]
     assert row["failures"] == 0
     assert posts(world) == (1, 1)
     assert {generation["state"] for generation in world.runway.generations()} == {"SUCCEEDED"}
     checkpoints = world.sql("select * from vidgen.checkpoints order by stage")
     stored = {thing["name"]: thing for thing in world.storage.objects()}
-    assert {row["image_path"], row["video_path"]} == stored.keys()
+    left = {upload["path"] for upload in world.sql("select path from vidgen.uploads")}
+    assert {row["image_path"], row["video_path"]} == stored.keys() - left
     async with httpx.AsyncClient() as http:
         for checkpoint, url in zip(
             checkpoints, (row["image_url"], row["video_url"]), strict=True

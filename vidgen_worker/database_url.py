@@ -121,9 +121,14 @@ def _parsed(url: str) -> dict[str, str]:
         raise DatabaseUrlError(f"it holds bytes that are no UTF-8; write {EXAMPLE}") from error
     except psycopg.Error as error:
         raise DatabaseUrlError(_said(str(error))) from None  # its text repeats the password
-    return {
-        option.keyword.decode(): option.val.decode() for option in options if option.val is not None
-    }
+    try:
+        return {
+            option.keyword.decode(): option.val.decode()
+            for option in options
+            if option.val is not None
+        }
+    except UnicodeDecodeError as error:
+        raise DatabaseUrlError(f"it holds bytes that are no UTF-8; write {EXAMPLE}") from error
 
 
 def _said(reason: str) -> str:

@@ -1294,11 +1294,19 @@ progressed as (
     from open_stage
    where b.task_id = open_stage.task_id and b.waiting_since is not null
 ),
-relieved as (
-  -- A stage of this model went well from end to end: nothing about it goes wrong in a row any more.
-  delete from vidgen.troubles as t
-   using open_stage
+over as materialized (
+  -- A stage of this model went well from end to end: nothing about it goes wrong in a row any more. Who
+  -- has the row just now relieves it, or the next one does: this statement may run an application's
+  -- slow trigger, and must not wait for another that does.
+  select t.provider, t.scope, t.part, t.model
+    from vidgen.troubles as t, open_stage
    where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+     for update of t skip locked
+),
+relieved as (
+  delete from vidgen.troubles as t
+   using over
+   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
   returning t.scope
 ),
 hurried as (
@@ -1538,8 +1546,8 @@ select exists (
 ) as troubled
 
 -- try_rows --
--- Is it all rows that refuse? The first waiting task of up to three users, of whom none is set aside,
--- says so for free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
+-- Is it all rows that refuse? A waiting task of up to six users, of whom none is set aside, says so for
+-- free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
 -- that were so for the first time in the last half hour: one that never takes its end keeps no gate
 -- closed. A lock passes, and says nothing of the row.
 with aside as materialized (
@@ -1549,22 +1557,28 @@ with aside as materialized (
     join public.video_generation_tasks as t on t.id = a.task_id
 ),
 waiting as materialized (
-  select r.user_id, r.task_id
-    from vidgen.resumes as r
-   where r.class = 1 and r.resume_at <= now()
-     and r.user_id not in (select aside.user_id from aside)
-   order by r.resume_at
+  -- At random: nobody's rows stand in front at every probe.
+  select of_user.user_id, of_user.task_id
+    from (
+      select distinct on (r.user_id) r.user_id, r.task_id
+        from vidgen.resumes as r
+       where r.class = 1 and r.resume_at <= now()
+         and r.user_id not in (select aside.user_id from aside)
+       order by r.user_id, r.resume_at
+    ) as of_user
+   order by random()
    limit 3
 ),
 line as materialized (
   select n.user_id
     from vidgen.turns as n
    where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
-   order by n.waiting_since
+     and n.user_id not in (select waiting.user_id from waiting)
+   order by random()
    limit 3
 ),
 chosen as materialized (
-  select user_id, task_id from waiting
+  select waiting.user_id, waiting.task_id from waiting
   union all
   select line.user_id, first.id
     from line
@@ -1576,14 +1590,13 @@ chosen as materialized (
       order by t.priority desc, t.run_after, t.created_at
       limit 1
    ) as first
-   limit 3
 ),
 tried as materialized (
   select vidgen.try_row(chosen.task_id, %(worker_id)s) as refused from chosen
 )
-select (select count(*) from tried) as tried,
+select (select count(*) from tried where refused is distinct from '') as tried,
        (select count(*) from tried where refused is null) as taken,
-       (select min(refused) from tried) as refused,
+       (select min(refused) from tried where refused <> '') as refused,
        (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
 
 -- owed_scenes --
@@ -1723,7 +1736,8 @@ begun as materialized (
        cross join waiting as w
         join public.video_generation_tasks as t on t.id = w.id
         left join vidgen.budgets as b on b.task_id = w.id
-       order by coalesce(b.crashes, 0) > 0, w.failures > 0,
+       order by exists (select from vidgen.refusals as r where r.task_id = w.id),
+                coalesce(b.crashes, 0) > 0, w.failures > 0,
                 -- Whoever's input may be to blame comes last.
                 exists (
                   select from vidgen.troubles as tr
@@ -1818,7 +1832,9 @@ with stale as materialized (
     left join public.video_generation_tasks as t on t.id = s.task_id
    where s.taken_at < now() - interval '1 minute'
      and case
+           -- Or its task is set aside, and its row takes no other status; it finds another slot.
            when s.submission_id is null then t.status is distinct from 'processing'
+                or exists (select from vidgen.set_aside as a where a.task_id = s.task_id)
            else sent.id is null or sent.ended_at is not null
                 or (sent.answer is distinct from 'generation'
                     and sent.sent_at < now() - %(patience)s::interval)

@@ -754,7 +754,7 @@ class Queue:
             "claim_trial", worker_id=self.worker_id, **self._gate(gate), probes=probes,
             max_running_per_user=self.settings.vidgen_max_running_per_user,
         )  # fmt: skip
-        return [_task(row) for row in rows]
+        return self._taken(rows)
 
     async def open_gate(self, gate: Gate) -> float | None:
         """Open a gate; the seconds that it was closed, None when it was open."""
