@@ -24,7 +24,7 @@ sandbox: $(STAMP) ## keep the demo's stack running, to play with
 
 .PHONY: test
 test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 .PHONY: soak
 soak: $(STAMP) ## kills, restarts and faults for some 5 minutes; ARGS="--seed 7" repeats one run
