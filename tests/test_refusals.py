@@ -270,6 +270,17 @@ def test_a_trial_goes_past_a_row_that_refuses(ground: Ground) -> None:
     assert (row["id"], row["refused"]) == (good, None)
 
 
+def test_a_trial_goes_past_a_user_who_can_not_pay(ground: Ground) -> None:
+    """His tasks end before anything is sent: each would use up a probe."""
+    hand = ground.worker()
+    ground.orders(ground.user(0), 100)
+    good = ground.order()
+    hand("line_up")
+    hand("close_gate", reason="PROVIDER_STORM")
+    (row,) = hand("claim_trial", probes=0)
+    assert row["id"] == good
+
+
 def test_a_pause_grows_and_a_task_ends_as_refused(ground: Ground) -> None:
     hand = ground.worker()
     bad, good = ground.order(), ground.order()

@@ -1684,8 +1684,9 @@ returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
 -- claim_trial --
 -- After a storm one waiting task is let through the gate, to try it: under the gate's row lock, by
 -- the worker that took this probe, and only while no earlier trial is running. A task past its
--- image first (it tries the clip at once), then the first of a user in the line; rather not one
--- that has failed or has seen a worker die, which would try the task and not the provider.
+-- image first (it tries the clip at once), then one of a user in the line, at random: nobody's tasks are
+-- tried again and again. Rather not one that has failed, has seen a worker die, whose row refuses or
+-- whose user can't pay, which would try the task and not the provider.
 with gate as materialized (
   select g.provider, g.key_fingerprint, g.model
     from vidgen.gates as g, vidgen.workers as me
@@ -1717,7 +1718,7 @@ waiting as materialized (
        where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
          and not exists (select from vidgen.resumes as r where r.task_id = t.id)
        order by t.priority desc, t.run_after, t.created_at
-       limit 5
+       limit 1
     ) as ready
     -- While the gate is closed no claim begins anything: nothing races with this count.
     where %(max_running_per_user)s::integer is null
@@ -1738,6 +1739,12 @@ begun as materialized (
         left join vidgen.budgets as b on b.task_id = w.id
        order by exists (select from vidgen.refusals as r where r.task_id = w.id),
                 coalesce(b.crashes, 0) > 0, w.failures > 0,
+                -- Only a hint: an application may have credits of its own.
+                w.place = 2 and exists (select from public.user_credits) and not exists (
+                  select from public.user_credits as u
+                   where u.user_id = t.user_id
+                     and u.balance - u.held >= (select sum(p.credits) from public.credit_prices as p)
+                ),
                 -- Whoever's input may be to blame comes last.
                 exists (
                   select from vidgen.troubles as tr
@@ -1745,7 +1752,7 @@ begun as materialized (
                      and tr.model = gate.model
                      and t.user_id = any (tr.proven_users || tr.new_users)
                 ),
-                w.place, w.since
+                w.place, case w.place when 1 then w.since end, random()
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as attempt
