@@ -175,9 +175,10 @@ begin
   select s.* into limits from vidgen.settings as s;
   perform vidgen.lock_user(owner);
   select l.* into counted from vidgen.user_locks as l where l.user_id = owner;
-  -- An hour that began in the future was written before the clock stepped back.
-  if counted.hour_began not between now() - interval '1 hour' and now() then
-    counted.hour_began := now();
+  -- By the clock, and not by this transaction's begin: an older one would find an hour of the future and
+  -- begin it anew. An hour that is in the future all the same was written before the clock stepped back.
+  if counted.hour_began not between clock_timestamp() - interval '1 hour' and clock_timestamp() then
+    counted.hour_began := clock_timestamp();
     counted.inserts := 0;
     counted.changes := 0;
   end if;

@@ -410,6 +410,16 @@ def test_tasks_of_one_scene_are_bounded_ended_ones_too(ground: Ground) -> None:
     as_user(ground, user, MANY, another, 3)
 
 
+def test_an_older_transaction_does_not_begin_the_hour_anew(ground: Ground) -> None:
+    user = ground.user()
+    ground.sql("update vidgen.settings set max_inserts_per_hour = 3")
+    with ground.hand() as older, older.holding():
+        older.conn.execute("select now()")
+        ground.sql("select vidgen.count_user(%s, 2, 0)", user)
+        with pytest.raises(psycopg.Error, match="limit reached"), older.conn.transaction():
+            older.conn.execute("select vidgen.count_user(%s, 2, 0)", [user])
+
+
 def test_scenes_of_one_user_are_bounded_where_the_table_is_ours(ground: Ground) -> None:
     user = ground.user()
     ground.sql("update vidgen.settings set max_scenes_per_user = 3")
