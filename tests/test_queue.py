@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.hands import FENCED, STAGE, UNFENCED_FACTS, Ground, Hand, Held
+from tests.hands import FENCED, STAGE, UNFENCED_FACTS, Ground, Hand, Held, refuse
 
 MINUTE = timedelta(minutes=1)
 
@@ -846,6 +846,25 @@ def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> N
     hand.about(held, "fail")
     assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
     assert hand.claim() == [], "to begin one costs money"
+
+
+def test_what_tries_a_gate_is_kept_or_being_stored_and_not_set_aside(ground: Ground) -> None:
+    hand = ground.worker()
+    held = ground.held(hand, "start_task", *STAGE[:3])
+    hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"])
+    ground.sql('update vidgen.checkpoints set request = \'{"model": "gen4_image"}\'')
+
+    def tries() -> bool:
+        return bool(hand("try_kept")[0]["kept"])
+
+    assert tries(), "it is being stored"
+    hand.about(held, "requeue", delay=60 * MINUTE)
+    assert tries()
+    assert [one.id for one in hand.claim()] == [held.id], "it is due now"
+    again = Held(held.id, held.attempt + 1, held.worker_id)
+    refuse(ground, held.id, when="new.status = 'completed'")
+    hand.about(again, "set_aside")
+    assert not tries(), "its row may refuse for ever"
 
 
 def test_cancels_of_waiting_tasks_are_claimed_outside_gates(ground: Ground) -> None:

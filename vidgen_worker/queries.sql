@@ -1639,12 +1639,14 @@ select tasks, users, weighed, braked
 -- try_kept --
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
 -- nothing, and its row of vidgen.troubles goes when that went well. The one that has waited longest is
--- due now; it is taken up behind a closed gate too.
+-- due now; it is taken up behind a closed gate too. One that is being stored just now tries it as well.
+-- One that is set aside tells nothing: its row may refuse for ever.
 with kept as materialized (
   select r.task_id
     from vidgen.resumes as r
     join vidgen.checkpoints as c on c.task_id = r.task_id and c.state = 'storing'
    where r.class = 0
+     and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
      and exists (
        select from vidgen.troubles as t
         where t.provider = %(provider)s and t.scope = %(scope)s
@@ -1660,7 +1662,19 @@ due as (
     from kept
    where r.task_id = kept.task_id and r.resume_at > now()
 )
-select exists (select from kept) as kept
+select exists (select from kept)
+       or exists (
+         select
+           from public.video_generation_tasks as t
+           join vidgen.checkpoints as c on c.task_id = t.id and c.state = 'storing'
+          where t.status = 'processing'
+            and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+            and exists (
+              select from vidgen.troubles as tr
+               where tr.provider = %(provider)s and tr.scope = %(scope)s
+                 and c.request ->> 'model' = tr.model
+            )
+       ) as kept
 
 -- take_probe --
 -- One worker that it concerns probes a closed gate; the next probe is twice as far away, up to five minutes.
