@@ -7,6 +7,9 @@ update vidgen.settings set schema_version = '20261130000500';
 -- Each of these changes one row of many and survives the end of its statement's time: a trigger of four
 -- seconds on forty rows of one user would hold a claim, and everybody's turns, for minutes. After two
 -- seconds the rows that are left are left to the next statement.
+--
+-- And what is due earlier than its row says (an output that is to try a gate) begins: a claim that finds
+-- it due and can't begin it would come again and again.
 do $$
 declare
   ours record;
@@ -21,7 +24,12 @@ begin
      )
   loop
     execute regexp_replace(
-      ours.definition, E'\nbegin\n',
+      replace(
+        ours.definition, '(to_cancel or l.run_after <= now())',
+        '(to_cancel or l.run_after <= now() or exists ('
+        'select from vidgen.resumes as r where r.task_id = l.id and r.resume_at <= now()))'
+      ),
+      E'\nbegin\n',
       E'\nbegin\n'
       '  if clock_timestamp() > statement_timestamp() + interval ''2 seconds'' then\n'
       '    return;\n'
