@@ -192,8 +192,12 @@ class Clients:
         self.scenes_deleted += len(rows)
 
     def mend(self) -> None:
-        """The application mends its trigger: its rows take changes again."""
+        """The application mends its trigger: its rows take changes again.
+
+        Rows that refused even their end are asked once an hour: that hour is over.
+        """
         self.world.sql("delete from public.refusing")
+        self.world.sql("update vidgen.refusals set until = now() where statement = 'end'")
 
     async def keep_deleting(self, stop: asyncio.Event) -> None:
         """Delete scenes now and then until the end."""
