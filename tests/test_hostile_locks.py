@@ -329,7 +329,12 @@ async def test_an_answer_is_recorded_while_its_task_is_locked(world: World) -> N
                 await databases.close()
 
 
-async def test_the_end_of_a_generation_is_booked_while_its_task_is_locked(world: World) -> None:
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+async def test_the_end_of_a_generation_is_booked_while_its_task_is_locked(
+    world: World, state: str
+) -> None:
+    """And that it was rejected: its owner's lock hides nothing."""
+    rejected = state == "failed"
     with world.ground() as ground:
         hand = ground.worker()
         held = ground.held(hand, "start_task", *STAGE[:2])
@@ -340,10 +345,11 @@ async def test_the_end_of_a_generation_is_booked_while_its_task_is_locked(world:
                     with pytest.raises(RowRefusedError):
                         await queue.end_generation(
                             Fence(held.id, held.attempt, held.worker_id), StageName.IMAGE,
-                            held.generation_id, "succeeded", 5, A_STEP,
+                            held.generation_id, state, 5, A_STEP, rejected=rejected,
                         )  # fmt: skip
-                    row = ground.one("select ended_state, cost from vidgen.submissions")
-                    assert (row["ended_state"], int(row["cost"])) == ("succeeded", 5)
+                    row = ground.one("select ended_state, cost, rejected from vidgen.submissions")
+                    assert (row["ended_state"], int(row["cost"])) == (state, 5)
+                    assert row["rejected"] is rejected
             finally:
                 await databases.close()
         # A later attempt reads it once more and goes on.

@@ -221,7 +221,7 @@ class Round:
                     self.cancel()
                     self.opened += await self.thief.glance(*self.place)
                     return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # how often a thief looks: the round's end bounds it
 
     async def play(self, tools: Tools, file: Path) -> None:
         """Store an output as an attempt does, while its owner cancels and looks at it."""

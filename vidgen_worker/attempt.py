@@ -331,11 +331,11 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
                 emit(TaskHandedBack(fence=fence))
         case SetAside():
             tries, pause, became = await queue.set_aside(fence, outcome)
-            await _watch_refusal(tools, run, outcome, tries)
             emit(RowRefused(
                 task=str(fence.task_id), statement=outcome.statement, error=outcome.error,
                 tries=tries, pause_seconds=round(pause.total_seconds(), 1), became=became,
             ))  # fmt: skip
+            await _watch_refusal(tools, run, outcome, tries)
         case Abandoned():
             pass
         case _:

@@ -530,7 +530,9 @@ class Queue:
         except RowRefusedError as error:
             # What the row would show is worth less than the facts; the row is met again soon.
             if error.locked:
-                await self.close_generation(fence.task_id, generation_id, ended_state, cost)
+                await self.close_generation(
+                    fence.task_id, generation_id, ended_state, cost, rejected=rejected
+                )
                 raise
             await self._fenced("end_generation", fence, paid=True, show=False, **values)
 
