@@ -169,8 +169,13 @@ class Site:
             return cursor.fetchall() if cursor.description else []
 
     def users(self, count: int) -> list[UUID]:
-        """Make users with plenty of credits."""
+        """Make users with plenty of credits, for whom a stage was stored before."""
         users = [uuid4() for _ in range(count)]
+        self.sql(
+            "insert into vidgen.user_limits (user_id, first_stored_at)"
+            " select u, now() from unnest(%s::uuid[]) as u",
+            users,
+        )
         self.sql(
             "select public.grant_video_credits(u, %s, u::text) from unnest(%s::uuid[]) as u",
             10**8, users,

@@ -183,6 +183,9 @@ class Hand:
         return later
 
 
+KNOWN = "insert into vidgen.user_limits (user_id, first_stored_at) values (%s, now())"
+"""A stage of this user's was stored before: he is no newcomer, who has few under way."""
+
 STAGE = (
     "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
 )  # fmt: skip
@@ -262,9 +265,11 @@ class Ground:
         (row,) = self.sql(statement, *parameters)
         return row
 
-    def user(self, credits_: int = 1000) -> UUID:
-        """Make a user with credits."""
+    def user(self, credits_: int = 1000, *, new: bool = False) -> UUID:
+        """Make a user with credits, for whom a stage was stored before unless he is new."""
         user_id = uuid4()
+        if not new:
+            self.sql(KNOWN, user_id)
         if credits_:
             self.sql(
                 "select public.grant_video_credits(%s, %s, %s)", user_id, credits_, str(uuid4())

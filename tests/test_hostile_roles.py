@@ -343,6 +343,15 @@ REFUSED = (
     # What a checkpoint names is signed, and removed with its task.
     "update vidgen.checkpoints set bucket = 'documents' where path is not null",
     "update vidgen.checkpoints set path = 'payroll/all.pdf' where path is not null",
+    # What was sent, and which generation came of it, is a fact.
+    "update vidgen.checkpoints set request = '{\"promptText\": \"mine\"}' where state = 'storing'",
+    "update vidgen.submissions set generation_id = gen_random_uuid() where answer = 'generation'",
+    "update vidgen.submissions set generation_id = null, answer = 'unknown'",
+    "update vidgen.submissions set fingerprint = 'mine'",
+    "update vidgen.submissions set digest = 'mine'",
+    "update vidgen.submissions set billed = true",
+    "update vidgen.user_limits set first_stored_at = now(), rejections = 0",
+    "delete from vidgen.rejections",
     "update vidgen.charges set user_id = user_id",
     "update vidgen.charges set settled_at = null",
     "insert into vidgen.charges (task_id, stage, settled_at) values (null, 'image', now())",
@@ -407,6 +416,82 @@ def test_a_thief_is_refused(ground: Ground, thief: Connection) -> None:
     denied = errors.InsufficientPrivilege.sqlstate
     found = {statement: state_of(thief, statement) for statement in REFUSED}
     assert {said: state for said, state in found.items() if state != denied} == {}
+    assert ground.dump() == before
+
+
+FOLLOWS: dict[str, tuple[str, str]] = {
+    "another task's submission": (
+        "update vidgen.checkpoints set submission_id = %(other)s where task_id = %(generated)s",
+        "42501",
+    ),
+    "another stage's submission": (
+        "update vidgen.checkpoints set submission_id = %(clip)s where task_id = %(charged)s",
+        "42501",
+    ),
+    "a submission of nobody's": (
+        (
+            "update vidgen.checkpoints set submission_id = gen_random_uuid()"
+            " where task_id = %(generated)s"
+        ),
+        "23503",
+    ),
+    "another task's generation": (
+        "update vidgen.checkpoints set generation_id = %(stolen)s where task_id = %(generated)s",
+        "42501",
+    ),
+    "a generation of nobody's": (
+        (
+            "update vidgen.checkpoints set generation_id = gen_random_uuid()"
+            " where task_id = %(generated)s"
+        ),
+        "42501",
+    ),
+    "a new checkpoint of another task's submission": (
+        (
+            "insert into vidgen.checkpoints (task_id, stage, state, request, inputs, submission_id)"
+            " values (%(running)s, 'image', 'submitting', '{}', '', %(other)s)"
+        ),
+        "42501",
+    ),
+    "a new checkpoint with its own submission and another request": (
+        (
+            "do $$ begin delete from vidgen.checkpoints where task_id = '%(generated)s';"
+            " insert into vidgen.checkpoints"
+            " (task_id, stage, state, request, inputs, submission_id)"
+            " select s.task_id, s.stage, 'submitting', '{}', '', s.id from vidgen.submissions as s"
+            " where s.task_id = '%(generated)s'; end $$"
+        ),
+        "42501",
+    ),
+    "another task's generation as the answer to a submission": (
+        (
+            "update vidgen.submissions set answer = 'generation', answered_at = now(),"
+            " generation_id = %(stolen)s where id = %(clip)s"
+        ),
+        "23505",
+    ),
+}
+
+
+def test_a_thief_has_no_worker_follow_what_belongs_to_another(
+    ground: Ground, thief: Connection, loot: Loot
+) -> None:
+    """One user's generation would be stored as another's, or his request sent as another's."""
+    hand = ground.hand(loot.charged.worker_id)
+    clip = Held(loot.charged.id, loot.charged.attempt, loot.charged.worker_id)
+    hand.walk(clip, *STAGE[:1], stage="video")
+    values: dict[str, object] = {
+        "running": loot.running.id, "generated": loot.generated.id, "charged": loot.charged.id,
+        "other": loot.charged.submission_id, "stolen": loot.charged.generation_id,
+        "clip": clip.submission_id,
+    }  # fmt: skip
+    before = ground.dump()
+    found = {
+        name: state_of(thief, statement % values if "$$" in statement else statement,
+                       None if "$$" in statement else values)
+        for name, (statement, _) in FOLLOWS.items()
+    }  # fmt: skip
+    assert found == {name: state for name, (_, state) in FOLLOWS.items()}
     assert ground.dump() == before
 
 

@@ -23,7 +23,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
-from tests.hands import Ground, ground_of, refuse
+from tests.hands import KNOWN, Ground, ground_of, refuse
 from vidgen_worker import events
 from vidgen_worker.config import Settings
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
@@ -138,9 +138,11 @@ class World:
         (row,) = self.sql(statement, *parameters)
         return row
 
-    def user(self, credits_: int = 1000) -> UUID:
-        """A user with credits."""
+    def user(self, credits_: int = 1000, *, new: bool = False) -> UUID:
+        """A user with credits, for whom a stage was stored before unless he is new."""
         user_id = uuid4()
+        if not new:
+            self.sql(KNOWN, user_id)
         if credits_:
             self.sql(
                 "select public.grant_video_credits(%s, %s, %s)", user_id, credits_, str(uuid4())
