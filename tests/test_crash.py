@@ -322,6 +322,7 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "event LimitsUnread": "likewise",
     "event UserLimited": "nothing was written; the fenced write of the outcome follows",
     "event UserBraked": "said of a row that is written already",
+    "query meet_gate": "a note beside the refusal; a repeat of the attempt is refused again",
     "query sweep_limits": "the janitor's: rows of no use any more; the next sweep's again",
     "query free_slots": "the janitor's, about slots that nobody uses; the next one frees them",
     "query sweep_workers": "the janitor's: one statement about rows that nobody uses any more",

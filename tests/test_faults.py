@@ -386,13 +386,28 @@ async def test_a_user_beyond_a_limit_of_his_own_is_told_which(world: World) -> N
     user = world.user()
     task = world.order(user, world.scene(user))
     world.sql(
-        "insert into vidgen.user_limits (user_id, rejections, stopped_until)"
-        " values (%s, 10, now() + interval '1 day')", user,
+        "update vidgen.user_limits set rejections = 10, stopped_until = now() + interval '1 day'"
+        " where user_id = %s", user,
     )  # fmt: skip
     async with world.worker():
         row = await world.until(task)
     unpaid(world, row, "USER_LIMIT")
     assert "rejected 10 of your scenes in a row" in row["error_message"]
+
+
+@acts("request_denied")
+async def test_what_only_one_request_is_refused_for_ends_its_task(world: World) -> None:
+    user = world.user()
+    with recorded() as heard:
+        async with world.worker():
+            task = world.order(user, world.scene(user, image_prompt="[[forbidden x9]] a bottle"))
+            row = await world.until(task)
+    assert (row["status"], row["error_code"], row["failures"]) == ("failed", "REQUEST_DENIED", 3)
+    assert (posts(world), generations(world)) == ((4, 0), (0, 0))
+    assert world.credits(user) == (1000, 0)
+    silent_about_the_provider(row)
+    closed = [event.code for event in heard if isinstance(event, events.GateClosed)]
+    assert closed == ["PROVIDER_DENIED"]
 
 
 @acts("resolution_unsupported")

@@ -12,7 +12,7 @@ from tests.hands import STAGE, Ground, Hand, Held, Row
 from tests.test_contract import acting, as_user, insert
 from tests.watching import until
 from tests.world import World, crowd, many, posts, reasons, recorded, told, vidgen
-from vidgen_worker.events import UserBraked
+from vidgen_worker.events import GateClosed, UserBraked
 from vidgen_worker.storm import ALLOWANCE, IN_A_ROW, Part
 
 TASKS = "public.video_generation_tasks"
@@ -96,7 +96,6 @@ def test_of_four_workers_that_race_one_begins(ground: Ground) -> None:
     user = ground.user()
     ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 12, expected_cost = 12")
     hand, tasks = begun(ground, user, 4)
-    ground.sql("insert into vidgen.user_limits (user_id) values (%s)", user)
     with hand.holding():
         assert submit(hand, tasks[0]) is None
         others = [ground.hand(hand.worker_id) for _ in tasks[1:]]
@@ -231,6 +230,7 @@ def test_only_a_stage_that_is_stored_ends_the_row(ground: Ground) -> None:
     hand.walk(cancelled, "answer_submission")
     as_user(ground, user, CANCEL, cancelled.id)
     hand.about(cancelled, "cancel")
+    hand.about(cancelled, "close_generation", ended_state="cancelled", cost=0)
     assert submit(hand, failed) is None
     ends(hand, failed)
     assert limits(ground, user)["rejections"] == 2
@@ -238,6 +238,99 @@ def test_only_a_stage_that_is_stored_ends_the_row(ground: Ground) -> None:
     assert limits(ground, user)["rejections"] == 2, "each task's still would hide a rejected clip"
     hand.walk(Held(good.id, good.attempt, good.worker_id), *STAGE, stage="video")
     assert limits(ground, user)["rejections"] == 0
+
+
+# Nothing good is known of him yet.
+
+
+def test_a_newcomer_has_three_under_way_until_a_stage_is_stored(ground: Ground) -> None:
+    user = ground.user(new=True)
+    hand, (first, second, third, *more) = begun(ground, user, 6)
+    assert [submit(hand, held) for held in (first, second, third)] == [None] * 3
+    verdict = submit(hand, more[0])
+    assert verdict
+    assert verdict["kind"] == "waits"
+    assert verdict["details"] == "nothing of his was stored yet, and 3 generations under way"
+    assert 0 < verdict["seconds"] <= 5
+    assert limits(ground, user)["paused_until"] is not None
+    hand.walk(first, *STAGE[1:])
+    assert limits(ground, user)["paused_until"] is None, "what waits comes at once"
+    assert [submit(hand, held) for held in more] == [None] * 3
+
+
+def test_who_is_known_is_not_bound(ground: Ground) -> None:
+    hand, tasks = begun(ground, ground.user(), 20)
+    assert [submit(hand, held) for held in tasks] == [None] * 20
+
+
+def test_of_workers_that_race_for_a_newcomer_none_begins_the_fourth(ground: Ground) -> None:
+    """The first three are not committed yet when another worker asks."""
+    user = ground.user(new=True)
+    hand, (*three, fourth) = begun(ground, user, 4)
+    other = ground.hand(hand.worker_id)
+    ground.sql("insert into vidgen.user_limits (user_id) values (%s)", user)
+    with hand.holding():
+        assert [submit(hand, held) for held in three] == [None] * 3
+        racing = other.later(partial(submit, other, fourth))
+        assert ground.waits(racing)
+    assert racing.result()["kind"] == "waits"
+
+
+def test_rejections_and_what_is_under_way_count_together(ground: Ground) -> None:
+    """Also for who is known: each may be rejected as the last one was."""
+    user = ground.user()
+    ground.sql(AT_ONCE)
+    hand, tasks = begun(ground, user, 16)
+    for rejected, room in ((1, 2), (2, 1), (3, 1), (4, 1)):
+        held, *three = (tasks.pop() for _ in range(4))
+        assert submit(hand, held) is None
+        ends(hand, held, cost=0, rejected=True)
+        assert limits(ground, user)["rejections"] == rejected
+        verdicts = [submit(hand, one) for one in three]
+        assert [verdict is None for verdict in verdicts] == [n < room for n in range(3)]
+        for one in three[:room]:
+            ends(hand, one)
+
+
+def test_a_cancel_frees_no_place_among_those_under_way(ground: Ground) -> None:
+    """What is cancelled runs on until the provider says that it has ended, and may be rejected."""
+    user = ground.user(new=True)
+    hand, (*three, fourth) = begun(ground, user, 4)
+    for held in three:
+        assert submit(hand, held) is None
+        hand.walk(held, "answer_submission")
+        as_user(ground, user, CANCEL, held.id)
+    assert (submit(hand, fourth) or {})["kind"] == "waits"
+    hand.about(three[0], "cancel")
+    assert (submit(hand, fourth) or {})["kind"] == "waits"
+    hand.about(three[0], "close_generation", ended_state="cancelled", cost=0)
+    assert submit(hand, fourth) is None
+
+
+def test_a_deleted_scene_or_task_forgets_no_rejection(ground: Ground) -> None:
+    user = ground.user()
+    rejections(ground, user, 3)
+    as_user(ground, user, "select public.delete_video_scene(id) from public.video_scenes")
+    ground.sql(f"delete from {TASKS}")
+    hand, (held,) = begun(ground, user, 1)
+    assert (submit(hand, held) or {})["kind"] == "waits"
+    assert limits(ground, user)["rejections"] == 3
+
+
+def test_a_still_does_not_hide_a_row_of_rejected_clips(ground: Ground) -> None:
+    user = ground.user(new=True)
+    hand, (first, second) = begun(ground, user, 2)
+    for held in (first, second):
+        hand.walk(held, *STAGE)
+    clips = [Held(held.id, held.attempt, held.worker_id) for held in (first, second)]
+    for rejected, clip in enumerate(clips, start=1):
+        hand.walk(clip, *STAGE[:2], stage="video")
+        hand.about(clip, "end_generation", stage="video", ended_state="failed", rejected=True)
+        hand.about(clip, "fail", code="CONTENT_REJECTED")
+        assert limits(ground, user)["rejections"] == rejected
+    hand, (one, other) = begun(ground, user, 2)
+    assert submit(hand, one) is None
+    assert (submit(hand, other) or {})["kind"] == "waits"
 
 
 def test_what_a_retried_task_threw_away_stays_lost(ground: Ground) -> None:
@@ -435,6 +528,30 @@ def test_scenes_of_one_user_are_bounded_where_the_table_is_ours(ground: Ground) 
     ground.sql(scenes, user, 10)
 
 
+def test_a_change_of_many_scenes_runs_nothing_of_ours(ground: Ground) -> None:
+    """Its cost is the application's own UPDATE: no trigger, no row and no notice of ours for it."""
+    user = ground.user()
+    scenes = (
+        "insert into public.video_scenes (user_id, scenario_id)"
+        " select %s, gen_random_uuid() from generate_series(1, 2000)"
+    )
+    as_user(ground, user, scenes, user)
+    ground.order(user)
+    listening = ground.sql(
+        "select t.tgname from pg_trigger as t"
+        " where t.tgrelid = 'public.video_scenes'::regclass and not t.tgisinternal"
+        "   and t.tgtype & 16 <> 0"
+    )
+    assert listening == []
+    assert ground.none(
+        "select from pg_publication_tables"
+        " where schemaname = 'public' and tablename = 'video_scenes'"
+    )
+    before = ground.dump(without=["public.video_scenes"])
+    as_user(ground, user, "update public.video_scenes set visual_prompt = 'another one'")
+    assert ground.dump(without=["public.video_scenes"]) == before
+
+
 # Troubles count users.
 
 
@@ -496,6 +613,115 @@ async def test_many_rows_of_one_rejected_scene_are_generated_three_times(world: 
     assert [(row["status"], row["error_code"]) for row in rows] == [("failed", "CONTENT_REJECTED")]
     images, clips = posts(world)
     assert (1 <= images <= 3, clips) == (True, 0)
+
+
+async def test_a_newcomers_burst_of_rejected_inputs_is_three(world: World) -> None:
+    """Each another input, and as many places as he has tasks."""
+    user = world.user(10_000, new=True)
+    for number in range(12):
+        words = f"[[slow 300ms]] [[fail SAFETY.INPUT.TEXT]] {number}"
+        world.order(user, world.scene(user, image_prompt=words))
+    async with world.worker(VIDGEN_IMAGE_SLOTS="20", VIDGEN_VIDEO_SLOTS="20"):
+        await until(world, lambda: len(world.sql("select digest from vidgen.rejections")) == 3)
+        await world.beats(3)
+        assert posts(world) == (3, 0)
+    rows = world.sql("select status from video_generation_tasks")
+    assert sorted(row["status"] for row in rows) == ["failed"] * 3 + ["pending"] * 9
+
+
+async def test_the_same_words_in_another_scene_are_the_same_input(world: World) -> None:
+    user, words = world.user(), "[[fail SAFETY.INPUT.TEXT]] a bottle"
+    async with world.worker():
+        for _ in range(2):
+            task = world.order(user, world.scene(user, image_prompt=words))
+            assert (await world.until(task))["error_code"] == "CONTENT_REJECTED"
+    assert posts(world) == (1, 0)
+
+
+# A refusal that may be everybody's, or one input's alone.
+
+FORBIDDEN = "[[forbidden x1000]]"
+
+
+async def test_one_row_that_is_always_refused_closes_the_gate_once(world: World) -> None:
+    user, other = world.user(), world.user()
+    with recorded() as heard:
+        async with world.worker():
+            poisonous = world.order(user, world.scene(user, image_prompt=FORBIDDEN))
+            await until(world, lambda: reasons(world) == [("key", "PROVIDER_DENIED")])
+            good = [world.order(other, world.scene(other)) for _ in range(3)]
+            assert (await world.until(poisonous))["error_code"] == "REQUEST_DENIED"
+            assert {(await world.until(task))["status"] for task in good} == {"completed"}
+    closed = [event.code for event in heard if isinstance(event, GateClosed)]
+    assert closed == ["PROVIDER_DENIED"]
+    assert world.task(poisonous)["failures"] == world.task(poisonous)["max_failures"]
+    assert world.credits(user) == (1000, 0)
+
+
+@pytest.mark.parametrize("words", [FORBIDDEN, "[[denied x1000]]", "[[payment x1000]]"])
+async def test_many_such_rows_of_one_user_close_it_once_and_brake_him(
+    world: World, words: str
+) -> None:
+    user, other = world.user(), world.user()
+    with recorded() as heard:
+        async with world.worker():
+            for number in range(6):
+                world.order(user, world.scene(user, image_prompt=f"{words} {number}"))
+            await until(world, lambda: bool(world.sql(
+                "select user_id from vidgen.user_troubles where next_at is not null"
+            )))  # fmt: skip
+            good = world.order(other, world.scene(other))
+            assert (await world.until(good))["status"] == "completed"
+    assert len([event for event in heard if isinstance(event, GateClosed)]) == 1
+
+
+async def test_three_new_accounts_with_such_rows_stop_nobody(world: World) -> None:
+    """Each closes the gate once; together they are no outage, as nobody knows them."""
+    users, other = [world.user(new=True) for _ in range(3)], world.user()
+    with recorded() as heard:
+        async with world.worker():
+            first = world.order(other, world.scene(other))
+            assert (await world.until(first))["status"] == "completed"
+            for user in users:
+                task = world.order(user, world.scene(user, image_prompt=FORBIDDEN))
+                assert (await world.until(task))["error_code"] == "REQUEST_DENIED"
+            good = world.order(other, world.scene(other))
+            assert (await world.until(good))["status"] == "completed"
+    closed = [event.code for event in heard if isinstance(event, GateClosed)]
+    assert closed == ["PROVIDER_DENIED"] * 3
+
+
+TROUBLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "PROVIDER_DENIED": ({"key_disabled": True}, {"key_disabled": False}),
+    # Too little for any generation, and more than nothing.
+    "PROVIDER_UNFUNDED": ({"credit_balance": 1}, {"credit_balance": 10_000}),
+}
+
+
+@pytest.mark.parametrize("reason", TROUBLES)
+async def test_what_the_account_shows_is_everybodys_however_often_one_user_meets_it(
+    world: World, reason: str
+) -> None:
+    closing, opening = TROUBLES[reason]
+    user = world.user()
+    task = world.order(user, world.scene(user))
+    async with world.worker(VIDGEN_GATE_PROBE="1h"):
+        world.runway.set(**closing)
+        for _ in range(3):
+            await until(world, lambda: reasons(world) == [(GATES[reason], reason)])
+            await world.until(task, "pending")
+            world.sql("delete from vidgen.gates")
+            world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
+        await until(world, lambda: reasons(world) == [(GATES[reason], reason)])
+        assert world.task(task)["failures"] == 0
+        await world.until(task, "pending")
+        world.runway.set(**opening)
+        world.sql("delete from vidgen.gates")
+        world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
+        assert (await world.until(task))["status"] == "completed"
+
+
+GATES = {"PROVIDER_DENIED": "key", "PROVIDER_UNFUNDED": "default"}
 
 
 async def test_two_users_who_fail_on_purpose_delay_nobody(world: World) -> None:

@@ -178,6 +178,17 @@ def a_trouble(ground: Ground, hand: Hand) -> Parameters:
     return {"task_id": held.id, "user_id": user}
 
 
+def a_refusal_met_again(ground: Ground, hand: Hand) -> Parameters:
+    user = ground.user()
+    for _ in range(2):
+        held = ground.held(hand, "start_task", *STAGE[:1], user_id=user)
+        hand.about(held, "answer_submission", answer="refused", generation_id=None)
+        ground.sql(
+            "update vidgen.submissions set met_gate = 'key:key' where task_id <> %s", held.id
+        )
+    return {"task_id": held.id, "user_id": user, "scope": "key:key"}
+
+
 def a_kept_output(ground: Ground, hand: Hand) -> Parameters:
     held = ground.held(hand, "start_task", *STAGE[:3])
     hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"], model="kept")
@@ -343,6 +354,7 @@ STATES: Mapping[str, Prepare] = {
     "give_up_submissions": unanswered_of_long_ago,
     "close_gate": nothing,
     "note_trouble": a_trouble,
+    "meet_gate": a_refusal_met_again,
     "try_kept": a_kept_output,
     "take_probe": a_closed_gate,
     "open_gate": a_closed_gate,

@@ -29,11 +29,13 @@ from vidgen_worker.events import (
 from vidgen_worker.gates import Gate, Scope
 from vidgen_worker.generating import failed
 from vidgen_worker.pipeline import Pipeline, ProvenError
+from vidgen_worker.probing import account_problem
 from vidgen_worker.queue import (
     BrakedError,
     CancelAskedError,
     GateClosedError,
     LeaseLostError,
+    LimitKind,
     NoSlotError,
     NotOursError,
     RowRefusedError,
@@ -135,7 +137,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
         details = "no slot is free"
         return Requeued(delay, failed=False, code=NO_SLOT, details=details, waiting=False)
-    except Fault as fault:
+    except Fault as met:
+        fault = await blame(tools, run, met)
         await watch(tools, run, fault)
         return await follow(tools, run, fault)
     except StatementStuckError as error:
@@ -157,14 +160,31 @@ def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
         fence=run.task.fence, user=str(run.task.user_id), kind=error.kind, details=error.details,
     ))  # fmt: skip
     match error.kind:
-        case "rejected":
+        case LimitKind.REJECTED:
             return failed(Fault("content_rejected", details=error.details))
-        case "ended":
+        case LimitKind.ENDED:
             return failed(Fault("user_limit", details=error.details, message=error.message))
-        case _:
+        case LimitKind.WAITS:
             return Requeued(
                 error.delay, failed=False, code=USER_LIMIT, details=error.details, waiting=False
             )
+        case _:
+            assert_never(error.kind)
+
+
+async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
+    """Tell a refusal that is everybody's from one that is about the input of a task.
+
+    It is the input's where its user meets it again, and the account, which is asked for free,
+    shows nothing.
+    """
+    if not fault.rule.one_input:
+        return fault
+    model = _model(tools, run)
+    again, price = await tools.queue.meet_gate(run.task, _gate(tools, run, fault), model)
+    if not again or await account_problem(tools.provider, fault.code, model, price) is not None:
+        return fault
+    return Fault("request_denied", details=f"{fault.name} again: {fault.details}")
 
 
 async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
@@ -284,8 +304,7 @@ _NEEDS_ANOTHER_SUBMISSION = frozenset(
 
 async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:
     """Close the gate for everybody whom the fault concerns; the task that met it just waits."""
-    gate = tools.queue.key.scopes.gate(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
-    await shut(tools, gate, fault.code, fault.message, fault.details)
+    await shut(tools, _gate(tools, run, fault), fault.code, fault.message, fault.details)
 
 
 async def shut(  # noqa: PLR0913 - one value of the row each
@@ -295,6 +314,10 @@ async def shut(  # noqa: PLR0913 - one value of the row each
     """Close a gate, and say so unless it was closed already."""
     if await tools.queue.close_gate(gate, reason, message, details, probe=probe):
         emit(GateClosed(scope=gate.scope, model=gate.model, code=reason, details=details))
+
+
+def _gate(tools: Tools, run: Run, fault: Fault) -> Gate:
+    return tools.queue.key.scopes.gate(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
 
 
 def _stage(run: Run) -> StageName:

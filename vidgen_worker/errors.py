@@ -45,7 +45,8 @@ class FaultRule:
 
     `code` is what the row of the task says when the task ends by it (None: the task can't end by
     this fault alone). `message` is our sentence for the user: it never holds provider text.
-    `gate` says for whom the gate closes, where the disposition is GATE.
+    `gate` says for whom the gate closes, where the disposition is GATE. `one_input`: the input of
+    one task may bring it about as well.
     """
 
     name: str
@@ -57,6 +58,7 @@ class FaultRule:
     message: str
     follows: str = ""
     gate: Scope | None = None
+    one_input: bool = False
 
 
 _IN, _WAIT, _RETRY, _FAIL, _GATE = (
@@ -113,14 +115,21 @@ _RULES = (
         "provider_unfunded", "submit", '400 "not enough credits", 402',
         "PROVIDER_UNFUNDED", _GATE, Hold.KEPT,
         "Video generation is paused: the service's account at the provider needs a top-up.",
-        gate=Scope.ACCOUNT,
+        gate=Scope.ACCOUNT, one_input=True,
     ),
     FaultRule(
         "provider_denied", "submit", "401, 403",
         "PROVIDER_DENIED", _GATE, Hold.KEPT,
         "Video generation is paused: the provider refuses the service's key.",
         "loud",
-        gate=Scope.KEY,
+        gate=Scope.KEY, one_input=True,
+    ),
+    FaultRule(
+        "request_denied", "submit",
+        "401, 402, 403 again within a day for the same user, while key and account are in order",
+        "REQUEST_DENIED", _RETRY, Hold.KEPT,
+        "The provider refuses this request. Change the scene's prompt or picture, then retry.",
+        "closes no gate for others",
     ),
     FaultRule(
         "provider_quota", "submit", "429 daily limit (by text)",

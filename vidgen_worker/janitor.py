@@ -36,6 +36,7 @@ from vidgen_worker.events import (
 from vidgen_worker.gates import ALL_MODELS, Gate, Scope
 from vidgen_worker.generating import GIVEN_UP, end_at_provider, was_rejected
 from vidgen_worker.lease import boot_time
+from vidgen_worker.probing import account_problem
 from vidgen_worker.queue import NotOursError, RowRefusedError
 from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM, ROW_REFUSED
 
@@ -319,12 +320,9 @@ class Janitor:
     def _is_machine(self, gate: Gate) -> bool:
         return gate == self._worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS)
 
-    async def _problem(  # noqa: PLR0911 - one per reason
-        self, reason: str, gate: Gate
-    ) -> str | None:
+    async def _problem(self, reason: str, gate: Gate) -> str | None:
         """Why the gate must stay closed; None when it may open."""
         of_storage = self._worker.queue.key.scopes.gate(Scope.STORAGE, ALL_MODELS)
-        model = gate.model
         try:
             if self._is_machine(gate):
                 await self._worker.machine_works(self._room)
@@ -337,21 +335,7 @@ class Janitor:
             return fault.details
         if reason == ROW_REFUSED:
             return await self._rows_problem(gate)
-        try:
-            account = await self._worker.provider.account()
-        except Fault as fault:
-            return fault.details
-        if reason == "PROVIDER_UNFUNDED" and account.credit_balance <= 0:
-            return "the provider's account is empty"
-        limits = account.models.get(model)
-        if (
-            reason == "PROVIDER_QUOTA"
-            and limits is not None
-            and limits.max_daily is not None
-            and limits.daily_generations >= limits.max_daily
-        ):
-            return f"{limits.daily_generations} of {limits.max_daily} generations today"
-        return None
+        return await account_problem(self._worker.provider, reason, gate.model)
 
     async def _rows_problem(self, gate: Gate) -> str | None:
         """Why rows may not take what is paid for; None where one of them does."""

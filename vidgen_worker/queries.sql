@@ -1628,6 +1628,48 @@ values
 on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 
+-- meet_gate --
+-- A submission was refused for a reason that may be everybody's, or its input's alone. `again`: its user
+-- had met the same before it was sent, within a day, and nothing stands still for it now. `price` is the
+-- most that a generation of this model was to cost lately.
+with mine as materialized (
+  select s.id, s.sent_at
+    from vidgen.submissions as s
+   where s.task_id = %(task_id)s
+   order by s.sent_at desc
+   limit 1
+),
+met as (
+  update vidgen.submissions as s
+     set met_gate = %(scope)s
+    from mine
+   where s.id = mine.id and s.met_gate is null
+)
+select exists (
+         select
+           from vidgen.submissions as s, mine
+          where s.user_id = %(user_id)s and s.met_gate = %(scope)s and s.id <> mine.id
+            and s.answered_at < mine.sent_at
+            and s.sent_at > greatest(
+                  now() - interval '1 day',
+                  (select u.lifted_at from vidgen.user_limits as u where u.user_id = %(user_id)s)
+                )
+       )
+       and not exists (
+         select from vidgen.gates as g
+          where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+       ) as again,
+       (
+         select coalesce(max(s.estimated_cost), (select l.expected_cost from vidgen.settings as l))
+           from (
+             select l.estimated_cost
+               from vidgen.submissions as l
+              where l.model = %(model)s
+              order by l.sent_at desc
+              limit 50
+           ) as s
+       )::float as price
+
 -- note_trouble --
 -- A trouble after money was spent, of one task, that may be the first of many (see the function).
 select tasks, users, weighed, braked

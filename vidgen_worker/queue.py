@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -86,14 +87,21 @@ class BrakedError(Exception):
         super().__init__(reason)
 
 
+class LimitKind(StrEnum):
+    """What a limit of a user does to a task: the values of `vidgen.refuse_submission`."""
+
+    REJECTED = "rejected"
+    """The task ends: the same input was rejected before."""
+    ENDED = "ended"
+    """The task ends: a limit is reached, the message tells the user which."""
+    WAITS = "waits"
+    """The task waits for the delay."""
+
+
 class UserLimitedError(Exception):
-    """A limit of the task's user keeps this submission back; nothing was written.
+    """A limit of the task's user keeps this submission back; nothing was written."""
 
-    `kind` is "rejected" (the same input was, before), "ended" (a limit is reached, `message` tells
-    the user which) or "waits" (for `delay`).
-    """
-
-    def __init__(self, kind: str, message: str, details: str, delay: timedelta) -> None:
+    def __init__(self, kind: LimitKind, message: str, details: str, delay: timedelta) -> None:
         self.kind = kind
         self.message = message
         self.details = details
@@ -726,6 +734,17 @@ class Queue:
         )  # fmt: skip
         return bool(rows)
 
+    async def meet_gate(self, task: Task, gate: Gate, model: str) -> tuple[bool, float]:
+        """Note that a submission was refused for what a gate is about.
+
+        Returns whether its user had met it before it was sent, and what a generation costs at most.
+        """
+        rows = await self.db.run(
+            "meet_gate", self._give_up, task_id=task.id, user_id=task.user_id,
+            provider=self.key.provider, scope=gate.scope, model=model,
+        )  # fmt: skip
+        return bool(rows[0]["again"]), float(rows[0]["price"])
+
     async def note_trouble(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, task: Task, gate: Gate, part: str, reason: str, message: str, details: str, *,
         model: str, allowance: int | None,
@@ -933,7 +952,8 @@ def _braked(row: Row) -> BrakedError:
 def _limited(said: Mapping[str, Any]) -> UserLimitedError:
     delay = timedelta(seconds=max(float(said.get("seconds") or 0), 0))
     message = str(said.get("message") or "")
-    return UserLimitedError(said["kind"], message, str(said.get("details") or message), delay)
+    kind = LimitKind(said["kind"])
+    return UserLimitedError(kind, message, str(said.get("details") or message), delay)
 
 
 def _fence(fence: Fence) -> dict[str, Any]:

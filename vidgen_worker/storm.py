@@ -62,6 +62,9 @@ _BY_INPUT = Brake(
 
 BRAKES: Mapping[str, Brake] = MappingProxyType(
     {
+        "request_denied": Brake(
+            Scope.MODEL, Part.SUBMIT, PROVIDER_STORM, PROVIDER_MESSAGE, input_to_blame=True
+        ),
         "provider_unreachable": _SUBMIT,
         "submission_unknown": _SUBMIT,
         "generation_unavailable": _GENERATION,
