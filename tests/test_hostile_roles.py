@@ -424,6 +424,22 @@ FOLLOWS: dict[str, tuple[str, str]] = {
         "update vidgen.checkpoints set submission_id = %(other)s where task_id = %(generated)s",
         "42501",
     ),
+    "another task's submission that nobody has answered": (
+        (
+            "update vidgen.checkpoints"
+            " set state = 'submitting', generation_id = null, submission_id = %(clip)s"
+            " where task_id = %(generated)s"
+        ),
+        "42501",
+    ),
+    "a new checkpoint of another task's submission that nobody has answered": (
+        (
+            "insert into vidgen.checkpoints"
+            " (task_id, stage, state, request, inputs, submission_id)"
+            " values (%(running)s, 'video', 'submitting', '{}', '', %(clip)s)"
+        ),
+        "42501",
+    ),
     "another stage's submission": (
         "update vidgen.checkpoints set submission_id = %(clip)s where task_id = %(charged)s",
         "42501",
