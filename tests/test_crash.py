@@ -327,6 +327,7 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query sweep_workers": "the janitor's: one statement about rows that nobody uses any more",
     "query sweep_gates": "likewise",
     "query sweep_turns": "likewise",
+    "query sweep_passed": "likewise",
     "query stray_submissions": "likewise, and a SELECT",
     "query give_up_submissions": "likewise: one statement, and the next sweep's again",
     "query retry_refused": "the janitor's: each task in a transaction; the next turn goes on",
