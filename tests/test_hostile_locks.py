@@ -325,7 +325,7 @@ def the_pauses_end(ground: Ground) -> None:
 
 @contextmanager
 def kept(ground: Ground, how: str, user: UUID, *tasks: UUID) -> Iterator[None]:
-    """Hold rows of these tasks: the tasks' own, or all that a cancel changes, which is taken back."""
+    """Hold rows of these tasks: their own, or all that a cancel changes, which is taken back."""
     if how == "a lock":
         statement = "select from video_generation_tasks where user_id = %s for update"
         with locked(ground, statement, user):
@@ -343,7 +343,7 @@ def kept(ground: Ground, how: str, user: UUID, *tasks: UUID) -> Iterator[None]:
 def test_a_suspect_that_is_locked_gives_its_place_up(
     ground: Ground, past_image: bool, how: str
 ) -> None:
-    """One generation of each model at once: the place that is left for a suspect is the only one."""
+    """One generation of each model at once: the place left for a suspect is the only one."""
     hand, user = ground.worker(), ground.user()
     suspect, others = waiting(
         ground, hand, user, ground.user(), past_image=past_image, crashes=SUSPECT
@@ -479,8 +479,8 @@ def braked(ground: Ground, hand: Hand, user: UUID) -> None:
 
 
 @pytest.mark.parametrize("name", STAGE)
-def test_a_slow_trigger_of_one_user_keeps_no_submission_of_another(ground: Ground, name: str) -> None:
-    """Whatever statement it keeps: the rows by which everybody's submissions are counted are free."""
+def test_a_slow_trigger_of_one_user_keeps_no_other_s_submission(ground: Ground, name: str) -> None:
+    """Whatever statement it keeps: the rows that count everybody's submissions are free."""
     hand, other, third, user = ground.worker(), ground.worker(), ground.worker(), ground.user()
     braked(ground, hand, user)
     held = ground.held(hand, "start_task", *STAGE[: STAGE.index(name)], user_id=user)
@@ -505,14 +505,14 @@ def test_a_slow_trigger_of_one_user_keeps_no_submission_of_another(ground: Groun
 
 
 def test_who_waits_for_a_users_limits_keeps_nobody_else(ground: Ground) -> None:
-    """However long that wait was: the trouble, and a free place at the provider, are taken after it."""
+    """However long he waits: the trouble, and a free place at the provider, are taken after it."""
     hand, other, user = ground.worker(), ground.worker(), ground.user()
     braked(ground, hand, user)
     held, theirs = ground.held(hand, "start_task", user_id=user), ground.held(other, "start_task")
     hand("set_limit", model="gen4_image", max_generations=1)
     ground.sql("update vidgen.slots set task_id = null, taken_at = null, submission_id = null")
     noting = ground.worker()
-    met = ground.one("select max(task_id::text)::uuid as id from vidgen.submissions where user_id = %s", user)
+    met = ground.one("select task_id as id from vidgen.submissions where user_id = %s", user)
     ground.sql("alter function vidgen.lock_limits set lock_timeout = '20s'")
     other.conn.execute("set lock_timeout = '150ms'")
     with ground.hand().holding() as first:
@@ -532,7 +532,8 @@ def test_rows_that_end_slowly_are_ended_a_few_at_a_time(ground: Ground) -> None:
     ground.orders(user, 20)
     ground.sql(
         "insert into vidgen.refusals (task_id, tries, until, statement, error)"
-        " select id, 8, now() - interval '1 minute', 'claim', 'P0001 no' from video_generation_tasks"
+        " select id, 8, now() - interval '1 minute', 'claim', 'P0001 no'"
+        " from video_generation_tasks"
     )
     ground.sql(
         "create function public.application_is_slow() returns trigger language plpgsql as"
@@ -646,8 +647,30 @@ LOCKS = {
     "his balance": ("select from user_credits where user_id = %s for update", "completed"),
     "the deletion of his scenes": ("delete from video_scenes where user_id = %s", None),
     "the deletion of his account": ("delete from auth.users where id = %s", None),
+    "an order of his that is not committed": (
+        """insert into video_generation_tasks (user_id, scene_id)
+           select user_id, id from video_scenes where user_id = %s limit 1""", "completed",
+    ),
+    "cancels of his that are not committed": (
+        """select public.cancel_video_generation_task(id)
+           from video_generation_tasks where user_id = %s""", None,
+    ),
+    "his account, as a foreign key's check holds it": (
+        "select from auth.users where id = %s for key share", "completed",
+    ),
+    "all rows, as a foreign key's check holds them": (
+        """select from video_generation_tasks for key share;
+           select from video_scenes for key share""", "completed",
+    ),
+    "a cursor that reads on": (
+        """declare reading cursor for select from video_generation_tasks, video_scenes;
+           fetch 1 from reading""", "completed",
+    ),
+    "the tables, as far as his grants allow": (
+        "lock table video_scenes, video_generation_tasks in row exclusive mode", "completed",
+    ),
     "his scenes, in a table that is locked against writes": (
-        "lock table video_scenes in share row exclusive mode; select %s::uuid", "completed",
+        "lock table video_scenes in share row exclusive mode", "completed",
     ),
 }  # fmt: skip
 """What is held, and how his tasks end when it is let go; None: as they may."""
@@ -671,7 +694,7 @@ async def test_one_user_s_locks_stop_nobody_else(world: World, name: str) -> Non
         )
         with closing(world.admin()) as client, recorded() as heard:
             with client.transaction():
-                for part in statement.split("; "):
+                for part in statement.split(";"):
                     client.execute(part.encode(), [user] if "%s" in part else None)
                 order = world.order(other, theirs)
                 row = await world.until(order, patience=BOUNDED)
@@ -693,6 +716,67 @@ async def test_one_user_s_locks_stop_nobody_else(world: World, name: str) -> Non
     assert paid["all"] == paid["once"], "a stage was paid twice"
     if ends is not None:
         assert world.books_balance()
+
+
+OWNERS_WORK = (
+    "alter table video_scenes add column added integer",
+    "create index on video_scenes (visual_prompt)",
+    "create index on video_generation_tasks (message)",
+    "alter table user_credits add column added integer",
+)
+"""What the database's owner does to a table, and does not commit: it may stop orders."""
+
+
+@pytest.mark.parametrize("statement", OWNERS_WORK)
+async def test_what_an_owner_s_work_has_stopped_goes_on_after_it(
+    world: World, statement: str
+) -> None:
+    """The lease is kept meanwhile, no task ends by it, and nothing is paid twice."""
+    watch(world)
+    world.sql("update vidgen.settings set refusal_pause = '100 milliseconds'")
+    user, other = world.user(), world.user()
+    tasks = [
+        world.order(user, world.scene(user, image_prompt=f"[[slow 400ms]] {n}")) for n in range(3)
+    ]
+    async with world.worker(VIDGEN_DATABASE_POOL="2", VIDGEN_LEASE="2s"):
+        await until_true(
+            world, "select count(distinct task_id) = 3 from vidgen.submissions where answer notnull"
+        )
+        with recorded() as heard:
+            with closing(world.admin()) as owner, owner.transaction():
+                owner.execute(statement.encode())
+                # Longer than the lease, as its own beats count it.
+                await world.beats(6)
+            tasks.append(world.order(other, world.scene(other)))
+            for task in tasks:
+                row = await world.until(task, patience=BOUNDED)
+                assert row["status"] == "completed", row["error_message"]
+    assert not [e for e in heard if isinstance(e, events.LoopFailed | events.WorkerDeclaredDead)]
+    paid = world.one(
+        "select count(*) as all, count(distinct (task_id, stage)) as once from vidgen.submissions"
+    )
+    assert paid["all"] == paid["once"], "a stage was paid twice"
+    assert world.books_balance()
+
+
+async def test_a_lease_that_an_owner_s_work_has_cost_is_taken_up_again(world: World) -> None:
+    """The heartbeat reads the table of tasks: whoever changes its shape stops that, too."""
+    watch(world)
+    user = world.user()
+    task = world.order(user, world.scene(user, image_prompt="[[slow 400ms]] a bottle"))
+    async with world.worker(VIDGEN_LEASE="2s") as worker:
+        await until_true(world, "select count(*) >= 1 from vidgen.submissions where answer notnull")
+        with closing(world.admin()) as owner, owner.transaction():
+            owner.execute("alter table video_generation_tasks add column added integer")
+            async with asyncio.timeout(BOUNDED), hearing(events.DatabaseTrouble) as met:
+                while worker.lease.held():
+                    met.clear()
+                    await met.wait()
+        assert (await world.until(task, patience=BOUNDED))["status"] == "completed"
+    paid = world.one(
+        "select count(*) as all, count(distinct (task_id, stage)) as once from vidgen.submissions"
+    )
+    assert paid["all"] == paid["once"], "a stage was paid twice"
 
 
 async def test_a_drain_waits_for_no_lock(world: World) -> None:

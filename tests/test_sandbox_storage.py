@@ -465,6 +465,14 @@ def service(control: StorageControl) -> dict[str, str]:
     return {"apikey": key, "authorization": f"Bearer {key}"}
 
 
+def soon(look: Callable[[], list[Any]]) -> list[Any]:
+    """Look at the double, which serves in a thread of its own, until it has something to show."""
+    deadline = time.monotonic() + 20
+    while not (found := look()):
+        assert time.monotonic() < deadline
+    return found
+
+
 @pytest.mark.parametrize("form", [True, False])
 async def test_an_upload_that_was_received_whole_is_stored_when_its_client_has_left(
     storage: AsyncStorageClient, bare_storage: StorageControl, http: httpx.AsyncClient, form: bool
@@ -472,18 +480,17 @@ async def test_an_upload_that_was_received_whole_is_stored_when_its_client_has_l
     """As the real server does: who gives up waiting has not taken the upload back."""
     bare_storage.fail("upload", hang=0.5)
     http.timeout = httpx.Timeout(0.1)
+    upload: Awaitable[object] = (
+        storage.from_("stills").upload("a.png", PNG, AS_PNG) if form
+        else http.post(
+            f"{bare_storage.url}/storage/v1/object/stills/a.png", content=PNG,
+            headers={**service(bare_storage), "content-type": "image/png"},
+        )
+    )  # fmt: skip
     with pytest.raises(httpx.ReadTimeout):
-        if form:
-            await storage.from_("stills").upload("a.png", PNG, AS_PNG)
-        else:
-            await http.post(
-                f"{bare_storage.url}/storage/v1/object/stills/a.png", content=PNG,
-                headers={**service(bare_storage), "content-type": "image/png"},
-            )  # fmt: skip
-    async with asyncio.timeout(20):
-        while not bare_storage.objects():
-            await asyncio.sleep(0)
-    assert [(one["name"], one["bytes"]) for one in bare_storage.objects()] == [("a.png", len(PNG))]
+        await upload
+    (stored,) = soon(bare_storage.objects)
+    assert (stored["name"], stored["bytes"]) == ("a.png", len(PNG))
 
 
 async def test_an_upload_that_is_cut_off_while_it_hangs_is_not_stored(
@@ -499,8 +506,7 @@ async def test_an_upload_that_is_cut_off_while_it_hangs_is_not_stored(
     ]  # fmt: skip
     writer.write("\r\n".join(lines).encode())
     await writer.drain()
-    while not bare_storage.requests():
-        await asyncio.sleep(0)
+    soon(bare_storage.requests)
     writer.close()
     await writer.wait_closed()
     # The next one is served after it.

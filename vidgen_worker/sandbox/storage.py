@@ -74,8 +74,8 @@ class StorageFault:
     status: int | None = None
     """An error; 502, 503 and 504 come as a gateway's page of HTML."""
     hang: float | None = None
-    """Seconds without an answer, once the request is received whole; what comes then is right, and is
-    done even if the client has left."""
+    """Seconds without an answer, once the request is received whole; what comes then is right, and
+    is done even if the client has left."""
     begin_after: float | None = None
     """Seconds before the request is looked at, its body included."""
     hang_after: float | None = None
