@@ -64,14 +64,10 @@ LOCKS: Mapping[str, LiteralString] = MappingProxyType({
 """What an open transaction holds."""
 
 
-def order(site: Site, user: UUID, words: str = "") -> UUID:
-    """Order one clip; returns the task's id."""
-    scene = site.scenes(1, [user], words)[0]
-    site.sql(
-        "insert into public.video_generation_tasks (id, scene_id, user_id) values (%s, %s, %s)",
-        scene, scene, user,
-    )  # fmt: skip
-    return scene
+ORDER: LiteralString = """
+insert into public.video_generation_tasks (id, scene_id, user_id)
+select s.id, s.id, s.user_id from public.video_scenes as s where s.id = any (%s::uuid[])
+"""
 
 
 def until(what: str, look: Callable[[], bool]) -> None:
@@ -83,11 +79,11 @@ def until(what: str, look: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def seconds_of_order(site: Site, user: UUID) -> float:
+def seconds_of_order(site: Site, scene: UUID) -> float:
     """From the INSERT of an order to its end, as its owner sees it."""
     with psycopg.connect(site.admin_url, autocommit=True) as conn:
         began = time.monotonic()
-        scene = order(site, user)
+        conn.execute(ORDER, ([scene],))
         query = "select from public.video_generation_tasks where id = %s and status = 'completed'"
         until("the order's end", lambda: conn.execute(query, (scene,)).rowcount > 0)
         return time.monotonic() - began
@@ -111,8 +107,7 @@ def begin(site: Site, lock: str) -> UUID:
             user, site.scenes(TASKS - 1, [user]),
         )  # fmt: skip
         return user
-    for _ in range(TASKS):
-        order(site, user, " [[slow 400ms]]")
+    site.sql(ORDER, site.scenes(TASKS, [user], " [[slow 400ms]]"))
     sent = (
         "select from vidgen.submissions where user_id = %s and answer is not null"
         " having count(distinct task_id) = 4"
@@ -140,10 +135,11 @@ def held(site: Site, lock: str, user: UUID) -> Iterator[None]:
 
 def round_of(site: Site, lock: str, other: UUID) -> tuple[float, float]:
     """Two orders of the other user, in seconds: alone, and while this lock is held."""
-    alone = seconds_of_order(site, other)
+    first, second = site.scenes(2, [other])
+    alone = seconds_of_order(site, first)
     user = begin(site, lock)
     with held(site, lock, user):
-        beside = seconds_of_order(site, other)
+        beside = seconds_of_order(site, second)
     site.sql(
         "select public.cancel_video_generation_task(id) from public.video_generation_tasks"
         " where user_id = %s and status in ('pending', 'processing')", user,
@@ -163,7 +159,7 @@ def measure(ground: Ground, lock: str, rounds: int) -> dict[str, float]:
         worker.until("ready")
         other = site.users(1)[0]
         site.sql(APPLICATION)
-        seconds_of_order(site, other)  # the first one warms it up
+        seconds_of_order(site, site.scenes(1, [other])[0])  # the first one warms it up
         pairs = [round_of(site, lock, other) for _ in range(rounds)]
     alone, beside = (statistics.median(side) for side in zip(*pairs, strict=True))
     return {

@@ -309,6 +309,7 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "event DatabaseAway": "as DatabaseTrouble, once for all statements together",
     "event DatabaseBack": "likewise",
     "event AnswerUnrecorded": "the id is in memory and log only: a death here is one in doubt",
+    "query relieve": "after the charge: a death leaves a trouble to the next stage that goes well",
     "query claim_trial": "as claim, for one task after a storm; read beside it by test_gate",
     "query costs_to_read_again": "the janitor's, and a SELECT",
     "event StrayGeneration": "the janitor's, once a minute; the next sweep meets the row again",
