@@ -140,6 +140,8 @@ def round_of(site: Site, lock: str, other: UUID) -> tuple[float, float]:
     user = begin(site, lock)
     with held(site, lock, user):
         beside = seconds_of_order(site, second)
+    # What waits has never begun: no change of its status takes these away.
+    site.sql("delete from vidgen.resumes where user_id = %s", user)
     site.sql(
         "select public.cancel_video_generation_task(id) from public.video_generation_tasks"
         " where user_id = %s and status in ('pending', 'processing')", user,

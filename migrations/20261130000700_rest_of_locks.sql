@@ -74,15 +74,15 @@ select l.provider, l.key_fingerprint, l.model,
  cross join (values (2)) as r (per_slot)
  where l.max_generations is not null;
 
--- A task that keeps a place and whose row is locked gives it up, for a pause that grows from a fifth of
--- a second to half a minute. What holds the row may also be another claim, which then begins the task:
+-- A task that keeps a place and whose row is locked gives it up, for a pause that grows from three
+-- seconds, which is longer than workers leave between two looks, to half a minute. What holds the row may also be another claim, which then begins the task:
 -- that costs nothing, it waits no more. Whoever notes the same task just now does it for this one too.
 create function vidgen.pass_over(of_task uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  first_pause constant interval := interval '200 milliseconds';
+  first_pause constant interval := interval '3 seconds';
   longest_pause constant interval := interval '30 seconds';
 begin
   if not exists (select from vidgen.resumes as r where r.task_id = of_task)

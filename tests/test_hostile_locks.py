@@ -393,14 +393,14 @@ def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
     all_due(ground)
     pauses = []
     with locked(ground, "select from video_generation_tasks for update"):
-        for _ in range(10):
+        for _ in range(6):
             assert hand.claim() == []
             row = ground.one(
                 "select extract(epoch from until - clock_timestamp()) as s from vidgen.passed_over"
             )
             pauses.append(round(float(row["s"]), 1))
             the_pauses_end(ground)
-    assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30], abs=0.15)
+    assert pauses == pytest.approx([3, 6, 12, 24, 30, 30], abs=0.3)
 
 
 @pytest.mark.parametrize("past_image", [False, True])

@@ -329,7 +329,8 @@ class Queue:
             if claimed.tasks:
                 return claimed
         if not state["waiting"]:
-            return claimed
+            # What was locked is passed over from now on: the next claim finds what is behind it.
+            return Claimed([], more=claimed.more or bool(state["resumable"]))
         left = await self._claims.once("clear_line")
         return Claimed([], more=True, cleared=bool(left))
 
