@@ -291,6 +291,267 @@ def test_a_burning_retry_keeps_no_other_s_slot(ground: Ground) -> None:
     assert ground.none("select from vidgen.slots where task_id is not null")
 
 
+# A place that a locked row keeps.
+
+
+def waiting(ground: Ground, hand: Hand, *users: UUID, past_image: bool, crashes: int) -> list[UUID]:
+    """A task of each user that is put back for later, with its still or with nothing."""
+    ids = []
+    for user in users:
+        held = ground.held(hand, "start_task", *(STAGE if past_image else ()), user_id=user)
+        hand.about(held, "requeue", delay=timedelta(hours=1))
+        ids.append(held.id)
+    ground.sql(
+        "insert into vidgen.budgets as b (task_id, crashes) select unnest(%s), %s"
+        " on conflict (task_id) do update set crashes = excluded.crashes", ids, crashes,
+    )  # fmt: skip
+    return ids
+
+
+def all_due(ground: Ground) -> None:
+    """Let everything that was put back wait no longer, in the order in which it was ordered."""
+    for row in ground.sql("select id from video_generation_tasks order by created_at"):
+        ground.sql("update video_generation_tasks set run_after = now() where id = %s", row["id"])
+
+
+SUSPECT = 2
+"""Deaths of a task that runs alone: one below the limit."""
+
+
+def the_pauses_end(ground: Ground) -> None:
+    """As if every task that was passed over had waited long enough."""
+    ground.sql("update vidgen.passed_over set until = now()")
+
+
+@contextmanager
+def kept(ground: Ground, how: str, user: UUID, *tasks: UUID) -> Iterator[None]:
+    """Hold rows of these tasks: their own, or all that a cancel changes, which is taken back."""
+    if how == "a lock":
+        statement = "select from video_generation_tasks where user_id = %s for update"
+        with locked(ground, statement, user):
+            yield
+        return
+    with acting(ground, "authenticated", user) as conn:
+        for task in tasks:
+            conn.execute("select public.cancel_video_generation_task(%s)", [task])
+        yield
+        raise psycopg.Rollback
+
+
+@pytest.mark.parametrize("how", ["a lock", "a cancel"])
+@pytest.mark.parametrize("past_image", [False, True])
+def test_a_suspect_that_is_locked_gives_its_place_up(
+    ground: Ground, past_image: bool, how: str
+) -> None:
+    """One generation of each model at once: the place left for a suspect is the only one."""
+    hand, user = ground.worker(), ground.user()
+    suspect, others = waiting(
+        ground, hand, user, ground.user(), past_image=past_image, crashes=SUSPECT
+    )
+    all_due(ground)
+    for model in ("gen4_image", "gen4_turbo"):
+        hand("set_limit", model=model, max_generations=1)
+    with kept(ground, how, user, suspect):
+        (first,) = hand.claim()
+        assert first.id == others
+        hand.about(first, "fail")
+        plain = ground.order()
+        # One turn a claim: users stand before it who have nothing that may begin.
+        (second,) = next(filter(None, (hand.claim() for _ in range(5))))
+        assert second.id == plain
+        # It empties no worker that has something to do, either.
+        the_pauses_end(ground)
+        assert hand("take_over", idle=False) == []
+        hand.about(second, "fail")
+        assert hand.claim() == []
+    assert hand.claim() == [], "it comes again after a pause"
+    the_pauses_end(ground)
+    assert [row["kind"] for row in hand("take_over", idle=False)] == ["room"]
+    assert [held.id for held in hand.claim()] == [suspect]
+
+
+@pytest.mark.parametrize("how", ["a lock", "a cancel"])
+def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
+    """As many tasks past their image as keep everybody's next image from being begun."""
+    hand, user = ground.worker(), ground.user()
+    clips = waiting(ground, hand, user, user, past_image=True, crashes=0)
+    all_due(ground)
+    for model in ("gen4_image", "gen4_turbo"):
+        hand("set_limit", model=model, max_generations=1)
+    other = ground.order()
+    room = "select room from vidgen.rooms where model = 'gen4_turbo'"
+    with kept(ground, how, user, *clips):
+        assert ground.one(room)["room"] == 0
+        assert [one.id for one in hand.claim()] == [other]
+    the_pauses_end(ground)
+    assert [one.id for one in hand.claim()] == clips[:1]
+
+
+def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
+    hand, user = ground.worker(), ground.user()
+    waiting(ground, hand, user, past_image=True, crashes=SUSPECT)
+    all_due(ground)
+    pauses = []
+    with locked(ground, "select from video_generation_tasks for update"):
+        for _ in range(6):
+            assert hand.claim() == []
+            row = ground.one(
+                "select extract(epoch from until - clock_timestamp()) as s from vidgen.passed_over"
+            )
+            pauses.append(round(float(row["s"]), 1))
+            the_pauses_end(ground)
+    assert pauses == pytest.approx([3, 6, 12, 24, 30, 30], abs=0.3)
+
+
+@pytest.mark.parametrize("past_image", [False, True])
+def test_claims_that_meet_each_other_lose_nothing(ground: Ground, past_image: bool) -> None:
+    """The row is locked by the one that begins it: the other one passes it over, for a moment."""
+    hand, rival, user = ground.worker(), ground.worker(), ground.user()
+    (suspect,) = waiting(ground, hand, user, past_image=past_image, crashes=SUSPECT)
+    all_due(ground)
+    with hand.holding():
+        (held,) = hand.claim()
+        assert held.id == suspect
+        assert rival.claim() == []
+    hand.about(held, "requeue")
+    the_pauses_end(ground)
+    assert [held.id for held in rival.claim()] == [suspect]
+
+
+async def test_a_locked_suspect_and_locked_clips_keep_no_worker_from_others(world: World) -> None:
+    watch(world)
+    user, other = world.user(), world.user()
+    with world.ground() as ground:
+        hand = ground.worker()
+        clips = waiting(ground, hand, user, user, past_image=True, crashes=0)
+        suspects = waiting(ground, hand, user, past_image=False, crashes=SUSPECT)
+        all_due(ground)
+        hand("leave")
+    scene = world.scene(other)
+    async with world.worker(VIDGEN_IMAGE_SLOTS="1", VIDGEN_VIDEO_SLOTS="1"):
+        with closing(world.admin()) as client, client.transaction():
+            client.execute(
+                "select from video_generation_tasks where user_id = %s for update", [user]
+            )
+            for _ in range(2):
+                row = await world.until(world.order(other, scene), patience=BOUNDED)
+                assert row["status"] == "completed"
+        for one in (*clips, *suspects):
+            row = await world.until(one, patience=BOUNDED)
+            assert row["attempt"] > 1
+
+
+# What an application's slow trigger holds.
+
+
+SLOW = """
+create function public.application_is_slow() returns trigger language plpgsql as $$
+begin
+  if new.user_id = (select user_id from public.slow_user) then
+    perform pg_advisory_xact_lock(7);
+  end if;
+  return new;
+end
+$$;
+create trigger application_is_slow before update on public.video_generation_tasks
+  for each row execute function public.application_is_slow();
+"""
+
+
+@contextmanager
+def slow_trigger(ground: Ground, user: UUID) -> Iterator[None]:
+    """Let every update of a task of this user's last until the block ends."""
+    ground.sql("create table if not exists public.slow_user (user_id uuid)")
+    ground.sql("grant select on public.slow_user to public")
+    ground.sql("insert into public.slow_user values (%s)", user)
+    ground.admin.execute(SLOW.encode())
+    with locked(ground, "select pg_advisory_xact_lock(7)"):
+        yield
+
+
+def braked(ground: Ground, hand: Hand, user: UUID) -> None:
+    """A trouble that shows, with submissions left; this user has met it, too."""
+    for one in (ground.user(), ground.user(), user):
+        held = ground.held(hand, "start_task", STAGE[0], user_id=one)
+        hand("note_trouble", task_id=held.id, user_id=one, part="storage")
+        hand.about(held, "fail")
+    assert ground.one("select remaining from vidgen.troubles")["remaining"] == 3
+
+
+@pytest.mark.parametrize("name", STAGE)
+def test_a_slow_trigger_of_one_user_keeps_no_other_s_submission(ground: Ground, name: str) -> None:
+    """Whatever statement it keeps: the rows that count everybody's submissions are free."""
+    hand, other, third, user = ground.worker(), ground.worker(), ground.worker(), ground.user()
+    braked(ground, hand, user)
+    held = ground.held(hand, "start_task", *STAGE[: STAGE.index(name)], user_id=user)
+    second = ground.held(other, "start_task", user_id=user)
+    theirs = [ground.held(third, "start_task") for _ in range(3)]
+    third.conn.execute("set lock_timeout = '150ms'")
+    with slow_trigger(ground, user):
+        late = hand.later(lambda: hand.about(held, name))
+        waits = ground.waits(late)
+        # Another order of the same user: it comes again, and keeps nobody.
+        with suppress(errors.LockNotAvailable):
+            other.conn.execute("set lock_timeout = '150ms'")
+            other.about(second, "begin_submission")
+        third.about(theirs[0], "begin_submission")
+        third.walk(theirs[1], *STAGE)
+        third("relieve")
+        third("note_trouble", task_id=theirs[2].id, user_id=ground.task(theirs[2].id)["user_id"])
+    assert late.result()
+    assert waits is (name in ("end_generation", "finish_stage"))
+    assert ground.one("select count(*) as n from vidgen.submissions where task_id = %s",
+                      theirs[0].id)["n"] == 1  # fmt: skip
+
+
+def test_who_waits_for_a_users_limits_keeps_nobody_else(ground: Ground) -> None:
+    """However long he waits: the trouble, and a free place at the provider, are taken after it."""
+    hand, other, user = ground.worker(), ground.worker(), ground.user()
+    braked(ground, hand, user)
+    held, theirs = ground.held(hand, "start_task", user_id=user), ground.held(other, "start_task")
+    hand("set_limit", model="gen4_image", max_generations=1)
+    ground.sql("update vidgen.slots set task_id = null, taken_at = null, submission_id = null")
+    noting = ground.worker()
+    met = ground.one("select task_id as id from vidgen.submissions where user_id = %s", user)
+    ground.sql("alter function vidgen.lock_limits set lock_timeout = '20s'")
+    other.conn.execute("set lock_timeout = '150ms'")
+    with ground.hand().holding() as first:
+        first.conn.execute("select from vidgen.user_limits where user_id = %s for update", [user])
+        late = [
+            hand.later(lambda: hand.about(held, "begin_submission")),
+            noting.later(lambda: noting("note_trouble", task_id=met["id"], user_id=user)),
+        ]
+        assert [ground.waits(one) for one in late] == [True, True]
+        assert other.about(theirs, "begin_submission")[0]["refused"] is False
+    assert all(one.result() for one in late)
+
+
+def test_rows_that_end_slowly_are_ended_a_few_at_a_time(ground: Ground) -> None:
+    """A second for each: one user's twenty rows hold no janitor for twenty seconds."""
+    hand, user = ground.worker(), ground.user()
+    ground.orders(user, 20)
+    ground.sql(
+        "insert into vidgen.refusals (task_id, tries, until, statement, error)"
+        " select id, 8, now() - interval '1 minute', 'claim', 'P0001 no'"
+        " from video_generation_tasks"
+    )
+    ground.sql(
+        "create function public.application_is_slow() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(1); return new; end $$"
+    )
+    ground.sql(
+        "create trigger application_is_slow before update on video_generation_tasks"
+        " for each row when (new.status = 'failed') execute function public.application_is_slow()"
+    )
+    ended: list[UUID] = []
+    for _ in range(2):
+        said = [row for row in hand("retry_refused") if row["became"] is not None]
+        assert 1 <= len(said) <= 3
+        assert {row["became"] for row in said} == {"failed"}
+        ended += [row["task_id"] for row in said]
+    assert len(set(ended)) == len(ended), "the next turn goes on with the others"
+
+
 # The worker's own verbs.
 
 A_STEP = Step(40.0, "Storing the still", "at work")
@@ -386,8 +647,30 @@ LOCKS = {
     "his balance": ("select from user_credits where user_id = %s for update", "completed"),
     "the deletion of his scenes": ("delete from video_scenes where user_id = %s", None),
     "the deletion of his account": ("delete from auth.users where id = %s", None),
+    "an order of his that is not committed": (
+        """insert into video_generation_tasks (user_id, scene_id)
+           select user_id, id from video_scenes where user_id = %s limit 1""", "completed",
+    ),
+    "cancels of his that are not committed": (
+        """select public.cancel_video_generation_task(id)
+           from video_generation_tasks where user_id = %s""", None,
+    ),
+    "his account, as a foreign key's check holds it": (
+        "select from auth.users where id = %s for key share", "completed",
+    ),
+    "all rows, as a foreign key's check holds them": (
+        """select from video_generation_tasks for key share;
+           select from video_scenes for key share""", "completed",
+    ),
+    "a cursor that reads on": (
+        """declare reading cursor for select from video_generation_tasks, video_scenes;
+           fetch 1 from reading""", "completed",
+    ),
+    "the tables, as far as his grants allow": (
+        "lock table video_scenes, video_generation_tasks in row exclusive mode", "completed",
+    ),
     "his scenes, in a table that is locked against writes": (
-        "lock table video_scenes in share row exclusive mode; select %s::uuid", "completed",
+        "lock table video_scenes in share row exclusive mode", "completed",
     ),
 }  # fmt: skip
 """What is held, and how his tasks end when it is let go; None: as they may."""
@@ -411,7 +694,7 @@ async def test_one_user_s_locks_stop_nobody_else(world: World, name: str) -> Non
         )
         with closing(world.admin()) as client, recorded() as heard:
             with client.transaction():
-                for part in statement.split("; "):
+                for part in statement.split(";"):
                     client.execute(part.encode(), [user] if "%s" in part else None)
                 order = world.order(other, theirs)
                 row = await world.until(order, patience=BOUNDED)
@@ -433,6 +716,67 @@ async def test_one_user_s_locks_stop_nobody_else(world: World, name: str) -> Non
     assert paid["all"] == paid["once"], "a stage was paid twice"
     if ends is not None:
         assert world.books_balance()
+
+
+OWNERS_WORK = (
+    "alter table video_scenes add column added integer",
+    "create index on video_scenes (visual_prompt)",
+    "create index on video_generation_tasks (message)",
+    "alter table user_credits add column added integer",
+)
+"""What the database's owner does to a table, and does not commit: it may stop orders."""
+
+
+@pytest.mark.parametrize("statement", OWNERS_WORK)
+async def test_what_an_owner_s_work_has_stopped_goes_on_after_it(
+    world: World, statement: str
+) -> None:
+    """The lease is kept meanwhile, no task ends by it, and nothing is paid twice."""
+    watch(world)
+    world.sql("update vidgen.settings set refusal_pause = '100 milliseconds'")
+    user, other = world.user(), world.user()
+    tasks = [
+        world.order(user, world.scene(user, image_prompt=f"[[slow 400ms]] {n}")) for n in range(3)
+    ]
+    async with world.worker(VIDGEN_DATABASE_POOL="2", VIDGEN_LEASE="2s"):
+        await until_true(
+            world, "select count(distinct task_id) = 3 from vidgen.submissions where answer notnull"
+        )
+        with recorded() as heard:
+            with closing(world.admin()) as owner, owner.transaction():
+                owner.execute(statement.encode())
+                # Longer than the lease, as its own beats count it.
+                await world.beats(6)
+            tasks.append(world.order(other, world.scene(other)))
+            for task in tasks:
+                row = await world.until(task, patience=BOUNDED)
+                assert row["status"] == "completed", row["error_message"]
+    assert not [e for e in heard if isinstance(e, events.LoopFailed | events.WorkerDeclaredDead)]
+    paid = world.one(
+        "select count(*) as all, count(distinct (task_id, stage)) as once from vidgen.submissions"
+    )
+    assert paid["all"] == paid["once"], "a stage was paid twice"
+    assert world.books_balance()
+
+
+async def test_a_lease_that_an_owner_s_work_has_cost_is_taken_up_again(world: World) -> None:
+    """The heartbeat reads the table of tasks: whoever changes its shape stops that, too."""
+    watch(world)
+    user = world.user()
+    task = world.order(user, world.scene(user, image_prompt="[[slow 400ms]] a bottle"))
+    async with world.worker(VIDGEN_LEASE="2s") as worker:
+        await until_true(world, "select count(*) >= 1 from vidgen.submissions where answer notnull")
+        with closing(world.admin()) as owner, owner.transaction():
+            owner.execute("alter table video_generation_tasks add column added integer")
+            async with asyncio.timeout(BOUNDED), hearing(events.DatabaseTrouble) as met:
+                while worker.lease.held():
+                    met.clear()
+                    await met.wait()
+        assert (await world.until(task, patience=BOUNDED))["status"] == "completed"
+    paid = world.one(
+        "select count(*) as all, count(distinct (task_id, stage)) as once from vidgen.submissions"
+    )
+    assert paid["all"] == paid["once"], "a stage was paid twice"
 
 
 async def test_a_drain_waits_for_no_lock(world: World) -> None:

@@ -90,6 +90,8 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.turns": WORKER_ONLY,
     "vidgen.arrivals": WORKER_ONLY,
     "vidgen.resumes": WORKER_ONLY,
+    "vidgen.passed_over": WORKER_ONLY,
+    "vidgen.due_resumes": {"vidgen_worker": READ},
     "vidgen.gates": WORKER_ONLY,
     "vidgen.keys": {"vidgen_worker": READ},
     "vidgen.refusals": WORKER_ONLY,
@@ -174,6 +176,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.refuse_submission(uuid,uuid,uuid,text,text,text,interval)": WORKER,
     "vidgen.note_trouble(text,text,text,text,text,text,text,uuid,uuid,integer,interval)": WORKER,
     "vidgen.sweep_limits()": WORKER,
+    "vidgen.lock_limits(uuid)": WORKER,
+    "vidgen.pass_over(uuid)": WORKER,
     # Nobody's: triggers, and what the functions above call as their owner.
     "vidgen.lock_user(uuid)": NONE,
     "vidgen.count_user(uuid,bigint,bigint)": NONE,

@@ -189,6 +189,12 @@ def a_refusal_met_again(ground: Ground, hand: Hand) -> Parameters:
     return {"task_id": held.id, "user_id": user, "scope": "key:key"}
 
 
+def a_trouble_behind_a_gate(ground: Ground, hand: Hand) -> Parameters:
+    hand("note_trouble", **a_trouble(ground, hand), model="gen4_image")
+    hand("close_gate", model="*")
+    return {}
+
+
 def a_kept_output(ground: Ground, hand: Hand) -> Parameters:
     held = ground.held(hand, "start_task", *STAGE[:3])
     hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"], model="kept")
@@ -211,6 +217,14 @@ def stale_rows(ground: Ground, hand: Hand) -> Parameters:
     ground.sql(
         "update vidgen.workers set dead_at = now() - interval '2 hours' where id = %s",
         dead.worker_id,
+    )
+    return {}
+
+
+def a_task_that_was_locked(ground: Ground, hand: Hand) -> Parameters:  # noqa: ARG001
+    ground.sql(
+        "insert into vidgen.passed_over (task_id, until)"
+        " values (gen_random_uuid(), now() - interval '2 hours')"
     )
     return {}
 
@@ -355,6 +369,7 @@ STATES: Mapping[str, Prepare] = {
     "close_gate": nothing,
     "note_trouble": a_trouble,
     "meet_gate": a_refusal_met_again,
+    "relieve": a_trouble_behind_a_gate,
     "try_kept": a_kept_output,
     "take_probe": a_closed_gate,
     "open_gate": a_closed_gate,
@@ -366,6 +381,7 @@ STATES: Mapping[str, Prepare] = {
     "sweep_workers": stale_rows,
     "sweep_gates": gates_of_nobody,
     "sweep_turns": stale_rows,
+    "sweep_passed": a_task_that_was_locked,
     "sweep_limits": a_rejection_of_long_ago,
     "fleet": a_closed_gate,
     "take_duty": nothing,

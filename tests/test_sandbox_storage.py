@@ -459,6 +459,61 @@ async def test_a_hanging_request_outlasts_its_client(
         await storage.list_buckets()
 
 
+def service(control: StorageControl) -> dict[str, str]:
+    """What a bare request of the service says of itself."""
+    key = control.keys.service_role
+    return {"apikey": key, "authorization": f"Bearer {key}"}
+
+
+def soon(look: Callable[[], list[Any]]) -> list[Any]:
+    """Look at the double, which serves in a thread of its own, until it has something to show."""
+    deadline = time.monotonic() + 20
+    while not (found := look()):
+        assert time.monotonic() < deadline
+    return found
+
+
+@pytest.mark.parametrize("form", [True, False])
+async def test_an_upload_that_was_received_whole_is_stored_when_its_client_has_left(
+    storage: AsyncStorageClient, bare_storage: StorageControl, http: httpx.AsyncClient, form: bool
+) -> None:
+    """As the real server does: who gives up waiting has not taken the upload back."""
+    bare_storage.fail("upload", hang=0.5)
+    http.timeout = httpx.Timeout(0.1)
+    upload: Awaitable[object] = (
+        storage.from_("stills").upload("a.png", PNG, AS_PNG) if form
+        else http.post(
+            f"{bare_storage.url}/storage/v1/object/stills/a.png", content=PNG,
+            headers={**service(bare_storage), "content-type": "image/png"},
+        )
+    )  # fmt: skip
+    with pytest.raises(httpx.ReadTimeout):
+        await upload
+    (stored,) = soon(bare_storage.objects)
+    assert (stored["name"], stored["bytes"]) == ("a.png", len(PNG))
+
+
+async def test_an_upload_that_is_cut_off_while_it_hangs_is_not_stored(
+    storage: AsyncStorageClient, bare_storage: StorageControl
+) -> None:
+    bare_storage.fail("upload", hang=0.1)
+    host, _, port = bare_storage.url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    lines = [
+        "POST /storage/v1/object/stills/a.png HTTP/1.1", f"host: {host}:{port}",
+        "content-type: image/png", "content-length: 100",
+        *(f"{name}: {value}" for name, value in service(bare_storage).items()), "", "half",
+    ]  # fmt: skip
+    writer.write("\r\n".join(lines).encode())
+    await writer.drain()
+    soon(bare_storage.requests)
+    writer.close()
+    await writer.wait_closed()
+    # The next one is served after it.
+    await storage.from_("stills").upload("b.png", PNG, AS_PNG)
+    assert [one["name"] for one in bare_storage.objects()] == ["b.png"]
+
+
 async def test_faults_are_forgotten_on_demand(
     storage: AsyncStorageClient, bare_storage: StorageControl
 ) -> None:

@@ -135,6 +135,9 @@ with crashed as materialized (
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
      and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and not exists (
+       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
+     )
      and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 free as materialized (
@@ -178,15 +181,15 @@ free as materialized (
        or not (
          (%(idle)s and exists (select from crashed))
          or exists (
-           select from vidgen.resumes as r
-            where r.class = 0 and r.resume_at <= now()
+           select from vidgen.due_resumes as r
+            where r.class = 0
               and (r.followers is null or r.followers && %(scopes)s::text[])
               and not exists (select from crashed where crashed.id = r.task_id)
          )
          or (
            exists (
-             select from vidgen.resumes as r
-              where r.class = 1 and r.resume_at <= now()
+             select from vidgen.due_resumes as r
+              where r.class = 1
                 and not exists (select from crashed where crashed.id = r.task_id)
            )
            and (
@@ -408,6 +411,9 @@ crashed as materialized (
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
      and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and not exists (
+       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
+     )
      and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 image_slots as materialized (
@@ -430,7 +436,7 @@ video_slots as materialized (
    limit (
      select count(*)
        from (
-         select from vidgen.resumes where class = 1 and resume_at <= now() limit %(slots)s + 1
+         select from vidgen.due_resumes where class = 1 limit %(slots)s + 1
        ) as waiting
    )
      for update skip locked
@@ -468,8 +474,8 @@ living as materialized (
   select begun.*
     from (
       select r.task_id
-        from vidgen.resumes as r
-       where r.class = 0 and r.resume_at <= now()
+        from vidgen.due_resumes as r
+       where r.class = 0
          and (r.followers is null or r.followers && %(scopes)s::text[])
          and not exists (select from crashed where crashed.id = r.task_id)
          and not exists (select from suspect)
@@ -484,8 +490,8 @@ past_image as materialized (
   select begun.*
     from (
       select r.task_id
-        from vidgen.resumes as r
-       where r.class = 1 and r.resume_at <= now()
+        from vidgen.due_resumes as r
+       where r.class = 1
          and not (select video_closed from gate)
          and not exists (select from crashed where crashed.id = r.task_id)
          and not exists (select from suspect)
@@ -554,6 +560,9 @@ with crashed as materialized (
     left join vidgen.resumes as r on r.task_id = b.task_id
    where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
      and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+     and not exists (
+       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
+     )
      and (r.followers is null or r.followers && %(scopes)s::text[])
 ),
 gate as materialized (
@@ -587,8 +596,8 @@ limited as materialized (
 ),
 past_image as materialized (
   select exists (
-           select from vidgen.resumes as r
-            where r.class = 1 and r.resume_at <= now()
+           select from vidgen.due_resumes as r
+            where r.class = 1
               and not exists (select from crashed where crashed.id = r.task_id)
          )
          and (free.videos or not limited.videos) and not gate.video_closed as may_go_on
@@ -604,8 +613,8 @@ select past_image.may_go_on
        or (
          not gate.aside
          and exists (
-           select from vidgen.resumes as r
-            where r.class = 0 and r.resume_at <= now()
+           select from vidgen.due_resumes as r
+            where r.class = 0
               and (r.followers is null or r.followers && %(scopes)s::text[])
               and not exists (select from crashed where crashed.id = r.task_id)
          )
@@ -790,6 +799,48 @@ ranked as materialized (
        cross join (select vidgen.stands_aside(%(worker_id)s) as aside) as here
     ) as v
 ),
+asked as materialized (
+  select me.id
+    from vidgen.workers as me
+   where me.id = %(worker_id)s and not %(idle)s
+     -- The first of those who could take it: none of them behind a closed gate.
+     and not exists (
+       select from vidgen.workers as w
+        where w.id < me.id and w.dead_at is null and w.concurrency > 0
+          and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
+          and not exists (
+            select from vidgen.gates as g
+             where g.provider = w.provider
+               and g.key_fingerprint = any (coalesce(w.scopes, array['*', w.key_fingerprint]))
+          )
+     )
+     and not exists (
+       select from vidgen.gates as g
+        where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
+     )
+),
+suspects as materialized (
+  -- One that another transaction holds empties no worker.
+  select b.task_id
+    from asked
+   cross join vidgen.budgets as b
+   cross join lateral (
+     select
+       from public.video_generation_tasks as t
+      where t.id = b.task_id and t.status = 'pending' and t.run_after <= now()
+        for no key update skip locked
+   ) as t
+   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
+     and not exists (
+       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
+     )
+     and not exists (
+       select from vidgen.resumes as r
+        where r.task_id = b.task_id
+          and (r.resume_at > now() or not r.followers && %(scopes)s::text[])
+     )
+   limit 1
+),
 moved as materialized (
   -- One by one, each locked and looked at again in a savepoint of its own.
   select one.*
@@ -800,40 +851,9 @@ moved as materialized (
 )
 select m.*, false as alone, 0.0::float as waited from moved as m
 union all
-select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, null, false, 0.0
-  from vidgen.workers as me
- where me.id = %(worker_id)s and not %(idle)s
-   -- The first of those who could take it: none of them behind a closed gate.
-   and not exists (
-     select from vidgen.workers as w
-      where w.id < me.id and w.dead_at is null and w.concurrency > 0
-        and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
-        and not exists (
-          select from vidgen.gates as g
-           where g.provider = w.provider
-             and g.key_fingerprint = any (coalesce(w.scopes, array['*', w.key_fingerprint]))
-        )
-   )
-   and not exists (
-     select from vidgen.gates as g
-      where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
-   )
-   and exists (
-     select
-       from vidgen.budgets as b
-      cross join lateral (
-        select t.status, t.run_after
-          from public.video_generation_tasks as t
-         where t.id = b.task_id
-        offset 0
-      ) as t
-      where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-        and t.status = 'pending' and t.run_after <= now()
-        and not exists (
-          select from vidgen.resumes as r
-           where r.task_id = b.task_id and not r.followers && %(scopes)s::text[]
-        )
-   )
+select 'room', asked.id, 0, asked.id, asked.id, null, 0, 0, 0, now(), false, null, false, 0.0
+  from asked
+ where exists (select from suspects)
 
 -- load_task --
 -- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
@@ -950,17 +970,22 @@ own as materialized (
    limit 1
      for update of s
 ),
+user_lock as materialized (
+  -- Of this user one statement at a time goes on from here. Who has to wait for him holds nothing yet
+  -- that others look for.
+  select vidgen.lock_limits(mine.user_id) from mine
+),
 other as materialized (
   -- Else a free one: of the video model only while nobody waits who had his image before, else the
   -- first in that line could be passed by for ever.
   select s.id
-    from vidgen.slots as s, mine, gate
+    from vidgen.slots as s, mine, gate, user_lock
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
        %(stage)s = 'image' or gate.on_trial
-       or not exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+       or not exists (select from vidgen.due_resumes where class = 1)
      )
    limit 1
      for update of s skip locked
@@ -969,15 +994,16 @@ slot as materialized (
   select id from own union all select id from other
 ),
 braking as materialized (
-  -- A trouble shows: so many submissions more, counted under its row's lock. A repeat counts once.
+  -- A trouble shows: so many submissions more, counted under its row's lock. A repeat counts once. It
+  -- waits for no other that counts (`nowait`), holds nothing meanwhile, and comes again.
   select t.scope, t.part, t.model, t.reason, t.message, t.details, t.remaining
-    from vidgen.troubles as t, mine, gate
+    from vidgen.troubles as t, mine, gate, user_lock
    where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[])
      and t.remaining is not null and (t.part in ('storage', 'machine') or t.model = %(model)s)
      and not gate.on_trial
      and not exists (select from vidgen.submissions as s where s.id = %(submission_id)s)
    order by t.scope, t.part, t.model
-     for update of t
+     for update of t nowait
 ),
 input as materialized (
   -- A clip's still is told by its bytes: its address is another one each time that it is read.
@@ -1055,11 +1081,13 @@ checkpointed as (
   returning c.task_id
 ),
 shown as (
+  -- Not while a trouble's row is locked, which others count by: an application's slow trigger would
+  -- keep it. The next report shows how it goes.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
     from admitted
-   where t.id = admitted.id
+   where t.id = admitted.id and not exists (select from braking)
 )
 select paid.submissions, mine.cancel, gate.reason as gate,
        (
@@ -1122,12 +1150,19 @@ progressed as (
     from followed
    where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 ),
-relieved as (
-  -- The provider takes what is sent: no trouble in a row any more.
-  delete from vidgen.troubles as t
-   using vidgen.submissions as s
+over as materialized (
+  -- The provider takes what is sent: no trouble in a row any more. Who has the row just now relieves
+  -- it, or the next one does: a fact waits for nobody.
+  select t.provider, t.scope, t.part, t.model
+    from vidgen.troubles as t, vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation' and t.part = 'submit'
      and t.provider = s.provider and t.model = s.model and t.scope = any (%(scopes)s::text[])
+     for update of t skip locked
+),
+relieved as (
+  delete from vidgen.troubles as t
+   using over
+   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
 )
 select (select count(*) from mine) = 1 as mine,
        case
@@ -1294,29 +1329,6 @@ progressed as (
     from open_stage
    where b.task_id = open_stage.task_id and b.waiting_since is not null
 ),
-over as materialized (
-  -- A stage of this model went well from end to end: nothing about it goes wrong in a row any more. Who
-  -- has the row just now relieves it, or the next one does: this statement may run an application's
-  -- slow trigger, and must not wait for another that does.
-  select t.provider, t.scope, t.part, t.model
-    from vidgen.troubles as t, open_stage
-   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
-     for update of t skip locked
-),
-relieved as (
-  delete from vidgen.troubles as t
-   using over
-   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
-  returning t.scope
-),
-hurried as (
-  -- A gate that closed for it is probed at once. Also one that seems due: a probe may be under way
-  -- that still saw the trouble, and has put the next one off.
-  update vidgen.gates as g
-     set probe_at = now(), until = now()
-   where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
-     and g.probe_at is not null
-),
 shown as (
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
@@ -1337,10 +1349,38 @@ select (select count(*) from settled) as settled,
        ), 0) as charged,
        -- Of the scene as it is now: what a stage not begun is made from.
        md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
+       exists (
+         select from vidgen.troubles as t
+          where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+       ) as troubled,
        case when %(scene_updates)s and %(image_url)s::text is not null
          then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
        end as scene_refused
   from mine
+
+-- relieve --
+-- A stage of this model went well from end to end: nothing about it goes wrong in a row any more, and a
+-- gate that closed for it is probed at once. Not a part of finish_stage, which an application's slow
+-- trigger may keep: everybody whose submissions are counted would wait for these rows. Who has one just
+-- now relieves it, or the next stage that goes well does.
+with over as materialized (
+  select t.provider, t.scope, t.part, t.model
+    from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+     for update of t skip locked
+),
+relieved as (
+  delete from vidgen.troubles as t
+   using over
+   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
+  returning t.scope
+)
+-- Also a gate that seems due: a probe may be under way that still saw the trouble, and has put the next
+-- one off.
+update vidgen.gates as g
+   set probe_at = now(), until = now()
+ where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
+   and g.probe_at is not null
 
 -- report --
 -- Progress of many tasks in one statement, in id order, never downwards. A row that a client holds
@@ -1961,6 +2001,17 @@ delete from vidgen.turns as t
       for update skip locked
  ) as idle
  where t.user_id = idle.user_id
+
+-- sweep_passed --
+-- Tasks that were found locked once, an hour later.
+delete from vidgen.passed_over as p
+ using (
+   select o.task_id
+     from vidgen.passed_over as o
+    where o.until < now() - interval '1 hour'
+      for update skip locked
+ ) as old
+ where p.task_id = old.task_id
 
 -- sweep_limits --
 -- Rejections that are old enough to be forgotten, and troubles of users that nobody met again.

@@ -339,7 +339,8 @@ class Queue:
             if claimed.tasks:
                 return claimed
         if not state["waiting"]:
-            return claimed
+            # What was locked is passed over from now on: the next claim finds what is behind it.
+            return Claimed([], more=claimed.more or bool(state["resumable"]))
         left = await self._claims.once("clear_line")
         return Claimed([], more=True, cleared=bool(left))
 
@@ -608,6 +609,12 @@ class Queue:
             video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
         )  # fmt: skip
         self._scene(fence, rows[0])
+        if rows[0]["troubled"]:
+            with contextlib.suppress(LockedError):  # the next stage that goes well does it
+                await self.db.run(
+                    "relieve", self._give_up, lock_patience=LOCK_PATIENCE,
+                    provider=self.key.provider, scopes=self.key.scopes.all(), model=model,
+                )  # fmt: skip
         return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
 
     async def report(self, reports: Sequence[Reported]) -> list[UUID]:
@@ -845,7 +852,8 @@ class Queue:
         """Rows that are of no use any more: dead workers, users out of the line, lost slots."""
         patience = {"patience": self.settings.slot_patience}
         for name, parameters in (
-            ("sweep_workers", {}), ("sweep_gates", {}), ("sweep_turns", {}), ("sweep_limits", {}),
+            ("sweep_workers", {}), ("sweep_gates", {}), ("sweep_turns", {}), ("sweep_passed", {}),
+            ("sweep_limits", {}),
             ("free_slots", patience), ("give_up_submissions", patience),
         ):  # fmt: skip
             # What is locked now is swept the next time, and keeps no other from being swept.

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import jwt
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -36,7 +36,7 @@ from vidgen_worker.sandbox.objects import (
     ObjectStore,
     StorageRefusalError,
 )
-from vidgen_worker.sandbox.serving import drop_connection, hold
+from vidgen_worker.sandbox.serving import ConnectionDropped, drop_connection
 
 __all__ = ["StorageDouble", "StorageFault"]
 
@@ -74,7 +74,8 @@ class StorageFault:
     status: int | None = None
     """An error; 502, 503 and 504 come as a gateway's page of HTML."""
     hang: float | None = None
-    """Seconds without an answer; what comes then is right."""
+    """Seconds without an answer, once the request is received whole; what comes then is right, and
+    is done even if the client has left."""
     begin_after: float | None = None
     """Seconds before the request is looked at, its body included."""
     hang_after: float | None = None
@@ -487,8 +488,9 @@ async def _fail(fault: StorageFault, request: Request) -> Response | None:
     """Do what a fault says before the request is looked at; return an answer, if that is it."""
     if fault.begin_after is not None:
         await asyncio.sleep(fault.begin_after)
-    if fault.hang is not None and not await hold(request, fault.hang):
-        await drop_connection(request)
+    if fault.hang is not None:
+        await _take_whole(request)
+        await asyncio.sleep(fault.hang)
     if fault.drop == "during":
         async for chunk in request.stream():
             if chunk:
@@ -501,6 +503,14 @@ async def _fail(fault: StorageFault, request: Request) -> Response | None:
     if known is not None:
         return JSONResponse(known.body, known.http)
     return HTMLResponse(PAGE, fault.status)
+
+
+async def _take_whole(request: Request) -> None:
+    """Receive the body, for the handler to find; one that its client cuts off is no request."""
+    try:
+        await request.body()
+    except ClientDisconnect:
+        raise ConnectionDropped from None
 
 
 async def _receive(chunks: AsyncIterator[bytes], file: Path, limit: int) -> None:
