@@ -516,28 +516,6 @@ def test_a_grant_that_meets_a_settle_of_a_deleted_balance_counts_both(ground: Gr
     assert ground.books_balance()
 
 
-def test_functions_that_were_replaced_before_this_release_stay(bare_database: Database) -> None:
-    """The migration that mends ours looks whose they are."""
-    migrations_ = migrations()
-    theirs = (
-        "create or replace function vidgen.settle_credits(task_id uuid, stage text) returns void"
-        " language sql as 'select'"
-    )
-    with psycopg.connect(bare_database.url, autocommit=True) as conn:
-        for migration in migrations_:
-            if migration.version == "20261125000500":
-                conn.execute(theirs)
-            conn.execute(migration.sql)
-        bodies: dict[str, str] = dict(
-            conn.execute(
-                "select proname::text, prosrc from pg_proc"
-                " where proname in ('settle_credits', 'release_credits')"
-            ).fetchall()
-        )
-    assert bodies["settle_credits"] == "select"
-    assert "restore_credits" in bodies["release_credits"]
-
-
 # Ids.
 
 

@@ -517,10 +517,10 @@ def test_a_thief_does_not_point_the_policy_elsewhere_and_a_worker_is_told(
     asked = "select vidgen.share_buckets('generated-content', %s) as shared"
     assert thief.execute(asked.encode(), ["video-files"]).fetchall() == [{"shared": True}]
     assert thief.execute(asked.encode(), ["documents"]).fetchall() == [{"shared": False}]
-    assert ground.one("select vidgen.videos_bucket() as name")["name"] == "video-files"
+    assert ground.one("select videos_bucket as name from vidgen.settings")["name"] == "video-files"
     with psycopg.connect(ground.database.url, autocommit=True) as operator:
         operator.execute(asked.encode(), ["our-clips"])
-    assert ground.one("select vidgen.videos_bucket() as name")["name"] == "our-clips"
+    assert ground.one("select videos_bucket as name from vidgen.settings")["name"] == "our-clips"
 
 
 def test_the_grants_of_the_worker_are_what_its_statements_need(ground: Ground) -> None:

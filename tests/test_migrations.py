@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +35,6 @@ CHECKOUT = HERE.parent
 SNAPSHOT = HERE / "schema_snapshot.txt"
 SCHEMA = (HERE / "schema_snapshot.sql").read_text()
 OLDEST = Path("/usr/lib/postgresql/15/bin")
-FIRST_RELEASE = "20261122000600"
-"""The first file that keeps the version; the ones before it were never released without it."""
 NAMES = [f"{m.version}_{m.name}" for m in migrations()]
 
 
@@ -75,20 +74,17 @@ def test_migrations_apply_to_an_empty_project_and_are_recorded(bare_database: Da
     assert books_of(bare_database.admin_url) == [(*n.split("_", 1), True) for n in NAMES]
 
 
-def test_every_file_since_the_first_release_says_which_schema_it_makes(
-    bare_database: Database,
-) -> None:
+def test_every_file_says_which_schema_it_makes(bare_database: Database) -> None:
     """A program that is too old for it must be able to tell."""
     with psycopg.connect(bare_database.url, autocommit=True) as conn:
         for migration in migrations():
             conn.execute(migration.sql)
-            if migration.version >= FIRST_RELEASE:
-                said = conn.execute(
-                    "select schema_version, oldest_program from vidgen.settings"
-                ).fetchone()
-                assert said is not None
-                assert said[0] == migration.version, migration.name
-                assert said[1] <= migration.version, migration.name
+            said = conn.execute(
+                "select schema_version, oldest_program from vidgen.settings"
+            ).fetchone()
+            assert said is not None
+            assert said[0] == migration.version, migration.name
+            assert said[1] <= migration.version, migration.name
 
 
 def test_a_second_run_changes_nothing(bare_database: Database) -> None:
@@ -109,7 +105,7 @@ def test_the_schema_is_the_one_of_the_snapshot(bare_database: Database) -> None:
 
 
 def test_a_half_applied_file_is_undone_and_tried_again(bare_database: Database) -> None:
-    """The third file meets a function of its own name: files one and two stay, it goes."""
+    """An event trigger refuses the fourth file: the three before it stay, it goes."""
     with psycopg.connect(bare_database.url) as conn:
         conn.execute("create schema supabase_migrations")
     with psycopg.connect(bare_database.admin_url, autocommit=True) as conn:
@@ -121,10 +117,36 @@ def test_a_half_applied_file_is_undone_and_tried_again(bare_database: Database) 
         conn.execute("create event trigger stop on ddl_command_end execute function public.stop()")
         with pytest.raises(psycopg.Error, match="no arrivals here"):
             migrate(bare_database.url)
-        assert pending(bare_database.url) == NAMES[2:]
-        assert conn.execute("select to_regclass('vidgen.workers')").fetchone() == (None,)
+        assert pending(bare_database.url) == NAMES[3:]
+        assert conn.execute("select to_regclass('vidgen.turns')").fetchone() == (None,)
         conn.execute("drop event trigger stop")
-    assert migrate(bare_database.url) == NAMES[2:]
+    assert migrate(bare_database.url) == NAMES[3:]
+
+
+@pytest.mark.parametrize("recorded", [["20261122000100", "20261130000500"], []])
+def test_a_schema_from_before_the_first_release_is_left_as_it_is(
+    bare_database: Database, recorded: list[str]
+) -> None:
+    """Nothing leads on from it, and it must not look like an application's own tables."""
+    migrate(bare_database.url)
+    with psycopg.connect(bare_database.url) as conn:
+        conn.execute("delete from supabase_migrations.schema_migrations")
+        for version in recorded:
+            conn.execute(
+                "insert into supabase_migrations.schema_migrations (version) values (%s)", [version]
+            )
+    before = schema_of(bare_database.admin_url), books_of(bare_database.admin_url)
+    with pytest.raises(migrating.StrangeSchemaError, match="begin with an empty database"):
+        migrate(bare_database.url)
+    assert (schema_of(bare_database.admin_url), books_of(bare_database.admin_url)) == before
+    ran = subprocess.run(
+        [sys.executable, "-m", "vidgen_worker", "migrate"],
+        env={**os.environ, "DATABASE_URL": bare_database.url}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert "begin with an empty database" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_two_migrations_at_once_do_not_collide(bare_database: Database) -> None:

@@ -141,7 +141,6 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     # What policies ask.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.signed_in_user()": frozenset({"authenticated"}),
-    "vidgen.videos_bucket()": frozenset({"authenticated"}),
     "vidgen.our_buckets()": frozenset({"anon", "authenticated"}),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
     "vidgen.is_unpaid(text,text)": frozenset({"anon", "authenticated"}),
@@ -150,7 +149,6 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
     "vidgen.count_slots(text,text,text)": WORKER,
     "vidgen.free_slot(bigint,uuid,uuid)": WORKER,
-    "vidgen.room_before_videos(text,text,text)": WORKER,
     "vidgen.write_scene(uuid,uuid,text,text,text)": WORKER,
     "vidgen.write_owed_scene(uuid)": WORKER,
     "vidgen.scene_digest(uuid,uuid)": WORKER,
@@ -203,7 +201,6 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.share_buckets(text,text)": WORKER,
     "vidgen.is_operator()": WORKER,
     "vidgen.check_running(uuid,uuid)": WORKER,
-    "vidgen.images_bucket()": NONE,
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
     "vidgen.retry_is_asked_for()": NONE,
@@ -266,7 +263,6 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     # What it tells is who asks.
     "vidgen.signed_in_user()": "pg_has_role(session_user, 'service_role', 'member')",
     # A bucket's name is the same for everybody.
-    "vidgen.videos_bucket()": "select s.videos_bucket from vidgen.settings",
     "vidgen.our_buckets()": "select array[s.images_bucket, s.videos_bucket] from vidgen.settings",
     "vidgen.is_paid(text,text)": "t.user_id = (select vidgen.signed_in_user())",
     # Of a place that its caller must name, and nobody is told of before it is charged.

@@ -235,7 +235,7 @@ async def test_a_running_worker_and_the_command_line_bear_new_columns(
 def test_every_function_of_ours_means_its_variable_where_a_column_has_its_name(
     ground: Ground,
 ) -> None:
-    """A later migration that forgets it fails here: see 20261125000501."""
+    """A new column may have any name: without it the name would be ambiguous (42702)."""
     rows = ground.sql(
         "select p.oid::regprocedure::text as name from pg_proc as p"
         "  join pg_language as l on l.oid = p.prolang"

@@ -37,6 +37,10 @@ _BOOKKEEPING: tuple[LiteralString, ...] = (
 )
 
 
+class StrangeSchemaError(RuntimeError):
+    """The database has a schema vidgen, and no record of the file that makes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     """One file: `<version>_<name>.sql`."""
@@ -65,7 +69,8 @@ def migrate(url: str) -> list[str]:
     """Apply what is missing and return its file names without ending; [] when nothing is.
 
     Raises psycopg.Error when a file is refused, or meets locks for too long: that file is then
-    undone as a whole.
+    undone as a whole. Raises StrangeSchemaError, and changes nothing, where the schema was made by
+    files that are not among these.
     """
     with _connected(url) as conn:
         return [
@@ -88,8 +93,10 @@ def _apply_between_locks(conn: psycopg.Connection, migration: Migration) -> bool
 def _apply(conn: psycopg.Connection, migration: Migration) -> bool:
     with conn.transaction():
         sessions.pin_transaction(conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=timedelta(0))
-        if migration.version in _recorded_alone(conn):
+        recorded = _recorded_alone(conn)
+        if migration.version in recorded:
             return False
+        _refuse_a_strange_schema(conn, recorded)
         conn.execute(migration.sql)
         conn.execute(
             "insert into supabase_migrations.schema_migrations (version, statements, name) "
@@ -97,6 +104,19 @@ def _apply(conn: psycopg.Connection, migration: Migration) -> bool:
             (migration.version, [migration.sql], migration.name),
         )
     return True
+
+
+def _refuse_a_strange_schema(conn: psycopg.Connection, recorded: set[str]) -> None:
+    if migrations()[0].version in recorded:
+        return
+    row = conn.execute("select to_regnamespace('vidgen') is not null").fetchone()
+    if row == (True,):
+        msg = (
+            "This database has a schema vidgen from before version 1.0, which no migration leads "
+            "on from: begin with an empty database (supabase db reset, or a new project), and copy "
+            "the rows of public.user_credits that you want to keep. Nothing was changed."
+        )
+        raise StrangeSchemaError(msg)
 
 
 def pending(url: str) -> list[str]:

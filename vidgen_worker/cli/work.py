@@ -24,8 +24,8 @@ from vidgen_worker.config import load
 from vidgen_worker.database_url import place_of
 from vidgen_worker.foreign_text import printable
 from vidgen_worker.logging_setup import configure
+from vidgen_worker.migrate import StrangeSchemaError, migrations, pending
 from vidgen_worker.migrate import migrate as apply_migrations
-from vidgen_worker.migrate import migrations, pending
 
 
 def register(app: typer.Typer) -> None:
@@ -102,6 +102,8 @@ def migrate(
         versions = pending(url) if dry_run else apply_migrations(url)
         if not dry_run:
             _share_buckets(url, settings)
+    except StrangeSchemaError as error:
+        fail(ExitCode.FAILED, str(error))
     except psycopg.Error as error:
         hint = error.diag.message_hint
         fail(

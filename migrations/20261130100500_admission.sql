@@ -1,53 +1,135 @@
--- Limits of one user that no statement passes: looked at where the money is spent, under a lock whose
--- key nobody can guess, and quotas of rows.
+-- Admission: everything that says "not now".
 --
--- Two rows of a user are locked, and never by the same side. `user_locks` is what his own statements
--- wait for (inserts, cancels, retries): he may hold it as long as he likes, so no worker waits for it.
--- `user_limits` is what workers wait for, for the length of one short statement: no client can lock it,
--- so that wait may be longer than those for rows that clients hold.
+-- Gates stop new paid submissions for those whom a trouble concerns. Slots keep the generations in
+-- flight at the provider within its limit, however many workers there are: a model with a limit has
+-- that many rows in `slots`, and who wants one locks a row, so that no count is read that another
+-- transaction may be changing. A slot is reserved by the claim for its task, goes over to the
+-- submission, and so belongs to the generation, whoever lives or dies meanwhile.
+--
+-- Limits of one user are looked at where the money is spent. Two rows of a user are locked, and never
+-- by the same side. `user_locks` is what his own statements wait for (inserts, cancels, retries): he may
+-- hold it as long as he likes, so no worker waits for it. `user_limits` is what workers wait for, for
+-- the length of one short statement: no client can lock it.
 
-alter table vidgen.settings
-  add column max_inserts_per_hour integer not null default 2000,
-  add column max_changes_per_hour integer not null default 2000,
-  add column max_tasks_per_scene integer not null default 200,
-  add column max_scenes_per_user integer not null default 10000,
-  add column expected_cost numeric not null default 10,
-  add column rejections_to_slow smallint not null default 3,
-  add column rejections_to_stop smallint not null default 10,
-  add column rejection_pause interval not null default '1 minute',
-  add column rejection_stop interval not null default '1 day',
-  add column rejection_memory interval not null default '1 day';
--- One row.
--- squawk-ignore constraint-missing-not-valid
-alter table vidgen.settings add constraint quotas_are_positive check (
-  max_inserts_per_hour > 0 and max_changes_per_hour > 0 and max_tasks_per_scene > 0
-  and max_scenes_per_user > 0 and expected_cost >= 0
+-- A closed gate: nothing paid of this model starts with this key. No row means open; model '*' is
+-- all models, key_fingerprint '*' all keys (an operator's hand).
+create table vidgen.gates (
+  provider text not null,
+  key_fingerprint text not null,
+  model text not null,
+  reason text not null,
+  message text not null,
+  details text not null default '',
+  closed_at timestamptz not null default now(),
+  probe_at timestamptz,
+  probes integer not null default 0,
+  until timestamptz,
+  trial uuid,
+  primary key (provider, key_fingerprint, model)
 );
--- squawk-ignore constraint-missing-not-valid
-alter table vidgen.settings add constraint rejections_slow_before_they_stop check (
-  rejections_to_slow > 0 and rejections_to_stop > rejections_to_slow
-  and rejection_pause >= interval '0' and rejection_stop > interval '0'
-  and rejection_memory >= interval '0'
-);
-alter table vidgen.settings alter column schema_version set default '20261130000400';
-update vidgen.settings set schema_version = '20261130000400';
 
-comment on column vidgen.settings.max_inserts_per_hour is
-  'Tasks that one signed-in user may insert within an hour.';
-comment on column vidgen.settings.max_changes_per_hour is
-  'Cancels and retries of one signed-in user within an hour.';
-comment on column vidgen.settings.max_tasks_per_scene is
-  'Tasks of one scene, ended ones too: deleting the scene changes each of their rows.';
-comment on column vidgen.settings.max_scenes_per_user is
-  'Scenes of one signed-in user, in a table video_scenes that our migrations made.';
-comment on column vidgen.settings.expected_cost is
-  'What a generation counts for, in provider credits, until anybody knows what its model costs.';
-comment on column vidgen.settings.rejections_to_slow is
-  'After so many rejections by content rules in a row a user''s submissions come with growing pauses.';
-comment on column vidgen.settings.rejections_to_stop is
-  'After so many in a row they stop, for rejection_stop or until an operator lifts it.';
-comment on column vidgen.settings.rejection_memory is
-  'For so long an input that content rules rejected is not sent again for the same user.';
+comment on column vidgen.gates.trial is
+  'After a storm: the one task that is let through to try whether it has passed.';
+comment on column vidgen.gates.key_fingerprint is
+  'The scope, what the trouble is about: * (all), an account''s label, key:…, storage:…, machine:….';
+
+-- What the provider said of its account, beside what our records had cost by then: two readings
+-- tell how many credits went that we can't explain.
+create table vidgen.account_readings (
+  id bigint generated always as identity primary key,
+  provider text not null,
+  key_fingerprint text not null,
+  read_at timestamptz not null default now(),
+  credit_balance numeric not null,
+  outlay numeric not null
+);
+
+comment on column vidgen.account_readings.outlay is
+  'Provider credits of all our generations so far: their cost, or the estimate while it is open.';
+
+create index account_readings_by_key
+  on vidgen.account_readings (provider, key_fingerprint, read_at desc);
+
+create table public.video_generation_gates (
+  model text primary key,
+  reason text not null,
+  message text not null,
+  until timestamptz
+);
+
+alter table public.video_generation_gates enable row level security;
+
+comment on table public.video_generation_gates is
+  'A row while video generation is paused for a model (* = all), with a sentence for the user.';
+
+-- A trouble that lasts, shared by all workers: a memory of each would pay for it once per worker. From
+-- the first time that it shows, only so many submissions more begin until a stage of this model is
+-- stored again: then the row goes. Without any, the table is empty, and asking it costs nothing.
+create table vidgen.troubles (
+  provider text not null,
+  scope text not null,
+  part text not null,
+  model text not null,
+  reason text not null,
+  message text not null,
+  details text not null,
+  since timestamptz not null default now(),
+  tasks uuid[] not null,
+  proven_users uuid[] not null,
+  new_users uuid[] not null,
+  remaining smallint,
+  primary key (provider, scope, part, model),
+  constraint remaining_is_not_negative check (remaining >= 0)
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.troubles is
+  'What has gone wrong in a row, after money was spent: one row per scope, part of the work and model.';
+comment on column vidgen.troubles.scope is 'As in vidgen.gates: what the trouble is about.';
+comment on column vidgen.troubles.proven_users is
+  'Whose tasks met it, of those for whom this model has worked before; of the others: new_users.';
+comment on column vidgen.troubles.remaining is
+  'Paid submissions that may still begin; null: any number, because an input may be to blame.';
+
+create table vidgen.limits (
+  provider text not null,
+  key_fingerprint text not null,
+  model text not null,
+  max_generations integer,
+  read_at timestamptz,
+  asked_at timestamptz,
+  primary key (provider, key_fingerprint, model),
+  constraint max_generations_is_not_negative check (max_generations >= 0)
+) with (fillfactor = 50);
+
+comment on table vidgen.limits is
+  'How many generations of a model may be in flight with a key; max_generations null: any number.';
+comment on column vidgen.limits.read_at is
+  'When the provider or a setting said so; null: nobody knows yet, and one at a time is safe.';
+comment on column vidgen.limits.key_fingerprint is
+  'The account''s label; of a worker of the version before, its key''s fingerprint.';
+
+create table vidgen.slots (
+  id bigint generated always as identity primary key,
+  provider text not null,
+  key_fingerprint text not null,
+  model text not null,
+  task_id uuid,
+  submission_id uuid,
+  taken_at timestamptz,
+  constraint taken_by_a_task check ((task_id is null) = (taken_at is null)),
+  constraint a_submission_has_its_task check (submission_id is null or task_id is not null),
+  constraint slots_are_of_a_limited_model foreign key (provider, key_fingerprint, model)
+    references vidgen.limits (provider, key_fingerprint, model)
+) with (fillfactor = 30, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.slots is
+  'A place for one generation at the provider: free, reserved for a task, or taken by a submission.';
+comment on column vidgen.slots.taken_at is
+  'Since when it is reserved or taken. Taken ones may be more than the limit after it went down.';
+comment on column vidgen.slots.key_fingerprint is 'As in limits.';
+
+-- A few rows that change all the time: no index on what changes, so that updates stay HOT.
+create index slots_by_model on vidgen.slots (provider, key_fingerprint, model);
 
 create table vidgen.user_locks (
   user_id uuid primary key,
@@ -67,6 +149,7 @@ create table vidgen.user_limits (
   paused_until timestamptz,
   reason text,
   lifted_at timestamptz,
+  first_stored_at timestamptz,
   constraint rejections_are_not_negative check (rejections >= 0)
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
@@ -78,6 +161,8 @@ comment on column vidgen.user_limits.paused_until is
   'Nothing of his is submitted before; null where nothing keeps him back.';
 comment on column vidgen.user_limits.lifted_at is
   'When an operator lifted his limits: what was lost before no longer counts.';
+comment on column vidgen.user_limits.first_stored_at is
+  'When the first stage of his was stored; null: never, so that few submissions of his are under way.';
 
 create table vidgen.rejections (
   user_id uuid not null,
@@ -113,39 +198,305 @@ comment on column vidgen.user_troubles.results is 'The submissions that ended so
 comment on column vidgen.user_troubles.trial is
   'The one task that tries whether it has passed, as at a gate.';
 
-revoke all on vidgen.user_locks, vidgen.user_limits, vidgen.rejections, vidgen.user_troubles
-  from public, anon, authenticated, service_role, vidgen_worker;
--- Written by the functions below only: a worker can't lift anybody's limit.
-grant select on vidgen.user_locks, vidgen.user_limits, vidgen.rejections, vidgen.user_troubles
-  to vidgen_worker;
+-- What users are told. A model is paused for them when no living worker may start anything of it: a
+-- gate of one machine, or of one key, that others work beside is the operator's business. Without a
+-- living worker every gate counts. One at a time, each with a snapshot of its own, so that of two
+-- that close at once the second one sees the first: nobody else writes the table, and SELECT is all
+-- that anybody may do with it.
+create function vidgen.show_gates() returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  lock table public.video_generation_gates in share row exclusive mode;
+  with working as (
+    select w.provider, coalesce(w.scopes, array['*', w.key_fingerprint]) as scopes
+      from vidgen.workers as w
+     where w.dead_at is null and w.concurrency > 0
+  ),
+  paused as (
+    select distinct on (g.model) g.model, g.reason, g.message, g.until
+      from vidgen.gates as g
+     where not exists (
+             select
+               from working
+              where not exists (
+                      select
+                        from vidgen.gates as met
+                       where met.provider = working.provider
+                         and met.key_fingerprint = any (working.scopes)
+                         and met.model in (g.model, '*')
+                    )
+           )
+     order by g.model, g.closed_at desc, g.key_fingerprint
+  ),
+  opened as (
+    delete from public.video_generation_gates as shown
+     where not exists (select from paused where paused.model = shown.model)
+  )
+  insert into public.video_generation_gates as shown (model, reason, message, until)
+  select model, reason, message, until from paused
+      on conflict (model) do update
+     set reason = excluded.reason, message = excluded.message, until = excluded.until
+   where (shown.reason, shown.message, shown.until)
+         is distinct from (excluded.reason, excluded.message, excluded.until);
+end
+$$;
 
-alter table vidgen.submissions
-  add column digest text,
-  add column rejected boolean not null default false,
-  add column billed boolean not null default false;
+create function vidgen.show_gate() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  perform vidgen.show_gates();
+  perform pg_notify('vidgen_tasks', 'gate');
+  return null;
+end
+$$;
 
-comment on column vidgen.submissions.digest is
-  'Of all that is sent (model, prompt, pictures, size); a clip''s still counts by its stored bytes.';
-comment on column vidgen.submissions.rejected is 'The provider''s content rules rejected its input.';
-comment on column vidgen.submissions.billed is
-  'Its stage was stored, and charged where there are credits: it is no loss.';
+create trigger show_gate
+  after insert or update or delete on vidgen.gates
+  for each row execute function vidgen.show_gate();
 
-update vidgen.submissions as s
-   set billed = true
- where s.sent_at > now() - interval '25 hours'
-   and (
-     exists (select from vidgen.charges as c where c.task_id = s.task_id and c.stage = s.stage)
-     or exists (
-       select from vidgen.checkpoints as c
-        where c.task_id = s.task_id and c.stage = s.stage and c.state = 'done'
-     )
-   );
+-- Whoever opens a gate, a probe or an operator: one submission tries it before more are paid for.
+create function vidgen.gate_opens() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  update vidgen.troubles as t
+     set remaining = 1
+   where t.provider = old.provider and t.scope = old.key_fingerprint
+     and old.model in ('*', t.model) and t.remaining is not null;
+  return null;
+end
+$$;
 
--- A user with a hundred thousand charged stages a day has few that were not.
--- Within the migration's transaction, as every index of ours.
--- squawk-ignore require-concurrent-index-creation
-create index submissions_unbilled on vidgen.submissions (user_id, sent_at)
- where not billed and cost is distinct from 0;
+create trigger gate_opens
+  after delete on vidgen.gates
+  for each row execute function vidgen.gate_opens();
+
+-- No image starts while far more tasks wait for a video slot than there are: twice as many as slots
+-- may be under way to one, counted by account. What waits for later waits for no slot, and what other
+-- keys run needs none of this key's. Nothing is counted beyond the number that decides.
+create view vidgen.rooms with (security_invoker = true) as
+select l.provider, l.key_fingerprint, l.model,
+       greatest(
+         r.per_slot * l.max_generations
+         - (
+           select count(*)
+             from (
+               select
+                 from vidgen.due_resumes
+                where class = 1
+                limit r.per_slot * l.max_generations
+             ) as waiting
+         )
+         - (
+           select count(*)
+             from (
+               select
+                 from public.video_generation_tasks as t
+                 join vidgen.workers as w on w.id = t.worker_id
+                where t.status = 'processing'
+                  and w.provider = l.provider and l.key_fingerprint in (w.account, w.key_fingerprint)
+                  and not exists (
+                    select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
+                  )
+                limit r.per_slot * l.max_generations
+             ) as under_way
+         ),
+         0
+       )::integer as room
+  from vidgen.limits as l
+ cross join (values (2)) as r (per_slot)
+ where l.max_generations is not null;
+
+comment on view vidgen.rooms is
+  'For how many new tasks there is room before a limited model, were it the one that makes the clips.';
+
+-- Whether a worker stands behind a gate of its own (its key's, file store's or machine's) while another
+-- works on: then it leaves to that one what waits to go on, which it could not finish.
+create function vidgen.stands_aside(worker_id uuid) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  with behind as (
+    select w.id
+      from vidgen.workers as w
+     where exists (
+             select
+               from vidgen.gates as g
+              where g.provider = w.provider and g.key_fingerprint = any (w.scopes)
+                and g.key_fingerprint like any (array['key:%', 'storage:%', 'machine:%'])
+           )
+  )
+  select exists (select from behind where behind.id = worker_id)
+     and exists (
+           select
+             from vidgen.workers as w
+            where w.dead_at is null and w.concurrency > 0
+              and w.id not in (select behind.id from behind)
+         )
+$$;
+
+-- In a SQL function it is the column that is meant: there the parameters say whose they are.
+create function vidgen.count_slots(of_provider text, of_key text, of_model text)
+returns integer
+language sql volatile set search_path = pg_catalog, pg_temp
+as $$
+  select count(*)::integer
+    from vidgen.slots as s
+   where s.provider = count_slots.of_provider and s.key_fingerprint = count_slots.of_key
+     and s.model = count_slots.of_model
+$$;
+
+-- The one place where slots are made, and free ones taken away. A volatile function takes a new
+-- snapshot for each of its statements, so each sees what the one before it has waited for.
+create function vidgen.set_limit(
+  of_provider text, of_key text, of_model text, new_max integer, is_read boolean
+) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  missing integer;
+begin
+  -- One at a time: the lock on this row is held until the end.
+  insert into vidgen.limits as l (provider, key_fingerprint, model, max_generations, read_at)
+  values (of_provider, of_key, of_model, new_max, case when is_read then now() end)
+      on conflict (provider, key_fingerprint, model) do update
+     set max_generations = excluded.max_generations, read_at = excluded.read_at;
+
+  if new_max is not null then
+    -- What is in flight without a slot here: begun while the model had no limit, or by a worker that
+    -- has the account's slots under another name.
+    insert into vidgen.slots (provider, key_fingerprint, model, task_id, submission_id, taken_at)
+    select s.provider, of_key, s.model, s.task_id, s.id, s.sent_at
+      from vidgen.submissions as s
+      left join vidgen.keys as k
+        on k.provider = s.provider and k.key_fingerprint = s.key_fingerprint
+     where s.ended_at is null
+       -- Without an answer for long: given up, or about to be (see free_slots).
+       and (s.answer = 'generation' or (s.answer is null and s.sent_at > now() - interval '10 minutes'))
+       and s.provider = of_provider and s.model = of_model
+       and coalesce(
+             (
+               select same.account from vidgen.keys as same
+                where same.provider = of_provider and same.key_fingerprint = of_key
+             ),
+             of_key
+           ) in (s.account, k.account)
+       and not exists (
+         select from vidgen.slots as taken
+          where taken.submission_id = s.id and taken.key_fingerprint = of_key
+       );
+  end if;
+
+  missing := coalesce(new_max, 0) - vidgen.count_slots(of_provider, of_key, of_model);
+  if missing < 0 then
+    -- Free ones, then reserved ones, whose tasks go back to wait. What is in flight keeps its slot
+    -- until it has ended.
+    delete from vidgen.slots as s
+     using (
+       select id from vidgen.slots
+        where provider = of_provider and key_fingerprint = of_key and model = of_model
+          and submission_id is null
+        order by task_id is not null, taken_at desc
+        limit -missing
+          for update
+     ) as free
+     where s.id = free.id;
+  elsif missing > 0 then
+    insert into vidgen.slots (provider, key_fingerprint, model)
+    select of_provider, of_key, of_model from generate_series(1, missing);
+    perform pg_notify('vidgen_tasks', '');
+  end if;
+end
+$$;
+
+-- Free a slot, or take it away where there are more than the limit. The lock on the limit keeps
+-- set_limit away until this has ended, so there is never one too many. Of two at once both may go: one
+-- too few, until the limit is set again a minute later. It frees only what its caller saw.
+--
+-- Workers are woken only where somebody waits: with an idle queue each generation that ended would make
+-- the whole fleet claim. A task that arrives after this look is found by the next poll.
+create function vidgen.free_slot(slot_id bigint, of_task uuid, of_submission uuid)
+returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  slots integer;
+begin
+  select coalesce(l.max_generations, 0) into slots
+    from vidgen.slots as s
+    join vidgen.limits as l using (provider, key_fingerprint, model)
+   where s.id = slot_id
+     for share of l;
+  delete from vidgen.slots as s
+   where s.id = slot_id and s.task_id = of_task
+     and s.submission_id is not distinct from of_submission
+     and vidgen.count_slots(s.provider, s.key_fingerprint, s.model) > slots;
+  if not found then
+    update vidgen.slots as s
+       set task_id = null, submission_id = null, taken_at = null
+     where s.id = slot_id and s.task_id = of_task
+       and s.submission_id is not distinct from of_submission;
+  end if;
+  if exists (select from vidgen.turns where waiting_since is not null)
+     or exists (select from vidgen.turns where waiting_since is null and due_at <= now())
+     or exists (select from vidgen.arrivals)
+     or exists (select from vidgen.resumes where resume_at <= now()) then
+    perform pg_notify('vidgen_tasks', '');
+  end if;
+end
+$$;
+
+-- A slot is free again: whoever books the end of a generation, and by whatever statement. After a
+-- refusal it stays reserved while the task runs: the still may be refused by one address and taken by
+-- the next, which must not stand behind everybody else again.
+create function vidgen.submission_ends() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if new.ended_state = 'refused' then
+    update vidgen.slots as s
+       set submission_id = null, taken_at = now()
+      from public.video_generation_tasks as t
+     where s.submission_id = new.id and t.id = s.task_id and t.status = 'processing';
+  end if;
+  perform vidgen.free_slot(s.id, s.task_id, s.submission_id)
+     from vidgen.slots as s
+    where s.submission_id = new.id;
+  return null;
+end
+$$;
+
+create trigger submission_ends
+  after update on vidgen.submissions
+  for each row
+  when (old.ended_at is null and new.ended_at is not null)
+  execute function vidgen.submission_ends();
+
+-- A task that stops running before anything was submitted gives its reservation back.
+create function vidgen.task_leaves() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  perform vidgen.free_slot(s.id, s.task_id, s.submission_id)
+     from vidgen.slots as s
+    where s.task_id = new.id and s.submission_id is null;
+  return null;
+end
+$$;
+
+create trigger task_leaves
+  after update on public.video_generation_tasks
+  for each row
+  when (old.status = 'processing' and new.status <> 'processing')
+  execute function vidgen.task_leaves();
 
 -- The user's own statements, one after the other. A wait has an end: another statement of the same
 -- user may be as slow as he likes.
@@ -160,6 +511,23 @@ exception
   when lock_not_available then
     raise exception 'another request of yours is still under way'
       using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Wait until it has ended, then try again.';
+end
+$$;
+
+-- Lock what limits a user, for the statement that is to look at it. Asked for before anything of others
+-- is locked: a user's own statement may hold it as long as an application's trigger on his task takes,
+-- and who waits for him must keep nobody else waiting. Refused after a moment, to come again: a worker's
+-- few connections are not for waiting.
+create function vidgen.lock_limits(of_user uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
+as $$
+#variable_conflict use_variable
+begin
+  perform from vidgen.user_limits as u where u.user_id = of_user for no key update;
+  if not found then
+    insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
+    perform from vidgen.user_limits as u where u.user_id = of_user for no key update;
+  end if;
 end
 $$;
 
@@ -251,7 +619,10 @@ as $$
     from paid as u;
 $$;
 
-create or replace function vidgen.unbilled_cost(owner uuid) returns numeric
+-- Provider credits of a rolling day that brought this user nothing: neither charged nor stored
+-- (without credits nothing is ever charged). What runs for a task that nobody has asked to cancel
+-- may yet end in a video and doesn't count.
+create function vidgen.unbilled_cost(owner uuid) returns numeric
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
   select u.lost
@@ -338,6 +709,7 @@ declare
   trouble vidgen.user_troubles;
   cost record;
   each_costs numeric;
+  under_way bigint;
   rejected timestamptz;
   until_then timestamptz;
   why text;
@@ -424,9 +796,26 @@ begin
         '%s of %s provider credits are lost or under way', trim_scale(cost.lost + cost.open),
         trim_scale(limits.max_unbilled_cost_per_user)
       );
-    elsif mine.rejections > 0 and mine.rejections + cost.running >= limits.rejections_to_stop then
+    end if;
+  end if;
+  -- No stage of his was ever stored, or rejections are the last that is known of his inputs: all that is
+  -- under way may be rejected as well, whatever becomes of its tasks. Together with those in a row it is
+  -- no more than slows him down; then one at a time.
+  if until_then is null and (mine.first_stored_at is null or mine.rejections > 0) then
+    select count(*) into under_way
+      from vidgen.submissions as s
+     where s.user_id = of_user and s.sent_at > now() - interval '1 day'
+       and not s.billed and s.cost is distinct from 0
+       and s.ended_at is null and (s.answer is null or s.answer = 'generation');
+    if under_way >= greatest(limits.rejections_to_slow - mine.rejections, 1) then
       until_then := now() + interval '5 seconds';
-      why := format('%s rejections in a row, and %s generations under way', mine.rejections, cost.running);
+      why := format(
+        '%s, and %s generations under way',
+        case mine.rejections
+          when 0 then 'nothing of his was stored yet' else format('%s rejections in a row', mine.rejections)
+        end,
+        under_way
+      );
     end if;
   end if;
   if mine.rejections >= limits.rejections_to_slow then
@@ -475,9 +864,10 @@ begin
 end
 $$;
 
--- A stage is stored: whatever was paid for it is no loss, and nothing of it goes wrong in a row.
+-- A stage is stored: whatever was paid for it is no loss, and nothing of it goes wrong in a row. A wait
+-- for the user's row is short: this statement holds rows of others.
 create function vidgen.stage_is_stored() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
 #variable_conflict use_variable
 declare
@@ -492,10 +882,13 @@ begin
     from vidgen.submissions as s where s.id = new.submission_id;
   perform from vidgen.user_limits as u
     where u.user_id = paid.user_id
-      and (u.rejections > 0 or u.paused_until is not null
+      and (u.first_stored_at is null or u.rejections > 0 or u.paused_until is not null
            or exists (select from vidgen.user_troubles as t where t.user_id = u.user_id))
       for no key update;
   if found then
+    update vidgen.user_limits as u
+       set first_stored_at = now()
+     where u.user_id = paid.user_id and u.first_stored_at is null;
     -- A still says nothing about clips: a row of rejected clips would begin anew with each task's still.
     update vidgen.user_limits as u
        set rejections = 0
@@ -519,7 +912,7 @@ create trigger stage_is_stored
 
 -- An input was rejected, whatever has become of its task: a cancel in time hides nothing.
 create function vidgen.submission_is_rejected() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
 #variable_conflict use_variable
 begin
@@ -553,12 +946,12 @@ create trigger submission_is_rejected
 -- (while it has for somebody: a new account could send anything). The same task again counts once. From
 -- the third user on only `allowance` submissions more begin. Beside it the user's own: three results
 -- in a row pause him, and one task of his after the other tries whether it has passed. `braked`: from
--- now on.
+-- now on. His own row is locked first, and the trouble's, which concerns all, after it.
 create function vidgen.note_trouble(
   of_provider text, of_scope text, of_part text, of_model text, of_reason text, of_message text,
   of_details text, of_task uuid, of_user uuid, allowance integer, probe interval
 ) returns table (tasks integer, users integer, weighed integer, braked boolean)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
 #variable_conflict use_variable
 declare
@@ -569,6 +962,14 @@ declare
   sent uuid;
   own vidgen.user_troubles;
 begin
+  select s.id into sent
+    from vidgen.submissions as s
+   where s.task_id = of_task
+   order by s.sent_at desc
+   limit 1;
+  if sent is not null then
+    perform vidgen.lock_limits(of_user);
+  end if;
   proven := exists (
     select from vidgen.submissions as s
      where s.user_id = of_user and s.model = of_model and s.ended_state = 'succeeded'
@@ -608,14 +1009,7 @@ begin
   end if;
 
   braked := false;
-  select s.id into sent
-    from vidgen.submissions as s
-   where s.task_id = of_task
-   order by s.sent_at desc
-   limit 1;
   if sent is not null then
-    insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
-    perform from vidgen.user_limits as u where u.user_id = of_user for no key update;
     insert into vidgen.user_troubles as t (user_id, provider, model, reason, details, results)
     values (of_user, of_provider, of_model, of_reason, left(of_details, 500), array[sent])
         on conflict on constraint user_troubles_pkey do update
@@ -683,349 +1077,60 @@ begin
 end
 $$;
 
--- As before, under a lock that nobody else can take, and with the sums in the sentence.
-create or replace function vidgen.check_limits(owner uuid) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  limits vidgen.settings;
-  unfinished bigint;
-  stopped timestamptz;
-  lifted timestamptz;
-  cost record;
-begin
-  perform vidgen.lock_user(owner);
-  select s.* into limits from vidgen.settings as s;
-  select count(*) into unfinished
-    from (
-      -- The order keeps the planner from reading the whole table in the hope of finding enough.
-      (select from public.video_generation_tasks as t
-        where t.user_id = owner and t.status = 'pending'
-        order by t.priority desc
-        limit limits.max_unfinished_per_user + 1)
-      union all
-      (select from public.video_generation_tasks as t
-        where t.user_id = owner and t.status = 'processing'
-        limit limits.max_unfinished_per_user + 1)
-    ) as unfinished_tasks;
-  if unfinished > limits.max_unfinished_per_user then
-    raise exception 'limit reached: % unfinished tasks', limits.max_unfinished_per_user
-      using errcode = 'PT429', detail = 'USER_LIMIT',
-            hint = 'Wait until some have ended, or cancel some.';
-  end if;
-  select u.stopped_until, u.lifted_at into stopped, lifted
-    from vidgen.user_limits as u where u.user_id = owner;
-  if stopped > now() then
-    raise exception 'limit reached: the provider''s content rules rejected % of your scenes in a row',
-      limits.rejections_to_stop
-      using errcode = 'PT429', detail = 'USER_LIMIT', hint = format(
-        'Change what your scenes ask for, and try again after %s UTC.',
-        to_char(stopped at time zone 'UTC', 'YYYY-MM-DD HH24:MI')
-      );
-  end if;
-  select u.* into cost from vidgen.unbilled(owner, lifted) as u;
-  if cost.lost > limits.max_unbilled_cost_per_user then
-    raise exception 'limit reached: too much was generated for you today without ending in a video '
-                    '(% of % provider credits)',
-      trim_scale(cost.lost), trim_scale(limits.max_unbilled_cost_per_user)
-      using errcode = 'PT429', detail = 'USER_LIMIT', hint = format(
-        'Try again tomorrow, after %s UTC.',
-        to_char(cost.opens_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI')
-      );
-  end if;
-end
-$$;
+-- Rights.
 
-create or replace function vidgen.limit_inserts() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  limits vidgen.settings;
-  of_user record;
-  crowded uuid;
-begin
-  select s.* into limits from vidgen.settings as s;
-  for of_user in select i.user_id, count(*) as rows from inserted as i group by i.user_id order by i.user_id
-  loop
-    perform vidgen.count_user(of_user.user_id, of_user.rows, 0);
-    perform vidgen.check_limits(of_user.user_id);
-  end loop;
-  -- Under the lock of their owner: nobody else may order videos of them.
-  select mine.scene_id into crowded
-    from (select distinct i.scene_id from inserted as i where i.scene_id is not null) as mine
-   where (
-     select count(*)
-       from (
-         select
-           from public.video_generation_tasks as t
-          where t.scene_id = mine.scene_id
-          limit limits.max_tasks_per_scene + 1
-       ) as tasks
-   ) > limits.max_tasks_per_scene
-   limit 1;
-  if crowded is not null then
-    raise exception 'limit reached: scene % has % tasks', crowded, limits.max_tasks_per_scene
-      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
-  end if;
-  return null;
-end
-$$;
+revoke all on
+  public.video_generation_gates
+  from public, anon, authenticated, service_role, vidgen_worker;
 
--- Beyond the limit nothing more is even written: 100,000 rows would be inserted and checked first, for
--- seconds. Only a short cut: whoever forges this number meets the exact count after the statement.
-create function vidgen.begin_to_count() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-begin
-  perform set_config(
-    'vidgen.rows_left', (select s.max_inserts_per_hour::text from vidgen.settings as s), true
-  );
-  return null;
-end
-$$;
-
-create function vidgen.count_row() returns trigger
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  rows_left integer := coalesce(nullif(current_setting('vidgen.rows_left', true), ''), '1')::integer - 1;
-begin
-  if rows_left < 0 then
-    raise exception 'limit reached: too many new tasks in one statement'
-      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Nothing was inserted. Insert fewer.';
-  end if;
-  perform set_config('vidgen.rows_left', rows_left::text, true);
-  return new;
-end
-$$;
-
-create trigger begin_to_count
-  before insert on public.video_generation_tasks
-  for each statement
-  when (row_security_active('public.video_generation_tasks'))
-  execute function vidgen.begin_to_count();
-
-create trigger count_row
-  before insert on public.video_generation_tasks
-  for each row
-  when (row_security_active('public.video_generation_tasks'))
-  execute function vidgen.count_row();
-
--- Scenes, where the table is ours; an application's own is its own affair.
-create function vidgen.limit_scenes() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  most integer;
-  owner uuid;
-begin
-  select s.max_scenes_per_user into most from vidgen.settings as s;
-  for owner in select distinct i.user_id from inserted as i order by i.user_id loop
-    perform vidgen.lock_user(owner);
-    if (
-      select count(*)
-        from (select from public.video_scenes as s where s.user_id = owner limit most + 1) as scenes
-    ) > most then
-      raise exception 'limit reached: % scenes', most
-        using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Delete some that you no longer need.';
-    end if;
-  end loop;
-  return null;
-end
-$$;
-
-do $$
-begin
-  if exists (
-    select from pg_catalog.pg_policies as p
-     where p.schemaname = 'public' and p.tablename = 'video_scenes'
-       and p.policyname = 'owners add scenes'
-  ) then
-    create trigger limit_scenes
-      after insert on public.video_scenes
-      referencing new table as inserted
-      for each statement
-      when (row_security_active('public.video_scenes'))
-      execute function vidgen.limit_scenes();
-  end if;
-end
-$$;
-
--- As before; the role decides whom the limits bind, each cancel counts, and what a cancel would throw
--- away is looked at in every state: an output that waits to be stored was paid for, too.
-create or replace function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  task public.video_generation_tasks;
-  bound boolean := not vidgen.acts_for_all();
-  changed boolean := false;
-begin
-  select t.* into task from public.video_generation_tasks as t where t.id = task_id;
-  if task.id is null or not vidgen.may_act_on(task.user_id) then
-    raise exception 'there is no task % of yours', task_id using errcode = 'PT404';
-  end if;
-  if bound then
-    perform vidgen.lock_user(task.user_id);
-  end if;
-  select t.* into task
-    from public.video_generation_tasks as t where t.id = task_id
-     for no key update;
-  if task.id is null then
-    raise exception 'there is no task % of yours', task_id using errcode = 'PT404';
-  end if;
-  if task.status in ('completed', 'failed', 'cancelled') then
-    return task;
-  end if;
-  if task.status = 'pending' and not exists (
-    -- Something may live at the provider: only a worker can end it there.
-    select
-      from vidgen.checkpoints as c
-      join vidgen.submissions as s on s.id = c.submission_id
-     where c.task_id = task.id
-       and c.state <> 'done' and s.ended_at is null and s.answer is distinct from 'refused'
-  ) then
-    update public.video_generation_tasks as t
-       set status = 'cancelled', completed_at = now(),
-           cancel_requested_at = coalesce(t.cancel_requested_at, now()),
-           current_step = 'Cancelled', message = 'Video generation cancelled', stage_progress = null
-     where t.id = task.id
-    returning t.* into task;
-    perform vidgen.release_credits(task.id);
-    if task.attempt > 0 then
-      perform vidgen.write_scene(task.scene_id, task.user_id, 'pending', null, null);
-    end if;
-    changed := true;
-  elsif task.cancel_requested_at is null then
-    update public.video_generation_tasks as t
-       set cancel_requested_at = now()
-     where t.id = task.id
-    returning t.* into task;
-    perform pg_notify('vidgen_tasks', 'cancel');
-    changed := true;
-  end if;
-  if bound and changed then
-    perform vidgen.count_user(task.user_id, 0, 1);
-    -- Else one insert of many tasks, each cancelled as soon as it runs, would pass the limit that
-    -- the next insert meets.
-    if exists (
-      select from vidgen.submissions as s
-       where s.task_id = task.id and not s.billed and s.cost is distinct from 0
-         and s.answer is distinct from 'refused'
-         and (s.ended_at is null or s.ended_state = 'succeeded')
-    ) and vidgen.unbilled_cost(task.user_id)
-          > (select s.max_unbilled_cost_per_user from vidgen.settings as s) then
-      raise exception 'limit reached: task % runs at the provider already and can''t be cancelled', task_id
-        using errcode = 'PT429', detail = 'USER_LIMIT',
-              hint = 'Too much was generated for you today without ending in a video. '
-                     'Let this one end, or try again tomorrow.';
-    end if;
-  end if;
-  return task;
-end
-$$;
-
-create or replace function vidgen.retry_task(task_id uuid) returns public.video_generation_tasks
-language plpgsql security definer set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  task public.video_generation_tasks;
-  budget vidgen.budgets;
-  allowed smallint;
-  bound boolean := not vidgen.acts_for_all();
-begin
-  select t.* into task from public.video_generation_tasks as t where t.id = task_id;
-  if task.id is null or not vidgen.may_act_on(task.user_id) then
-    raise exception 'there is no task % of yours', task_id using errcode = 'PT404';
-  end if;
-  if bound then
-    perform vidgen.lock_user(task.user_id);
-  end if;
-  select t.* into task
-    from public.video_generation_tasks as t where t.id = task_id
-     for no key update;
-  if task.id is null then
-    raise exception 'there is no task % of yours', task_id using errcode = 'PT404';
-  end if;
-  if task.status not in ('failed', 'cancelled') then
-    raise exception 'task % is %: only a failed or cancelled task can be retried', task_id, task.status
-      using errcode = 'PT409';
-  end if;
-  select s.max_retries into allowed from vidgen.settings as s;
-  select b.* into budget from vidgen.budgets as b where b.task_id = task.id for update;
-  if coalesce(budget.retries, 0) >= allowed then
-    raise exception 'task % was retried % times already', task_id, allowed
-      using errcode = 'PT409', hint = 'Insert a new task.';
-  end if;
-  if budget.rejected_inputs is not null
-     and budget.rejected_inputs = vidgen.scene_digest(task.scene_id, task.user_id) then
-    raise exception 'task %: the provider''s content rules rejected this scene, and it is unchanged', task_id
-      using errcode = 'PT409', hint = 'Change the scene''s prompt or picture first.';
-  end if;
-
-  -- Finished stages are kept, and so is a finished generation whose output waits to be stored. A
-  -- stage that ended otherwise begins anew, from the scene as it is.
-  delete from vidgen.checkpoints as c
-   using vidgen.submissions as s
-   where c.task_id = task.id and c.submission_id = s.id and c.state not in ('done', 'storing')
-     and (s.ended_at is not null or s.answer = 'refused' or s.answer = 'unknown');
-  update vidgen.submissions as s set counted = false where s.task_id = task.id and s.counted;
-  insert into vidgen.budgets as b (task_id, retries) values (task.id, 1)
-      on conflict on constraint budgets_pkey do update
-     set retries = b.retries + 1, crashes = 0, rejected_inputs = null;
-
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, failures = 0, cancel_requested_at = null,
-         error_code = null, error_message = null, error = null, completed_at = null,
-         progress = 0, stage_progress = null, run_after = now(),
-         current_step = 'Initializing', message = 'Video generation task started'
-   where t.id = task.id
-  returning t.* into task;
-  if bound then
-    perform vidgen.count_user(task.user_id, 0, 1);
-    perform vidgen.check_limits(task.user_id);
-  end if;
-  return task;
-end
-$$;
-
-do $$
-declare
-  ours regprocedure;
-begin
-  foreach ours in array array[
-    'vidgen.lock_user(uuid)'::regprocedure,
-    'vidgen.count_user(uuid, bigint, bigint)'::regprocedure,
-    'vidgen.unbilled(uuid, timestamptz)'::regprocedure,
-    'vidgen.pause_user(uuid, timestamptz, text)'::regprocedure,
-    'vidgen.unpause_user(uuid)'::regprocedure,
-    'vidgen.refuse_submission(uuid, uuid, uuid, text, text, text, interval)'::regprocedure,
-    'vidgen.stage_is_stored()'::regprocedure,
-    'vidgen.submission_is_rejected()'::regprocedure,
-    'vidgen.note_trouble(text, text, text, text, text, text, text, uuid, uuid, integer, interval)'::regprocedure,
-    'vidgen.sweep_limits()'::regprocedure,
-    'vidgen.lift_limits(uuid)'::regprocedure,
-    'vidgen.begin_to_count()'::regprocedure,
-    'vidgen.count_row()'::regprocedure,
-    'vidgen.limit_scenes()'::regprocedure
-  ] loop
-    execute format('revoke all on function %s from public, anon, authenticated, service_role', ours);
-  end loop;
-end
-$$;
-grant execute on function
-  vidgen.unbilled(uuid, timestamptz), vidgen.sweep_limits(),
+revoke all on function
+  vidgen.show_gates(), vidgen.show_gate(), vidgen.gate_opens(), vidgen.stands_aside(uuid),
+  vidgen.count_slots(text, text, text), vidgen.set_limit(text, text, text, integer, boolean),
+  vidgen.free_slot(bigint, uuid, uuid), vidgen.submission_ends(), vidgen.task_leaves(),
+  vidgen.lock_user(uuid), vidgen.lock_limits(uuid), vidgen.count_user(uuid, bigint, bigint),
+  vidgen.unbilled(uuid, timestamptz), vidgen.unbilled_cost(uuid),
+  vidgen.pause_user(uuid, timestamptz, text), vidgen.unpause_user(uuid),
   vidgen.refuse_submission(uuid, uuid, uuid, text, text, text, interval),
-  vidgen.note_trouble(text, text, text, text, text, text, text, uuid, uuid, integer, interval)
+  vidgen.stage_is_stored(), vidgen.submission_is_rejected(),
+  vidgen.note_trouble(text, text, text, text, text, text, text, uuid, uuid, integer, interval),
+  vidgen.sweep_limits(), vidgen.lift_limits(uuid)
+  from public, anon, authenticated, service_role;
+
+grant select on public.video_generation_gates to authenticated;
+grant select on public.video_generation_gates to service_role;
+grant select, delete on vidgen.gates, vidgen.slots, vidgen.troubles to vidgen_worker;
+grant insert (
+  provider, key_fingerprint, model, reason, message, details, probe_at, until
+) on vidgen.gates to vidgen_worker;
+grant update (message, details, probe_at, probes, until, trial) on vidgen.gates to vidgen_worker;
+grant insert (
+  provider, key_fingerprint, credit_balance, outlay
+) on vidgen.account_readings to vidgen_worker;
+grant select on
+  public.video_generation_gates, vidgen.account_readings, vidgen.limits, vidgen.rejections,
+  vidgen.rooms, vidgen.user_limits, vidgen.user_locks, vidgen.user_troubles
   to vidgen_worker;
-grant insert (digest), update (rejected) on vidgen.submissions to vidgen_worker;
--- Troubles are noted by a function now; what a statement still writes is how many more may begin.
-revoke insert, update on vidgen.troubles from vidgen_worker;
 grant update (remaining) on vidgen.troubles to vidgen_worker;
+grant insert (
+  provider, key_fingerprint, model, max_generations, read_at
+) on vidgen.limits to vidgen_worker;
+grant update (max_generations, read_at, asked_at) on vidgen.limits to vidgen_worker;
+grant insert (
+  provider, key_fingerprint, model, task_id, submission_id, taken_at
+) on vidgen.slots to vidgen_worker;
+grant update (task_id, submission_id, taken_at) on vidgen.slots to vidgen_worker;
+grant execute on function
+  vidgen.stands_aside(uuid), vidgen.count_slots(text, text, text),
+  vidgen.set_limit(text, text, text, integer, boolean), vidgen.free_slot(bigint, uuid, uuid),
+  vidgen.lock_limits(uuid), vidgen.unbilled(uuid, timestamptz),
+  vidgen.refuse_submission(uuid, uuid, uuid, text, text, text, interval),
+  vidgen.note_trouble(text, text, text, text, text, text, text, uuid, uuid, integer, interval),
+  vidgen.sweep_limits()
+  to vidgen_worker;
+
+create policy "signed-in users see closed gates" on public.video_generation_gates
+  for select to authenticated using (true);
+create policy "the worker sees closed gates" on public.video_generation_gates
+  for select to vidgen_worker using (true);
+
+update vidgen.settings set schema_version = '20261130100500', oldest_program = '20261130100500';

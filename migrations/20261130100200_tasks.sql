@@ -54,7 +54,15 @@ create table public.video_generation_tasks (
   constraint ended_has_completed_at check (
     (status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)
   ),
-  constraint claimed_has_started_at check (attempt = 0 or started_at is not null)
+  constraint claimed_has_started_at check (attempt = 0 or started_at is not null),
+  constraint texts_are_at_most_40000_bytes check (
+    octet_length(current_step) <= 40000 and octet_length(message) <= 40000
+    and octet_length(error_code) <= 40000 and octet_length(error_message) <= 40000
+    and octet_length(resolution) <= 40000 and octet_length(video_ratio) <= 40000
+    and octet_length(image_ratio) <= 40000 and octet_length(image_path) <= 40000
+    and octet_length(image_url) <= 40000 and octet_length(video_path) <= 40000
+    and octet_length(video_url) <= 40000 and pg_column_size(error) <= 40000
+  )
 ) with (
   -- Progress is written in place: room for HOT updates, and vacuum before the dead rows pile up.
   fillfactor = 70,
@@ -88,14 +96,28 @@ create index video_generation_tasks_by_user on public.video_generation_tasks
 -- Unfinished tasks of a user: limits.
 create index video_generation_tasks_unfinished on public.video_generation_tasks
   (user_id) where status = 'processing';
-create index video_generation_tasks_by_scene on public.video_generation_tasks (scene_id);
+-- What ended when: a partial index, since running rows have nothing in it. Progress writes stay
+-- HOT, because none of these columns changes with them.
+create index video_generation_tasks_ended on public.video_generation_tasks (completed_at)
+  include (status, error_code, started_at) where completed_at is not null;
+-- Two tasks of one scene: the scene says what its newest task says that runs or has brought a clip,
+-- and shows that clip. One that failed, or comes late, takes nothing away.
+create index video_generation_tasks_of_scene on public.video_generation_tasks
+  (scene_id, created_at desc);
+-- Whose object is it? One probe each. Hash: a path is only ever asked for as a whole, and an index of
+-- its 90 characters would be as large as the table's.
+create index video_generation_tasks_by_video on public.video_generation_tasks using hash (video_path)
+  where video_path is not null;
+create index video_generation_tasks_by_image on public.video_generation_tasks using hash (image_path)
+  where image_path is not null;
 
--- A row is born pending with attempt 0, whoever inserts it, and can't be due in the past (else it
--- would jump its owner's queue). The WHEN keeps an ordinary bulk insert free of this call.
-
+-- A row is born pending with attempt 0, whoever inserts it, and can't be due in the past: else it would
+-- jump its owner's queue. A row for 'infinity' or the year 294276 can't be read by most programs (Python
+-- ends at 9999): one of them makes every list that shows it fail, an operator's too.
 create function vidgen.task_is_born() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 begin
   if new.status <> 'pending' or new.attempt <> 0 or new.worker_id is not null then
     raise exception 'a task is born pending, with attempt 0 and without a worker (status %, attempt %)',
@@ -103,7 +125,7 @@ begin
       using errcode = 'check_violation',
             hint = 'Insert id, scene_id, user_id, priority and run_after only.';
   end if;
-  new.run_after := greatest(new.run_after, now());
+  new.run_after := least(greatest(new.run_after, now()), '9999-01-01 00:00:00+00');
   return new;
 end
 $$;
@@ -113,15 +135,17 @@ create trigger task_is_born
   for each row
   when (
     new.status <> 'pending' or new.attempt <> 0 or new.worker_id is not null
-    or new.run_after < now()
+    or new.run_after < now() or new.run_after > '9999-01-01 00:00:00+00'
   )
   execute function vidgen.task_is_born();
 
--- Every legal change of a status, for every role, service_role too.
-
+-- Every legal change of a status, for every role, service_role too. What has ended keeps our columns,
+-- and ours only: an application's own may change (a title, whether the clip was seen), and a generated
+-- one has no value yet when this trigger compares.
 create function vidgen.task_changes() returns trigger
-language plpgsql set search_path = ''
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_variable
 begin
   if new.attempt < old.attempt then
     raise exception 'task %: attempt never goes down (% to %)', old.id, old.attempt, new.attempt
@@ -144,9 +168,20 @@ begin
                      'try again with retry_video_generation_task(id).';
     end if;
   elsif old.status in ('completed', 'failed', 'cancelled') then
-    -- What has ended stays as it is, but for a scene that goes away and a URL signed again.
-    if to_jsonb(new) - array['scene_id', 'video_url', 'video_url_expires_at', 'updated_at']
-       <> to_jsonb(old) - array['scene_id', 'video_url', 'video_url_expires_at', 'updated_at'] then
+    -- But for a scene that goes away and a URL signed again.
+    if (
+      new.id, new.user_id, new.priority, new.failures, new.max_failures, new.attempt, new.progress,
+      new.stage_progress, new.current_step, new.message, new.error_code, new.error_message, new.error,
+      new.resolution, new.video_ratio, new.image_ratio, new.image_path, new.image_url, new.video_path,
+      new.worker_id, new.cancel_requested_at, new.run_after, new.created_at, new.started_at,
+      new.completed_at
+    ) is distinct from (
+      old.id, old.user_id, old.priority, old.failures, old.max_failures, old.attempt, old.progress,
+      old.stage_progress, old.current_step, old.message, old.error_code, old.error_message, old.error,
+      old.resolution, old.video_ratio, old.image_ratio, old.image_path, old.image_url, old.video_path,
+      old.worker_id, old.cancel_requested_at, old.run_after, old.created_at, old.started_at,
+      old.completed_at
+    ) then
       raise exception 'task %: it has ended (%) and can''t be changed', old.id, old.status
         using errcode = 'check_violation',
               hint = 'Try again with retry_video_generation_task(id), or insert a new task.';
@@ -166,27 +201,93 @@ create trigger task_changes
   before update on public.video_generation_tasks
   for each row execute function vidgen.task_changes();
 
-revoke all on function vidgen.task_is_born() from public, anon, authenticated, service_role;
-revoke all on function vidgen.task_changes() from public, anon, authenticated, service_role;
+-- The paths in a task's row are what opens an object to its owner. They lie in his own folder, and once
+-- they are there they stay, whoever writes.
+create function vidgen.path_stays() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if (old.image_path is not null and new.image_path is distinct from old.image_path)
+     or (old.video_path is not null and new.video_path is distinct from old.video_path) then
+    raise exception 'task %: its stored files stay where they are', old.id
+      using errcode = 'check_violation';
+  end if;
+  if not starts_with(new.image_path, 'generated_images/' || new.user_id::text || '/')
+     or not starts_with(new.video_path, 'video-files/' || new.user_id::text || '/') then
+    raise exception 'task %: its files lie in its user''s folder', old.id
+      using errcode = 'check_violation';
+  end if;
+  return new;
+end
+$$;
 
--- Grants. Since 2026-10-30 a new public table has none at all; an older or self-hosted project may
--- still give everything away by default, so that is taken back first. By column for INSERT.
+create trigger path_stays
+  before update of user_id, image_path, video_path on public.video_generation_tasks
+  for each row
+  when (
+    new.image_path is distinct from old.image_path or new.video_path is distinct from old.video_path
+    or new.user_id <> old.user_id
+  )
+  execute function vidgen.path_stays();
 
-revoke all on public.video_generation_tasks
+-- Tasks that ended begin again when retry_video_generation_task says so, which counts how often, or
+-- an operator: the worker's role can't have them done, and charged, once more.
+create function vidgen.retry_is_asked_for() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if pg_has_role(current_user, 'vidgen_worker', 'usage')
+     and not pg_has_role(current_user, 'service_role', 'usage')
+     and not pg_has_role(
+       current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
+     ) then
+    raise exception 'task %: it has ended (%), and a worker does not begin it again', old.id, old.status
+      using errcode = 'insufficient_privilege',
+            hint = 'Try again with retry_video_generation_task(id).';
+  end if;
+  return new;
+end
+$$;
+
+create trigger retry_is_asked_for
+  before update on public.video_generation_tasks
+  for each row
+  when (old.status in ('failed', 'cancelled') and new.status = 'pending')
+  execute function vidgen.retry_is_asked_for();
+
+-- Rights.
+
+revoke all on
+  public.video_generation_tasks
   from public, anon, authenticated, service_role, vidgen_worker;
+
+revoke all on function
+  vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays(), vidgen.retry_is_asked_for()
+  from public, anon, authenticated, service_role;
+
 grant select on public.video_generation_tasks to authenticated;
-grant insert (id, scene_id, user_id, priority, run_after)
-  on public.video_generation_tasks to authenticated;
+grant insert (
+  id, user_id, scene_id, priority, run_after
+) on public.video_generation_tasks to authenticated;
 grant select, insert, update, delete on public.video_generation_tasks to service_role;
-grant select, update on public.video_generation_tasks to vidgen_worker;
+grant select on public.video_generation_tasks to vidgen_worker;
+grant update (
+  status, failures, attempt, progress, stage_progress, current_step, message, error_code,
+  error_message, error, resolution, video_ratio, image_ratio, image_path, image_url, video_path,
+  video_url, video_url_expires_at, worker_id, run_after, started_at, completed_at
+) on public.video_generation_tasks to vidgen_worker;
 
 create policy "owners see their tasks" on public.video_generation_tasks
-  for select to authenticated using ((select auth.uid()) = user_id);
+  for select to authenticated using ((select vidgen.signed_in_user()) = user_id);
 -- owns_scene, not a subquery or the foreign key: neither tells a stranger which scenes exist.
 create policy "owners order videos of their scenes" on public.video_generation_tasks
   for insert to authenticated
-  with check ((select auth.uid()) = user_id and vidgen.owns_scene(scene_id));
+  with check ((select vidgen.signed_in_user()) = user_id and vidgen.owns_scene(scene_id));
 create policy "the worker sees all tasks" on public.video_generation_tasks
   for select to vidgen_worker using (true);
 create policy "the worker writes all tasks" on public.video_generation_tasks
   for update to vidgen_worker using (true) with check (true);
+
+update vidgen.settings set schema_version = '20261130100200', oldest_program = '20261130100200';

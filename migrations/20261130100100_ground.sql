@@ -1,0 +1,621 @@
+-- The ground: a private schema, the daemon's role, one row of settings, who asks, the application's
+-- scenes.
+--
+-- Written for a `postgres` role that is not a superuser (hosted Supabase), PostgreSQL 15 and later.
+-- Nothing of an existing application is changed; what can't be adopted stops the migration here.
+
+do $$
+declare
+  taken text;
+begin
+  select string_agg(format('public.%s', name), ', ')
+    into taken
+    from unnest(array[
+           'video_generation_tasks', 'video_generation_gates',
+           'credit_prices', 'user_credits', 'credit_entries'
+         ]) as name
+   where to_regclass(format('public.%I', name)) is not null;
+  if taken is not null then
+    raise exception 'vidgen-worker needs the table name(s) %, which this database already uses.', taken
+      using hint = 'Rename yours (alter table … rename to …), run the migration again, '
+                   'then copy what you want to keep. Nothing was changed.';
+  end if;
+end
+$$;
+
+create schema vidgen;
+
+comment on schema vidgen is
+  'Private to vidgen-worker: leases, checkpoints, submissions, gates. Not exposed, no rights for clients.';
+
+revoke all on schema vidgen from public;
+
+-- Roles belong to the cluster: another database of it may have made this one already.
+do $$
+begin
+  create role vidgen_worker nologin;
+exception
+  when duplicate_object then
+    raise notice 'role vidgen_worker exists already';
+end
+$$;
+
+grant usage on schema vidgen to vidgen_worker;
+
+-- At its start the worker looks whether all migrations are there.
+do $$
+begin
+  if to_regclass('supabase_migrations.schema_migrations') is not null then
+    grant usage on schema supabase_migrations to vidgen_worker;
+    grant select on supabase_migrations.schema_migrations to vidgen_worker;
+  end if;
+end
+$$;
+
+create table vidgen.settings (
+  only_row boolean primary key default true,
+  images_bucket text not null default 'generated-content',
+  videos_bucket text not null default 'video-files',
+  max_unfinished_per_user integer not null default 1000,
+  max_unbilled_cost_per_user numeric not null default 1000,
+  max_retries smallint not null default 3,
+  -- Every later migration that changes something sets `schema_version` to its own version, and
+  -- `oldest_program` where an older program would do harm: a program whose newest migration is older
+  -- than that refuses to start.
+  schema_version text not null,
+  oldest_program text not null,
+  max_refusals smallint not null default 8,
+  refusal_pause interval not null default '5 seconds',
+  max_inserts_per_hour integer not null default 2000,
+  max_changes_per_hour integer not null default 2000,
+  max_tasks_per_scene integer not null default 200,
+  max_scenes_per_user integer not null default 10000,
+  expected_cost numeric not null default 10,
+  rejections_to_slow smallint not null default 3,
+  rejections_to_stop smallint not null default 10,
+  rejection_pause interval not null default '1 minute',
+  rejection_stop interval not null default '1 day',
+  rejection_memory interval not null default '1 day',
+  constraint there_is_one_row check (only_row),
+  constraint limits_are_positive check (
+    max_unfinished_per_user > 0 and max_unbilled_cost_per_user > 0 and max_retries >= 0
+  ),
+  constraint refusals_are_bounded check (
+    max_refusals > 0 and refusal_pause > interval '0'
+  ),
+  constraint quotas_are_positive check (
+    max_inserts_per_hour > 0 and max_changes_per_hour > 0 and max_tasks_per_scene > 0
+    and max_scenes_per_user > 0 and expected_cost >= 0
+  ),
+  constraint rejections_slow_before_they_stop check (
+    rejections_to_slow > 0 and rejections_to_stop > rejections_to_slow
+    and rejection_pause >= interval '0' and rejection_stop > interval '0'
+    and rejection_memory >= interval '0'
+  )
+);
+
+comment on column vidgen.settings.max_unbilled_cost_per_user is
+  'Provider credits that one user may cause in a rolling day for stages that were never charged.';
+comment on column vidgen.settings.max_refusals is
+  'After so many refused changes a task ends as ROW_REFUSED, where its row lets it end.';
+comment on column vidgen.settings.refusal_pause is
+  'The first pause of a task whose row refused a change; it doubles, up to 10 minutes.';
+comment on column vidgen.settings.max_inserts_per_hour is
+  'Tasks that one signed-in user may insert within an hour.';
+comment on column vidgen.settings.max_changes_per_hour is
+  'Cancels and retries of one signed-in user within an hour.';
+comment on column vidgen.settings.max_tasks_per_scene is
+  'Tasks of one scene, ended ones too: deleting the scene changes each of their rows.';
+comment on column vidgen.settings.max_scenes_per_user is
+  'Scenes of one signed-in user, in a table video_scenes that our migrations made.';
+comment on column vidgen.settings.expected_cost is
+  'What a generation counts for, in provider credits, until anybody knows what its model costs.';
+comment on column vidgen.settings.rejections_to_slow is
+  'After so many rejections by content rules in a row a user''s submissions come with growing pauses.';
+comment on column vidgen.settings.rejections_to_stop is
+  'After so many in a row they stop, for rejection_stop or until an operator lifts it.';
+comment on column vidgen.settings.rejection_memory is
+  'For so long an input that content rules rejected is not sent again for the same user.';
+
+insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
+
+-- Turns of the fleet: what one worker does for all of them, now and then. No advisory lock: any role
+-- may take those.
+create table vidgen.duties (
+  name text primary key,
+  began_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.duties is 'When a worker of the fleet last began what one of them does for all.';
+
+-- Who asks. The one place that decides it.
+--
+-- PostgREST logs in as `authenticator`, sets the role of the token by SET LOCAL ROLE and its claims in
+-- `request.jwt.claims`. Whoever has SQL may set claims of any content; what he can't do is to log in
+-- as another role, or to take a role that his login is no member of. Inside a definer function
+-- current_user is its owner, but `role` and session_user still say who asks.
+
+-- Whether the caller acts for every user: service_role, the worker, the owner of the tables. Of a
+-- request through PostgREST, role and claim say the same, or it is none.
+create function vidgen.acts_for_all() returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+  select (session_user <> 'authenticator' or coalesce(auth.role() = asks.name, false))
+     and (
+       pg_has_role(asks.name, 'service_role', 'usage')
+       or pg_has_role(asks.name, 'vidgen_worker', 'usage')
+       or pg_has_role(asks.name, t.relowner, 'usage')
+     )
+    from (
+           select coalesce(nullif(current_setting('role', true), 'none'), session_user)::name as name
+         ) as asks,
+         pg_class as t
+   where t.oid = 'vidgen.settings'::regclass
+$$;
+
+-- The signed-in user; null: nobody. Claims are believed of a login that may itself become
+-- service_role: PostgREST's, Storage's, Realtime's, an operator's. What these set by hand gives them
+-- nothing that they don't have; any other login has a role, and no user.
+create function vidgen.signed_in_user() returns uuid
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+  select case
+           when session_user = 'authenticator' or pg_has_role(session_user, 'service_role', 'member')
+           then auth.uid()
+         end
+$$;
+
+-- The application's own tables, made only where they are absent.
+do $$
+begin
+  if to_regclass('public.video_scenarios') is null then
+    create table public.video_scenarios (
+      id uuid primary key default gen_random_uuid(),
+      resolution text not null,
+      created_at timestamp default now(),
+      constraint resolution_is_at_most_40000_bytes check (octet_length(resolution) <= 40000)
+    );
+    alter table public.video_scenarios enable row level security;
+    revoke all on public.video_scenarios from public, anon, authenticated, service_role;
+    create policy "signed-in users read scenarios" on public.video_scenarios
+      for select to authenticated using (true);
+    grant select on public.video_scenarios to authenticated;
+    grant select, insert, update, delete on public.video_scenarios to service_role;
+  end if;
+
+  if to_regclass('public.video_scenes') is null then
+    create table public.video_scenes (
+      id uuid primary key default gen_random_uuid(),
+      user_id uuid not null,
+      scenario_id uuid not null,
+      image_prompt text,
+      visual_prompt text,
+      product_reference_image_url text,
+      duration integer default 5,
+      image_url text,
+      generated_video_url text,
+      status text default 'pending',
+      created_at timestamp default now(),
+      updated_at timestamp default now(),
+      constraint texts_are_at_most_40000_bytes check (
+        octet_length(image_prompt) <= 40000 and octet_length(visual_prompt) <= 40000
+        and octet_length(product_reference_image_url) <= 40000 and octet_length(image_url) <= 40000
+        and octet_length(generated_video_url) <= 40000 and octet_length(status) <= 40000
+      )
+    );
+    alter table public.video_scenes enable row level security;
+    revoke all on public.video_scenes from public, anon, authenticated, service_role;
+    create index video_scenes_by_user on public.video_scenes (user_id, created_at);
+    create policy "owners read their scenes" on public.video_scenes
+      for select to authenticated using ((select vidgen.signed_in_user()) = user_id);
+    create policy "owners add scenes" on public.video_scenes
+      for insert to authenticated with check ((select vidgen.signed_in_user()) = user_id);
+    create policy "owners change their scenes" on public.video_scenes
+      for update to authenticated
+      using ((select vidgen.signed_in_user()) = user_id)
+      with check ((select vidgen.signed_in_user()) = user_id);
+    grant select on public.video_scenes to authenticated;
+    grant insert (
+      id, user_id, scenario_id, image_prompt, visual_prompt, product_reference_image_url, duration
+    ) on public.video_scenes to authenticated;
+    grant update (
+      scenario_id, image_prompt, visual_prompt, product_reference_image_url, duration, updated_at
+    ) on public.video_scenes to authenticated;
+    grant select, insert, update, delete on public.video_scenes to service_role;
+  end if;
+end
+$$;
+
+-- Existing scenes need an id to point at and an owner to compare; the rest is read leniently.
+do $$
+begin
+  if not exists (
+    select
+      from pg_catalog.pg_index as i
+      join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+     where i.indrelid = 'public.video_scenes'::regclass
+       and i.indisunique and i.indnkeyatts = 1 and i.indpred is null
+       and a.attname = 'id' and a.atttypid = 'uuid'::regtype
+  ) or not exists (
+    select
+      from pg_catalog.pg_attribute
+     where attrelid = 'public.video_scenes'::regclass
+       and attname = 'user_id' and atttypid = 'uuid'::regtype and not attisdropped
+  ) then
+    raise exception 'public.video_scenes has no unique "id uuid" or no "user_id uuid" column.'
+      using hint = 'Add them (alter table public.video_scenes add …), then run the migration again. '
+                   'Nothing was changed.';
+  end if;
+end
+$$;
+
+-- Buckets. The storage policy goes by them, so only an operator changes them: a worker's role could
+-- show every file of the project.
+create function vidgen.is_operator() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select pg_has_role(current_user, c.relowner, 'usage')
+    from pg_class as c
+   where c.oid = 'vidgen.settings'::regclass
+$$;
+
+-- Who asks? Behind PostgREST the claims decide. A direct connection has no claims: there it is the
+-- login role, and PostgREST's own (authenticator) counts as nobody.
+create function vidgen.may_act_on(owner uuid) returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+  select vidgen.acts_for_all() or coalesce(vidgen.signed_in_user() = may_act_on.owner, false)
+$$;
+
+create function vidgen.settings_change() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not vidgen.is_operator() then
+    raise exception 'role % may not change the settings of vidgen-worker', current_user
+      using errcode = 'insufficient_privilege',
+            hint = 'The buckets are set by `vidgen-worker migrate`, with STORAGE_BUCKET_IMAGES and '
+                   'STORAGE_BUCKET_VIDEOS as the workers have them.';
+  end if;
+  return new;
+end
+$$;
+
+create trigger settings_change
+  before update on vidgen.settings
+  for each row
+  when (old is distinct from new)
+  execute function vidgen.settings_change();
+
+-- Whether the buckets are these; an operator's role makes them so.
+create function vidgen.share_buckets(images text, videos text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if exists (
+    select from vidgen.settings as s where s.images_bucket = images and s.videos_bucket = videos
+  ) then
+    return true;
+  end if;
+  if not vidgen.is_operator() then
+    return false;
+  end if;
+  update vidgen.settings as s set images_bucket = images, videos_bucket = videos;
+  return true;
+end
+$$;
+
+-- What policies ask. As the owner, because no client reads what is private; about the caller only, or
+-- about a place that the caller has named. The most expensive condition: asked last.
+create function vidgen.our_buckets() returns text[]
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$ select array[s.images_bucket, s.videos_bucket] from vidgen.settings as s $$;
+
+-- Scenes are read column by column. Three texts of 40 MB cost a backend 1.4 GB when the row is made
+-- JSON of before it is cut. The size of a text is known without reading it, so what is larger than
+-- 40,000 bytes is never read: it is named under `unreadable`, with its size, and so is a column whose
+-- reading raises.
+
+-- One column of one row, of whatever type; null where there is no such column or row.
+create function vidgen.read_column(
+  of_table regclass, column_name name, key_name name, key_type regtype, key text
+) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  size text;
+  most integer;
+  value jsonb;
+  bytes integer;
+begin
+  -- A text's size is that of what it holds; another type's is that of what is stored, which may be
+  -- compressed: less of it is read.
+  select case
+           when t.typlen > 0 then '0'
+           when t.typcategory = 'S' then format('octet_length(r.%I)', a.attname)
+           else format('pg_column_size(r.%I)', a.attname)
+         end,
+         case when t.typcategory = 'S' then 40000 else 4000 end
+    into size, most
+    from pg_attribute as a
+    join pg_type as t on t.oid = a.atttypid
+   where a.attrelid = of_table and a.attname = column_name and a.attnum > 0 and not a.attisdropped;
+  if size is null then
+    return null;
+  end if;
+  execute format(
+    'select %1$s, case when %1$s <= %6$s then to_jsonb(r.%2$I) end from %3$s as r'
+    ' where r.%4$I::%5$s = $1::%5$s limit 1',
+    size, column_name, of_table, key_name, key_type, most
+  ) into bytes, value using key;
+  if bytes > most then
+    return jsonb_build_object('bytes', bytes, 'most', most);
+  elsif octet_length(value #>> '{}') > 40000 then
+    return jsonb_build_object('bytes', octet_length(value #>> '{}'), 'most', 40000);
+  end if;
+  return jsonb_build_object('value', value);
+exception
+  -- Out of memory, too large, a generated column that divides by zero: it is about this row.
+  when others or assert_failure then
+    return jsonb_build_object('error', format('%s %s', sqlstate, left(sqlerrm, 200)));
+end
+$$;
+
+-- The daemon is given what fits any prompt or URL, not what fits a text column: a few prompts of
+-- hundreds of megabytes would fill its memory and stop everybody's tasks. What is cut here is far
+-- beyond every limit, so it is refused as too long all the same.
+create function vidgen.read_scene(scene_id uuid, user_id uuid) returns jsonb
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  columns jsonb;
+  found_scene jsonb;
+  unreadable jsonb;
+  scenario_key text;
+  key_type regtype;
+begin
+  if (
+    -- The shape that the migrations make, and most applications have: one statement, planned once.
+    select bool_and(exists (
+             select from pg_attribute as a
+              where a.attrelid = shape.of_table and a.attname = shape.name
+                and a.atttypid = shape.type and a.attgenerated = '' and not a.attisdropped
+           ))
+      from (values
+             ('public.video_scenes'::regclass, 'image_prompt', 'text'::regtype),
+             ('public.video_scenes'::regclass, 'visual_prompt', 'text'::regtype),
+             ('public.video_scenes'::regclass, 'product_reference_image_url', 'text'::regtype),
+             ('public.video_scenes'::regclass, 'duration', 'integer'::regtype),
+             ('public.video_scenes'::regclass, 'scenario_id', 'uuid'::regtype),
+             (to_regclass('public.video_scenarios'), 'id', 'uuid'::regtype),
+             (to_regclass('public.video_scenarios'), 'resolution', 'text'::regtype)
+           ) as shape (of_table, name, type)
+  ) then
+    select jsonb_build_object(
+             'id', s.id, 'image_prompt', s.image_prompt, 'visual_prompt', s.visual_prompt,
+             'product_reference_image_url', s.product_reference_image_url,
+             'duration', s.duration, 'resolution', c.resolution
+           )
+      into found_scene
+      from public.video_scenes as s
+      left join public.video_scenarios as c on c.id = s.scenario_id
+     where s.id = read_scene.scene_id and s.user_id = read_scene.user_id
+       and coalesce(greatest(
+             octet_length(s.image_prompt), octet_length(s.visual_prompt),
+             octet_length(s.product_reference_image_url), octet_length(c.resolution)
+           ), 0) <= 40000;
+    if found then
+      return found_scene;
+    end if;
+  end if;
+
+  perform from public.video_scenes as s
+    where s.id = read_scene.scene_id and s.user_id = read_scene.user_id;
+  if not found then
+    return null;
+  end if;
+  select jsonb_object_agg(
+           f.name,
+           vidgen.read_column(
+             'public.video_scenes', f.name, 'id', 'uuid', read_scene.scene_id::text
+           )
+         )
+    into columns
+    from unnest(array[
+           'image_prompt', 'visual_prompt', 'product_reference_image_url', 'duration'
+         ]::name[]) as f (name);
+  scenario_key := vidgen.read_column(
+    'public.video_scenes', 'scenario_id', 'id', 'uuid', read_scene.scene_id::text
+  ) ->> 'value';
+  -- Two columns of different types are compared as texts.
+  select case when k.atttypid = r.atttypid then k.atttypid else 'text'::regtype end
+    into key_type
+    from pg_attribute as k, pg_attribute as r
+   where k.attrelid = to_regclass('public.video_scenarios') and k.attname = 'id'
+     and r.attrelid = 'public.video_scenes'::regclass and r.attname = 'scenario_id'
+     and not k.attisdropped and not r.attisdropped;
+  if scenario_key is not null and key_type is not null then
+    columns := columns || jsonb_build_object(
+      'resolution',
+      vidgen.read_column('public.video_scenarios', 'resolution', 'id', key_type, scenario_key)
+    );
+  end if;
+
+  select jsonb_object_agg(
+           f.name, case when f.found ? 'value' then f.found -> 'value' else to_jsonb(repeat('?', 10000)) end
+         ) filter (where f.found <> 'null'),
+         jsonb_object_agg(f.name, f.found) filter (where f.found ?| array['bytes', 'error'])
+    into found_scene, unreadable
+    from jsonb_each(columns) as f (name, found);
+  found_scene := '{"image_prompt": null, "visual_prompt": null, "product_reference_image_url": null,
+                   "duration": null, "resolution": null}'
+                 || coalesce(found_scene, '{}')
+                 || jsonb_build_object('id', read_scene.scene_id);
+  if unreadable is not null then
+    found_scene := found_scene || jsonb_build_object('unreadable', unreadable);
+  end if;
+  return found_scene;
+end
+$$;
+
+-- A function body is one savepoint when it has an exception block: an application's own CHECK, trigger
+-- or missing column can refuse this write without undoing the statement around it. It waits for a lock
+-- a tenth of a second at the most, once. While a write to a scene is owed, the next ones are owed too,
+-- so that they keep their order and nobody waits for it again.
+create function vidgen.write_scene(
+  scene_id uuid, user_id uuid, status text, image_url text, video_url text
+) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+begin
+  begin
+    if not exists (
+      select from vidgen.scene_writes as w where w.scene_id = write_scene.scene_id
+    ) then
+      update public.video_scenes as s
+         set status = coalesce(
+               case when write_scene.status is not null then (
+                 select t.status
+                   from public.video_generation_tasks as t
+                  where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                    and t.status in ('processing', 'completed')
+                  order by t.created_at desc, t.id desc
+                  limit 1
+               ) end,
+               write_scene.status, s.status
+             ),
+             -- Of the still's task the row doesn't show it yet: it is the newest that runs without one.
+             image_url = case
+               when write_scene.image_url is null or (
+                 select t.image_url is not null
+                   from public.video_generation_tasks as t
+                  where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                    and (t.image_url is not null or t.status = 'processing')
+                  order by t.created_at desc, t.id desc
+                  limit 1
+               ) then s.image_url
+               else write_scene.image_url
+             end,
+             generated_video_url = case
+               when write_scene.video_url is null then s.generated_video_url
+               else coalesce(
+                 (
+                   select t.video_url
+                     from public.video_generation_tasks as t
+                    where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                      and t.status = 'completed' and t.video_url is not null
+                    order by t.created_at desc, t.id desc
+                    limit 1
+                 ),
+                 write_scene.video_url
+               )
+             end,
+             updated_at = now()
+       where s.id = write_scene.scene_id and s.user_id = write_scene.user_id;
+      return null;
+    end if;
+  exception
+    when lock_not_available then
+      null;  -- owed below
+  end;
+  -- Not what is owed already: a scene that stays locked would owe a row for every attempt at its tasks.
+  insert into vidgen.scene_writes (scene_id, user_id, status, image_url, video_url)
+  select write_scene.scene_id, write_scene.user_id, write_scene.status, write_scene.image_url,
+         write_scene.video_url
+   where not exists (
+     select
+       from (
+         select w.status, w.image_url, w.video_url
+           from vidgen.scene_writes as w
+          where w.scene_id = write_scene.scene_id
+          order by w.id desc
+          limit 1
+       ) as newest
+      where newest.status is not distinct from write_scene.status
+        and newest.image_url is not distinct from write_scene.image_url
+        and newest.video_url is not distinct from write_scene.video_url
+   );
+  return '55P03 locked by another transaction: it is written later';
+exception
+  when others or assert_failure or query_canceled then
+    -- The caller logs it; the paid task goes on.
+    return format('%s %s', sqlstate, sqlerrm);
+end
+$$;
+
+create function vidgen.owns_scene(scene_id uuid) returns boolean
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+    select from public.video_scenes as s
+     where s.id = owns_scene.scene_id and s.user_id = (select vidgen.signed_in_user())
+  )
+$$;
+
+-- LOCK TABLE takes any mode from who may DELETE from the whole table, and with it everybody else's
+-- scenes. On the table that we made (it has our four policies), its owners delete through a function
+-- instead; an application's own table keeps the rights that it was given.
+create function vidgen.delete_scene(scene_id uuid) returns boolean
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  delete from public.video_scenes as s
+   where s.id = delete_scene.scene_id and s.user_id = (select vidgen.signed_in_user());
+  return found;
+end
+$$;
+
+create function public.delete_video_scene(scene_id uuid) returns boolean
+language sql volatile security invoker set search_path = pg_catalog, pg_temp
+begin atomic
+  select vidgen.delete_scene(delete_video_scene.scene_id);
+end;
+
+comment on function public.delete_video_scene(uuid) is
+  'Delete a scene of yours; its tasks stay. False: there is no such scene of yours.';
+
+create function vidgen.scene_digest(scene_id uuid, user_id uuid) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$ select md5(vidgen.read_scene(scene_digest.scene_id, scene_digest.user_id)::text); $$;
+
+-- Rights.
+
+revoke all on function
+  vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
+  vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
+  vidgen.read_column(regclass, name, name, regtype, text), vidgen.read_scene(uuid, uuid),
+  vidgen.write_scene(uuid, uuid, text, text, text), vidgen.owns_scene(uuid),
+  vidgen.delete_scene(uuid), public.delete_video_scene(uuid), vidgen.scene_digest(uuid, uuid)
+  from public, anon, authenticated, service_role;
+
+grant update (images_bucket, videos_bucket) on vidgen.settings to vidgen_worker;
+grant select on vidgen.duties, vidgen.settings to vidgen_worker;
+grant insert (name, began_at) on vidgen.duties to vidgen_worker;
+grant update (began_at) on vidgen.duties to vidgen_worker;
+grant execute on function vidgen.our_buckets() to anon;
+grant execute on function
+  vidgen.signed_in_user(), vidgen.our_buckets(), vidgen.owns_scene(uuid)
+  to authenticated;
+grant execute on function
+  vidgen.is_operator(), vidgen.share_buckets(text, text), vidgen.read_scene(uuid, uuid),
+  vidgen.write_scene(uuid, uuid, text, text, text), vidgen.scene_digest(uuid, uuid)
+  to vidgen_worker;
+
+-- An application's own table keeps its own rules about who deletes.
+do $$
+begin
+  if exists (
+    select from pg_catalog.pg_policies as p
+     where p.schemaname = 'public' and p.tablename = 'video_scenes' and p.policyname = 'owners add scenes'
+  ) then
+    grant execute on function vidgen.delete_scene(uuid) to authenticated;
+    grant execute on function public.delete_video_scene(uuid) to authenticated;
+  end if;
+end
+$$;

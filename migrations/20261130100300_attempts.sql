@@ -1,0 +1,1160 @@
+-- Attempts: workers and their leases, submissions, checkpoints, uploads, and the change of one task by
+-- one attempt.
+--
+-- A foreign error (an application's trigger, check, key, policy or lock on our tables) must not undo
+-- what a statement does for other tasks. So each statement that changes several tasks changes each of
+-- them in a function of its own with an exception block, which is one savepoint: the row that refuses
+-- is noted in `refusals` and left alone for a while.
+
+create table vidgen.workers (
+  id uuid primary key,
+  host text not null,
+  pid integer not null,
+  version text not null,
+  provider text not null,
+  key_fingerprint text not null,
+  concurrency integer not null,
+  lease interval not null,
+  running integer not null default 0,
+  started_at timestamptz not null default now(),
+  heartbeat_at timestamptz not null default now(),
+  steady_since timestamptz,
+  dead_at timestamptz,
+  -- A worker that has left although rows of its own refused to be handed back: its tasks are taken over
+  -- at once, and nobody counts a death.
+  left_at timestamptz,
+  -- The provider's account that a worker spends from: a label of the operator's, because the provider
+  -- names none. And the scopes of the gates that concern the worker.
+  account text not null default 'default',
+  scopes text[],
+  constraint lease_is_positive check (lease > interval '0')
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.workers is
+  'One row per worker process: its heartbeat extends the lease of all its tasks. Ids are never reused.';
+comment on column vidgen.workers.steady_since is
+  'Since when all its heartbeats were answered in time; null while it may not declare others dead.';
+comment on column vidgen.workers.account is
+  'The label of the provider''s account (VIDGEN_ACCOUNT) whose key this worker uses.';
+comment on column vidgen.workers.scopes is
+  'Scopes of the gates that concern this worker; null: ''*'' and its key_fingerprint.';
+
+-- When each key was last heard of here. A worker's row tells while it is there; this one outlives it.
+create table vidgen.keys (
+  provider text not null,
+  key_fingerprint text not null,
+  account text not null,
+  heard_at timestamptz not null default now(),
+  primary key (provider, key_fingerprint)
+);
+
+comment on table vidgen.keys is
+  'Keys that workers have used here, the account that each was last said to belong to, and the last word of such a worker.';
+
+-- Append-only: one row per paid POST, written before it and completed after it. No foreign key: it
+-- is the record of money and outlives the task.
+create table vidgen.submissions (
+  id uuid primary key,
+  task_id uuid not null,
+  user_id uuid not null,
+  stage text not null,
+  attempt integer not null,
+  worker_id uuid not null,
+  provider text not null,
+  key_fingerprint text not null,
+  model text not null,
+  fingerprint text not null,
+  sent_at timestamptz not null default now(),
+  answer text,
+  answered_at timestamptz,
+  details text,
+  generation_id uuid,
+  estimated_cost numeric,
+  ended_state text,
+  ended_at timestamptz,
+  cost numeric,
+  cost_read_at timestamptz,
+  counted boolean not null default true,
+  -- Which worker looks at a generation that nobody follows: one at a time, and never two looks at one
+  -- generation within the provider's five seconds.
+  looked_at timestamptz,
+  -- A generation is known to the account that made it, and to nobody else. Who may follow one: all that
+  -- spend from its account, and whoever has its very key, whatever the label is by now. Where another
+  -- key of the account was told that there is no such generation, the two keys may belong to two
+  -- accounts: then its own key alone. Anyone, once nobody of these has worked here for an hour.
+  account text not null default 'default',
+  followed_by text not null default 'account',
+  digest text,
+  rejected boolean not null default false,
+  billed boolean not null default false,
+  met_gate text,
+  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
+  constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
+  constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
+  constraint followed_by_is_known check (followed_by in ('account', 'key', 'anyone'))
+) with (fillfactor = 80);
+
+comment on column vidgen.submissions.counted is
+  'Whether it counts against VIDGEN_MAX_SUBMISSIONS; retry_video_generation_task clears it.';
+comment on column vidgen.submissions.account is
+  'The label of the account that it was paid from (VIDGEN_ACCOUNT).';
+comment on column vidgen.submissions.followed_by is
+  'Whose workers follow its generation: the account''s, its own key''s only, or anyone''s.';
+comment on column vidgen.submissions.digest is
+  'Of all that is sent (model, prompt, pictures, size); a clip''s still counts by its stored bytes.';
+comment on column vidgen.submissions.rejected is 'The provider''s content rules rejected its input.';
+comment on column vidgen.submissions.billed is
+  'Its stage was stored, and charged where there are credits: it is no loss.';
+comment on column vidgen.submissions.met_gate is
+  'The scope of the gate that its refusal was about: of the key, or of the account.';
+
+create index submissions_by_task on vidgen.submissions (task_id, stage, sent_at);
+create index submissions_by_user on vidgen.submissions (user_id, sent_at);
+-- Generations whose end nobody has booked yet.
+create index submissions_open on vidgen.submissions (sent_at) where ended_at is null;
+-- Costs to be read again: refunds come some minutes after a failure.
+create index submissions_failed on vidgen.submissions (ended_at)
+  where ended_state in ('failed', 'cancelled');
+-- Given up: the provider would neither tell how it goes nor end it. What it cost is read later.
+create index submissions_given_up on vidgen.submissions (ended_at) where ended_state = 'given up';
+-- A BRIN finds old rows only while the table grows at its end; where rows go, new ones take their
+-- place, and each range comes to hold every age.
+create index submissions_by_sent_at on vidgen.submissions (sent_at);
+-- A user with a hundred thousand charged stages a day has few that were not.
+create index submissions_unbilled on vidgen.submissions (user_id, sent_at)
+ where not billed and cost is distinct from 0;
+-- Few rows: refusals that are about a key or an account.
+create index submissions_met_gate on vidgen.submissions (user_id, sent_at) where met_gate is not null;
+-- squawk-ignore require-concurrent-index-creation
+create unique index a_generation_belongs_to_one_submission on vidgen.submissions (generation_id)
+ where generation_id is not null;
+
+create table vidgen.checkpoints (
+  task_id uuid not null references public.video_generation_tasks (id) on delete cascade,
+  stage text not null,
+  state text not null,
+  request jsonb not null,
+  inputs text not null,
+  submission_id uuid not null references vidgen.submissions (id),
+  generation_id uuid,
+  generation_started_at timestamptz,
+  bucket text,
+  path text,
+  media_type text,
+  size bigint,
+  sha256 text,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  primary key (task_id, stage),
+  -- What the provider's answer about a generation means for the task, kept with the checkpoint: a
+  -- restart between that answer and the task's end must not pay for the same input again.
+  verdict jsonb,
+  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint state_is_known check (state in ('submitting', 'generating', 'storing', 'done')),
+  constraint a_generation_is_followed_by_id check (state = 'submitting' or generation_id is not null),
+  constraint done_has_an_artifact check (
+    (state = 'done') = (path is not null) and (path is null) = (bucket is null)
+    and (path is null) = (sha256 is null) and (path is null) = (size is null)
+  )
+) with (fillfactor = 70);
+
+comment on column vidgen.checkpoints.inputs is
+  'Digest of the scene that the frozen request was made from: a rejected scene is retried only when it differs.';
+
+create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
+
+-- Budgets that are nobody's business but ours.
+create table vidgen.budgets (
+  task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
+  crashes smallint not null default 0,
+  retries smallint not null default 0,
+  rejected_inputs text,
+  waiting_since timestamptz,
+  cancel_after timestamptz,
+  constraint crashes_are_not_negative check (crashes >= 0 and retries >= 0)
+);
+
+comment on column vidgen.budgets.waiting_since is
+  'Since when the task has only waited for somebody to answer; null once it has come further.';
+comment on column vidgen.budgets.cancel_after is
+  'Until then no worker asks the provider again to cancel this task''s generation.';
+
+-- Suspects are few: an idle worker finds them without a look at what waits.
+create index budgets_crashed on vidgen.budgets (crashes) where crashes > 0;
+
+-- No foreign key: an object must not be forgotten with its task.
+create table vidgen.uploads (
+  id uuid primary key,
+  task_id uuid not null,
+  user_id uuid not null,
+  stage text not null,
+  attempt integer not null,
+  worker_id uuid not null,
+  bucket text not null,
+  path text not null,
+  since timestamptz not null default now(),
+  look_at timestamptz not null default now(),
+  taken_at timestamptz,
+  removed_at timestamptz,
+  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint a_place_is_used_once unique (bucket, path),
+  -- Whoever may write here has the janitor delete nothing of an application's.
+  constraint path_is_in_its_users_folder check (
+    path ~ ('^(generated_images|video-files)/' || user_id::text || '/[-.0-9A-Za-z]{1,100}$')
+  )
+) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
+
+comment on table vidgen.uploads is
+  'What may lie in Storage uncharged: uploads that have begun and are neither charged nor removed.';
+comment on column vidgen.uploads.taken_at is 'Since when a worker removes the object.';
+comment on column vidgen.uploads.removed_at is
+  'When it was removed first. It is looked for again for a day: an upload of a worker that was frozen '
+  'or cut off may arrive late.';
+
+-- Writes to scenes that are owed, because another transaction held the scene: its owner can, for as
+-- long as his statement runs. A row for each write, never changed but for its next turn: whoever owes
+-- one waits for nobody. No foreign key: its check would take a lock on the very scene.
+create table vidgen.scene_writes (
+  id bigint generated always as identity primary key,
+  scene_id uuid not null,
+  user_id uuid not null,
+  status text,
+  image_url text,
+  video_url text,
+  since timestamptz not null default now(),
+  due_at timestamptz not null default now()
+);
+
+comment on table vidgen.scene_writes is
+  'Writes to video_scenes that another transaction''s lock kept from being made: the janitor makes them.';
+
+create index scene_writes_of_scene on vidgen.scene_writes (scene_id, id);
+
+-- No foreign key: its check would take a lock on the very row that is in trouble.
+create table vidgen.refusals (
+  task_id uuid primary key,
+  tries integer not null default 1,
+  since timestamptz not null default now(),
+  until timestamptz,
+  statement text not null,
+  error text not null,
+  verdict jsonb,
+  attempt integer,
+  constraint tries_are_positive check (tries > 0)
+);
+
+comment on table vidgen.refusals is
+  'Tasks that are set aside: their row refused a change of ours. Nothing happens to them before `until`; null: it is over.';
+comment on column vidgen.refusals.verdict is
+  'How the task was to end when its row refused: it is written again later, nothing is paid again.';
+comment on column vidgen.refusals.attempt is
+  'The attempt that reached the verdict while the task''s row was locked, and so its fence was not proven: only the next attempt believes it. Null: any.';
+
+-- What is left alone now: those whose pause is not over, and those that have refused too often, which
+-- nobody but the janitor meets again.
+create view vidgen.set_aside with (security_invoker = true) as
+select r.task_id, r.until
+  from vidgen.refusals as r
+ where r.until > now()
+    or (r.until is not null and r.tries >= (select s.max_refusals from vidgen.settings as s));
+
+-- Who comes or goes may be the one that still worked, or the only one that did not; and it was heard of.
+create function vidgen.worker_comes_or_goes() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  it vidgen.workers := case when tg_op = 'DELETE' then old else new end;
+begin
+  -- Its lock first: then no two of these wait for each other.
+  perform vidgen.show_gates();
+  insert into vidgen.keys as k (provider, key_fingerprint, account, heard_at)
+  values (it.provider, it.key_fingerprint, it.account, it.heartbeat_at)
+      on conflict (provider, key_fingerprint) do update
+     set heard_at = greatest(k.heard_at, excluded.heard_at),
+         account = case when tg_op = 'INSERT' then excluded.account else k.account end;
+  return null;
+end
+$$;
+
+create trigger worker_comes_or_goes
+  after insert or delete on vidgen.workers
+  for each row execute function vidgen.worker_comes_or_goes();
+
+create trigger worker_dies
+  after update on vidgen.workers
+  for each row
+  when (old.dead_at is null and new.dead_at is not null)
+  execute function vidgen.worker_comes_or_goes();
+
+-- The scopes whose workers may follow a generation; null: anyone. A worker may when it has one of them.
+create function vidgen.followers(account text, key_fingerprint text, followed_by text)
+returns text[]
+language sql immutable set search_path = pg_catalog, pg_temp
+as $$
+  select case followed_by
+           when 'account' then array[account, 'key:' || key_fingerprint]
+           when 'key' then array['key:' || key_fingerprint]
+         end
+$$;
+
+-- Raises unless a worker is at work on this task of this user.
+create function vidgen.check_running(of_task uuid, of_user uuid) returns void
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not exists (
+    select from public.video_generation_tasks as t
+     where t.id = of_task and t.user_id = of_user and t.status = 'processing'
+  ) then
+    raise exception 'task %: no worker is at work on it for user %, so no credits move for it',
+      of_task, of_user
+      using errcode = 'VG001';
+  end if;
+end
+$$;
+
+-- A submission is of a running task of this user, whoever records it with the worker's role: what it
+-- costs counts against the user's limit.
+create function vidgen.submission_is_due() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not vidgen.is_operator() then
+    perform vidgen.check_running(new.task_id, new.user_id);
+  end if;
+  return new;
+end
+$$;
+
+create trigger submission_is_due
+  before insert on vidgen.submissions
+  for each row execute function vidgen.submission_is_due();
+
+-- The provider's answer is a fact. Whoever may write answers must not hand the generation of one
+-- submission to another: an honest worker would store one user's output as another's.
+create function vidgen.generation_is_final() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  raise exception 'submission %: its generation is % and stays so', old.id, old.generation_id
+    using errcode = 'insufficient_privilege';
+end
+$$;
+
+create trigger generation_is_final
+  before update of generation_id on vidgen.submissions
+  for each row
+  when (old.generation_id is not null and new.generation_id is distinct from old.generation_id)
+  execute function vidgen.generation_is_final();
+
+-- A checkpoint follows a submission of its own task and stage, from before its answer, and of generations
+-- only that submission's. After the statement, as a foreign key is checked: the same statement writes the
+-- submission. No foreign key, which would need two more unique indexes on every submission.
+create function vidgen.checkpoint_follows_its_own() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not exists (
+    select from vidgen.submissions as s
+     where s.id = new.submission_id and s.task_id = new.task_id and s.stage = new.stage
+       and (new.generation_id is null or s.generation_id = new.generation_id)
+       and (
+         s.answer is null or (tg_op = 'UPDATE' and new.submission_id = old.submission_id)
+         or vidgen.is_operator()
+       )
+  ) then
+    raise exception 'task %, stage %: submission % with generation % is not one that it follows',
+      new.task_id, new.stage, new.submission_id, new.generation_id
+      using errcode = 'insufficient_privilege';
+  end if;
+  return null;
+end
+$$;
+
+create trigger checkpoint_is_born_following_its_own
+  after insert on vidgen.checkpoints
+  for each row
+  execute function vidgen.checkpoint_follows_its_own();
+
+create trigger checkpoint_follows_its_own
+  after update of submission_id, generation_id on vidgen.checkpoints
+  for each row
+  when (
+    new.submission_id is distinct from old.submission_id
+    or (new.generation_id is not null and new.generation_id is distinct from old.generation_id)
+  )
+  execute function vidgen.checkpoint_follows_its_own();
+
+-- A request belongs to the submission that sent it: a worker that goes on sends it again. A new
+-- submission brings its own. An operator may put one right by hand.
+create function vidgen.request_is_its_submissions() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not vidgen.is_operator() then
+    raise exception 'task %, stage %: the request of submission % stays as it was sent',
+      old.task_id, old.stage, old.submission_id
+      using errcode = 'insufficient_privilege';
+  end if;
+  return new;
+end
+$$;
+
+create trigger request_is_its_submissions
+  before update of request on vidgen.checkpoints
+  for each row
+  when (new.request is distinct from old.request and new.submission_id = old.submission_id)
+  execute function vidgen.request_is_its_submissions();
+
+-- What a checkpoint names is signed for its task's owner and removed with its task, by whoever has the
+-- service key: whoever may write checkpoints must not name an application's files.
+create function vidgen.artifact_is_ours() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not vidgen.is_operator() and not exists (
+    select
+      from public.video_generation_tasks as t
+     cross join vidgen.settings as s
+     where t.id = new.task_id and new.bucket in (s.images_bucket, s.videos_bucket)
+       and new.path ~ ('^(generated_images|video-files)/' || t.user_id::text || '/[-.0-9A-Za-z]{1,100}$')
+  ) then
+    raise exception 'task %: % in bucket % is no place of its files', new.task_id, new.path, new.bucket
+      using errcode = 'insufficient_privilege';
+  end if;
+  return new;
+end
+$$;
+
+create trigger artifact_is_ours
+  before update of bucket, path on vidgen.checkpoints
+  for each row
+  when (
+    new.path is not null
+    and (new.path is distinct from old.path or new.bucket is distinct from old.bucket)
+  )
+  execute function vidgen.artifact_is_ours();
+
+create trigger artifact_is_born_ours
+  before insert on vidgen.checkpoints
+  for each row
+  when (new.path is not null)
+  execute function vidgen.artifact_is_ours();
+
+-- Whoever may write here has the janitor remove nothing but what this attempt is about to store.
+create function vidgen.upload_is_due() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not vidgen.is_operator() and not exists (
+    select
+      from public.video_generation_tasks as t
+     cross join vidgen.settings as s
+     where t.id = new.task_id and t.user_id = new.user_id and t.attempt = new.attempt
+       and t.worker_id = new.worker_id and t.status = 'processing'
+       and new.bucket in (s.images_bucket, s.videos_bucket)
+  ) then
+    raise exception 'task %: no worker is about to store % in bucket %', new.task_id, new.path, new.bucket
+      using errcode = 'insufficient_privilege';
+  end if;
+  return new;
+end
+$$;
+
+create trigger upload_is_due
+  before insert on vidgen.uploads
+  for each row
+  execute function vidgen.upload_is_due();
+
+-- Whether a task has been charged for this object, whoever's.
+create function vidgen.is_charged(of_path text) returns boolean
+language sql stable security definer cost 1000 set search_path = pg_catalog, pg_temp
+as $$
+  select exists (
+           select from public.video_generation_tasks as t where t.video_path = is_charged.of_path
+         )
+      or exists (
+           select from public.video_generation_tasks as t where t.image_path = is_charged.of_path
+         );
+$$;
+
+-- A batch of objects to be removed now: of attempts that are over. An attempt that is over stays so:
+-- its number is not used again, so that no charge of it can follow. One worker at a time, for five
+-- minutes.
+create function vidgen.take_uploads(batch integer)
+returns table (upload_id uuid, of_bucket text, of_path text, first_time boolean)
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+  with over as materialized (
+    select u.id,
+           vidgen.is_charged(u.path)
+           or exists (
+             select from vidgen.checkpoints as c
+              where c.task_id = u.task_id and c.state = 'done' and c.path = u.path
+           ) as charged
+      from vidgen.uploads as u
+     where u.look_at <= now()
+       and (u.taken_at is null or u.taken_at not between now() - interval '5 minutes' and now())
+       and not exists (
+         select from public.video_generation_tasks as t
+          where t.id = u.task_id and t.attempt = u.attempt and t.worker_id = u.worker_id
+            and t.status = 'processing'
+       )
+     order by u.look_at
+     limit take_uploads.batch
+       for update of u skip locked
+  ),
+  kept as (
+    delete from vidgen.uploads as u using over where u.id = over.id and over.charged
+  )
+  update vidgen.uploads as u
+     set taken_at = now()
+    from over
+   where u.id = over.id and not over.charged
+  returning u.id, u.bucket, u.path, u.removed_at is null;
+$$;
+
+-- They are removed. Looked for again a minute later, then after twice the time, and so on for a day.
+create function vidgen.uploads_removed(upload_ids uuid[]) returns void
+language sql volatile security definer set search_path = pg_catalog, pg_temp
+as $$
+  delete from vidgen.uploads as u
+   where u.id = any (uploads_removed.upload_ids) and u.taken_at is not null
+     and u.removed_at < now() - interval '1 day';
+  update vidgen.uploads as u
+     set taken_at = null, removed_at = coalesce(u.removed_at, now()),
+         look_at = now() + least(
+           greatest(now() - coalesce(u.removed_at, now()), interval '1 minute'), interval '6 hours'
+         )
+   where u.id = any (uploads_removed.upload_ids) and u.taken_at is not null;
+$$;
+
+-- Make the owed writes of one scene, all at once. 'written', 'gone' (the scene), 'locked' (still, and
+-- met again after a pause that grows to a minute), or what the application's own rules said to it.
+-- What the scene says comes from its tasks as they are now: an owed write is never older than they are.
+create function vidgen.write_owed_scene(of_scene uuid) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  ids bigint[];
+  owner uuid;
+  owed_status text;
+  owed_image text;
+  owed_video text;
+  became text := 'written';
+begin
+  with owed as (
+    select w.id, w.user_id, w.status, w.image_url, w.video_url
+      from vidgen.scene_writes as w
+     where w.scene_id = of_scene
+     order by w.id
+       for update skip locked
+  )
+  select array_agg(owed.id),
+         (array_agg(owed.user_id order by owed.id desc))[1],
+         (array_agg(owed.status order by owed.id desc) filter (where owed.status is not null))[1],
+         (array_agg(owed.image_url order by owed.id desc)
+            filter (where owed.image_url is not null))[1],
+         (array_agg(owed.video_url order by owed.id desc)
+            filter (where owed.video_url is not null))[1]
+    into ids, owner, owed_status, owed_image, owed_video
+    from owed;
+  if ids is null then
+    return 'gone';
+  end if;
+
+  begin
+    perform from public.video_scenes as s
+      where s.id = of_scene and s.user_id = owner
+        for no key update skip locked;
+    if found then
+      update public.video_scenes as s
+         set status = coalesce(
+               case when owed_status is not null then (
+                 select t.status
+                   from public.video_generation_tasks as t
+                  where t.scene_id = of_scene and t.user_id = owner
+                    and t.status in ('processing', 'completed')
+                  order by t.created_at desc, t.id desc
+                  limit 1
+               ) end,
+               owed_status, s.status
+             ),
+             image_url = case when owed_image is null then s.image_url else coalesce(
+               (
+                 select t.image_url
+                   from public.video_generation_tasks as t
+                  where t.scene_id = of_scene and t.user_id = owner and t.image_url is not null
+                  order by t.created_at desc, t.id desc
+                  limit 1
+               ),
+               owed_image
+             ) end,
+             generated_video_url = case when owed_video is null then s.generated_video_url else coalesce(
+               (
+                 select t.video_url
+                   from public.video_generation_tasks as t
+                  where t.scene_id = of_scene and t.user_id = owner
+                    and t.status = 'completed' and t.video_url is not null
+                  order by t.created_at desc, t.id desc
+                  limit 1
+               ),
+               owed_video
+             ) end,
+             updated_at = now()
+       where s.id = of_scene and s.user_id = owner;
+    elsif exists (
+      select from public.video_scenes as s where s.id = of_scene and s.user_id = owner
+    ) then
+      became := 'locked';
+    else
+      became := 'gone';
+    end if;
+  exception
+    when lock_not_available then
+      became := 'locked';
+    when others or assert_failure or query_canceled then
+      -- The application's rule: it would refuse again.
+      became := format('%s %s', sqlstate, sqlerrm);
+  end;
+
+  if became = 'locked' then
+    update vidgen.scene_writes as w
+       set due_at = now()
+                    + least(greatest(now() - w.since, interval '1 second'), interval '1 minute')
+     where w.id = any (ids);
+  else
+    delete from vidgen.scene_writes as w where w.id = any (ids);
+  end if;
+  return became;
+end
+$$;
+
+-- A refused change is noted, with a pause that doubles. A lock passes, so it counts for nothing: its
+-- pause grows with the time that it has lasted, up to half a minute, and it never ends a task.
+create function vidgen.note_refusal(
+  of_task uuid, of_statement text, of_error text, of_verdict jsonb
+) returns vidgen.refusals
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  locked boolean := of_error like '55P03%';
+  noted vidgen.refusals;
+begin
+  insert into vidgen.refusals as r (task_id, until, statement, error, verdict)
+  select of_task, clock_timestamp() + s.refusal_pause, of_statement,
+         case when locked then '55P03 locked by another transaction' else left(of_error, 1000) end,
+         of_verdict
+    from vidgen.settings as s
+      on conflict (task_id) do update
+     set tries = r.tries + (not locked)::integer, statement = excluded.statement,
+         error = excluded.error, verdict = coalesce(excluded.verdict, r.verdict),
+         until = clock_timestamp() + (
+           select case
+                    when locked then greatest(
+                      s.refusal_pause,
+                      least((clock_timestamp() - r.since) / 2, interval '30 seconds')
+                    )
+                    when of_statement = 'end' then interval '1 hour'
+                    else least(s.refusal_pause * 2 ^ least(r.tries, 20), interval '10 minutes')
+                  end
+             from vidgen.settings as s
+         )
+  returning r.* into noted;
+  return noted;
+end
+$$;
+
+-- Begin an attempt at a waiting task; no row where it is not waiting any more, or another transaction
+-- holds it. Locked and changed in one savepoint: a lock of the statement outside would make a multixact
+-- of each.
+create function vidgen.begin_attempt(of_task uuid, for_worker uuid, to_cancel boolean)
+returns table (
+  id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
+  max_failures smallint, progress double precision, created_at timestamptz, run_after timestamptz,
+  cancel_requested boolean, refused text
+)
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  task record;
+  noted vidgen.refusals;
+begin
+  -- Rows with slow triggers: those that are left are left to the next statement.
+  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
+  -- after two seconds the rows that are left are left to the next statement.
+  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
+    return;
+  end if;
+  perform from public.video_generation_tasks as t
+    where t.id = of_task and t.status = 'pending'
+      -- What is due earlier than its row says (an output that is to try a gate) begins.
+      and (to_cancel or t.run_after <= now() or exists (
+        select from vidgen.resumes as r where r.task_id = t.id and r.resume_at <= now()
+      ))
+      for no key update skip locked;
+  if not found then
+    if not to_cancel and exists (
+      select from public.video_generation_tasks as t where t.id = of_task and t.status = 'pending'
+    ) then
+      perform vidgen.pass_over(of_task);
+    end if;
+    return;
+  end if;
+
+  update public.video_generation_tasks as t
+     set status = 'processing', attempt = t.attempt + 1, worker_id = for_worker,
+         started_at = coalesce(t.started_at, now()), stage_progress = null,
+         progress = case when to_cancel then t.progress else greatest(t.progress, 5) end,
+         current_step = case
+           when to_cancel then t.current_step else 'Initializing video generation pipeline'
+         end,
+         message = case when to_cancel then t.message else 'Video generation started' end
+   where t.id = of_task
+     -- A worker declared dead claims nothing.
+     and exists (select from vidgen.workers as me where me.id = for_worker and me.dead_at is null)
+  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+       into task;
+  -- Not before here: what RETURN QUERY has returned, an exception does not take back.
+  if found then
+    return query select task.id, task.attempt, task.worker_id, task.user_id, task.scene_id,
+                        task.failures, task.max_failures, task.progress, task.created_at,
+                        task.run_after, task.cancel_requested, null::text;
+  end if;
+exception
+  when others or assert_failure or query_canceled then
+    noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
+    -- What the claim skips and what is resumed later are rows of one table: no new condition there.
+    insert into vidgen.resumes as r (task_id, user_id, class, resume_at)
+    select t.id, t.user_id, 2, noted.until
+      from public.video_generation_tasks as t
+     where t.id = of_task
+        on conflict (task_id) do update set resume_at = excluded.resume_at;
+    return query select of_task, 0, for_worker, null::uuid, null::uuid, 0::smallint, 0::smallint,
+                        0::double precision, now(), now(), false, noted.error;
+end
+$$;
+
+-- Give one task back; no row where this worker doesn't hold that attempt (null: any) or a client
+-- holds the row, which is then left to the lease.
+create function vidgen.hand_back_task(of_task uuid, from_worker uuid, of_attempt integer)
+returns table (id uuid, refused text)
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  noted vidgen.refusals;
+begin
+  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
+  -- after two seconds the rows that are left are left to the next statement.
+  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
+    return;
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, run_after = now()
+    from (
+      select l.id
+        from public.video_generation_tasks as l
+       where l.id = of_task and l.worker_id = from_worker and l.status = 'processing'
+         and (of_attempt is null or l.attempt = of_attempt)
+         for no key update skip locked
+    ) as held
+   where t.id = held.id;
+  if found then
+    return query select of_task, null::text;
+  end if;
+exception
+  when others or assert_failure or query_canceled then
+    noted := vidgen.note_refusal(of_task, 'hand back', format('%s %s', sqlstate, sqlerrm), null);
+    return query select of_task, noted.error;
+end
+$$;
+
+-- Take a task over from a dead worker: for this worker (`may_take`), else back to pending; at the
+-- limit of deaths it ends here. A death counts only together with the change of the row.
+create function vidgen.take_over_task(
+  of_task uuid, from_worker uuid, to_worker uuid, max_crashes integer, may_take boolean,
+  lost_message text, scene_updates boolean
+) returns table (
+  kind text, id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid,
+  failures smallint, max_failures smallint, progress double precision, created_at timestamptz,
+  cancel_requested boolean, refused text
+)
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  died smallint;
+  task record;
+  noted vidgen.refusals;
+begin
+  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
+  -- after two seconds the rows that are left are left to the next statement.
+  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
+    return;
+  end if;
+  select t.id, t.user_id, t.scene_id into task
+    from public.video_generation_tasks as t
+   where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
+     for no key update skip locked;
+  if not found then
+    return;
+  end if;
+  select coalesce(
+           (select b.crashes from vidgen.budgets as b where b.task_id = of_task), 0
+         ) + (
+           select count(*) = 0 from vidgen.workers as w
+            where w.id = from_worker and w.left_at is not null
+         )::integer
+    into died;
+  insert into vidgen.budgets as b (task_id, crashes) values (of_task, died)
+      on conflict (task_id) do update set crashes = excluded.crashes;
+
+  if died >= max_crashes then
+    update public.video_generation_tasks as t
+       set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+           error_code = 'WORKER_LOST', error_message = lost_message, message = lost_message,
+           current_step = 'Failed',
+           error = jsonb_build_object(
+             'error', 'Video generation failed', 'details', lost_message,
+             'code', 'WORKER_LOST', 'timestamp', now()
+           )
+     where t.id = of_task;
+    perform vidgen.release_credits(of_task);
+    if scene_updates then
+      perform vidgen.write_scene(task.scene_id, task.user_id, 'failed', null, null);
+    end if;
+    return query select 'lost', of_task, 0, to_worker, task.user_id, task.scene_id, 0::smallint,
+                        0::smallint, 0::double precision, now(), false, null::text;
+  elsif may_take and died < max_crashes - 1 then
+    update public.video_generation_tasks as t
+       set attempt = t.attempt + 1, worker_id = to_worker, stage_progress = null
+     where t.id = of_task
+    returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+              t.progress, t.created_at, t.cancel_requested_at is not null as cancel_requested
+         into task;
+    return query select 'taken', task.id, task.attempt, task.worker_id, task.user_id, task.scene_id,
+                        task.failures, task.max_failures, task.progress, task.created_at,
+                        task.cancel_requested, null::text;
+  else
+    update public.video_generation_tasks as t
+       set status = 'pending', worker_id = null, stage_progress = null, run_after = now()
+     where t.id = of_task;
+  end if;
+exception
+  when others or assert_failure or query_canceled then
+    noted := vidgen.note_refusal(of_task, 'take over', format('%s %s', sqlstate, sqlerrm), null);
+    return query select 'refused', of_task, 0, to_worker, null::uuid, null::uuid, 0::smallint,
+                        0::smallint, 0::double precision, now(), false, noted.error;
+end
+$$;
+
+-- The end of a task whose row has refused too often; whether its row took it.
+create function vidgen.end_refused(of_task uuid, of_message text, scene_updates boolean)
+returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  ended record;
+begin
+  update public.video_generation_tasks as t
+     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+         error_code = 'ROW_REFUSED', error_message = of_message, message = of_message,
+         current_step = 'Failed',
+         error = jsonb_build_object(
+           'error', 'Video generation failed', 'details', of_message,
+           'code', 'ROW_REFUSED', 'timestamp', now()
+         )
+    from (
+      select l.id
+        from public.video_generation_tasks as l
+       where l.id = of_task and l.status in ('pending', 'processing')
+         for no key update skip locked
+    ) as open
+   where t.id = open.id
+  returning t.id, t.user_id, t.scene_id into ended;
+  if not found then
+    return false;
+  end if;
+  perform vidgen.release_credits(of_task);
+  if scene_updates then
+    perform vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
+  end if;
+  return true;
+exception
+  when others or assert_failure or query_canceled then
+    return false;
+end
+$$;
+
+-- An attempt that can't be concluded, because the row refuses: noted, and back to pending until the
+-- pause is over, or ended where it was refused too often. `became` is the status that the row has now;
+-- 'processing' is a row that takes no change at all. No row: the lease is lost, nothing is noted.
+--
+-- It waits for nobody's lock: a row that another transaction holds is noted as such, and stays with this
+-- worker until the pause is over. (What holds it may be a take-over: then the note keeps nothing but the
+-- next take-over away for that pause, and says how only the next attempt ends.)
+create function vidgen.set_aside_task(
+  of_task uuid, of_attempt integer, of_worker uuid, of_statement text, of_error text,
+  of_verdict jsonb, end_message text, scene_updates boolean
+) returns table (tries integer, pause interval, became text)
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  noted vidgen.refusals;
+  held boolean;
+begin
+  -- The fence is looked at under the row's lock: who has lost the task notes nothing about it.
+  perform from public.video_generation_tasks as t
+    where t.id = of_task and t.attempt = of_attempt and t.worker_id = of_worker
+      and t.status = 'processing'
+      for no key update skip locked;
+  held := found;
+  if not held and not exists (
+    select from public.video_generation_tasks as t
+     where t.id = of_task and t.attempt = of_attempt and t.worker_id = of_worker
+       and t.status = 'processing'
+  ) then
+    return;
+  end if;
+  noted := vidgen.note_refusal(of_task, of_statement, of_error, of_verdict);
+  update vidgen.refusals as r
+     set attempt = case when not held then of_attempt end
+   where r.task_id = of_task and of_verdict is not null;
+  tries := noted.tries;
+  pause := noted.until - clock_timestamp();
+  became := 'processing';
+  if held and of_error not like '55P03%'
+     and noted.tries >= (select s.max_refusals from vidgen.settings as s)
+     and vidgen.end_refused(of_task, end_message, scene_updates) then
+    became := 'failed';
+  elsif held then
+    begin
+      update public.video_generation_tasks as t
+         set status = 'pending', worker_id = null, stage_progress = null, run_after = noted.until,
+             message = case
+               when of_error like '55P03%' then 'Set aside: another transaction holds this task'
+               else 'Set aside: the application''s database refuses to change this task'
+             end
+       where t.id = of_task and t.attempt = of_attempt and t.worker_id = of_worker
+         and t.status = 'processing';
+      became := case when found then 'pending' else 'processing' end;
+    exception
+      when others or assert_failure or query_canceled then
+        became := 'processing';
+    end;
+  end if;
+  return next;
+end
+$$;
+
+-- When the pause is over: what was set aside before anything began goes back into the line, and what
+-- has refused too often ends here. Anything else is met again by who holds it. Each row in a savepoint:
+-- one that another transaction holds is met again after a pause, and keeps no other waiting.
+create function vidgen.retry_refused(
+  of_task uuid, end_message text, scene_updates boolean
+) returns text
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  task record;
+  refusal vidgen.refusals;
+begin
+  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
+    return null;
+  end if;
+  select r.* into refusal from vidgen.refusals as r where r.task_id = of_task for update skip locked;
+  if not found or refusal.until is null or refusal.until > now() then
+    return null;
+  end if;
+  select t.status, t.user_id, t.run_after into task
+    from public.video_generation_tasks as t where t.id = of_task;
+  if not found then
+    delete from vidgen.refusals as r where r.task_id = of_task;
+    return 'gone';
+  end if;
+  if refusal.tries >= (select s.max_refusals from vidgen.settings as s)
+     and task.status in ('pending', 'processing') then
+    perform from public.video_generation_tasks as t where t.id = of_task
+        for no key update skip locked;
+    if not found then
+      refusal := vidgen.note_refusal(of_task, refusal.statement, '55P03', null);
+      update vidgen.resumes as r set resume_at = refusal.until where r.task_id = of_task;
+      return 'locked';
+    end if;
+    if not vidgen.end_refused(of_task, end_message, scene_updates) then
+      refusal := vidgen.note_refusal(of_task, 'end', refusal.error, null);
+      update vidgen.resumes as r set resume_at = refusal.until where r.task_id = of_task;
+      return 'kept';
+    end if;
+    task.status := 'failed';
+  end if;
+  update vidgen.refusals as r set until = null where r.task_id = of_task;
+  delete from vidgen.resumes as r where r.task_id = of_task and r.class = 2;
+  if found and task.status = 'pending' then
+    insert into vidgen.arrivals (user_id, due_at) values (task.user_id, task.run_after);
+    perform pg_notify('vidgen_tasks', '');
+  end if;
+  return task.status;
+exception
+  when lock_not_available then
+    return 'locked';  -- held by its owner's call: the next turn meets it
+end
+$$;
+
+-- A task that ends has nothing under way any more, whatever ended it: what still lives at the provider
+-- belongs to nobody then, and the janitor's strays end it there, book it and free its slot. Deaths and
+-- waits count while a task may still run: a retry begins anew.
+create function vidgen.task_ends() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  update vidgen.budgets as b
+     set crashes = 0, waiting_since = null, cancel_after = null
+   where b.task_id = new.id
+     and (b.crashes > 0 or b.waiting_since is not null or b.cancel_after is not null);
+  delete from vidgen.checkpoints as c
+   where c.task_id = new.id and c.state in ('submitting', 'generating');
+  return null;
+end
+$$;
+
+create trigger task_ends
+  after update on public.video_generation_tasks
+  for each row
+  when (
+    old.status in ('pending', 'processing') and new.status in ('completed', 'failed', 'cancelled')
+  )
+  execute function vidgen.task_ends();
+
+-- Returns what the row refused, null where it takes everything, nothing ('') where nothing was learned:
+-- a client holds it. Triggers run as they would, and what they did in this database is taken back.
+create function vidgen.try_row(of_task uuid, for_worker uuid) returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  -- Slow triggers: the statement tries what it can in two seconds.
+  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
+    return '';
+  end if;
+  perform from public.video_generation_tasks as t
+    where t.id = of_task and t.status = 'pending' and t.run_after <= now()
+      for no key update skip locked;
+  if not found then
+    return '';
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'processing', attempt = t.attempt + 1, worker_id = for_worker,
+         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5)
+   where t.id = of_task;
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, 40), stage_progress = 50, message = 'Image stored',
+         image_path = coalesce(t.image_path, 'generated_images/' || t.user_id || '/' || t.id || '.png'),
+         image_url = coalesce(t.image_url, 'https://example.invalid/' || t.id || '.png')
+   where t.id = of_task;
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, 90), stage_progress = null, message = 'Video stored',
+         video_path = coalesce(t.video_path, 'video-files/' || t.user_id || '/' || t.id || '.mp4')
+   where t.id = of_task;
+  update public.video_generation_tasks as t
+     set status = 'completed', worker_id = null, progress = 100, completed_at = now(),
+         video_url = 'https://example.invalid/' || t.id || '.mp4',
+         video_url_expires_at = now() + interval '1 hour'
+   where t.id = of_task;
+  raise exception using errcode = 'VG001', message = 'taken back';
+exception
+  when sqlstate 'VG001' then
+    return null;
+  when lock_not_available then
+    return '';
+  when others or assert_failure or query_canceled then
+    return format('%s %s', sqlstate, sqlerrm);
+end
+$$;
+
+-- Rights.
+
+revoke all on function
+  vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
+  vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
+  vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
+  vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
+  vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
+  vidgen.note_refusal(uuid, text, text, jsonb), vidgen.begin_attempt(uuid, uuid, boolean),
+  vidgen.hand_back_task(uuid, uuid, integer),
+  vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
+  vidgen.end_refused(uuid, text, boolean),
+  vidgen.set_aside_task(uuid, integer, uuid, text, text, jsonb, text, boolean),
+  vidgen.retry_refused(uuid, text, boolean), vidgen.task_ends(), vidgen.try_row(uuid, uuid)
+  from public, anon, authenticated, service_role;
+
+grant insert (
+  id, host, pid, version, provider, key_fingerprint, concurrency, lease, account, scopes
+) on vidgen.workers to vidgen_worker;
+grant update (
+  running, heartbeat_at, steady_since, dead_at, left_at
+) on vidgen.workers to vidgen_worker;
+grant insert (
+  id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint,
+  account, digest
+) on vidgen.submissions to vidgen_worker;
+grant update (
+  answer, answered_at, details, generation_id, estimated_cost, ended_state, ended_at, cost,
+  cost_read_at, looked_at, followed_by, rejected, met_gate
+) on vidgen.submissions to vidgen_worker;
+grant select, delete on
+  vidgen.checkpoints, vidgen.refusals, vidgen.uploads, vidgen.workers
+  to vidgen_worker;
+grant insert (
+  task_id, stage, state, request, inputs, submission_id
+) on vidgen.checkpoints to vidgen_worker;
+grant update (
+  state, request, submission_id, generation_id, generation_started_at, bucket, path, media_type,
+  size, sha256, updated_at, verdict
+) on vidgen.checkpoints to vidgen_worker;
+grant select on
+  vidgen.budgets, vidgen.keys, vidgen.scene_writes, vidgen.set_aside, vidgen.submissions
+  to vidgen_worker;
+grant insert (
+  task_id, crashes, rejected_inputs, waiting_since, cancel_after
+) on vidgen.budgets to vidgen_worker;
+grant update (
+  crashes, rejected_inputs, waiting_since, cancel_after
+) on vidgen.budgets to vidgen_worker;
+grant insert (
+  id, task_id, user_id, stage, attempt, worker_id, bucket, path
+) on vidgen.uploads to vidgen_worker;
+grant insert (task_id, until, statement, error, verdict) on vidgen.refusals to vidgen_worker;
+grant update (
+  tries, until, statement, error, verdict, attempt
+) on vidgen.refusals to vidgen_worker;
+grant execute on function
+  vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
+  vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
+  vidgen.note_refusal(uuid, text, text, jsonb), vidgen.begin_attempt(uuid, uuid, boolean),
+  vidgen.hand_back_task(uuid, uuid, integer),
+  vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
+  vidgen.end_refused(uuid, text, boolean),
+  vidgen.set_aside_task(uuid, integer, uuid, text, text, jsonb, text, boolean),
+  vidgen.retry_refused(uuid, text, boolean), vidgen.try_row(uuid, uuid)
+  to vidgen_worker;
+
+update vidgen.settings set schema_version = '20261130100300', oldest_program = '20261130100300';

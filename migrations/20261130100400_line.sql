@@ -1,0 +1,249 @@
+-- The line: whose turn it is, what has arrived, what goes on.
+
+-- Turns: users with waiting tasks take turns, however many rows each has. `waiting_since` is the
+-- user's place in the line; null means nothing is due before `due_at`. `arrivals` tells a claim
+-- that a new row came in after its snapshot, so that it doesn't send the user away.
+create table vidgen.turns (
+  user_id uuid primary key,
+  waiting_since timestamptz,
+  due_at timestamptz not null default 'infinity',
+  arrivals bigint not null default 0
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
+
+create index turns_in_line on vidgen.turns (waiting_since) where waiting_since is not null;
+create index turns_later on vidgen.turns (due_at) where waiting_since is null;
+
+-- The mailbox of the line: an INSERT of a client only ever appends here, so it never waits for
+-- another transaction, can't deadlock, and costs one row per user and statement. (A counter per
+-- user kept by a row trigger makes one INSERT of 100,000 rows quadratic.)
+create table vidgen.arrivals (
+  id bigint generated always as identity primary key,
+  user_id uuid not null,
+  due_at timestamptz not null
+) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
+
+-- Waiting tasks that have something to go on from: 0 = nothing is left to pay for now (a generation
+-- lives at the provider, or the clip is stored), 1 = the still is done. They are claimed before new ones, in this order.
+create table vidgen.resumes (
+  task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
+  class smallint not null,
+  resume_at timestamptz not null,
+  -- VIDGEN_MAX_RUNNING_PER_USER counts what a user has begun and not ended: what runs, and what waits
+  -- to go on. So nothing that goes on can break the cap, and only the claim, which holds the user's
+  -- turn, can begin more. A task that is retried waits for its turn again, whatever it has to go on
+  -- from: else retrying many would go around the cap, and past everybody in the line.
+  user_id uuid not null,
+  -- Who may take up a waiting task; null: any worker.
+  followers text[],
+  constraint class_is_known check (class in (0, 1, 2))
+) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
+
+comment on column vidgen.resumes.followers is
+  'Scopes whose workers may follow what lives of it at the provider; null: nothing does, or anyone may.';
+
+create index resumes_in_order on vidgen.resumes (class, resume_at);
+create index resumes_by_user on vidgen.resumes (user_id);
+
+-- A task that waits to go on keeps a place: a suspect one generation, a task past its image room before
+-- the clips. Where its row is locked nobody can begin it, so the place goes to the next one for a while.
+-- A table of its own, without a foreign key: an owner who cancels in an open transaction holds his task's
+-- row and what its triggers write, and no row of this one.
+create table vidgen.passed_over (
+  task_id uuid primary key,
+  times smallint not null default 1,
+  until timestamptz not null,
+  constraint times_are_positive check (times > 0)
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.passed_over is
+  'Tasks that wait to go on and whose rows a claim found locked: they keep no place before `until`.';
+comment on column vidgen.passed_over.times is
+  'How often in a row, which the pause grows with; begun anew where a minute has passed since the last.';
+
+create index passed_over_by_age on vidgen.passed_over (until);
+
+create view vidgen.due_resumes with (security_invoker = true) as
+select r.task_id, r.user_id, r.class, r.resume_at, r.followers
+  from vidgen.resumes as r
+ where r.resume_at <= now()
+   and not exists (
+     select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
+   );
+
+comment on view vidgen.due_resumes is
+  'Tasks that may go on now; not those whose rows another transaction was found to hold.';
+
+-- A task that keeps a place and whose row is locked gives it up, for a pause that grows from three
+-- seconds, which is longer than workers leave between two looks, to half a minute. What holds the row may also be another claim, which then begins the task:
+-- that costs nothing, it waits no more. Whoever notes the same task just now does it for this one too.
+create function vidgen.pass_over(of_task uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  first_pause constant interval := interval '3 seconds';
+  longest_pause constant interval := interval '30 seconds';
+begin
+  if not exists (select from vidgen.resumes as r where r.task_id = of_task)
+     and not exists (
+       select from vidgen.budgets as b where b.task_id = of_task and b.crashes > 0
+     ) then
+    return;  -- it keeps no place: the next turn of its user meets it
+  end if;
+  if exists (select from vidgen.passed_over as p where p.task_id = of_task) then
+    update vidgen.passed_over as p
+       set times = counted.times,
+           until = clock_timestamp()
+                   + least(first_pause * 2 ^ (counted.times - 1), longest_pause)
+      from (
+        select case
+                 when o.until < now() - interval '1 minute' then 1 else least(o.times + 1, 10)
+               end as times
+          from vidgen.passed_over as o
+         where o.task_id = of_task and o.until <= now()
+           for update skip locked
+      ) as counted
+     where p.task_id = of_task;
+  else
+    insert into vidgen.passed_over (task_id, until)
+    values (of_task, clock_timestamp() + first_pause)
+        on conflict do nothing;
+  end if;
+exception
+  when lock_not_available then
+    null;  -- another claim has just inserted it
+end
+$$;
+
+-- New rows: one arrival per user and one NOTIFY per statement, none for rows that are for later.
+create function vidgen.tasks_arrive() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  due boolean;
+begin
+  with arrived as (
+    insert into vidgen.arrivals (user_id, due_at)
+    select user_id, min(run_after) from inserted group by user_id
+    returning due_at
+  )
+  select bool_or(due_at <= now()) into due from arrived;
+  if due then
+    perform pg_notify('vidgen_tasks', '');
+  end if;
+  return null;
+end
+$$;
+
+create trigger tasks_arrive
+  after insert on public.video_generation_tasks
+  referencing new table as inserted
+  for each statement execute function vidgen.tasks_arrive();
+
+-- Rows that become pending again, or stop being so, whoever did it.
+create function vidgen.task_moves() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  class smallint;
+  followers text[];
+begin
+  if new.status = 'pending' then
+    select of_stage.class, of_stage.followers into class, followers
+      from vidgen.checkpoints as c
+      join vidgen.submissions as s on s.id = c.submission_id
+     cross join lateral (
+       select case
+                when c.state in ('generating', 'storing') then 0
+                when c.state = 'submitting' and s.ended_at is null
+                     and (s.answer is null or s.answer = 'generation') then 0
+                -- The clip is stored: what is left costs nothing either.
+                when c.state = 'done' then case c.stage when 'video' then 0 else 1 end
+              end as class,
+              case
+                when c.state <> 'done'
+                then vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+              end as followers
+     ) as of_stage
+     where c.task_id = new.id and of_stage.class is not null
+     order by of_stage.class
+     limit 1;
+    if old.status in ('failed', 'cancelled') then
+      -- Retried by its owner: it waits for its turn, and begins with a clean slate.
+      class := null;
+      delete from vidgen.refusals as r where r.task_id = new.id;
+    end if;
+    if class is null then
+      delete from vidgen.resumes as r where r.task_id = new.id;
+      insert into vidgen.arrivals (user_id, due_at) values (new.user_id, new.run_after);
+    else
+      insert into vidgen.resumes as r (task_id, user_id, class, resume_at, followers)
+      values (new.id, new.user_id, class, new.run_after, followers)
+          on conflict (task_id) do update
+         set class = excluded.class, resume_at = excluded.resume_at, followers = excluded.followers;
+    end if;
+    if new.run_after <= now() then
+      perform pg_notify('vidgen_tasks', '');
+    end if;
+  else
+    delete from vidgen.resumes as r where r.task_id = new.id;
+  end if;
+  return null;
+end
+$$;
+
+create trigger task_moves
+  after update on public.video_generation_tasks
+  for each row
+  when (
+    (new.status = 'pending' and (old.status <> 'pending' or old.run_after <> new.run_after))
+    or (old.status = 'pending' and new.status <> 'pending' and old.attempt > 0)
+  )
+  execute function vidgen.task_moves();
+
+-- Whether nobody is left who may follow a generation, and nobody has been for so long.
+create function vidgen.is_left_alone(
+  of_provider text, of_account text, of_key text, followed_by text, since interval
+) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select not exists (
+           select
+             from vidgen.workers as w
+            where w.dead_at is null and w.provider = of_provider
+              and (w.key_fingerprint = of_key or (followed_by = 'account' and w.account = of_account))
+         )
+     and not exists (
+           select
+             from vidgen.keys as k
+            where k.provider = of_provider and k.heard_at > now() - since
+              and (k.key_fingerprint = of_key or (followed_by = 'account' and k.account = of_account))
+         )
+$$;
+
+-- Rights.
+
+revoke all on function
+  vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(),
+  vidgen.is_left_alone(text, text, text, text, interval)
+  from public, anon, authenticated, service_role;
+
+grant insert (user_id, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
+grant update (waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
+grant select, delete on
+  vidgen.arrivals, vidgen.passed_over, vidgen.resumes, vidgen.turns
+  to vidgen_worker;
+grant insert (user_id, due_at) on vidgen.arrivals to vidgen_worker;
+grant update (due_at) on vidgen.arrivals to vidgen_worker;
+grant insert (task_id, class, resume_at, user_id) on vidgen.resumes to vidgen_worker;
+grant update (resume_at, followers) on vidgen.resumes to vidgen_worker;
+grant insert (task_id, until) on vidgen.passed_over to vidgen_worker;
+grant update (times, until) on vidgen.passed_over to vidgen_worker;
+grant select on vidgen.due_resumes to vidgen_worker;
+grant execute on function
+  vidgen.pass_over(uuid), vidgen.is_left_alone(text, text, text, text, interval)
+  to vidgen_worker;
+
+update vidgen.settings set schema_version = '20261130100400', oldest_program = '20261130100400';
