@@ -22,17 +22,11 @@ from tests.world import (
     set_bucket,
 )
 from vidgen_worker import events
-from vidgen_worker.errors import FAULTS
+from vidgen_worker.errors import ALLOWANCE, IN_A_ROW
 from vidgen_worker.sandbox.keys import StorageKeys
 from vidgen_worker.storage import Bucket, Found, misfits
-from vidgen_worker.storm import ALLOWANCE, BRAKES, IN_A_ROW, NEVER
 
 ROOMY = {"VIDGEN_IMAGE_SLOTS": "100", "VIDGEN_VIDEO_SLOTS": "100", "VIDGEN_GATE_PROBE": "1h"}
-
-
-def test_every_fault_has_a_brake_or_a_reason_to_have_none() -> None:
-    assert BRAKES.keys() | NEVER.keys() == FAULTS.keys()
-    assert not BRAKES.keys() & NEVER.keys()
 
 
 IMAGES = Bucket("stills", public=True, max_bytes=50_000_000, media_types=("image/png",),

@@ -14,8 +14,7 @@ from typer.main import get_command
 from tests.world import World, vidgen
 from vidgen_worker.cli import app
 from vidgen_worker.config import Settings
-from vidgen_worker.errors import FAULTS
-from vidgen_worker.storm import PROVIDER_STORM
+from vidgen_worker.errors import FAULTS, PROVIDER_STORM
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXTS = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}

@@ -1,12 +1,15 @@
 """The table of faults, and what is read from it."""
 
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidgen_worker.errors import FAULTS, Disposition, Fault, Hold, backoff, failure_fault
+from vidgen_worker import errors
+from vidgen_worker.errors import FAULTS, Disposition, Fault, FaultName, Hold, backoff, failure_fault
 
 
 @pytest.mark.parametrize(
@@ -32,12 +35,36 @@ def test_a_failure_code_names_its_fault(failure_code: str | None, name: str) -> 
 
 
 def test_rejected_content_is_never_sent_again() -> None:
-    assert FAULTS["content_rejected"].disposition is Disposition.FAIL
-    assert FAULTS["content_rejected"].hold is Hold.RELEASE
+    assert FAULTS[FaultName.CONTENT_REJECTED].disposition is Disposition.FAIL
+    assert FAULTS[FaultName.CONTENT_REJECTED].hold is Hold.RELEASE
+
+
+def test_nothing_is_decided_by_a_faults_name() -> None:
+    """What differs from fault to fault is a column of the table."""
+    package = Path(errors.__file__).parent
+    found = [
+        f"{file.name}: {line.strip()}"
+        for file in sorted(package.rglob("*.py"))
+        for line in file.read_text().splitlines()
+        if re.search(
+            r"\bname (?:==|!=|is|is not|in|not in) [^:]*FaultName|fault\.name (?:==|!=|in) ", line
+        )
+    ]
+    assert found == []
+
+
+def test_every_row_of_the_table_is_in_it() -> None:
+    assert list(FAULTS) == list(FaultName)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_every_fault_has_a_sentence_for_the_user(name: str) -> None:
+def test_every_fault_has_a_brake_or_a_reason_to_have_none(name: FaultName) -> None:
+    rule = FAULTS[name]
+    assert (rule.brake is None) == bool(rule.unbraked)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_has_a_sentence_for_the_user(name: FaultName) -> None:
     rule = FAULTS[name]
     assert rule.message.endswith(".")
     assert rule.message[0].isupper()
@@ -45,7 +72,7 @@ def test_every_fault_has_a_sentence_for_the_user(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_fails_a_task_has_a_code(name: str) -> None:
+def test_what_fails_a_task_has_a_code(name: FaultName) -> None:
     rule = FAULTS[name]
     if rule.disposition is Disposition.FAIL:
         assert rule.code
@@ -64,20 +91,20 @@ def test_a_fault_that_closes_a_gate_says_for_whom() -> None:
 
 
 def test_only_the_field_of_a_fault_is_visible_to_the_user() -> None:
-    fault = Fault("scene_invalid", details="secret words of the provider", field="duration")
+    fault = Fault(FaultName.SCENE_INVALID, details="secret words of the provider", field="duration")
     assert fault.visible() == {"field": "duration"}
     assert "secret" not in fault.message
 
 
 def test_details_are_cut() -> None:
-    details = Fault("internal_error", details="x" * 100_000).details
+    details = Fault(FaultName.INTERNAL_ERROR, details="x" * 100_000).details
     assert len(details) == 4000
     assert details.endswith("… (100000 characters)")
 
 
 def test_an_unknown_fault_is_a_bug() -> None:
     with pytest.raises(KeyError):
-        Fault("no_such_fault", details="")
+        Fault("no_such_fault", details="")  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(100, 10_000))

@@ -41,7 +41,7 @@ from tests.world import (
 )
 from vidgen_worker import events
 from vidgen_worker.cli.output import ExitCode
-from vidgen_worker.storm import ALLOWANCE
+from vidgen_worker.errors import ALLOWANCE
 
 ROOMY = {"VIDGEN_IMAGE_SLOTS": "100", "VIDGEN_VIDEO_SLOTS": "100"}
 WAITS_BRIEFLY = {"VIDGEN_WAIT_DEADLINE": "500ms", "VIDGEN_RETRY_BACKOFF_MAX": "200ms"}

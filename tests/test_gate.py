@@ -10,7 +10,7 @@ import pytest
 from tests.watching import until
 from tests.world import World, crowd, hearing, posts, probe_now, recorded
 from vidgen_worker import events
-from vidgen_worker.storm import IN_A_ROW
+from vidgen_worker.errors import IN_A_ROW
 
 NEVER = {
     "VIDGEN_GATE_PROBE": "1h",

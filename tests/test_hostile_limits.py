@@ -12,8 +12,8 @@ from tests.hands import STAGE, Ground, Hand, Held, Row
 from tests.test_contract import acting, as_user, insert
 from tests.watching import until
 from tests.world import World, crowd, many, posts, reasons, recorded, told, vidgen
+from vidgen_worker.errors import ALLOWANCE, IN_A_ROW, Part
 from vidgen_worker.events import UserBraked
-from vidgen_worker.storm import ALLOWANCE, IN_A_ROW, Part
 
 TASKS = "public.video_generation_tasks"
 CANCEL = "select public.cancel_video_generation_task(%s)"

@@ -237,7 +237,7 @@ PAGES = {
 
 async def refused(media: Media, file: Path) -> set[str]:
     """Return the faults of a file looked at as a picture and as a film."""
-    found = set()
+    found: set[str] = set()
     for look in (media.check_image(file, RATIO), media.check_video(file, RATIO, 2)):
         with pytest.raises(Fault) as raised:
             await look

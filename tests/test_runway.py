@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidgen_worker.errors import FAULTS, Fault
+from vidgen_worker.errors import FAULTS, Fault, FaultName
 from vidgen_worker.providers import GenerationState, ModelLimits, Provider, Request
 from vidgen_worker.providers.runway import (
     Runway,
@@ -377,7 +377,7 @@ async def test_the_providers_words_are_for_the_operator_only_and_cut() -> None:
     raised = await submit_fault(says(400, {"error": "secret " * 1000}))
     assert "secret" in raised.details
     assert len(raised.details) < 1200
-    assert raised.message == FAULTS["request_refused"].message
+    assert raised.message == FAULTS[FaultName.REQUEST_REFUSED].message
 
 
 async def test_paid_posts_never_ride_on_a_used_connection() -> None:

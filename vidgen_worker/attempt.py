@@ -11,7 +11,7 @@ from typing import assert_never
 
 from vidgen_worker.config import format_duration
 from vidgen_worker.db import DatabaseUnavailableError, StatementStuckError
-from vidgen_worker.errors import Disposition, Fault, backoff
+from vidgen_worker.errors import ALLOWANCE, IN_A_ROW, Disposition, Fault, FaultName, Pause, backoff
 from vidgen_worker.events import (
     GateClosed,
     LeaseLost,
@@ -41,7 +41,6 @@ from vidgen_worker.queue import (
     UserLimitedError,
 )
 from vidgen_worker.run import Run, Tools
-from vidgen_worker.storm import ALLOWANCE, BRAKES, IN_A_ROW
 from vidgen_worker.task import (
     Abandoned,
     Cancelled,
@@ -104,17 +103,17 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         return await Pipeline(tools, run).walk()
     except LeaseLostError:
         emit(LeaseLost(fence=run.task.fence))
-        return Abandoned()
+        return await follow(tools, run, Fault(FaultName.LEASE_LOST, details="no row was hit"))
     except CancelAskedError:
         # Asked while nothing of it ran at the provider.
-        return Cancelled()
+        return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
     except (ProvenError, NotOursError):
         # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or only
         # workers that may follow it see it from now on.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
-        fault = Fault("submission_unknown", details=details)
+        fault = Fault(FaultName.SUBMISSION_UNKNOWN, details=details)
         return failed(fault)
     except RowRefusedError as error:
         return SetAside(error.statement, error.error, locked=error.locked)
@@ -139,14 +138,14 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         await watch(tools, run, fault)
         return await follow(tools, run, fault)
     except StatementStuckError as error:
-        return await follow(tools, run, Fault("database_transient", details=str(error)))
+        return await follow(tools, run, Fault(FaultName.DATABASE_TRANSIENT, details=str(error)))
     except Exception as error:  # noqa: BLE001 - the table's last row: anything else
         details = f"{type(error).__name__}: {error}"
         emit(UnexpectedError(
             fence=run.task.fence, code="INTERNAL_ERROR", details=details,
             traceback=traceback.format_exc(),
         ))  # fmt: skip
-        unexpected = Fault("internal_error", details=details)
+        unexpected = Fault(FaultName.INTERNAL_ERROR, details=details)
         await watch(tools, run, unexpected)
         return await follow(tools, run, unexpected)
 
@@ -158,9 +157,9 @@ def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
     ))  # fmt: skip
     match error.kind:
         case "rejected":
-            return failed(Fault("content_rejected", details=error.details))
+            return failed(Fault(FaultName.CONTENT_REJECTED, details=error.details))
         case "ended":
-            return failed(Fault("user_limit", details=error.details, message=error.message))
+            return failed(Fault(FaultName.USER_LIMIT, details=error.details, message=error.message))
         case _:
             return Requeued(
                 error.delay, failed=False, code=USER_LIMIT, details=error.details, waiting=False
@@ -211,7 +210,7 @@ async def _wait(tools: Tools, run: Run, fault: Fault) -> Outcome:
     waited = await tools.queue.waited(task.id)
     if waited >= settings.vidgen_wait_deadline and not cancelling:
         return failed(_waited_out(fault, waited))
-    start = max(first, LONG_WAIT) if fault.name == "generation_unavailable" else first
+    start = max(first, LONG_WAIT) if fault.rule.pause is Pause.LONG else first
     longest = min(longest, CANCEL_SELDOM) if cancelling else longest
     delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
     return Requeued(delay, failed=False, code=fault.code, details=fault.details, waiting=True)
@@ -229,7 +228,7 @@ def _waited_out(fault: Fault, waited: timedelta) -> Fault:
 
 async def watch(tools: Tools, run: Run, fault: Fault) -> None:
     """Note a fault that may be the first of many; close the gate where it is one too many."""
-    brake = BRAKES.get(fault.name)
+    brake = fault.rule.brake
     if brake is None:
         return
     model = _model(tools, run)
@@ -263,23 +262,15 @@ async def _watch_refusal(tools: Tools, run: Run, refusal: SetAside, tries: int) 
     """
     if tries == 1 and not refusal.locked and (run.submitted or run.generations):
         details = f"{refusal.statement}: {refusal.error}"
-        await watch(tools, run, Fault("row_refused", details=details))
+        await watch(tools, run, Fault(FaultName.ROW_REFUSED, details=details))
 
 
 async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
     """Whether another try would need a submission that the cap forbids."""
-    if fault.name not in _NEEDS_ANOTHER_SUBMISSION:
+    if not fault.rule.another_submission:
         return False
     paid = await tools.queue.paid_submissions(run.task.id, _stage(run))
     return paid >= tools.settings.vidgen_max_submissions
-
-
-_NEEDS_ANOTHER_SUBMISSION = frozenset(
-    {
-        "submission_unknown", "generation_gone", "generation_failed", "generation_overdue",
-        "generation_unavailable", "output_undecodable",
-    }
-)  # fmt: skip
 
 
 async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:

@@ -11,7 +11,7 @@ import time
 from datetime import timedelta
 from uuid import UUID
 
-from vidgen_worker.errors import Disposition, Fault, failure_fault
+from vidgen_worker.errors import Disposition, Fault, FaultName, First, failure_fault
 from vidgen_worker.events import (
     GateClosed,
     GenerationEnded,
@@ -42,7 +42,6 @@ GIVEN_UP = "given up"
 """The end that is booked for a generation which the provider would not let us end."""
 
 
-REJECTED = "content_rejected"
 """The row of the fault table that counts against the user."""
 
 
@@ -88,7 +87,7 @@ class Generating:
                 trouble += 1
                 if self._booked and trouble >= LAST_READS:
                     # It has ended well before: only its output is not to be had for now.
-                    raise Fault("output_unavailable", details=fault.details) from fault
+                    raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=fault.details) from fault
                 asked = min(fault.retry_after or timedelta(), LONGEST_RETRY_AFTER)
                 generation = Generation(self._id, GenerationState.UNKNOWN)
             if generation.state.terminal:
@@ -141,7 +140,7 @@ class Generating:
         await self._queue.end_generation(
             self._fence, self._stage.name, self._id, state, cost, self._stage.storing,
             failed(fault) if fault is not None and fatal else None,
-            rejected=fault is not None and fault.name == REJECTED,
+            rejected=fault is not None and fault.rule.rejected,
         )  # fmt: skip
 
     def _say_ended(self, state: str, cost: float | None, seconds: float) -> None:
@@ -178,7 +177,7 @@ class Generating:
         emit(PollFailed(
             fence=self._fence, stage=self._stage.name, generation=self._id, details=fault.details,
         ))  # fmt: skip
-        if fault.name == "poll_denied":
+        if fault.rule.first is First.ASK_FOR_THE_KEY:
             await self._leave_to_another_key()
 
     async def _leave_to_another_key(self) -> None:
@@ -189,9 +188,9 @@ class Generating:
         try:
             await self._provider.account()
         except Fault as fault:
-            if fault.name != "poll_denied":
+            if fault.rule.first is not First.ASK_FOR_THE_KEY:
                 return
-            denied = Fault("provider_denied", details=fault.details)
+            denied = Fault(FaultName.PROVIDER_DENIED, details=fault.details)
         else:
             return
         gate = self._queue.key.scopes.gate(Scope.KEY, self._model)
@@ -211,7 +210,7 @@ class Generating:
             # Nobody can say what becomes of it: booked with its estimate, its cost read later.
             state, details = GIVEN_UP, f"{details}, and it can't be cancelled: {fault.details}"
         await self.end(state, None, seconds)
-        raise Fault("generation_overdue", details=details)
+        raise Fault(FaultName.GENERATION_OVERDUE, details=details)
 
     def _show(self, generation: Generation) -> None:
         """Progress to the row, throttled: from this step's milestone towards the next one."""
@@ -243,7 +242,9 @@ def _fault_of(generation: Generation) -> Fault | None:
         case GenerationState.SUCCEEDED:
             return None
         case GenerationState.CANCELLED:
-            return Fault("generation_gone", details=f"{generation.id} was cancelled, not by us")
+            return Fault(
+                FaultName.GENERATION_GONE, details=f"{generation.id} was cancelled, not by us"
+            )
         case _:
             return failure_fault(generation.failure_code, generation.failure or "", generation.cost)
 
@@ -251,7 +252,7 @@ def _fault_of(generation: Generation) -> Fault | None:
 def was_rejected(generation: Generation) -> bool:
     """Whether content rules ended it."""
     fault = _fault_of(generation)
-    return fault is not None and fault.name == REJECTED
+    return fault is not None and fault.rule.rejected
 
 
 def failed(fault: Fault) -> Failed:
@@ -277,7 +278,7 @@ async def end_at_provider(
     try:
         generation = await provider.poll(generation_id)
     except Fault as fault:
-        if fault.name != "generation_gone":
+        if not fault.rule.absent:
             raise
         if not await queue.is_gone(task_id, generation_id):
             raise NotOursError(str(generation_id)) from fault

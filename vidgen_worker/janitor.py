@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from vidgen_worker.db import Row
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import IN_A_ROW, PROVIDER_STORM, ROW_REFUSED, Fault, First
 from vidgen_worker.events import (
     BooksDisagree,
     BucketNoted,
@@ -37,7 +37,6 @@ from vidgen_worker.gates import ALL_MODELS, Gate, Scope
 from vidgen_worker.generating import GIVEN_UP, end_at_provider, was_rejected
 from vidgen_worker.lease import boot_time
 from vidgen_worker.queue import NotOursError, RowRefusedError
-from vidgen_worker.storm import BRAKES, IN_A_ROW, PROVIDER_STORM, ROW_REFUSED
 
 if TYPE_CHECKING:
     from vidgen_worker.worker import Worker
@@ -152,8 +151,8 @@ class Janitor:
         except Fault as fault:
             if not self._storage_proven:
                 emit(StorageUnproven(code=fault.code, details=fault.details))
-            elif fault.name == "storage_unavailable":
-                return None  # uploads meet it too, and those are counted
+            elif fault.rule.first is First.SEND_AGAIN:
+                return None  # it may pass; uploads meet it too, and those are counted
             await self._close(Scope.STORAGE, fault)
         # Before the first proof the gate's probes may be minutes apart.
         return None if self._storage_proven else self._worker.settings.vidgen_gate_probe
@@ -183,8 +182,7 @@ class Janitor:
     async def _close(self, scope: Scope, fault: Fault) -> None:
         queue = self._worker.queue
         gate = queue.key.scopes.gate(scope, ALL_MODELS)
-        brake = BRAKES.get(fault.name)
-        message = brake.message if brake else fault.message
+        message = fault.rule.brake.message if fault.rule.brake else fault.message
         if await queue.close_gate(gate, fault.code, message, fault.details):
             emit(GateClosed(
                 scope=gate.scope, model=gate.model, code=fault.code, details=fault.details
@@ -422,7 +420,7 @@ class Janitor:
         except NotOursError:
             return  # another key can say; the row stays and is met by its workers
         except Fault as fault:
-            if fault.name == "generation_gone":
+            if fault.rule.absent:
                 if await queue.is_gone(task_id, generation_id):
                     await queue.close_generation(task_id, generation_id, "gone", None)
                 return
@@ -450,7 +448,7 @@ class Janitor:
         try:
             await self._worker.storage.remove(bucket, [row["path"] for row in uploads])
         except Fault as fault:
-            if fault.name != "bucket_missing":  # then its files are gone too
+            if not fault.rule.absent:  # with a bucket its files are gone
                 emit(UploadsKept(
                     bucket=bucket, uploads=len(uploads), code=fault.code, details=fault.details
                 ))  # fmt: skip
@@ -476,7 +474,7 @@ class Janitor:
         except NotOursError:
             return  # another key can say
         except Fault as fault:
-            if fault.name == "generation_gone" and await queue.is_gone(task_id, generation_id):
+            if fault.rule.absent and await queue.is_gone(task_id, generation_id):
                 await queue.close_generation(task_id, generation_id, "gone", None)
             return  # else it can't be asked now, and is met again
         await queue.close_generation(

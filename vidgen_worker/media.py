@@ -28,7 +28,7 @@ from typing import Any, Self
 import httpx
 from httpx import codes
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 from vidgen_worker.events import MediaWallsLacking, emit
 from vidgen_worker.http_client import HttpClient
 from vidgen_worker.public_address import NotPublicError, only_public, refusal
@@ -195,7 +195,7 @@ class Media:
                     raise scratch_fault(error, target.parent) from error
                 case _:
                     raise
-            raise Fault("output_unavailable", details=details) from error
+            raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details) from error
 
     async def _stream(self, url: str, target: Path, max_bytes: int, what: str) -> Downloaded:
         async with self._answer(url, what) as response:
@@ -214,7 +214,9 @@ class Media:
                 if not arriving.packed_end:
                     doubt = doubt or f"{what}: packed, and cut short"
             if not arriving.size:
-                raise Fault("output_unavailable", details=doubt or f"{what}: no byte arrived")
+                raise Fault(
+                    FaultName.OUTPUT_UNAVAILABLE, details=doubt or f"{what}: no byte arrived"
+                )
             content_type = response.headers.get("content-type")
             return Downloaded(arriving.size, arriving.sha256, content_type, doubt)
 
@@ -232,14 +234,14 @@ class Media:
                 if response.next_request is None:
                     if not _is_whole(response):
                         details = f"{what}: answered {response.status_code}"
-                        raise Fault("output_unavailable", details=details)
+                        raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details)
                     yield response
                     return
                 request = response.next_request
             finally:
                 await response.aclose()
         details = f"{what}: led on more than {MAX_REDIRECTS} times"
-        raise Fault("output_unavailable", details=details)
+        raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details)
 
     async def _public_only(self, request: httpx.Request, what: str) -> None:
         """Let a request go to a public address, now and when it connects. Raises Fault."""
@@ -336,7 +338,7 @@ class _Arriving:
                 unpacked = self._unpacker.decompress(piece, UNPACKED_AT_ONCE)
             except zlib.error as error:
                 details = f"{self._what}: packed, and it can't be unpacked: {error}"
-                raise Fault("output_unavailable", details=details) from error
+                raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details) from error
             self._write(unpacked)
             piece = self._unpacker.unconsumed_tail
             if not piece and len(unpacked) < UNPACKED_AT_ONCE:
@@ -365,11 +367,11 @@ class _Arriving:
 
 def _led_astray(what: str, refused: str) -> Fault:
     details = f"{what}: led to {refused}; VIDGEN_ALLOW_LOOPBACK_ASSETS allows this machine's own"
-    return Fault("output_unavailable", details=details)
+    return Fault(FaultName.OUTPUT_UNAVAILABLE, details=details)
 
 
 def _too_large(details: str) -> Fault:
-    return Fault("output_too_large", details=details)
+    return Fault(FaultName.OUTPUT_TOO_LARGE, details=details)
 
 
 def _job(kind: str, path: Path, ratio: str, target: str, max_bytes: int) -> dict[str, Any]:
@@ -412,8 +414,10 @@ class _Children:
                     deaths.append(error)
         details = f"{job['path']}: looking at it ended {' and again '.join(map(str, deaths))}"
         if all(death.by_machine for death in deaths):
-            raise Fault("scratch_unavailable", details=f"{details}. Is there memory and CPU left?")
-        raise Fault("output_undecodable", details=details)
+            raise Fault(
+                FaultName.SCRATCH_UNAVAILABLE, details=f"{details}. Is there memory and CPU left?"
+            )
+        raise Fault(FaultName.OUTPUT_UNDECODABLE, details=details)
 
     async def prove(self) -> None:
         """Lend a child and give it back; one that has come up is enough. Raises Fault."""
@@ -432,7 +436,9 @@ class _Children:
     async def _child(self) -> AsyncIterator["_Child"]:
         """Lend a child; one that does not finish its job is ended, because nobody reads on."""
         if self._closed:
-            raise Fault("draining", details="no file is looked at any more: this worker stops")
+            raise Fault(
+                FaultName.DRAINING, details="no file is looked at any more: this worker stops"
+            )
         child = self._idle.pop() if self._idle else await _Child.start(self._max_bytes)
         self._living.add(child)
         try:
@@ -466,16 +472,16 @@ def _judged(job: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]
         case {"found": dict() as found}:
             return _kept(job, found)
         case {"undecodable": reason}:
-            raise Fault("output_undecodable", details=f"{job['path']}: {reason}")
+            raise Fault(FaultName.OUTPUT_UNDECODABLE, details=f"{job['path']}: {reason}")
         case {"no_output": reason}:
-            raise Fault("output_unavailable", details=f"{job['path']}: {reason}")
+            raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=f"{job['path']}: {reason}")
         case {"short": reason}:
-            raise Fault("scratch_unavailable", details=f"{job['path']}: {reason}")
+            raise Fault(FaultName.SCRATCH_UNAVAILABLE, details=f"{job['path']}: {reason}")
         case {"too_large": reason}:
             raise _too_large(f"{job['path']}: {reason}")
         case _:
             details = f"{job['path']} could not be looked at: {answer.get('failed', answer)}"
-            raise Fault("internal_error", details=details)
+            raise Fault(FaultName.INTERNAL_ERROR, details=details)
 
 
 def _kept(job: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
@@ -501,7 +507,7 @@ def _kept(job: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 def _broken(job: Mapping[str, Any]) -> Fault:
     details = f"{job['path']}: it broke what looked at it"
-    return Fault("output_undecodable", details=details)
+    return Fault(FaultName.OUTPUT_UNDECODABLE, details=details)
 
 
 class _ChildDiedError(Exception):
@@ -572,7 +578,7 @@ class _Child:
         if not line:
             # No file has been looked at: this is about the machine, not about a file.
             details = f"{_CHILD.name} can't start: it ended {await self._death()}"
-            raise Fault("scratch_unavailable", details=f"{details}. Is there memory left?")
+            raise Fault(FaultName.SCRATCH_UNAVAILABLE, details=f"{details}. Is there memory left?")
         self._lacking = tuple(json.loads(line)["lacking"])
         self._ready = self._answered = True
         return self._lacking

@@ -8,7 +8,7 @@ or writes the task's end: that is the worker's.
 
 from datetime import timedelta
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 from vidgen_worker.events import (
     CancelGivenUp,
     GenerationNotOurs,
@@ -24,7 +24,15 @@ from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, PIPELINE, Order, Stage
 from vidgen_worker.storing import Storing
 from vidgen_worker.submitting import Submitting
-from vidgen_worker.task import Artifact, Cancelled, CheckpointState, Completed, Outcome, StageName
+from vidgen_worker.task import (
+    Artifact,
+    Cancelled,
+    CheckpointState,
+    Completed,
+    Funding,
+    Outcome,
+    StageName,
+)
 
 SIGNED_FOR = timedelta(hours=1)
 NO_FRAME = "https://frame.invalid/still.png"
@@ -107,13 +115,13 @@ class Pipeline:
         resolution: Resolution | None = None
         if fresh:
             if loaded.scene is None:
-                raise Fault("scene_not_found", details=f"scene {self._task.scene_id}")
+                raise Fault(FaultName.SCENE_NOT_FOUND, details=f"scene {self._task.scene_id}")
             scene = scene_of(loaded.scene)
             try:
                 resolution = look_up(scene.resolution)
             except UnsupportedResolutionError as error:
                 raise Fault(
-                    "resolution_unsupported", details=str(error), field="resolution",
+                    FaultName.RESOLUTION_UNSUPPORTED, details=str(error), field="resolution",
                     message=f"The scenario's {error}, then retry.",
                 ) from error  # fmt: skip
             emit(ResolutionMapped(
@@ -126,10 +134,10 @@ class Pipeline:
         done = {c.stage for c in loaded.checkpoints.values() if c.state is CheckpointState.DONE}
         due = frozenset(stage.name for stage in PIPELINE if stage.name not in done)
         verdict = await self._queue.start(self._fence, resolution, due)
-        if verdict == "refused":
-            raise Fault("insufficient_credits", details=f"user {self._task.user_id}")
-        if verdict == "price_missing":
-            raise Fault("price_missing", details="credit_prices lacks an action")
+        if verdict is Funding.REFUSED:
+            raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
+        if verdict is Funding.PRICE_MISSING:
+            raise Fault(FaultName.PRICE_MISSING, details="credit_prices lacks an action")
         return orders
 
     async def _stage(self, stage: Stage, loaded: Loaded, order: Order, frame: str) -> Artifact:

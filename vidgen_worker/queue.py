@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
 from vidgen_worker.db import LOCK_PATIENCE, Databases, LockedError, Row, Rows
-from vidgen_worker.errors import FAULTS, Fault
+from vidgen_worker.errors import FAULTS, Fault, FaultName
 from vidgen_worker.events import OwedSceneRefused, RowRefused, SceneWriteRefused, emit
 from vidgen_worker.gates import ALL_MODELS, Gate, Scopes
 from vidgen_worker.lease import Heartbeat, boot_time
@@ -32,7 +32,9 @@ from vidgen_worker.task import (
     CheckpointState,
     Completed,
     Failed,
+    Fate,
     Fence,
+    Funding,
     Requeued,
     Scene,
     SetAside,
@@ -376,7 +378,7 @@ class Queue:
             silent_ids=[one.worker_id for one in silent], silent_beats=[one.beat for one in silent],
             max_crashes=self.settings.vidgen_max_crashes, **self.key.names(),
             scene_updates=self.settings.vidgen_scene_updates,
-            lost_message=FAULTS["worker_lost"].message,
+            lost_message=FAULTS[FaultName.WORKER_LOST].message,
         )  # fmt: skip
         for row in rows:
             if row["kind"] == "refused":
@@ -421,8 +423,8 @@ class Queue:
             closed=frozenset(
                 StageName(r["stage"])
                 for r in rows
-                if r["state"] == "submitting"
-                and (r["ended_at"] is not None or r["answer"] in ("refused", "unknown"))
+                if r["state"] == CheckpointState.SUBMITTING
+                and (r["ended_at"] is not None or r["answer"] in (Answer.REFUSED, Answer.UNKNOWN))
             ),
             verdict=next((_verdict(r["verdict"]) for r in rows if r["verdict"]), None),
         )
@@ -430,8 +432,8 @@ class Queue:
     async def start(
         self, fence: Fence, resolution: Resolution | None,
         due: frozenset[StageName],
-    ) -> str:  # fmt: skip
-        """Hold credits for the stages `due`: "held", "refused" or "price_missing"."""
+    ) -> Funding:  # fmt: skip
+        """Hold credits for the stages `due`."""
         rows = await self._fenced(
             "start_task", fence, resolution=resolution.resolution if resolution else None,
             video_ratio=resolution.video_ratio if resolution else None,
@@ -441,7 +443,7 @@ class Queue:
             scene_updates=self.settings.vidgen_scene_updates,
         )  # fmt: skip
         self._scene(fence, rows[0])
-        return str(rows[0]["verdict"])
+        return Funding(rows[0]["verdict"])
 
     async def begin_submission(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
@@ -476,7 +478,7 @@ class Queue:
     async def answer(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
         accepted: Accepted | None, details: str,
-    ) -> tuple[bool, str]:  # fmt: skip
+    ) -> tuple[bool, Fate]:  # fmt: skip
         """Record the provider's answer, fence or not: (still ours, fate of the generation).
 
         Raises RowRefusedError when it is recorded, and the task's row is locked by somebody else: a
@@ -500,7 +502,7 @@ class Queue:
                 rows = await send(follow=True, lock_patience=LOCK_PATIENCE)
             except LockedError as error:
                 raise RowRefusedError("answer_submission", error) from error
-        return bool(rows[0]["mine"]), str(rows[0]["fate"])
+        return bool(rows[0]["mine"]), Fate(rows[0]["fate"])
 
     async def paid_submissions(self, task_id: UUID, stage: StageName) -> int:
         """How many submissions of this stage may have been paid for nothing."""
@@ -670,7 +672,7 @@ class Queue:
         """
         rows = await self._fenced(
             "set_aside", fence, statement=outcome.statement, error=outcome.error,
-            verdict=_said(outcome.verdict), message=FAULTS["row_refused"].message,
+            verdict=_said(outcome.verdict), message=FAULTS[FaultName.ROW_REFUSED].message,
             scene_updates=self.settings.vidgen_scene_updates,
             # It skips what is locked: what it meets all the same is a lock on everything.
             lock_patience=None,
@@ -680,7 +682,7 @@ class Queue:
     async def retry_refused(self) -> None:
         """Put tasks back into the line whose pause is over; end those that refused too often."""
         rows = await self.db.once(
-            "retry_refused", message=FAULTS["row_refused"].message,
+            "retry_refused", message=FAULTS[FaultName.ROW_REFUSED].message,
             scene_updates=self.settings.vidgen_scene_updates,
         )  # fmt: skip
         for row in rows:
@@ -949,13 +951,13 @@ def _said(verdict: Failed | Cancelled | None) -> Jsonb | None:
                 "visible": dict(verdict.visible),
             })  # fmt: skip
         case Cancelled():
-            return Jsonb({"code": FAULTS["cancelled"].code})
+            return Jsonb({"code": FAULTS[FaultName.CANCELLED].code})
         case None:
             return None
 
 
 def _verdict(said: Mapping[str, Any]) -> Failed | Cancelled:
-    if said["code"] == FAULTS["cancelled"].code:
+    if said["code"] == FAULTS[FaultName.CANCELLED].code:
         return Cancelled()
     return Failed(said["code"], said["message"], said["details"], said["visible"])
 
@@ -1033,4 +1035,4 @@ def _unreadable(field: str, problem: Mapping[str, Any]) -> Fault:
         said = "can't be read from the database. Correct it"
         details = f"reading the column {field} raised {problem.get('error')}"
     message = f"The field {field} {said}, then retry."
-    return Fault("scene_invalid", field=field, message=message, details=details)
+    return Fault(FaultName.SCENE_INVALID, field=field, message=message, details=details)

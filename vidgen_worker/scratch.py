@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 
 PREFIX = "vidgen-worker-"
 LOCK = ".lock"
@@ -177,7 +177,7 @@ def scratch_fault(error: OSError, what: object) -> Fault:
         f"{what}: {error.strerror or error}. Make room there (df -h, df -i), "
         f"or set TMPDIR to a folder with room and restart the worker."
     )
-    return Fault("scratch_unavailable", details=details)
+    return Fault(FaultName.SCRATCH_UNAVAILABLE, details=details)
 
 
 def _is_ours(error: OSError, own: Path) -> bool:

@@ -29,7 +29,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName, First
 from vidgen_worker.http_client import HttpClient
 from vidgen_worker.lease import boot_time
 
@@ -211,7 +211,7 @@ class Storage:
                 f"reading bucket {bucket.name}", lambda: self._describe(bucket.name)
             )
         except Fault as fault:
-            if fault.name != "bucket_missing":
+            if not fault.rule.absent:
                 raise
             return None, []
         wrong = misfits(bucket, found)
@@ -290,7 +290,7 @@ class Storage:
         try:
             await self._persist(f"reading bucket {name}", lambda: self._describe(name))
         except Fault as fault:
-            if fault.name != "bucket_missing":
+            if not fault.rule.absent:
                 raise
         else:
             return False
@@ -321,7 +321,9 @@ class Storage:
         what = f"uploading {bucket}/{path}"
         size = file.stat().st_size  # noqa: ASYNC240 - a few microseconds, less than a thread's hop
         if size == 0:
-            raise Fault("storage_refused", details=f"{what}: the file is empty, nothing was sent")
+            raise Fault(
+                FaultName.STORAGE_REFUSED, details=f"{what}: the file is empty, nothing was sent"
+            )
         if self._unfit.get(bucket):
             # Not into a bucket that shows it to everybody, say; it may be put right by now.
             await self.look(self._buckets[bucket])
@@ -336,21 +338,21 @@ class Storage:
         async def upload() -> None:
             if boot_time() > until:
                 details = f"{what}: not sent, because this process stood still for too long"
-                raise Fault("storage_unavailable", details=details)
+                raise Fault(FaultName.STORAGE_UNAVAILABLE, details=details)
             await client.storage.from_(bucket).upload(path, file, options)
 
         try:
             await self._persist(what, upload)
         except Fault as fault:
-            if fault.name == "storage_refused":
+            if fault.rule.first is First.LOOK_AT_BUCKET:
                 raise await self._verdict(bucket, size, fault) from fault
-            if fault.name != "bucket_missing":
+            if fault.rule.first is not First.CREATE_BUCKET:
                 raise
             await self._create_again(bucket, fault)
             try:
                 await self._persist(what, upload)
             except Fault as again:
-                if again.name != "storage_refused":
+                if again.rule.first is not First.LOOK_AT_BUCKET:
                     raise
                 raise await self._verdict(bucket, size, again) from again
 
@@ -363,7 +365,7 @@ class Storage:
             found, wrong = await self.look(known)
         except Fault as fault:
             details = f"{refused.details}; {fault.details}"
-            return Fault("upload_refused", details=details)
+            return Fault(FaultName.UPLOAD_REFUSED, details=details)
         fatal = [one for one in wrong if one.fatal]
         if fatal:
             return _unfit(fatal)
@@ -371,13 +373,13 @@ class Storage:
         limit = GLOBAL_BYTES if found is None or found.max_bytes is None else found.max_bytes
         if too_large and size > min(limit, GLOBAL_BYTES):
             return refused
-        return Fault("upload_refused", details=refused.details)
+        return Fault(FaultName.UPLOAD_REFUSED, details=refused.details)
 
     async def _create_again(self, bucket: str, fault: Fault) -> None:
         known = self._buckets.get(bucket)
         if known is None:
             details = f"{fault.details}; {bucket} is not a bucket of the settings, so it stays so"
-            raise Fault("storage_refused", details=details) from fault
+            raise Fault(FaultName.STORAGE_REFUSED, details=details) from fault
         await self._create(known)
 
     def public_url(self, bucket: str, path: str) -> str:
@@ -411,7 +413,7 @@ class Storage:
         try:
             return await self._persist(f"reading {bucket}/{path}", exists)
         except Fault as fault:
-            if fault.name == "bucket_missing":
+            if fault.rule.absent:
                 return False
             raise
 
@@ -464,7 +466,7 @@ class Storage:
 
 
 def _unfit(wrong: Sequence[Misfit]) -> Fault:
-    return Fault("storage_misconfigured", details="; ".join(str(one) for one in wrong))
+    return Fault(FaultName.STORAGE_MISCONFIGURED, details="; ".join(str(one) for one in wrong))
 
 
 def _raise_if_unfit(wrong: Sequence[Misfit]) -> None:
@@ -512,25 +514,25 @@ def classify(error: BaseException, what: str) -> Fault:
     )
 
 
-def _fault_name(error: BaseException, status: int | None) -> str:  # noqa: PLR0911 - a table
+def _fault_name(error: BaseException, status: int | None) -> FaultName:  # noqa: PLR0911 - a table
     match error, status:
         case AsyncSupabaseException() | httpx.InvalidURL() | httpx.UnsupportedProtocol(), _:
-            return "storage_denied"  # an address or a key that can't be right
+            return FaultName.STORAGE_DENIED  # an address or a key that can't be right
         case _, codes.UNAUTHORIZED | codes.FORBIDDEN:
-            return "storage_denied"
+            return FaultName.STORAGE_DENIED
         case StorageApiError(message="Bucket not found"), _:
-            return "bucket_missing"
+            return FaultName.BUCKET_MISSING
         case StorageApiError(message=str(message)), codes.NOT_FOUND if message.startswith("Route "):
-            return "storage_denied"  # no Storage at this address, whatever else is
+            return FaultName.STORAGE_DENIED  # no Storage at this address, whatever else is
         case StorageApiError(code=code), int(status):
             if status in _PASSING or status >= codes.INTERNAL_SERVER_ERROR:
-                return "storage_unavailable"
+                return FaultName.STORAGE_UNAVAILABLE
             # Not Storage's own words (a paused project, a proxy's page) are no verdict on the
             # file, unless they are about its size.
             foreign = code == "InternalError" and status != codes.REQUEST_ENTITY_TOO_LARGE
-            return "storage_unavailable" if foreign else "storage_refused"
+            return FaultName.STORAGE_UNAVAILABLE if foreign else FaultName.STORAGE_REFUSED
         case _:
-            return "storage_unavailable"
+            return FaultName.STORAGE_UNAVAILABLE
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -557,6 +559,6 @@ def _retry_after(error: BaseException) -> timedelta | None:
 def _passes_soon(error: BaseException) -> bool:
     return (
         isinstance(error, Fault)
-        and error.name == "storage_unavailable"
+        and error.rule.first is First.SEND_AGAIN
         and (error.retry_after or timedelta()) <= LONGEST_WAIT
     )

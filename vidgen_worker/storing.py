@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import PROVIDER_STORM, Fault, FaultName, First
 from vidgen_worker.events import (
     GateOpened,
     OutputConformed,
@@ -25,7 +25,6 @@ from vidgen_worker.generating import Generating
 from vidgen_worker.providers import Generation
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, Order, Stage
-from vidgen_worker.storm import PROVIDER_STORM
 from vidgen_worker.task import Artifact
 
 FETCH_TRIES = 3
@@ -110,23 +109,24 @@ class Storing:
             sha256 = ""
             try:
                 if not generation.outputs:
-                    raise Fault("output_unavailable", details=f"{generation.id} names no output")  # noqa: TRY301
+                    details = f"{generation.id} names no output"
+                    raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details)  # noqa: TRY301
                 downloaded = await self._tools.media.download(
                     generation.outputs[0], target, self._stage.max_bytes(self._settings)
                 )
                 sha256 = downloaded.sha256
                 found = await self._judge(generation, target, downloaded.doubt)
             except Fault as fault:
-                if fault.name == "output_undecodable":
+                if fault.rule.first is First.COMPARE:
                     if sha256 in broken:
-                        broken_twice = Fault("output_broken", details=fault.details)
+                        broken_twice = Fault(FaultName.OUTPUT_BROKEN, details=fault.details)
                         await self._generating.end("undecodable", generation.cost, 0, broken_twice)
                         raise broken_twice from fault
                     broken.add(sha256)
-                elif fault.name != "output_unavailable":
+                elif fault.rule.first is not First.FETCH_AGAIN:
                     raise
                 if tries >= FETCH_TRIES:
-                    if fault.name == "output_undecodable":
+                    if fault.rule.first is First.COMPARE:
                         await self._generating.end("undecodable", generation.cost, 0)
                     raise
                 await self._run.pause(timedelta(seconds=min(0.25 * 2**tries, 4)))
@@ -146,13 +146,13 @@ class Storing:
         try:
             kept, whole = await self._look(generation, file)
         except Fault as fault:
-            if doubt is None or fault.name != "output_undecodable":
+            if doubt is None or fault.rule.first is not First.COMPARE:
                 raise
             details = f"{doubt}; {fault.details}"
-            raise Fault("output_unavailable", details=details) from fault
+            raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details) from fault
         if doubt is not None and not whole:
             details = f"{doubt}; what arrived decodes, but it may lack its end"
-            raise Fault("output_unavailable", details=details)
+            raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details)
         return kept
 
     async def _look(self, generation: Generation, file: Path) -> tuple[tuple[Path, int, str], bool]:

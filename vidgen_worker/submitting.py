@@ -10,7 +10,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 from vidgen_worker.db import DatabaseUnavailableError, one_line
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName, First
 from vidgen_worker.events import (
     AnswerUnrecorded,
     LateAnswer,
@@ -29,7 +29,7 @@ from vidgen_worker.providers.runway_inputs import with_frame
 from vidgen_worker.queue import CancelAskedError, LeaseLostError, Loaded, RowRefusedError
 from vidgen_worker.run import Run, Tools
 from vidgen_worker.stages import IMAGE, Order, Stage
-from vidgen_worker.task import Answer, StageName
+from vidgen_worker.task import Answer, Fate, StageName
 
 ANSWER_POLL = timedelta(seconds=1)
 RECORD_AGAIN, RECORD_SELDOM = 1.0, 60.0
@@ -60,9 +60,9 @@ class Submitting:
         began = boot_time()
         while True:
             row = await self._queue.read_submission(submission_id)
-            if row is None or row["answer"] in ("refused", "unknown") or row["late"]:
+            if row is None or row["answer"] in (Answer.REFUSED, Answer.UNKNOWN) or row["late"]:
                 return None
-            if row["answer"] == "generation":
+            if row["answer"] == Answer.GENERATION:
                 accepted = Accepted(row["generation_id"], None)
                 mine, _ = await self._queue.answer(
                     self._fence, self._stage.name, submission_id, Answer.GENERATION, accepted, ""
@@ -95,10 +95,10 @@ class Submitting:
             try:
                 return await self._submit_once(with_frame(request, url), loaded.inputs)
             except Fault as fault:
-                if fault.name != "frame_refused":
+                if fault.rule.first is not First.NEXT_ADDRESS:
                     raise
                 refused = fault
-        raise refused or Fault("frame_refused", details="there is no still to start from")
+        raise refused or Fault(FaultName.FRAME_REFUSED, details="there is no still to start from")
 
     async def _frames(self, loaded: Loaded, stored: str) -> list[str]:
         """Where the provider may fetch the still, best first."""
@@ -135,7 +135,7 @@ class Submitting:
                 if stuck.done():
                     # The worker keeps the answer; a later attempt attaches to it.
                     details = "the provider's answer can't be recorded for now"
-                    raise Fault("internal_error", details=details)
+                    raise Fault(FaultName.INTERNAL_ERROR, details=details)
                 # The answer will find nobody who follows it, and its generation is ended then.
                 raise CancelAskedError
             generation_id = posting.result()
@@ -162,10 +162,9 @@ class Submitting:
             self._raise_if_stale(sent)
             accepted = await self._submit(submission_id, request)
         except Fault as fault:
-            unknown = fault.name == "submission_unknown"
-            if unknown:
+            if fault.rule.maybe_paid:
                 self._say_unknown(submission_id, request, fault.details)
-            answer = Answer.UNKNOWN if unknown else Answer.REFUSED
+            answer = Answer.UNKNOWN if fault.rule.maybe_paid else Answer.REFUSED
             mine, _ = await self._queue.answer(
                 self._fence, stage.name, submission_id, answer, None, fault.details
             )
@@ -183,13 +182,13 @@ class Submitting:
             fence=self._fence, stage=stage.name, submission=submission_id,
             generation=accepted.generation_id,
         ))  # fmt: skip
-        if fate == "superseded":
+        if fate is Fate.SUPERSEDED:
             emit(LateAnswer(
                 fence=self._fence, stage=stage.name, submission=submission_id,
                 generation=accepted.generation_id,
             ))  # fmt: skip
             await self._end_late(accepted.generation_id)
-        if not mine or fate != "followed":
+        if not mine or fate is not Fate.FOLLOWED:
             raise LeaseLostError(str(self._fence.task_id))
         return accepted.generation_id
 
@@ -207,9 +206,9 @@ class Submitting:
                 fence=self._fence, code="SUBMISSION_UNKNOWN", details=one_line(error),
                 traceback=traceback.format_exc(),
             ))  # fmt: skip
-            raise Fault("submission_unknown", details=one_line(error)) from error
+            raise Fault(FaultName.SUBMISSION_UNKNOWN, details=one_line(error)) from error
 
-    async def _record(self, submission_id: UUID, accepted: Accepted) -> tuple[bool, str]:
+    async def _record(self, submission_id: UUID, accepted: Accepted) -> tuple[bool, Fate]:
         """Write the answer, however often it takes: nothing else knows this generation's id.
 
         It ends with the process at the latest, which leaves the id in the log. Raises
@@ -258,7 +257,7 @@ class Submitting:
         margin = self._settings.submission_patience - self._settings.vidgen_submit_timeout
         if late > margin.total_seconds():
             details = f"not sent: this process stood still for {late:.1f} s before the POST"
-            raise Fault("provider_unreachable", details=details)
+            raise Fault(FaultName.PROVIDER_UNREACHABLE, details=details)
 
     async def _end_late(self, generation_id: UUID) -> None:
         try:

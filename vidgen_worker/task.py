@@ -51,6 +51,24 @@ class Answer(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Fate(StrEnum):
+    """What becomes of a generation whose id has just been recorded."""
+
+    FOLLOWED = "followed"
+    KEPT = "kept"
+    """For a later attempt: this one has lost the task."""
+    SUPERSEDED = "superseded"
+    """Another generation is followed: this one is to be ended at the provider."""
+
+
+class Funding(StrEnum):
+    """Whether the user's credits for a task could be held."""
+
+    HELD = "held"
+    REFUSED = "refused"
+    PRICE_MISSING = "price_missing"
+
+
 @dataclass(frozen=True, slots=True)
 class Fence:
     """The right to write to one task: every statement about it carries all three values.

@@ -29,7 +29,7 @@ from vidgen_worker.client import (
     too_new,
 )
 from vidgen_worker.config import Settings, effective, load
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, First
 from vidgen_worker.foreign_text import printable
 from vidgen_worker.gates import fingerprint
 from vidgen_worker.migrate import migrations, pending
@@ -418,7 +418,7 @@ async def _bucket(storage: "Storage", purpose: str, bucket: "Bucket") -> list[Fi
         found, wrong = await storage.look(bucket)
         await storage.may_store(bucket.name)
     except Fault as fault:
-        if found is None and fault.name == "storage_refused":
+        if found is None and fault.rule.first is First.LOOK_AT_BUCKET:
             # Only a key that may write is told that there is no bucket to write to.
             return [Finding(what, State.NOTE, f"for {purpose}: missing; the worker creates it")]
         return [Finding(what, State.BAD, f"for {purpose}: {fault.code}: {fault.details}", remedy)]

@@ -180,6 +180,6 @@ async def _remove(storage: "Storage", files: Iterable[dict[str, Any]]) -> int:
         try:
             await storage.remove(bucket, some)
         except Fault as fault:
-            if fault.name != "bucket_missing":  # then its files are gone too
+            if not fault.rule.absent:  # with a bucket its files are gone
                 raise
     return sum(map(len, paths.values()))

@@ -23,7 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 from vidgen_worker.gates import fingerprint
 from vidgen_worker.http_client import HttpClient
 from vidgen_worker.lease import boot_time
@@ -163,10 +163,10 @@ class Runway:
             response = posting.result()
         except asyncio.CancelledError as error:
             details = f"POST {path} was not answered within {self._submit_seconds:g} s"
-            raise Fault("submission_unknown", details=details) from error
+            raise Fault(FaultName.SUBMISSION_UNKNOWN, details=details) from error
         except _NeverSentError as error:
             details = f"POST {path} was not sent: {error}"
-            raise Fault("provider_unreachable", details=details) from error
+            raise Fault(FaultName.PROVIDER_UNREACHABLE, details=details) from error
         return runway_answers.accepted(path, response)
 
     async def _post_once(self, path: str, request: Request, until: float) -> httpx.Response:
@@ -184,11 +184,11 @@ class Runway:
             if isinstance(cause, _NEVER_SENT):
                 raise _NeverSentError(runway_answers.described(cause)) from error
             details = f"POST {path} got no answer: {runway_answers.described(cause or error)}"
-            raise Fault("submission_unknown", details=details) from error
+            raise Fault(FaultName.SUBMISSION_UNKNOWN, details=details) from error
         except (TypeError, ValueError) as error:
             # Only building the request raises these: what happens on the wire is wrapped above.
             details = f"POST {path} was not sent, its body can't be written as JSON: {error}"
-            raise Fault("request_refused", details=details) from error
+            raise Fault(FaultName.REQUEST_REFUSED, details=details) from error
 
     async def poll(self, generation_id: UUID) -> Generation:
         """Read a generation. Raises Fault `poll_failed`, `poll_denied` or `generation_gone`.
@@ -204,7 +204,7 @@ class Runway:
                 if error.status_code == httpx.codes.NOT_FOUND:
                     said = runway_answers.said(error.response)
                     details = f"GET {path}: Runway knows no such generation; it says {said}"
-                    raise Fault("generation_gone", details=details) from error
+                    raise Fault(FaultName.GENERATION_GONE, details=details) from error
                 raise runway_answers.read_failed(f"GET {path}", error) from error
             except APIError as error:
                 raise runway_answers.read_failed(f"GET {path}", error) from error
@@ -253,7 +253,7 @@ class Runway:
                     return await read()
             except TimeoutError as error:
                 details = f"{what} was not answered within {self._poll_seconds:g} s"
-                raise Fault("poll_failed", details=details) from error
+                raise Fault(FaultName.POLL_FAILED, details=details) from error
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(_passes_soon),

@@ -18,7 +18,7 @@ import httpx
 from httpx import codes
 from runwayml import APIError, APIStatusError
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 from vidgen_worker.providers import (
     Accepted,
     Account,
@@ -34,16 +34,16 @@ LONGEST_RETRY_AFTER = timedelta(hours=1)
 TEXT_MAX = 1000
 """How much of the provider's text goes into a fault's details, in characters."""
 
-_SUBMIT_FAULTS: Mapping[int, str] = {
-    codes.UNAUTHORIZED: "provider_denied",
-    codes.FORBIDDEN: "provider_denied",
-    codes.PAYMENT_REQUIRED: "provider_unfunded",
-    codes.REQUEST_TIMEOUT: "submission_unknown",
-    codes.CONFLICT: "submission_unknown",
+_SUBMIT_FAULTS: Mapping[int, FaultName] = {
+    codes.UNAUTHORIZED: FaultName.PROVIDER_DENIED,
+    codes.FORBIDDEN: FaultName.PROVIDER_DENIED,
+    codes.PAYMENT_REQUIRED: FaultName.PROVIDER_UNFUNDED,
+    codes.REQUEST_TIMEOUT: FaultName.SUBMISSION_UNKNOWN,
+    codes.CONFLICT: FaultName.SUBMISSION_UNKNOWN,
     # A proxy, or the wrong server: Runway itself never saw the request.
-    codes.PROXY_AUTHENTICATION_REQUIRED: "provider_unreachable",
-    codes.MISDIRECTED_REQUEST: "provider_unreachable",
-    codes.TOO_EARLY: "provider_unreachable",
+    codes.PROXY_AUTHENTICATION_REQUIRED: FaultName.PROVIDER_UNREACHABLE,
+    codes.MISDIRECTED_REQUEST: FaultName.PROVIDER_UNREACHABLE,
+    codes.TOO_EARLY: FaultName.PROVIDER_UNREACHABLE,
 }
 _OUT_OF_CREDITS = re.compile(
     r"(?:you (?:do not|don.t) have |you have |there are )?(?:not )?enough credits"
@@ -65,7 +65,7 @@ def accepted(path: str, response: httpx.Response) -> Accepted:
     generation_id = _uuid(body.get("id")) if isinstance(body, Mapping) else None
     if generation_id is None:
         details = f"POST {path} was accepted, but its answer has no usable id: {said(response)}"
-        raise Fault("submission_unknown", details=details)
+        raise Fault(FaultName.SUBMISSION_UNKNOWN, details=details)
     return Accepted(generation_id, _credits(body.get("estimatedCost")))
 
 
@@ -76,7 +76,7 @@ def submit_refused(path: str, request: Request, response: httpx.Response) -> Fau
     return Fault(name, details=f"POST {path} was answered {said(response)}", retry_after=wait)
 
 
-def _submit_fault(request: Request, response: httpx.Response) -> str:
+def _submit_fault(request: Request, response: httpx.Response) -> FaultName:
     """Name the row of the table of faults.
 
     Out of credits, the daily limit and asset errors are told apart by their text only
@@ -84,30 +84,30 @@ def _submit_fault(request: Request, response: httpx.Response) -> str:
     """
     match response.status_code:
         case codes.BAD_REQUEST if _is_said(_OUT_OF_CREDITS, request, response):
-            return "provider_unfunded"
+            return FaultName.PROVIDER_UNFUNDED
         case codes.BAD_REQUEST if request.stage is StageName.VIDEO and _about_the_frame(response):
-            return "frame_refused"
+            return FaultName.FRAME_REFUSED
         case codes.TOO_MANY_REQUESTS:
             daily = _is_said(_DAILY_LIMIT, request, response)
-            return "provider_quota" if daily else "provider_busy"
+            return FaultName.PROVIDER_QUOTA if daily else FaultName.PROVIDER_BUSY
         case status if status in _SUBMIT_FAULTS:
             return _SUBMIT_FAULTS[status]
         case status if status < codes.BAD_REQUEST:
-            return "provider_unreachable"  # a redirect: this is not Runway's address
+            return FaultName.PROVIDER_UNREACHABLE  # a redirect: this is not Runway's address
         case status:
             refused = status < codes.INTERNAL_SERVER_ERROR
-            return "request_refused" if refused else "submission_unknown"
+            return FaultName.REQUEST_REFUSED if refused else FaultName.SUBMISSION_UNKNOWN
 
 
 def read_failed(what: str, error: APIError) -> Fault:
     """Classify the failure of a free request; it says nothing about the generation."""
     if not isinstance(error, APIStatusError):
         cause = error.__cause__ or error
-        return Fault("poll_failed", details=f"{what} got no answer: {described(cause)}")
+        return Fault(FaultName.POLL_FAILED, details=f"{what} got no answer: {described(cause)}")
     details = f"{what} was answered {said(error.response)}"
     if error.status_code in (codes.UNAUTHORIZED, codes.FORBIDDEN):
-        return Fault("poll_denied", details=details)
-    return Fault("poll_failed", details=details, retry_after=retry_after(error.response))
+        return Fault(FaultName.POLL_DENIED, details=details)
+    return Fault(FaultName.POLL_FAILED, details=details, retry_after=retry_after(error.response))
 
 
 def generation(generation_id: UUID, response: httpx.Response) -> Generation:
@@ -139,7 +139,7 @@ def account(response: httpx.Response) -> Account:
     balance = _whole(body.get("creditBalance")) if isinstance(body, Mapping) else None
     if balance is None:
         details = f"GET /v1/organization: the answer has no credit balance: {said(response)}"
-        raise Fault("poll_failed", details=details)
+        raise Fault(FaultName.POLL_FAILED, details=details)
     limits = _models(body.get("tier"))
     usage = _models(body.get("usage"))
     models = {
@@ -250,7 +250,7 @@ def _about_the_frame(response: httpx.Response) -> bool:
 
 def _broken(generation_id: UUID, problem: str, response: httpx.Response) -> Fault:
     details = f"GET of generation {generation_id}: the answer {problem}: {said(response)}"
-    return Fault("poll_failed", details=details)
+    return Fault(FaultName.POLL_FAILED, details=details)
 
 
 def _models(part: object) -> dict[str, Mapping[str, Any]]:

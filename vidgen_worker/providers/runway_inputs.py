@@ -1,6 +1,6 @@
 """What Runway takes: checks of a scene's inputs, and the bodies of the two paid requests.
 
-Every check raises `Fault("scene_invalid")` that names the field and the remedy, before anything is
+Every check raises Fault `scene_invalid` that names the field and the remedy, before anything is
 paid; the SDK itself checks nothing. A field that the model does not list is never sent, because
 Runway refuses the whole request for it. Nothing here does I/O or reads a picture.
 """
@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from runwayml.types import text_to_image_create_params
 
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 from vidgen_worker.providers import Request
 from vidgen_worker.resolution import Model
 from vidgen_worker.task import StageName
@@ -199,7 +199,7 @@ def _put_prompt(body: dict[str, Any], model: Model, field: str, prompt: str | No
 def _put_ratio(body: dict[str, Any], model: Model, ratio: str) -> None:
     if ratio not in model.ratios:
         details = f"the model {model.name} takes {', '.join(model.ratios)}, not {ratio}"
-        raise Fault("resolution_unsupported", details=details)
+        raise Fault(FaultName.RESOLUTION_UNSUPPORTED, details=details)
     body["ratio"] = ratio
 
 
@@ -224,4 +224,4 @@ def _classes(hint: Any) -> Iterator[type]:  # noqa: ANN401 - a type expression h
 
 def _invalid(field: str, problem: str) -> Fault:
     message = f"The field {field} {problem}"
-    return Fault("scene_invalid", field=field, message=message, details=message)
+    return Fault(FaultName.SCENE_INVALID, field=field, message=message, details=message)

@@ -3,7 +3,7 @@
 from uuid import UUID
 
 from vidgen_worker.config import Settings
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 from vidgen_worker.providers.runway_inputs import check_asset_url, image_request
 from vidgen_worker.queue import Step
 from vidgen_worker.resolution import Resolution, image_models
@@ -22,7 +22,7 @@ def order(scene: Scene, resolution: Resolution, settings: Settings, _frame_url: 
             "The fields image_prompt and visual_prompt are both empty. "
             "Write at least one, then retry."
         )
-        raise Fault("scene_invalid", field="image_prompt", message=message, details=message)
+        raise Fault(FaultName.SCENE_INVALID, field="image_prompt", message=message, details=message)
     reference = (scene.product_reference_image_url or "").strip() or None
     if reference is not None:
         check_asset_url(

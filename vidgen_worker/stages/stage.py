@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from vidgen_worker.config import Settings
-from vidgen_worker.errors import Fault
+from vidgen_worker.errors import Fault, FaultName
 from vidgen_worker.providers import Request
 from vidgen_worker.queue import Step
 from vidgen_worker.resolution import Resolution
@@ -86,5 +86,5 @@ def seconds_of(scene: Scene) -> int:
             f"The field duration is {str(duration)[:40]!r}; it must be a whole number of seconds. "
             "Correct it, then retry."
         )
-        raise Fault("scene_invalid", field="duration", message=message, details=message)
+        raise Fault(FaultName.SCENE_INVALID, field="duration", message=message, details=message)
     return duration
