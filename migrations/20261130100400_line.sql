@@ -22,11 +22,12 @@ create table vidgen.arrivals (
   due_at timestamptz not null
 ) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 
--- Waiting tasks that have something to go on from: 0 = nothing is left to pay for now (a generation
--- lives at the provider, or the clip is stored), 1 = the still is done. They are claimed before new ones, in this order.
+-- Waiting tasks that don't wait for their user's turn. `stage` is what they submit next. Null: nothing is
+-- left to pay for now, because a generation lives at the provider or the clip is stored. 'video': the
+-- still is done. Both go on before anything new begins. 'image': set aside before anything began.
 create table vidgen.resumes (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
-  class smallint not null,
+  stage text,
   resume_at timestamptz not null,
   -- VIDGEN_MAX_RUNNING_PER_USER counts what a user has begun and not ended: what runs, and what waits
   -- to go on. So nothing that goes on can break the cap, and only the claim, which holds the user's
@@ -35,13 +36,13 @@ create table vidgen.resumes (
   user_id uuid not null,
   -- Who may take up a waiting task; null: any worker.
   followers text[],
-  constraint class_is_known check (class in (0, 1, 2))
+  constraint stage_is_known check (stage in ('image', 'video'))
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on column vidgen.resumes.followers is
   'Scopes whose workers may follow what lives of it at the provider; null: nothing does, or anyone may.';
 
-create index resumes_in_order on vidgen.resumes (class, resume_at);
+create index resumes_in_order on vidgen.resumes (stage, resume_at);
 create index resumes_by_user on vidgen.resumes (user_id);
 
 -- New rows: one arrival per user and one NOTIFY per statement, none for rows that are for later.
@@ -76,42 +77,40 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  class smallint;
+  goes_on boolean := false;
+  stage text;
   followers text[];
 begin
   if new.status = 'pending' then
-    select of_stage.class, of_stage.followers into class, followers
+    select true, of_stage.stage, of_stage.followers into goes_on, stage, followers
       from vidgen.checkpoints as c
       join vidgen.submissions as s on s.id = c.submission_id
      cross join lateral (
-       select case
-                when c.state in ('generating', 'storing') then 0
-                when c.state = 'submitting' and s.ended_at is null
-                     and (s.answer is null or s.answer = 'generation') then 0
-                -- The clip is stored: what is left costs nothing either.
-                when c.state = 'done' then case c.stage when 'video' then 0 else 1 end
-              end as class,
+       select c.state <> 'submitting'
+              or (s.ended_at is null and (s.answer is null or s.answer = 'generation')) as goes_on,
+              -- The clip is stored: what is left costs nothing either.
+              case when c.state = 'done' and c.stage = 'image' then 'video' end as stage,
               case
                 when c.state <> 'done'
                 then vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
               end as followers
      ) as of_stage
-     where c.task_id = new.id and of_stage.class is not null
-     order by of_stage.class
+     where c.task_id = new.id and of_stage.goes_on
+     order by of_stage.stage nulls first
      limit 1;
     if old.status in ('failed', 'cancelled') then
       -- Retried by its owner: it waits for its turn, and begins with a clean slate.
-      class := null;
+      goes_on := false;
       delete from vidgen.refusals as r where r.task_id = new.id;
     end if;
-    if class is null then
+    if goes_on is not true then
       delete from vidgen.resumes as r where r.task_id = new.id;
       insert into vidgen.arrivals (user_id, due_at) values (new.user_id, new.run_after);
     else
-      insert into vidgen.resumes as r (task_id, user_id, class, resume_at, followers)
-      values (new.id, new.user_id, class, new.run_after, followers)
+      insert into vidgen.resumes as r (task_id, user_id, stage, resume_at, followers)
+      values (new.id, new.user_id, stage, new.run_after, followers)
           on conflict (task_id) do update
-         set class = excluded.class, resume_at = excluded.resume_at, followers = excluded.followers;
+         set stage = excluded.stage, resume_at = excluded.resume_at, followers = excluded.followers;
     end if;
     if new.run_after <= now() then
       perform pg_notify('vidgen_tasks', '');
@@ -131,6 +130,22 @@ create trigger task_moves
     or (old.status = 'pending' and new.status <> 'pending' and old.attempt > 0)
   )
   execute function vidgen.task_moves();
+
+-- Tasks that waited too often for a worker's death, and wait again: each runs alone. `stage` as in
+-- resumes. Few; the fence keeps a plan from beginning at what waits, however little that was when it
+-- was made.
+create view vidgen.suspects with (security_invoker = true) as
+select b.task_id, t.run_after, r.followers,
+       case when r.task_id is null then 'image' else r.stage end as stage
+  from vidgen.budgets as b
+ cross join lateral (
+   select t.status, t.run_after
+     from public.video_generation_tasks as t
+    where t.id = b.task_id
+   offset 0
+ ) as t
+  left join vidgen.resumes as r on r.task_id = b.task_id
+ where b.suspect and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now();
 
 -- Whether nobody is left who may follow a generation, and nobody has been for so long.
 create function vidgen.is_left_alone(
@@ -162,9 +177,10 @@ revoke all on function
 grant insert (user_id, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant update (waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant select, delete on vidgen.arrivals, vidgen.resumes, vidgen.turns to vidgen_worker;
+grant select on vidgen.suspects to vidgen_worker;
 grant insert (user_id, due_at) on vidgen.arrivals to vidgen_worker;
 grant update (due_at) on vidgen.arrivals to vidgen_worker;
-grant insert (task_id, class, resume_at, user_id) on vidgen.resumes to vidgen_worker;
+grant insert (task_id, stage, resume_at, user_id) on vidgen.resumes to vidgen_worker;
 grant update (resume_at, followers) on vidgen.resumes to vidgen_worker;
 grant execute on function vidgen.is_left_alone(text, text, text, text, interval) to vidgen_worker;
 

@@ -127,7 +127,7 @@ begin
   update vidgen.submissions as s set counted = false where s.task_id = task.id and s.counted;
   insert into vidgen.budgets as b (task_id, retries) values (task.id, 1)
       on conflict on constraint budgets_pkey do update
-     set retries = b.retries + 1, crashes = 0, rejected_inputs = null;
+     set retries = b.retries + 1, crashes = 0, suspect = false, rejected_inputs = null;
 
   update public.video_generation_tasks as t
      set status = 'pending', worker_id = null, failures = 0, cancel_requested_at = null,

@@ -135,7 +135,7 @@ def the_dead(ground: Ground, _: Hand) -> Parameters:
     dead = ground.worker()
     ground.held(dead)
     last = ground.held(dead, "start_task")
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", last.id)
+    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", last.id)
     ground.silent(dead.worker_id)
     return {}
 
@@ -541,8 +541,8 @@ def test_resumes_are_found_by_their_order(crowded: Ground) -> None:
     crowded.sql(
         "with made as (insert into public.video_generation_tasks (user_id, scene_id)"
         " select %s, %s from generate_series(1, 10000) returning id)"
-        " insert into vidgen.resumes (task_id, user_id, class, resume_at)"
-        " select id, %s, 1, now() from made",
+        " insert into vidgen.resumes (task_id, user_id, stage, resume_at)"
+        " select id, %s, 'video', now() from made",
         user, scene, user,
     )  # fmt: skip
     crowded.sql("analyze")

@@ -112,107 +112,95 @@ on conflict (user_id) do update
                 end,
        arrivals = t.arrivals + 1
 
+-- fragment next_due --
+-- When user t has something due again; 'infinity': nothing waits for later. One probe per priority.
+coalesce(
+  (
+    select min(later.run_after)
+      from generate_series(10, -10, -1) as p (priority)
+     cross join lateral (
+       select l.run_after
+         from public.video_generation_tasks as l
+        where l.user_id = t.user_id and l.priority = p.priority
+          and l.status = 'pending' and l.run_after > now()
+        order by l.run_after
+        limit 1
+     ) as later
+  ),
+  'infinity'
+)
+
+-- fragment opening --
+-- What this worker may begin now, and what goes first: docs/claim.md.
+suspect as materialized (
+  select s.task_id, s.run_after, s.stage
+    from vidgen.suspects as s
+   where s.followers is null or s.followers && %(scopes)s::text[]
+),
+gate as materialized (
+  select count(*) > 0 as closed,
+         coalesce(bool_or(g.model in ('*', %(image_model)s)), false) as images,
+         coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+     and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+place as materialized (
+  -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
+  -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
+  -- (Two claims at once may take it all the same; then the next one that comes free is left.)
+  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
+         case when gate.videos then 0 else v.free - kept.video end as videos,
+         i.free is not null as images_limited, v.free is not null as videos_limited,
+         kept.video as video_kept
+    from gate
+   cross join lateral (
+     select exists (select from suspect where stage = 'image')::integer as image,
+            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
+   ) as kept
+    left join vidgen.rooms as i
+      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
+    left join vidgen.rooms as v
+      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+),
+ready as materialized (
+  -- A generation of another account is its workers' to follow: it isn't seen here.
+  select %(idle)s and exists (
+           select from suspect where case when stage is null then not gate.aside else not gate.closed end
+         ) as suspects,
+         not gate.aside and exists (
+           select from vidgen.resumes as r
+            where r.stage is null and r.resume_at <= now()
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as living,
+         coalesce(place.videos > 0, true) and exists (
+           select from vidgen.resumes as r
+            where r.stage = 'video' and r.resume_at <= now()
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as clips
+    from gate, place
+)
+
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
 -- share, in their own order of priority, run_after, created_at. Work-conserving: `more` says that
--- rows are still waiting. Nothing while a task waits that has something to go on from: `resume` takes
--- those first, and this one comes again and is told so. The row lock on a user's turn makes this the
--- only claim that looks at this user; a client that holds a task's row is skipped.
--- Where the model has a limit, each task gets one of its slots here, and no more are taken than there
--- are: locked rows, because a count would be read in this statement's own snapshot, beside which
--- another claim may commit. The count before them only says how many turns are worth a lock.
-with crashed as materialized (
-  -- One death below the limit: these run alone. Few; the fence keeps the plan from beginning at what
-  -- waits, however little that was when it was made.
-  select b.task_id as id, nullif(r.class, 2) as class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
-     and (r.followers is null or r.followers && %(scopes)s::text[])
-),
-free as materialized (
-  -- How many may begin; null: any number. One slot is left for a task that is to run alone, which
-  -- needs a slot and an idle worker at once. (Two claims at once may take it all the same; then the
-  -- next one that comes free is left.)
-  select (
-           select greatest(
-                    (
-                      select count(*)
-                        from (
-                          select
-                            from vidgen.slots as s
-                           where s.provider = l.provider and s.key_fingerprint = l.key_fingerprint
-                             and s.model = l.model and s.task_id is null
-                           limit %(slots)s + 1
-                        ) as s
-                    ) - exists (select from crashed where class is null)::integer,
-                    0
-                  )
-             from vidgen.limits as l
-            where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-              and l.model = %(image_model)s and l.max_generations is not null
-         ) as images,
-         (
-           select r.room
-             from vidgen.rooms as r
-            where r.provider = %(provider)s and r.key_fingerprint = %(account)s
-              and r.model = %(video_model)s
-         ) as room
-    from vidgen.workers as me
+-- rows are still waiting. Nothing while a task is ready that goes first: `resume` takes those, and then
+-- this one comes again and is told so. The row lock on a user's turn makes this the only claim that
+-- looks at this user; a client that holds a task's row is skipped. Where the model has a limit, each
+-- task gets one of its slots here, and no more are taken than there are: locked rows, because a count
+-- is read in this statement's own snapshot, beside which another claim may commit. The count before
+-- them only says how many turns are worth a lock.
+with
+-- use opening --
+,
+places as materialized (
+  select greatest(least(%(slots)s, place.images), 0)::integer as most, place.images_limited as limited
+    from place, ready, vidgen.workers as me
    -- A worker declared dead claims nothing.
    where me.id = %(worker_id)s and me.dead_at is null
-     and not exists (
-       select from vidgen.gates as g
-        where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
-          and g.model in ('*', %(image_model)s, %(video_model)s)
-     )
-     and (
-       %(resumed)s
-       or not (
-         (%(idle)s and exists (select from crashed))
-         or exists (
-           select from vidgen.resumes as r
-            where r.class = 0 and r.resume_at <= now()
-              and (r.followers is null or r.followers && %(scopes)s::text[])
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-         or (
-           exists (
-             select from vidgen.resumes as r
-              where r.class = 1 and r.resume_at <= now()
-                and not exists (select from crashed where crashed.id = r.task_id)
-           )
-           and (
-             -- As in still_waiting: a slot that is left for a suspect keeps nothing new waiting.
-             (
-               select count(*)
-                 from (
-                   select
-                     from vidgen.slots as s
-                    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
-                      and s.model = %(video_model)s and s.task_id is null
-                    limit 2
-                 ) as s
-             ) > exists (select from crashed where class = 1)::integer
-             or not exists (
-               select from vidgen.limits as l
-                where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-                  and l.model = %(video_model)s and l.max_generations is not null
-             )
-           )
-         )
-       )
-     )
-),
-places as materialized (
-  select least(%(slots)s, images, room)::integer as most, images is not null as limited from free
+     and (%(resumed)s or not (ready.suspects or ready.living or ready.clips))
 ),
 line as materialized (
   -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
@@ -233,9 +221,9 @@ share as materialized (
     from line
 ),
 waiting as materialized (
-  select line.user_id, line.waiting_since, line.slowed, ready.id, ready.rank, begun.tasks,
+  select line.user_id, line.waiting_since, line.slowed, due.id, due.rank, begun.tasks,
          coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         coalesce(budget.crashes > 0 and budget.crashes >= %(max_crashes)s - 1, false) as not_here
+         coalesce(budget.suspect, false) as suspect
     from line
    cross join lateral (
      -- What the cap counts: what runs, and what waits to go on.
@@ -268,8 +256,8 @@ waiting as materialized (
       ) as found
       order by found.priority desc, found.run_after, found.created_at
       limit (select rows + 1 from share)
-   ) as ready
-    left join vidgen.budgets as budget on budget.task_id = ready.id
+   ) as due
+    left join vidgen.budgets as budget on budget.task_id = due.id
 ),
 image_slots as materialized (
   select s.id
@@ -282,7 +270,7 @@ image_slots as materialized (
 chosen as materialized (
   select w.id
     from waiting as w
-   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed)
+   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed) and not w.suspect
      and (%(max_running_per_user)s::integer is null
           or (
             w.rank + w.tasks <= %(max_running_per_user)s::integer
@@ -291,7 +279,6 @@ chosen as materialized (
               select seen.waiting_since from vidgen.turns as seen where seen.user_id = w.user_id
             )
           ))
-     and not w.not_here
    order by w.rank, w.waiting_since
    limit (select case when limited then (select count(*) from image_slots) else most end from places)
 ),
@@ -301,36 +288,31 @@ begun as materialized (
     from chosen
    cross join lateral vidgen.begin_attempt(chosen.id, %(worker_id)s, false) as attempt
 ),
-fresh as materialized (
-  select id from begun where refused is null
-),
 reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from unnest(
-           array(select id from fresh), array(select id from image_slots)
+           array(select id from begun where refused is null), array(select id from image_slots)
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
 left_over as materialized (
   select line.user_id,
          row_number() over (order by line.waiting_since) as place,
-         count(*) filter (where waiting.id = any (array(select id from fresh))) as taken,
+         count(begun.id) as taken,
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(*) filter (where waiting.id = any (array(select id from fresh)))
+         count(waiting.id) > count(begun.id)
          or line.arrivals is distinct from (
            select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
-         -- Had its turn and could not use it (a client holds the row; not for this worker): it
-         -- must not stand in everybody's way.
-         bool_or(
-           waiting.not_here
-           or (waiting.id = any (array(select id from chosen))
-               and waiting.id <> all (array(select id from fresh)))
-         ) as passed
+         -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
+         -- stand in everybody's way.
+         bool_or(waiting.suspect or (chosen.id is not null and begun.id is null)) as passed
     from line
     left join waiting on waiting.user_id = line.user_id
+    left join chosen on chosen.id = waiting.id
+    left join begun on begun.id = waiting.id and begun.refused is null
    group by line.user_id, line.waiting_since, line.arrivals
 ),
 moved as (
@@ -343,21 +325,8 @@ moved as (
          due_at = case
            when o.more and o.at_cap then now() + interval '1 second'
            when o.more then 'infinity'
-           else coalesce(
-             (
-               select min(later.run_after)
-                 from generate_series(10, -10, -1) as p (priority)
-                cross join lateral (
-                  select l.run_after
-                    from public.video_generation_tasks as l
-                   where l.user_id = o.user_id and l.priority = p.priority
-                     and l.status = 'pending' and l.run_after > now()
-                   order by l.run_after
-                   limit 1
-                ) as later
-             ),
-             'infinity'
-           )
+           else
+             -- use next_due --
          end
     from left_over as o
    where t.user_id = o.user_id
@@ -374,48 +343,21 @@ select c.*, false as alone,
  order by c.run_after, c.created_at
 
 -- resume --
--- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
--- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
--- their image, each with one of the video model's slots where it has a limit. A generation of another
--- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen. What lives
--- is left to others by a worker behind a gate of its own: it could not read it, or not store it.
-with gate as materialized (
-  select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
-         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed,
-         -- Asked only where something is closed.
-         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
-    from vidgen.gates
-   where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
-),
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-     and l.max_generations is not null
-),
-crashed as materialized (
-  -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
-  -- is laid at the wrong door.
-  select b.task_id as id, t.run_after, nullif(r.class, 2) as class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
-     and (r.followers is null or r.followers && %(scopes)s::text[])
-),
+-- Take up to `slots` waiting tasks that have something to go on from, before anything new: first a
+-- suspect (or it would wait for ever under load), which runs alone; else those whose generation lives at
+-- the provider or whose clip is stored (they cost nothing), then those past their image, each with one
+-- of the video model's slots where it has a limit. What lives goes on behind a closed gate too: the
+-- output that is to show that rows are taken again may be among it. It is left to others by a worker
+-- behind a gate of its own, which could not read it, or not store it.
+with
+-- use opening --
+,
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
-     and %(idle)s and exists (select from crashed where class is null)
+     and %(idle)s and exists (select from suspect where stage = 'image')
    limit 1
      for update skip locked
 ),
@@ -424,44 +366,41 @@ video_slots as materialized (
     from vidgen.slots as s
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(video_model)s and s.task_id is null
-     and not (select video_closed from gate)
+     and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
    -- places: it may be the one that is left for a suspect.
    limit (
      select count(*)
        from (
-         select from vidgen.resumes where class = 1 and resume_at <= now() limit %(slots)s + 1
+         select from vidgen.resumes where stage = 'video' and resume_at <= now() limit %(slots)s + 1
        ) as waiting
    )
      for update skip locked
 ),
 free as materialized (
-  -- How many generations of each model may begin; null: any number.
-  select case when limited.images then (select count(*) from image_slots) end as images,
-         case when limited.videos then (select count(*) from video_slots) end as videos
-    from limited
+  select place.video_kept,
+         case when place.images_limited then (select count(*) from image_slots) end as images,
+         case when place.videos_limited then (select count(*) from video_slots) end as videos
+    from place
 ),
-suspect as materialized (
-  -- First of all, or it would wait for ever under load. Here and below each task is taken by its id: a
-  -- plan made while little waited would rather walk all that waits. One that refuses takes a place in
-  -- this claim and none in the next.
-  select begun.*, first.class
+alone as materialized (
+  -- Here and below each task is taken by its id: a plan made while little waited would rather walk all
+  -- that waits. One that refuses takes a place in this claim and none in the next.
+  select begun.*, first.stage
     from (
-      select crashed.id, crashed.class
-        from free, crashed, gate
+      select suspect.task_id, suspect.stage
+        from suspect, gate, free
        where %(idle)s
          and case
-               -- Behind a closed gate too, as other tasks that live: it costs nothing, and the output
-               -- that is to show that rows are taken again may be a suspect's.
-               when crashed.class = 0 then not gate.aside
-               when gate.image_closed or gate.video_closed then false
-               when crashed.class = 1 then free.videos is distinct from 0
+               when suspect.stage is null then not gate.aside
+               when gate.closed then false
+               when suspect.stage = 'video' then free.videos is distinct from 0
                else free.images is distinct from 0
              end
-       order by crashed.run_after
+       order by suspect.run_after
       offset 0
     ) as first
-   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as begun
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit 1
 ),
 living as materialized (
@@ -469,10 +408,10 @@ living as materialized (
     from (
       select r.task_id
         from vidgen.resumes as r
-       where r.class = 0 and r.resume_at <= now()
+       where r.stage is null and r.resume_at <= now()
          and (r.followers is null or r.followers && %(scopes)s::text[])
-         and not exists (select from crashed where crashed.id = r.task_id)
-         and not exists (select from suspect)
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
          and not (select aside from gate)
        order by r.resume_at
       offset 0
@@ -480,39 +419,30 @@ living as materialized (
    cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit %(slots)s
 ),
-past_image as materialized (
+clips as materialized (
   select begun.*
     from (
       select r.task_id
         from vidgen.resumes as r
-       where r.class = 1 and r.resume_at <= now()
-         and not (select video_closed from gate)
-         and not exists (select from crashed where crashed.id = r.task_id)
-         and not exists (select from suspect)
+       where r.stage = 'video' and r.resume_at <= now()
+         and not (select videos from gate)
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
        order by r.resume_at
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit (
-     -- One slot is left for a suspect, which needs a slot and an idle worker at once; not while a
-     -- gate keeps it from running.
      select greatest(
-              least(
-                %(slots)s - (select count(*) from living),
-                free.videos - (
-                  exists (select from crashed where class = 1)
-                  and not (select image_closed from gate)
-                )::integer
-              ),
-              0
+              least(%(slots)s - (select count(*) from living), free.videos - free.video_kept), 0
             )
        from free
    )
 ),
 begun as materialized (
-  select suspect.*, true as alone from suspect
+  select alone.*, true as alone from alone
   union all select living.*, null, false from living
-  union all select past_image.*, 1, false from past_image
+  union all select clips.*, 'video', false from clips
 ),
 reserved as (
   update vidgen.slots as s
@@ -520,13 +450,13 @@ reserved as (
     from (
            select *
              from unnest(
-                    array(select id from begun where class = 1 and refused is null),
+                    array(select id from begun where stage = 'video' and refused is null),
                     array(select id from video_slots)
                   ) as of_videos (task_id, slot_id)
            union all
-           select suspect.id, image_slots.id
-             from suspect, image_slots
-            where suspect.class is null and suspect.refused is null
+           select alone.id, image_slots.id
+             from alone, image_slots
+            where alone.stage = 'image' and alone.refused is null
          ) as given
    where s.id = given.slot_id and given.task_id is not null
 )
@@ -537,100 +467,25 @@ select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_fa
  order by c.run_after, c.created_at
 
 -- still_waiting --
--- Why a claim came back with nothing. `resumable`: a task goes first that has something to go on from
--- (the same condition as in the claim; a closed gate keeps only those waiting that are to submit).
--- `waiting`: it should be repeated soon, somebody is in the line (another claim may have held that
--- user's turn, or the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free:
--- then nothing may start, and asking again costs a statement each time.
-with crashed as materialized (
-  select b.task_id as id, nullif(r.class, 2) as class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
-     and (r.followers is null or r.followers && %(scopes)s::text[])
-),
-gate as materialized (
-  select count(*) > 0 as closed,
-         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside,
-         coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
-         coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
-    from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
-     and g.model in ('*', %(image_model)s, %(video_model)s)
-),
-free as materialized (
-  -- Beyond the slot that is left for a task that is to run alone.
-  select count(*) filter (where s.model = %(image_model)s)
-           > exists (select from crashed where class is null)::integer as images,
-         count(*) filter (where s.model = %(video_model)s)
-           > (exists (select from crashed where class = 1) and not gate.image_closed)::integer
-           as videos
-    from gate
-    left join vidgen.slots as s
-      on s.provider = %(provider)s and s.key_fingerprint = %(account)s
-         and s.task_id is null
-   group by gate.image_closed
-),
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-     and l.max_generations is not null
-),
-past_image as materialized (
-  select exists (
-           select from vidgen.resumes as r
-            where r.class = 1 and r.resume_at <= now()
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-         and (free.videos or not limited.videos) and not gate.video_closed as may_go_on
-    from free, limited, gate
-)
-select past_image.may_go_on
-       or (
-         %(idle)s
-         and exists (
-           select from crashed where not gate.closed or (crashed.class = 0 and not gate.aside)
-         )
-       )
-       or (
-         not gate.aside
-         and exists (
-           select from vidgen.resumes as r
-            where r.class = 0 and r.resume_at <= now()
-              and (r.followers is null or r.followers && %(scopes)s::text[])
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-       ) as resumable,
+-- Why a claim came back with nothing. `resumable`: a task is ready that goes first. `waiting`: it should
+-- be repeated soon, because somebody is in the line (another claim may have held that user's turn, or
+-- the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free: then nothing may
+-- start, and asking again costs a statement each time.
+with
+-- use opening --
+select ready.suspects or ready.living or ready.clips as resumable,
        not gate.closed
        and (
-         (past_image.may_go_on and limited.videos)
+         (ready.clips and place.videos_limited)
          or (
-           (free.images or not limited.images)
-           and coalesce(
-                 (
-                   select r.room
-                     from vidgen.rooms as r
-                    where r.provider = %(provider)s and r.key_fingerprint = %(account)s
-                      and r.model = %(video_model)s
-                 ),
-                 1
-               ) > 0
+           coalesce(place.images > 0, true)
            and (
              exists (select from vidgen.turns where waiting_since is not null)
              or exists (select from vidgen.arrivals)
            )
          )
        ) as waiting
-  from free, limited, gate, past_image
+  from gate, place, ready
 
 -- clear_line --
 -- Users at the head of the line who have nothing due any more (cancelled meanwhile) leave it, many at
@@ -667,21 +522,8 @@ idle as materialized (
 )
 update vidgen.turns as t
    set waiting_since = null,
-       due_at = coalesce(
-         (
-           select min(later.run_after)
-             from generate_series(10, -10, -1) as p (priority)
-            cross join lateral (
-              select l.run_after
-                from public.video_generation_tasks as l
-               where l.user_id = t.user_id and l.priority = p.priority
-                 and l.status = 'pending' and l.run_after > now()
-               order by l.run_after
-               limit 1
-            ) as later
-         ),
-         'infinity'
-       )
+       due_at =
+         -- use next_due --
   from idle
  where t.user_id = idle.user_id
 returning t.user_id
@@ -819,20 +661,8 @@ select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, null, false,
       where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
    )
    and exists (
-     select
-       from vidgen.budgets as b
-      cross join lateral (
-        select t.status, t.run_after
-          from public.video_generation_tasks as t
-         where t.id = b.task_id
-        offset 0
-      ) as t
-      where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-        and t.status = 'pending' and t.run_after <= now()
-        and not exists (
-          select from vidgen.resumes as r
-           where r.task_id = b.task_id and not r.followers && %(scopes)s::text[]
-        )
+     select from vidgen.suspects as s
+      where s.followers is null or s.followers && %(scopes)s::text[]
    )
 
 -- load_task --
@@ -960,7 +790,7 @@ other as materialized (
      and s.task_id is null and not exists (select from own)
      and (
        %(stage)s = 'image' or gate.on_trial
-       or not exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+       or not exists (select from vidgen.resumes where stage = 'video' and resume_at <= now())
      )
    limit 1
      for update of s skip locked
@@ -1118,7 +948,7 @@ followed as (
 progressed as (
   -- As in end_generation.
   update vidgen.budgets as b
-     set crashes = 0, waiting_since = null
+     set crashes = 0, suspect = false, waiting_since = null
     from followed
    where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 ),
@@ -1200,7 +1030,7 @@ progressed as (
   -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
   -- that workers die of.
   update vidgen.budgets as b
-     set crashes = 0,
+     set crashes = 0, suspect = false,
          waiting_since = case
            when not exists (
              select from vidgen.checkpoints as c
@@ -1562,7 +1392,7 @@ waiting as materialized (
     from (
       select distinct on (r.user_id) r.user_id, r.task_id
         from vidgen.resumes as r
-       where r.class = 1 and r.resume_at <= now()
+       where r.stage = 'video' and r.resume_at <= now()
          and r.user_id not in (select aside.user_id from aside)
        order by r.user_id, r.resume_at
     ) as of_user
@@ -1645,7 +1475,7 @@ with kept as materialized (
   select r.task_id
     from vidgen.resumes as r
     join vidgen.checkpoints as c on c.task_id = r.task_id and c.state = 'storing'
-   where r.class = 0
+   where r.stage is null
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
      and exists (
        select from vidgen.troubles as t
@@ -1720,7 +1550,7 @@ waiting as materialized (
   (select t.id, t.failures, 1 as place, r.resume_at as since
      from vidgen.resumes as r
      join public.video_generation_tasks as t on t.id = r.task_id
-    where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
+    where r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
     order by r.resume_at
     limit 20)
   union all
