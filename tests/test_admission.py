@@ -787,7 +787,7 @@ async def test_what_waits_for_a_slot_waits_in_the_row_cancellable_and_free(world
 
 async def test_a_task_that_waits_between_image_and_video_goes_on_by_itself(world: World) -> None:
     """One video slot, four tasks: each waits its turn in Postgres, and pays once per stage."""
-    world.runway.set(image_seconds=0.05, video_seconds=0.3)
+    world.runway.set(image_seconds=0.05, video_seconds=2.0)
     user = world.user()
     tasks = [world.order(user, world.scene(user)) for _ in range(4)]
     waited: list[str] = []

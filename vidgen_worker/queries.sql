@@ -226,17 +226,13 @@ waiting as materialized (
          coalesce(budget.suspect, false) as suspect
     from line
    cross join lateral (
-     -- What the cap counts: what runs, and what waits to go on.
-     select (
-              select count(*)
-                from public.video_generation_tasks as t
+     -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
+     select case when %(max_running_per_user)s::integer is not null then (
+              select count(*) from public.video_generation_tasks as t
                where t.user_id = line.user_id and t.status = 'processing'
-                 and %(max_running_per_user)s::integer is not null
             ) + (
-              select count(*)
-                from vidgen.resumes as r
-               where r.user_id = line.user_id and %(max_running_per_user)s::integer is not null
-            ) as tasks
+              select count(*) from vidgen.resumes as r where r.user_id = line.user_id
+            ) end as tasks
    ) as begun
    cross join lateral (
      -- One probe per priority: rows for later, however many, are never walked.
@@ -271,14 +267,13 @@ chosen as materialized (
   select w.id
     from waiting as w
    where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed) and not w.suspect
-     and (%(max_running_per_user)s::integer is null
-          or (
-            w.rank + w.tasks <= %(max_running_per_user)s::integer
-            -- Another claim had this turn after our snapshot: what it began is not in our count.
-            and w.waiting_since = (
-              select seen.waiting_since from vidgen.turns as seen where seen.user_id = w.user_id
-            )
-          ))
+     and (w.tasks is null or (
+       w.rank + w.tasks <= %(max_running_per_user)s::integer
+       -- Another claim had this turn after our snapshot: what it began is not in our count.
+       and w.waiting_since = (
+         select seen.waiting_since from vidgen.turns as seen where seen.user_id = w.user_id
+       )
+     ))
    order by w.rank, w.waiting_since
    limit (select case when limited then (select count(*) from image_slots) else most end from places)
 ),
@@ -377,25 +372,20 @@ video_slots as materialized (
    )
      for update skip locked
 ),
-free as materialized (
-  select place.video_kept,
-         case when place.images_limited then (select count(*) from image_slots) end as images,
-         case when place.videos_limited then (select count(*) from video_slots) end as videos
-    from place
-),
 alone as materialized (
   -- Here and below each task is taken by its id: a plan made while little waited would rather walk all
   -- that waits. One that refuses takes a place in this claim and none in the next.
   select begun.*, first.stage
     from (
       select suspect.task_id, suspect.stage
-        from suspect, gate, free
+        from suspect, gate, place
        where %(idle)s
          and case
                when suspect.stage is null then not gate.aside
                when gate.closed then false
-               when suspect.stage = 'video' then free.videos is distinct from 0
-               else free.images is distinct from 0
+               when suspect.stage = 'video'
+               then not place.videos_limited or exists (select from video_slots)
+               else not place.images_limited or exists (select from image_slots)
              end
        order by suspect.run_after
       offset 0
@@ -434,9 +424,13 @@ clips as materialized (
    cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit (
      select greatest(
-              least(%(slots)s - (select count(*) from living), free.videos - free.video_kept), 0
+              least(
+                %(slots)s - (select count(*) from living),
+                case when videos_limited then (select count(*) from video_slots) - video_kept end
+              ),
+              0
             )
-       from free
+       from place
    )
 ),
 begun as materialized (
