@@ -651,8 +651,8 @@ exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
     -- What the claim skips and what is resumed later are rows of one table: no new condition there.
-    insert into vidgen.resumes as r (task_id, user_id, stage, resume_at)
-    select t.id, t.user_id, 'image', noted.until
+    insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
+    select t.id, t.user_id, t.lane, 'image', noted.until
       from public.video_generation_tasks as t
      where t.id = of_task
         on conflict (task_id) do update set resume_at = excluded.resume_at;
@@ -894,7 +894,7 @@ begin
   if not found or refusal.until is null or refusal.until > now() then
     return null;
   end if;
-  select t.status, t.user_id, t.run_after into task
+  select t.status, t.user_id, t.lane, t.run_after into task
     from public.video_generation_tasks as t where t.id = of_task;
   if not found then
     delete from vidgen.refusals as r where r.task_id = of_task;
@@ -919,7 +919,8 @@ begin
   update vidgen.refusals as r set until = null where r.task_id = of_task;
   delete from vidgen.resumes as r where r.task_id = of_task and r.stage = 'image';
   if found and task.status = 'pending' then
-    insert into vidgen.arrivals (user_id, due_at) values (task.user_id, task.run_after);
+    insert into vidgen.arrivals (user_id, lane, due_at)
+    values (task.user_id, task.lane, task.run_after);
     perform pg_notify('vidgen_tasks', '');
   end if;
   return task.status;

@@ -1,16 +1,19 @@
 -- The line: whose turn it is, what has arrived, what goes on.
 
--- Turns: users with waiting tasks take turns, however many rows each has. `waiting_since` is the
--- user's place in the line; null means nothing is due before `due_at`. `arrivals` tells a claim
+-- Turns: users with waiting tasks take turns, however many rows each has, in each lane (a pair of models)
+-- by itself: what one lane has no place for keeps no other waiting. `waiting_since` is the user's place
+-- in the line; null means nothing is due before `due_at`. `arrivals` tells a claim
 -- that a new row came in after its snapshot, so that it doesn't send the user away.
 create table vidgen.turns (
-  user_id uuid primary key,
+  user_id uuid not null,
+  lane smallint not null,
   waiting_since timestamptz,
   due_at timestamptz not null default 'infinity',
-  arrivals bigint not null default 0
+  arrivals bigint not null default 0,
+  primary key (user_id, lane)
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
-create index turns_in_line on vidgen.turns (waiting_since) where waiting_since is not null;
+create index turns_in_line on vidgen.turns (lane, waiting_since) where waiting_since is not null;
 create index turns_later on vidgen.turns (due_at) where waiting_since is null;
 
 -- The mailbox of the line: an INSERT of a client only ever appends here, so it never waits for
@@ -19,6 +22,7 @@ create index turns_later on vidgen.turns (due_at) where waiting_since is null;
 create table vidgen.arrivals (
   id bigint generated always as identity primary key,
   user_id uuid not null,
+  lane smallint not null,
   due_at timestamptz not null
 ) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 
@@ -27,6 +31,7 @@ create table vidgen.arrivals (
 -- still is done. Both go on before anything new begins. 'image': set aside before anything began.
 create table vidgen.resumes (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
+  lane smallint not null,
   stage text,
   resume_at timestamptz not null,
   -- VIDGEN_MAX_RUNNING_PER_USER counts what a user has begun and not ended: what runs, and what waits
@@ -45,7 +50,7 @@ comment on column vidgen.resumes.followers is
 create index resumes_in_order on vidgen.resumes (stage, resume_at);
 create index resumes_by_user on vidgen.resumes (user_id);
 
--- New rows: one arrival per user and one NOTIFY per statement, none for rows that are for later.
+-- New rows: one arrival per user and lane, and one NOTIFY per statement, none for rows that are for later.
 create function vidgen.tasks_arrive() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -54,8 +59,8 @@ declare
   due boolean;
 begin
   with arrived as (
-    insert into vidgen.arrivals (user_id, due_at)
-    select user_id, min(run_after) from inserted group by user_id
+    insert into vidgen.arrivals (user_id, lane, due_at)
+    select user_id, lane, min(run_after) from inserted group by user_id, lane
     returning due_at
   )
   select bool_or(due_at <= now()) into due from arrived;
@@ -105,10 +110,11 @@ begin
     end if;
     if goes_on is not true then
       delete from vidgen.resumes as r where r.task_id = new.id;
-      insert into vidgen.arrivals (user_id, due_at) values (new.user_id, new.run_after);
+      insert into vidgen.arrivals (user_id, lane, due_at)
+      values (new.user_id, new.lane, new.run_after);
     else
-      insert into vidgen.resumes as r (task_id, user_id, stage, resume_at, followers)
-      values (new.id, new.user_id, stage, new.run_after, followers)
+      insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at, followers)
+      values (new.id, new.user_id, new.lane, stage, new.run_after, followers)
           on conflict (task_id) do update
          set stage = excluded.stage, resume_at = excluded.resume_at, followers = excluded.followers;
     end if;
@@ -135,11 +141,11 @@ create trigger task_moves
 -- resumes. Few; the fence keeps a plan from beginning at what waits, however little that was when it
 -- was made.
 create view vidgen.suspects with (security_invoker = true) as
-select b.task_id, t.run_after, r.followers,
+select b.task_id, t.lane, t.run_after, r.followers,
        case when r.task_id is null then 'image' else r.stage end as stage
   from vidgen.budgets as b
  cross join lateral (
-   select t.status, t.run_after
+   select t.status, t.lane, t.run_after
      from public.video_generation_tasks as t
     where t.id = b.task_id
    offset 0
@@ -174,13 +180,13 @@ revoke all on function
   vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
 
-grant insert (user_id, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
+grant insert (user_id, lane, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant update (waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant select, delete on vidgen.arrivals, vidgen.resumes, vidgen.turns to vidgen_worker;
 grant select on vidgen.suspects to vidgen_worker;
-grant insert (user_id, due_at) on vidgen.arrivals to vidgen_worker;
+grant insert (user_id, lane, due_at) on vidgen.arrivals to vidgen_worker;
 grant update (due_at) on vidgen.arrivals to vidgen_worker;
-grant insert (task_id, stage, resume_at, user_id) on vidgen.resumes to vidgen_worker;
+grant insert (task_id, lane, stage, resume_at, user_id) on vidgen.resumes to vidgen_worker;
 grant update (resume_at, followers) on vidgen.resumes to vidgen_worker;
 grant execute on function vidgen.is_left_alone(text, text, text, text, interval) to vidgen_worker;
 

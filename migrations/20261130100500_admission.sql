@@ -642,12 +642,12 @@ begin
   update vidgen.turns as t
      set waiting_since = null, due_at = until_then
     from (
-      select w.user_id
+      select w.user_id, w.lane
         from vidgen.turns as w
        where w.user_id = of_user
          for update skip locked
     ) as turn
-   where t.user_id = turn.user_id;
+   where (t.user_id, t.lane) = (turn.user_id, turn.lane);
 end
 $$;
 
@@ -674,7 +674,8 @@ begin
            for update skip locked
       ) as waiting
      where r.task_id = waiting.task_id;
-    insert into vidgen.arrivals (user_id, due_at) values (of_user, now());
+    insert into vidgen.arrivals (user_id, lane, due_at)
+    select t.user_id, t.lane, now() from vidgen.turns as t where t.user_id = of_user;
     perform pg_notify('vidgen_tasks', '');
   end if;
 end

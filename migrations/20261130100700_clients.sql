@@ -201,7 +201,7 @@ begin
       -- The order keeps the planner from reading the whole table in the hope of finding enough.
       (select from public.video_generation_tasks as t
         where t.user_id = owner and t.status = 'pending'
-        order by t.priority desc
+        order by t.lane, t.priority desc
         limit limits.max_unfinished_per_user + 1)
       union all
       (select from public.video_generation_tasks as t

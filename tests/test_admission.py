@@ -277,7 +277,9 @@ def test_a_slot_is_left_for_a_task_that_is_to_run_alone(ground: Ground, model: s
     (suspect, other) = (ground.held(hand, *steps), ground.held(hand, *steps))
     for held in (other, suspect):
         assert hand.about(held, "requeue")
-    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect.id
+    )
     limit(hand, model, 1)
 
     assert hand.claim(idle=False) == [], "the only slot is not for the other one"
@@ -294,7 +296,9 @@ def past_image(ground: Ground, hand: Hand, tasks: int) -> tuple[Held, list[Held]
     held = [ground.held(hand, "start_task", *STAGE) for _ in range(1 + tasks)]
     for one in held:
         assert hand.about(one, "requeue")
-    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held[0].id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held[0].id
+    )
     return held[0], held[1:]
 
 

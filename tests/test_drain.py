@@ -256,7 +256,9 @@ async def test_a_suspect_does_not_starve_under_load(world: World) -> None:
     async with world.worker(**QUICK, VIDGEN_CONCURRENCY="2"):
         user = world.user()
         suspect = world.order(user, world.scene(user))
-        world.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect)
+        world.sql(
+            "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect
+        )
         row = await world.until(suspect)
         rest = world.one(
             "select count(*) as rows from video_generation_tasks where status = 'pending'"
@@ -313,7 +315,9 @@ async def test_a_suspect_does_not_wait_for_what_is_only_polled(world: World) -> 
             await submitted.wait()
         user = world.user()
         suspect = world.order(user, world.scene(user))
-        world.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect)
+        world.sql(
+            "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect
+        )
         row = await world.until(suspect)
         await world.until(long, "processing", attempt=2)
         (other,) = many(world, 1)
@@ -383,7 +387,9 @@ async def test_a_suspect_runs_alone(world: World) -> None:
         """)
     tasks = many(world, 6)
     for task in tasks[:3]:
-        world.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task)
+        world.sql(
+            "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task
+        )
     async with world.worker(**QUICK):
         await until_true(world, ENDED)
     assert {row["tasks"] for row in world.sql("select tasks from company")} == {1}

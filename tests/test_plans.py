@@ -187,8 +187,8 @@ def test_a_plan_made_while_there_was_nothing_stays_good(
             hand("line_up")
         if name == "resume":
             ground.sql(
-                "insert into vidgen.resumes (task_id, user_id, stage, resume_at)"
-                f" select id, user_id, 'video', now() from public.{TASKS} limit 20"
+                "insert into vidgen.resumes (task_id, user_id, lane, stage, resume_at)"
+                f" select id, user_id, lane, 'video', now() from public.{TASKS} limit 20"
             )
             ground.sql(
                 f"insert into vidgen.budgets (task_id, crashes, suspect) select id, 2, true from public.{TASKS}"

@@ -35,7 +35,9 @@ def cancel(_: Ground, hand: Hand, held: Held) -> None:
 
 
 def lost(ground: Ground, hand: Hand, held: Held) -> None:
-    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
+    )
     ground.silent(hand.worker_id)
     (row,) = ground.worker()("take_over")
     assert row["kind"] == "lost"

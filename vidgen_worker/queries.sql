@@ -74,7 +74,7 @@ select 'cancel_waiting', null, null
 -- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
 -- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
 with mail as materialized (
-  select ctid, user_id, due_at
+  select ctid, user_id, lane, due_at
     from vidgen.arrivals
    order by id
    limit 2000
@@ -85,26 +85,26 @@ emptied as (
   delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
 ),
 due as materialized (
-  select user_id, due_at
+  select user_id, lane, due_at
     from vidgen.turns
    where waiting_since is null and due_at <= now()
    order by due_at
    limit 500
      for update skip locked
 )
-insert into vidgen.turns as t (user_id, waiting_since, due_at, arrivals)
-select user_id, case when due_at <= now() then clock_timestamp() end,
+insert into vidgen.turns as t (user_id, lane, waiting_since, due_at, arrivals)
+select user_id, lane, case when due_at <= now() then clock_timestamp() end,
        case when due_at <= now() then 'infinity' else due_at end, 1
   from (
-    select b.user_id, greatest(min(b.due_at), min(u.paused_until)) as due_at
+    select b.user_id, b.lane, greatest(min(b.due_at), min(u.paused_until)) as due_at
       from (
-        select user_id, due_at from mail union all select user_id, due_at from due
+        select user_id, lane, due_at from mail union all select user_id, lane, due_at from due
       ) as b
       left join vidgen.user_limits as u on u.user_id = b.user_id
-     group by b.user_id
+     group by b.user_id, b.lane
   ) as comes
- order by user_id
-on conflict (user_id) do update
+ order by user_id, lane
+on conflict (user_id, lane) do update
    set waiting_since = coalesce(t.waiting_since, excluded.waiting_since),
        due_at = case
                   when excluded.waiting_since is not null then 'infinity'
@@ -113,7 +113,7 @@ on conflict (user_id) do update
        arrivals = t.arrivals + 1
 
 -- fragment next_due --
--- When user t has something due again; 'infinity': nothing waits for later. One probe per priority.
+-- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
 coalesce(
   (
     select min(later.run_after)
@@ -121,7 +121,7 @@ coalesce(
      cross join lateral (
        select l.run_after
          from public.video_generation_tasks as l
-        where l.user_id = t.user_id and l.priority = p.priority
+        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
           and l.status = 'pending' and l.run_after > now()
         order by l.run_after
         limit 1
@@ -135,7 +135,8 @@ coalesce(
 suspect as materialized (
   select s.task_id, s.run_after, s.stage
     from vidgen.suspects as s
-   where s.followers is null or s.followers && %(scopes)s::text[]
+   where (s.stage is null or s.lane = %(lane)s)
+     and (s.followers is null or s.followers && %(scopes)s::text[])
 ),
 gate as materialized (
   select count(*) > 0 as closed,
@@ -177,7 +178,7 @@ ready as materialized (
          ) as living,
          coalesce(place.videos > 0, true) and exists (
            select from vidgen.resumes as r
-            where r.stage = 'video' and r.resume_at <= now()
+            where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now()
               and not exists (select from suspect where suspect.task_id = r.task_id)
          ) as clips
     from gate, place
@@ -211,7 +212,7 @@ line as materialized (
             where u.user_id = turns.user_id and u.paused_until is not null
          ) as slowed
     from vidgen.turns
-   where waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
    order by waiting_since
    limit coalesce((select least(most, 200) from places), 0)
      for update skip locked
@@ -244,7 +245,7 @@ waiting as materialized (
       cross join lateral (
         select t.id, t.priority, t.run_after, t.created_at
           from public.video_generation_tasks as t
-         where t.user_id = line.user_id and t.priority = p.priority
+         where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
            and t.status = 'pending' and t.run_after <= now()
            and not exists (select from vidgen.resumes as r where r.task_id = t.id)
          order by t.run_after, t.created_at
@@ -271,7 +272,9 @@ chosen as materialized (
        w.rank + w.tasks <= %(max_running_per_user)s::integer
        -- Another claim had this turn after our snapshot: what it began is not in our count.
        and w.waiting_since = (
-         select seen.waiting_since from vidgen.turns as seen where seen.user_id = w.user_id
+         select seen.waiting_since
+           from vidgen.turns as seen
+          where seen.user_id = w.user_id and seen.lane = %(lane)s
        )
      ))
    order by w.rank, w.waiting_since
@@ -298,7 +301,9 @@ left_over as materialized (
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
          count(waiting.id) > count(begun.id)
          or line.arrivals is distinct from (
-           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = %(lane)s
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
          -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
@@ -324,7 +329,7 @@ moved as (
              -- use next_due --
          end
     from left_over as o
-   where t.user_id = o.user_id
+   where t.user_id = o.user_id and t.lane = %(lane)s
   returning t.waiting_since
 )
 select c.*, false as alone,
@@ -332,7 +337,8 @@ select c.*, false as alone,
        exists (select from moved where waiting_since is not null)
        or exists (
          select from vidgen.turns as t
-          where t.waiting_since is not null and t.user_id <> all (array(select user_id from line))
+          where t.lane = %(lane)s and t.waiting_since is not null
+            and t.user_id <> all (array(select user_id from line))
        ) as more
   from begun as c
  order by c.run_after, c.created_at
@@ -367,7 +373,10 @@ video_slots as materialized (
    limit (
      select count(*)
        from (
-         select from vidgen.resumes where stage = 'video' and resume_at <= now() limit %(slots)s + 1
+         select
+           from vidgen.resumes
+          where lane = %(lane)s and stage = 'video' and resume_at <= now()
+          limit %(slots)s + 1
        ) as waiting
    )
      for update skip locked
@@ -414,7 +423,7 @@ clips as materialized (
     from (
       select r.task_id
         from vidgen.resumes as r
-       where r.stage = 'video' and r.resume_at <= now()
+       where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now()
          and not (select videos from gate)
          and not exists (select from suspect where suspect.task_id = r.task_id)
          and not exists (select from alone)
@@ -474,8 +483,8 @@ select ready.suspects or ready.living or ready.clips as resumable,
          or (
            coalesce(place.images > 0, true)
            and (
-             exists (select from vidgen.turns where waiting_since is not null)
-             or exists (select from vidgen.arrivals)
+             exists (select from vidgen.turns where lane = %(lane)s and waiting_since is not null)
+             or exists (select from vidgen.arrivals where lane = %(lane)s)
            )
          )
        ) as waiting
@@ -487,18 +496,20 @@ select ready.suspects or ready.living or ready.clips as resumable,
 -- keep everybody waiting. A row that came in after our snapshot shows in `arrivals`, now or when the
 -- mailbox is emptied.
 with line as materialized (
-  select user_id, arrivals
+  select user_id, lane, arrivals
     from vidgen.turns
-   where waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
    order by waiting_since
    limit 500
      for update skip locked
 ),
 idle as materialized (
-  select line.user_id
+  select line.user_id, line.lane
     from line
    where line.arrivals = (
-           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = line.lane
          )
      and not exists (
        select
@@ -506,7 +517,7 @@ idle as materialized (
         cross join lateral (
           select
             from public.video_generation_tasks as t
-           where t.user_id = line.user_id and t.priority = p.priority
+           where t.user_id = line.user_id and t.lane = line.lane and t.priority = p.priority
              and t.status = 'pending' and t.run_after <= now()
              and not exists (select from vidgen.resumes as r where r.task_id = t.id)
            order by t.run_after
@@ -519,7 +530,7 @@ update vidgen.turns as t
        due_at =
          -- use next_due --
   from idle
- where t.user_id = idle.user_id
+ where t.user_id = idle.user_id and t.lane = idle.lane
 returning t.user_id
 
 -- claim_cancelled --
@@ -743,7 +754,8 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 -- where the model has a limit and no slot is free; or by a limit of its user, which is asked last: it
 -- then counts what begins here. A repeat finds its own submission and changes nothing.
 with mine as materialized (
-  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
+  select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
+         t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
    where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
      and t.status = 'processing'
@@ -784,7 +796,10 @@ other as materialized (
      and s.task_id is null and not exists (select from own)
      and (
        %(stage)s = 'image' or gate.on_trial
-       or not exists (select from vidgen.resumes where stage = 'video' and resume_at <= now())
+       or not exists (
+         select from vidgen.resumes as r
+          where r.lane = mine.lane and r.stage = 'video' and r.resume_at <= now()
+       )
      )
    limit 1
      for update of s skip locked
@@ -1394,7 +1409,7 @@ waiting as materialized (
    limit 3
 ),
 line as materialized (
-  select n.user_id
+  select n.user_id, n.lane
     from vidgen.turns as n
    where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
      and n.user_id not in (select waiting.user_id from waiting)
@@ -1409,7 +1424,8 @@ chosen as materialized (
    cross join lateral (
      select t.id
        from public.video_generation_tasks as t
-      where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+      where t.user_id = line.user_id and t.lane = line.lane
+        and t.status = 'pending' and t.run_after <= now()
         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
       order by t.priority desc, t.run_after, t.created_at
       limit 1
@@ -1538,13 +1554,17 @@ with gate as materialized (
      for update of g
 ),
 line as materialized (
-  select user_id from vidgen.turns where waiting_since is not null order by waiting_since limit 20
+  select user_id
+    from vidgen.turns
+   where lane = %(lane)s and waiting_since is not null
+   order by waiting_since
+   limit 20
 ),
 waiting as materialized (
   (select t.id, t.failures, 1 as place, r.resume_at as since
      from vidgen.resumes as r
      join public.video_generation_tasks as t on t.id = r.task_id
-    where r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
+    where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
     order by r.resume_at
     limit 20)
   union all
@@ -1553,7 +1573,8 @@ waiting as materialized (
     cross join lateral (
       select t.id, t.failures, t.created_at
         from public.video_generation_tasks as t
-       where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+       where t.user_id = line.user_id and t.lane = %(lane)s
+         and t.status = 'pending' and t.run_after <= now()
          and not exists (select from vidgen.resumes as r where r.task_id = t.id)
        order by t.priority desc, t.run_after, t.created_at
        limit 1
@@ -1737,12 +1758,12 @@ delete from vidgen.gates as g
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
 delete from vidgen.turns as t
  using (
-   select user_id
+   select user_id, lane
      from vidgen.turns
     where waiting_since is null and due_at = 'infinity'
       for update skip locked
  ) as idle
- where t.user_id = idle.user_id
+ where t.user_id = idle.user_id and t.lane = idle.lane
 
 -- sweep_limits --
 -- Rejections that are old enough to be forgotten, and troubles of users that nobody met again.

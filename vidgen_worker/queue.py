@@ -119,6 +119,8 @@ LOCKED = "55P03 locked by another transaction"
 """As `vidgen.note_refusal` has it, which knows a lock by its SQLSTATE."""
 SCENE_BYTES_MAX = 40_000
 """The largest value of one column of a scene that is read, in bytes (`vidgen.read_scene`)."""
+LANE = 1
+"""The lane of the two models in the settings."""
 ABSENCE = timedelta(hours=1)
 """Anyone may follow a generation when no worker that may has been heard of for so long."""
 
@@ -332,7 +334,7 @@ class Queue:
                 return claimed
         if not state["waiting"]:
             return claimed
-        left = await self._claims.once("clear_line")
+        left = await self._claims.once("clear_line", lane=LANE)
         return Claimed([], more=True, cleared=bool(left))
 
     async def _begin(self, slots: int, *, idle: bool, resumed: bool) -> Claimed:
@@ -756,7 +758,7 @@ class Queue:
         """Take the one task that tries a gate after a storm; none while another one does."""
         rows = await self.db.once(
             "claim_trial", worker_id=self.worker_id, **self._gate(gate), probes=probes,
-            max_running_per_user=self.settings.vidgen_max_running_per_user,
+            max_running_per_user=self.settings.vidgen_max_running_per_user, lane=LANE,
         )  # fmt: skip
         return self._taken(rows)
 
@@ -811,7 +813,7 @@ class Queue:
             **self.key.names(),
             "image_model": self.key.image_model,
             "video_model": self.key.video_model,
-            "max_crashes": self.settings.vidgen_max_crashes,
+            "lane": LANE,
         }
 
     def _models(self) -> dict[str, Any]:
