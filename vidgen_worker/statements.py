@@ -22,8 +22,8 @@ def load_queries(file: str) -> Mapping[str, LiteralString]:
 def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
     """Take the text of such a file apart.
 
-    `-- fragment name --` is a part of statements, and stands for a line `-- use name --` in them. It
-    holds no lock: what it reads, it reads in its statement's snapshot.
+    `-- fragment name --` is a part of statements, and stands for a line `-- use name --` in them.
+    It holds no lock: what it reads, it reads in its statement's snapshot.
     """
     parts = _BLOCK.split(text)[1:]
     blocks: dict[str, str] = {}
