@@ -100,10 +100,11 @@ def begin(site: Site, lock: str) -> UUID:
             "  insert into public.video_generation_tasks (scene_id, user_id)"
             "  select s, %s from unnest(%s::uuid[]) as s returning id, user_id"
             "), waits as ("
-            "  insert into vidgen.resumes (task_id, user_id, class, resume_at)"
-            "  select id, user_id, 1, now() + interval '1 hour' from made"
+            "  insert into vidgen.resumes (task_id, user_id, lane, stage, resume_at)"
+            "  select id, user_id, 1, 'video', now() + interval '1 hour' from made"
             ")"
-            " insert into vidgen.budgets (task_id, crashes) select id, 2 from made limit 1",
+            " insert into vidgen.budgets (task_id, crashes, suspect)"
+            " select id, 2, true from made limit 1",
             user, site.scenes(TASKS - 1, [user]),
         )  # fmt: skip
         return user

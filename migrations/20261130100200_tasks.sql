@@ -8,6 +8,7 @@ create table public.video_generation_tasks (
   user_id uuid not null default auth.uid(),
   scene_id uuid references public.video_scenes (id) on delete set null,
   status text not null default 'pending',
+  lane smallint not null default 1,
   priority smallint not null default 0,
   failures smallint not null default 0,
   max_failures smallint not null default 3,
@@ -77,13 +78,15 @@ alter table public.video_generation_tasks enable row level security;
 
 comment on table public.video_generation_tasks is
   'One order of one user for one video of one scene. Insert a row, then watch it.';
+comment on column public.video_generation_tasks.lane is
+  'Which pair of models makes it.';
 comment on column public.video_generation_tasks.video_path is
   'Object name in the videos bucket: the lasting reference. Sign it again when video_url is over.';
 
--- A user's own waiting tasks in their order. The claim probes it with (user, priority) and
--- run_after up to now, so rows for later are never walked.
+-- A user's own waiting tasks of a lane in their order. The claim probes it with (user, lane, priority)
+-- and run_after up to now, so rows for later are never walked.
 create index video_generation_tasks_waiting on public.video_generation_tasks
-  (user_id, priority desc, run_after, created_at) where status = 'pending';
+  (user_id, lane, priority desc, run_after, created_at) where status = 'pending';
 -- What a worker holds: takeover, heartbeat verdicts, drain.
 create index video_generation_tasks_running on public.video_generation_tasks
   (worker_id) where status = 'processing';
@@ -170,13 +173,13 @@ begin
   elsif old.status in ('completed', 'failed', 'cancelled') then
     -- But for a scene that goes away and a URL signed again.
     if (
-      new.id, new.user_id, new.priority, new.failures, new.max_failures, new.attempt, new.progress,
+      new.id, new.user_id, new.lane, new.priority, new.failures, new.max_failures, new.attempt, new.progress,
       new.stage_progress, new.current_step, new.message, new.error_code, new.error_message, new.error,
       new.resolution, new.video_ratio, new.image_ratio, new.image_path, new.image_url, new.video_path,
       new.worker_id, new.cancel_requested_at, new.run_after, new.created_at, new.started_at,
       new.completed_at
     ) is distinct from (
-      old.id, old.user_id, old.priority, old.failures, old.max_failures, old.attempt, old.progress,
+      old.id, old.user_id, old.lane, old.priority, old.failures, old.max_failures, old.attempt, old.progress,
       old.stage_progress, old.current_step, old.message, old.error_code, old.error_message, old.error,
       old.resolution, old.video_ratio, old.image_ratio, old.image_path, old.image_url, old.video_path,
       old.worker_id, old.cancel_requested_at, old.run_after, old.created_at, old.started_at,

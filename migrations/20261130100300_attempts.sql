@@ -168,20 +168,24 @@ create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
 create table vidgen.budgets (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
   crashes smallint not null default 0,
+  suspect boolean not null default false,
   retries smallint not null default 0,
   rejected_inputs text,
   waiting_since timestamptz,
   cancel_after timestamptz,
-  constraint crashes_are_not_negative check (crashes >= 0 and retries >= 0)
+  constraint crashes_are_not_negative check (crashes >= 0 and retries >= 0),
+  constraint a_suspect_has_crashed check (crashes > 0 or not suspect)
 );
 
+comment on column vidgen.budgets.suspect is
+  'One death below VIDGEN_MAX_CRASHES: it runs alone, so that no other task is blamed for its next one.';
 comment on column vidgen.budgets.waiting_since is
   'Since when the task has only waited for somebody to answer; null once it has come further.';
 comment on column vidgen.budgets.cancel_after is
   'Until then no worker asks the provider again to cancel this task''s generation.';
 
 -- Suspects are few: an idle worker finds them without a look at what waits.
-create index budgets_crashed on vidgen.budgets (crashes) where crashes > 0;
+create index budgets_suspect on vidgen.budgets (task_id) where suspect;
 
 -- No foreign key: an object must not be forgotten with its task.
 create table vidgen.uploads (
@@ -738,8 +742,8 @@ exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
     -- What the claim skips and what is resumed later are rows of one table: no new condition there.
-    insert into vidgen.resumes as r (task_id, user_id, class, resume_at)
-    select t.id, t.user_id, 2, noted.until
+    insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
+    select t.id, t.user_id, t.lane, 'image', noted.until
       from public.video_generation_tasks as t
      where t.id = of_task
         on conflict (task_id) do update set resume_at = excluded.resume_at;
@@ -820,8 +824,9 @@ begin
             where w.id = from_worker and w.left_at is not null
          )::integer
     into died;
-  insert into vidgen.budgets as b (task_id, crashes) values (of_task, died)
-      on conflict (task_id) do update set crashes = excluded.crashes;
+  insert into vidgen.budgets as b (task_id, crashes, suspect)
+  values (of_task, died, died >= max_crashes - 1)
+      on conflict (task_id) do update set crashes = excluded.crashes, suspect = excluded.suspect;
 
   if died >= max_crashes then
     update public.video_generation_tasks as t
@@ -983,7 +988,7 @@ begin
   if not found or refusal.until is null or refusal.until > now() then
     return null;
   end if;
-  select t.status, t.user_id, t.run_after into task
+  select t.status, t.user_id, t.lane, t.run_after into task
     from public.video_generation_tasks as t where t.id = of_task;
   if not found then
     delete from vidgen.refusals as r where r.task_id = of_task;
@@ -1006,9 +1011,10 @@ begin
     task.status := 'failed';
   end if;
   update vidgen.refusals as r set until = null where r.task_id = of_task;
-  delete from vidgen.resumes as r where r.task_id = of_task and r.class = 2;
+  delete from vidgen.resumes as r where r.task_id = of_task and r.stage = 'image';
   if found and task.status = 'pending' then
-    insert into vidgen.arrivals (user_id, due_at) values (task.user_id, task.run_after);
+    insert into vidgen.arrivals (user_id, lane, due_at)
+    values (task.user_id, task.lane, task.run_after);
     perform pg_notify('vidgen_tasks', '');
   end if;
   return task.status;
@@ -1027,7 +1033,7 @@ as $$
 #variable_conflict use_variable
 begin
   update vidgen.budgets as b
-     set crashes = 0, waiting_since = null, cancel_after = null
+     set crashes = 0, suspect = false, waiting_since = null, cancel_after = null
    where b.task_id = new.id
      and (b.crashes > 0 or b.waiting_since is not null or b.cancel_after is not null);
   delete from vidgen.checkpoints as c
@@ -1134,10 +1140,10 @@ grant select on
   vidgen.budgets, vidgen.keys, vidgen.scene_writes, vidgen.set_aside, vidgen.submissions
   to vidgen_worker;
 grant insert (
-  task_id, crashes, rejected_inputs, waiting_since, cancel_after
+  task_id, crashes, suspect, rejected_inputs, waiting_since, cancel_after
 ) on vidgen.budgets to vidgen_worker;
 grant update (
-  crashes, rejected_inputs, waiting_since, cancel_after
+  crashes, suspect, rejected_inputs, waiting_since, cancel_after
 ) on vidgen.budgets to vidgen_worker;
 grant insert (
   id, task_id, user_id, stage, attempt, worker_id, bucket, path

@@ -1,16 +1,19 @@
 -- The line: whose turn it is, what has arrived, what goes on.
 
--- Turns: users with waiting tasks take turns, however many rows each has. `waiting_since` is the
--- user's place in the line; null means nothing is due before `due_at`. `arrivals` tells a claim
+-- Turns: users with waiting tasks take turns, however many rows each has, in each lane (a pair of models)
+-- by itself: what one lane has no place for keeps no other waiting. `waiting_since` is the user's place
+-- in the line; null means nothing is due before `due_at`. `arrivals` tells a claim
 -- that a new row came in after its snapshot, so that it doesn't send the user away.
 create table vidgen.turns (
-  user_id uuid primary key,
+  user_id uuid not null,
+  lane smallint not null,
   waiting_since timestamptz,
   due_at timestamptz not null default 'infinity',
-  arrivals bigint not null default 0
+  arrivals bigint not null default 0,
+  primary key (user_id, lane)
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
-create index turns_in_line on vidgen.turns (waiting_since) where waiting_since is not null;
+create index turns_in_line on vidgen.turns (lane, waiting_since) where waiting_since is not null;
 create index turns_later on vidgen.turns (due_at) where waiting_since is null;
 
 -- The mailbox of the line: an INSERT of a client only ever appends here, so it never waits for
@@ -19,14 +22,17 @@ create index turns_later on vidgen.turns (due_at) where waiting_since is null;
 create table vidgen.arrivals (
   id bigint generated always as identity primary key,
   user_id uuid not null,
+  lane smallint not null,
   due_at timestamptz not null
 ) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 
--- Waiting tasks that have something to go on from: 0 = nothing is left to pay for now (a generation
--- lives at the provider, or the clip is stored), 1 = the still is done. They are claimed before new ones, in this order.
+-- Waiting tasks that don't wait for their user's turn. `stage` is what they submit next. Null: nothing is
+-- left to pay for now, because a generation lives at the provider or the clip is stored. 'video': the
+-- still is done. Both go on before anything new begins. 'image': set aside before anything began.
 create table vidgen.resumes (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
-  class smallint not null,
+  lane smallint not null,
+  stage text,
   resume_at timestamptz not null,
   -- VIDGEN_MAX_RUNNING_PER_USER counts what a user has begun and not ended: what runs, and what waits
   -- to go on. So nothing that goes on can break the cap, and only the claim, which holds the user's
@@ -35,13 +41,13 @@ create table vidgen.resumes (
   user_id uuid not null,
   -- Who may take up a waiting task; null: any worker.
   followers text[],
-  constraint class_is_known check (class in (0, 1, 2))
+  constraint stage_is_known check (stage in ('image', 'video'))
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on column vidgen.resumes.followers is
   'Scopes whose workers may follow what lives of it at the provider; null: nothing does, or anyone may.';
 
-create index resumes_in_order on vidgen.resumes (class, resume_at);
+create index resumes_in_order on vidgen.resumes (stage, resume_at);
 create index resumes_by_user on vidgen.resumes (user_id);
 
 -- A task that waits to go on keeps a place: a suspect one generation, a task past its image room before
@@ -63,7 +69,7 @@ comment on column vidgen.passed_over.times is
 create index passed_over_by_age on vidgen.passed_over (until);
 
 create view vidgen.due_resumes with (security_invoker = true) as
-select r.task_id, r.user_id, r.class, r.resume_at, r.followers
+select r.task_id, r.user_id, r.lane, r.stage, r.resume_at, r.followers
   from vidgen.resumes as r
  where r.resume_at <= now()
    and not exists (
@@ -74,8 +80,9 @@ comment on view vidgen.due_resumes is
   'Tasks that may go on now; not those whose rows another transaction was found to hold.';
 
 -- A task that keeps a place and whose row is locked gives it up, for a pause that grows from three
--- seconds, which is longer than workers leave between two looks, to half a minute. What holds the row may also be another claim, which then begins the task:
--- that costs nothing, it waits no more. Whoever notes the same task just now does it for this one too.
+-- seconds, which is longer than workers leave between two looks, to half a minute. What holds the row may
+-- also be another claim, which then begins the task: that costs nothing, it waits no more. Whoever notes
+-- the same task just now does it for this one too.
 create function vidgen.pass_over(of_task uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -86,7 +93,7 @@ declare
 begin
   if not exists (select from vidgen.resumes as r where r.task_id = of_task)
      and not exists (
-       select from vidgen.budgets as b where b.task_id = of_task and b.crashes > 0
+       select from vidgen.budgets as b where b.task_id = of_task and b.suspect
      ) then
     return;  -- it keeps no place: the next turn of its user meets it
   end if;
@@ -115,7 +122,7 @@ exception
 end
 $$;
 
--- New rows: one arrival per user and one NOTIFY per statement, none for rows that are for later.
+-- New rows: one arrival per user and lane, and one NOTIFY per statement, none for rows that are for later.
 create function vidgen.tasks_arrive() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -124,8 +131,8 @@ declare
   due boolean;
 begin
   with arrived as (
-    insert into vidgen.arrivals (user_id, due_at)
-    select user_id, min(run_after) from inserted group by user_id
+    insert into vidgen.arrivals (user_id, lane, due_at)
+    select user_id, lane, min(run_after) from inserted group by user_id, lane
     returning due_at
   )
   select bool_or(due_at <= now()) into due from arrived;
@@ -147,42 +154,41 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  class smallint;
+  goes_on boolean := false;
+  stage text;
   followers text[];
 begin
   if new.status = 'pending' then
-    select of_stage.class, of_stage.followers into class, followers
+    select true, of_stage.stage, of_stage.followers into goes_on, stage, followers
       from vidgen.checkpoints as c
       join vidgen.submissions as s on s.id = c.submission_id
      cross join lateral (
-       select case
-                when c.state in ('generating', 'storing') then 0
-                when c.state = 'submitting' and s.ended_at is null
-                     and (s.answer is null or s.answer = 'generation') then 0
-                -- The clip is stored: what is left costs nothing either.
-                when c.state = 'done' then case c.stage when 'video' then 0 else 1 end
-              end as class,
+       select c.state <> 'submitting'
+              or (s.ended_at is null and (s.answer is null or s.answer = 'generation')) as goes_on,
+              -- The clip is stored: what is left costs nothing either.
+              case when c.state = 'done' and c.stage = 'image' then 'video' end as stage,
               case
                 when c.state <> 'done'
                 then vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
               end as followers
      ) as of_stage
-     where c.task_id = new.id and of_stage.class is not null
-     order by of_stage.class
+     where c.task_id = new.id and of_stage.goes_on
+     order by of_stage.stage nulls first
      limit 1;
     if old.status in ('failed', 'cancelled') then
       -- Retried by its owner: it waits for its turn, and begins with a clean slate.
-      class := null;
+      goes_on := false;
       delete from vidgen.refusals as r where r.task_id = new.id;
     end if;
-    if class is null then
+    if goes_on is not true then
       delete from vidgen.resumes as r where r.task_id = new.id;
-      insert into vidgen.arrivals (user_id, due_at) values (new.user_id, new.run_after);
+      insert into vidgen.arrivals (user_id, lane, due_at)
+      values (new.user_id, new.lane, new.run_after);
     else
-      insert into vidgen.resumes as r (task_id, user_id, class, resume_at, followers)
-      values (new.id, new.user_id, class, new.run_after, followers)
+      insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at, followers)
+      values (new.id, new.user_id, new.lane, stage, new.run_after, followers)
           on conflict (task_id) do update
-         set class = excluded.class, resume_at = excluded.resume_at, followers = excluded.followers;
+         set stage = excluded.stage, resume_at = excluded.resume_at, followers = excluded.followers;
     end if;
     if new.run_after <= now() then
       perform pg_notify('vidgen_tasks', '');
@@ -202,6 +208,25 @@ create trigger task_moves
     or (old.status = 'pending' and new.status <> 'pending' and old.attempt > 0)
   )
   execute function vidgen.task_moves();
+
+-- Tasks that waited too often for a worker's death, and wait again: each runs alone. `stage` as in
+-- resumes. Few; the fence keeps a plan from beginning at what waits, however little that was when it
+-- was made.
+create view vidgen.suspects with (security_invoker = true) as
+select b.task_id, t.lane, t.run_after, r.followers,
+       case when r.task_id is null then 'image' else r.stage end as stage
+  from vidgen.budgets as b
+ cross join lateral (
+   select t.status, t.lane, t.run_after
+     from public.video_generation_tasks as t
+    where t.id = b.task_id
+   offset 0
+ ) as t
+  left join vidgen.resumes as r on r.task_id = b.task_id
+ where b.suspect and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
+   and not exists (
+     select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
+   );
 
 -- Whether nobody is left who may follow a generation, and nobody has been for so long.
 create function vidgen.is_left_alone(
@@ -230,14 +255,15 @@ revoke all on function
   vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
 
-grant insert (user_id, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
+grant insert (user_id, lane, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant update (waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant select, delete on
   vidgen.arrivals, vidgen.passed_over, vidgen.resumes, vidgen.turns
   to vidgen_worker;
-grant insert (user_id, due_at) on vidgen.arrivals to vidgen_worker;
+grant select on vidgen.suspects to vidgen_worker;
+grant insert (user_id, lane, due_at) on vidgen.arrivals to vidgen_worker;
 grant update (due_at) on vidgen.arrivals to vidgen_worker;
-grant insert (task_id, class, resume_at, user_id) on vidgen.resumes to vidgen_worker;
+grant insert (task_id, lane, stage, resume_at, user_id) on vidgen.resumes to vidgen_worker;
 grant update (resume_at, followers) on vidgen.resumes to vidgen_worker;
 grant insert (task_id, until) on vidgen.passed_over to vidgen_worker;
 grant update (times, until) on vidgen.passed_over to vidgen_worker;

@@ -281,6 +281,12 @@ create trigger gate_opens
 -- keys run needs none of this key's. Nothing is counted beyond the number that decides.
 create view vidgen.rooms with (security_invoker = true) as
 select l.provider, l.key_fingerprint, l.model,
+       (
+         select count(*)
+           from vidgen.slots as s
+          where s.provider = l.provider and s.key_fingerprint = l.key_fingerprint
+            and s.model = l.model and s.task_id is null
+       ) as free,
        greatest(
          r.per_slot * l.max_generations
          - (
@@ -288,7 +294,7 @@ select l.provider, l.key_fingerprint, l.model,
              from (
                select
                  from vidgen.due_resumes
-                where class = 1
+                where stage = 'video'
                 limit r.per_slot * l.max_generations
              ) as waiting
          )
@@ -312,8 +318,10 @@ select l.provider, l.key_fingerprint, l.model,
  cross join (values (2)) as r (per_slot)
  where l.max_generations is not null;
 
-comment on view vidgen.rooms is
-  'For how many new tasks there is room before a limited model, were it the one that makes the clips.';
+comment on view vidgen.rooms is 'Models with a limit: what may begin.';
+comment on column vidgen.rooms.free is 'Slots that nobody has.';
+comment on column vidgen.rooms.room is
+  'For how many new tasks there is room before this model, were it the one that makes the clips.';
 
 -- Whether a worker stands behind a gate of its own (its key's, file store's or machine's) while another
 -- works on: then it leaves to that one what waits to go on, which it could not finish.
@@ -647,19 +655,19 @@ begin
     from (
       select w.task_id
         from vidgen.resumes as w
-       where w.user_id = of_user and w.class = 1 and w.resume_at < until_then
+       where w.user_id = of_user and w.stage = 'video' and w.resume_at < until_then
          for update skip locked
     ) as waiting
    where r.task_id = waiting.task_id;
   update vidgen.turns as t
      set waiting_since = null, due_at = until_then
     from (
-      select w.user_id
+      select w.user_id, w.lane
         from vidgen.turns as w
        where w.user_id = of_user
          for update skip locked
     ) as turn
-   where t.user_id = turn.user_id;
+   where (t.user_id, t.lane) = (turn.user_id, turn.lane);
 end
 $$;
 
@@ -682,11 +690,12 @@ begin
       from (
         select w.task_id
           from vidgen.resumes as w
-         where w.user_id = of_user and w.class = 1 and w.resume_at = was
+         where w.user_id = of_user and w.stage = 'video' and w.resume_at = was
            for update skip locked
       ) as waiting
      where r.task_id = waiting.task_id;
-    insert into vidgen.arrivals (user_id, due_at) values (of_user, now());
+    insert into vidgen.arrivals (user_id, lane, due_at)
+    select t.user_id, t.lane, now() from vidgen.turns as t where t.user_id = of_user;
     perform pg_notify('vidgen_tasks', '');
   end if;
 end

@@ -127,7 +127,7 @@ begin
   update vidgen.submissions as s set counted = false where s.task_id = task.id and s.counted;
   insert into vidgen.budgets as b (task_id, retries) values (task.id, 1)
       on conflict on constraint budgets_pkey do update
-     set retries = b.retries + 1, crashes = 0, rejected_inputs = null;
+     set retries = b.retries + 1, crashes = 0, suspect = false, rejected_inputs = null;
 
   update public.video_generation_tasks as t
      set status = 'pending', worker_id = null, failures = 0, cancel_requested_at = null,
@@ -201,7 +201,7 @@ begin
       -- The order keeps the planner from reading the whole table in the hope of finding enough.
       (select from public.video_generation_tasks as t
         where t.user_id = owner and t.status = 'pending'
-        order by t.priority desc
+        order by t.lane, t.priority desc
         limit limits.max_unfinished_per_user + 1)
       union all
       (select from public.video_generation_tasks as t

@@ -37,6 +37,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "video_model": "gen4_turbo", "images_bucket": "generated-content",
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
+    "lane": 1,
     "max_running_per_user": None, "models": ["gen4_image", "gen4_turbo"],
     "duty": "forget", "keep": timedelta(days=90), "after": None, "batch": 1000,
     "discrepancies": 0, "max_generations": None, "patience": timedelta(minutes=3),

@@ -262,7 +262,7 @@ def test_a_suspect_that_is_run_alone_needs_a_slot_too(ground: Ground) -> None:
     limit(hand, IMAGE, 1)
     blocker = ground.held(hand, "start_task", *STAGE[:2])
     task = ground.order()
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task)
     assert hand.claim() == []
     hand.walk(blocker, "end_generation")
     assert [held.id for held in hand.claim()] == [task]
@@ -277,7 +277,9 @@ def test_a_slot_is_left_for_a_task_that_is_to_run_alone(ground: Ground, model: s
     (suspect, other) = (ground.held(hand, *steps), ground.held(hand, *steps))
     for held in (other, suspect):
         assert hand.about(held, "requeue")
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", suspect.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect.id
+    )
     limit(hand, model, 1)
 
     assert hand.claim(idle=False) == [], "the only slot is not for the other one"
@@ -294,7 +296,9 @@ def past_image(ground: Ground, hand: Hand, tasks: int) -> tuple[Held, list[Held]
     held = [ground.held(hand, "start_task", *STAGE) for _ in range(1 + tasks)]
     for one in held:
         assert hand.about(one, "requeue")
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held[0].id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held[0].id
+    )
     return held[0], held[1:]
 
 
@@ -787,7 +791,7 @@ async def test_what_waits_for_a_slot_waits_in_the_row_cancellable_and_free(world
 
 async def test_a_task_that_waits_between_image_and_video_goes_on_by_itself(world: World) -> None:
     """One video slot, four tasks: each waits its turn in Postgres, and pays once per stage."""
-    world.runway.set(image_seconds=0.05, video_seconds=0.3)
+    world.runway.set(image_seconds=0.05, video_seconds=2.0)
     user = world.user()
     tasks = [world.order(user, world.scene(user)) for _ in range(4)]
     waited: list[str] = []

@@ -507,7 +507,9 @@ def test_a_retry_clears_the_end_and_the_budgets(ground: Ground) -> None:
     user, hand = ground.user(), ground.worker()
     held = ground.held(hand, "start_task", *STAGE, user_id=user)
     as_user(ground, user, f"select public.{CANCEL}(%s)", held.id)
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
+    )
     hand.about(held, "cancel")
     (row,) = as_user(ground, user, f"select * from public.{RETRY}(%s)", held.id)
     assert (row["status"], row["progress"], row["failures"], row["attempt"]) == ("pending", 0, 0, 1)

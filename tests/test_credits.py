@@ -8,9 +8,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.conftest import Database
 from tests.hands import IMAGE_PRICE, STAGE, VIDEO_PRICE, Ground, Hand, Held
-from vidgen_worker.migrate import migrate, migrations
+from vidgen_worker.migrate import migrate
 
 BOTH = IMAGE_PRICE + VIDEO_PRICE
 

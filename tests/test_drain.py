@@ -256,7 +256,9 @@ async def test_a_suspect_does_not_starve_under_load(world: World) -> None:
     async with world.worker(**QUICK, VIDGEN_CONCURRENCY="2"):
         user = world.user()
         suspect = world.order(user, world.scene(user))
-        world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", suspect)
+        world.sql(
+            "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect
+        )
         row = await world.until(suspect)
         rest = world.one(
             "select count(*) as rows from video_generation_tasks where status = 'pending'"
@@ -294,7 +296,7 @@ async def test_a_suspect_is_alone_until_its_generation_has_ended(world: World) -
     """Then its deaths are forgiven, and it waits for its turn to go on like any other."""
     watch(world)
     task = await _begun(world, "[[slow 300ms]]")
-    world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+    world.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task)
     with recorded() as heard:
         async with world.worker(**QUICK):
             row = await world.until(task)
@@ -313,7 +315,9 @@ async def test_a_suspect_does_not_wait_for_what_is_only_polled(world: World) -> 
             await submitted.wait()
         user = world.user()
         suspect = world.order(user, world.scene(user))
-        world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", suspect)
+        world.sql(
+            "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect
+        )
         row = await world.until(suspect)
         await world.until(long, "processing", attempt=2)
         (other,) = many(world, 1)
@@ -334,8 +338,8 @@ async def test_a_file_that_kills_workers_ends_its_task(world: World) -> None:
         task = world.order(user, world.scene(user))
         await kept.wait()
     world.sql(
-        "insert into vidgen.budgets (task_id, crashes) values (%s, 2)"
-        " on conflict (task_id) do update set crashes = 2", task,
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)"
+        " on conflict (task_id) do update set crashes = 2, suspect = true", task,
     )  # fmt: skip
     world.sql(
         "create function public.die() returns trigger language plpgsql as"
@@ -383,7 +387,9 @@ async def test_a_suspect_runs_alone(world: World) -> None:
         """)
     tasks = many(world, 6)
     for task in tasks[:3]:
-        world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+        world.sql(
+            "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task
+        )
     async with world.worker(**QUICK):
         await until_true(world, ENDED)
     assert {row["tasks"] for row in world.sql("select tasks from company")} == {1}

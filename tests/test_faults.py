@@ -760,7 +760,7 @@ async def test_a_task_under_which_workers_die_ends_as_lost(world: World) -> None
     user = world.user(CREDITS)
     task = world.order(user, world.scene(user))
     dead = another_worker(world, dead=True)
-    world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+    world.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task)
     world.sql(
         "update video_generation_tasks set status = 'processing', attempt = 1, worker_id = %s, "
         "started_at = now() where id = %s",

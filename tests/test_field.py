@@ -271,7 +271,7 @@ async def test_a_suspect_that_is_only_polled_keeps_nobody_waiting(world: World) 
     async with world.worker(), hearing(events.SubmissionRecorded) as submitted:
         (task,) = crowd(world, 1, "[[stall]]")
         await submitted.wait()
-    world.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", task)
+    world.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task)
     async with world.worker():
         await world.until(task, "processing", attempt=2)
         rows = [await world.until(other) for other in crowd(world, 5)]

@@ -302,8 +302,10 @@ def waiting(ground: Ground, hand: Hand, *users: UUID, past_image: bool, crashes:
         hand.about(held, "requeue", delay=timedelta(hours=1))
         ids.append(held.id)
     ground.sql(
-        "insert into vidgen.budgets as b (task_id, crashes) select unnest(%s), %s"
-        " on conflict (task_id) do update set crashes = excluded.crashes", ids, crashes,
+        "insert into vidgen.budgets as b (task_id, crashes, suspect) select unnest(%s), %s, %s"
+        " on conflict (task_id) do update"
+        "   set crashes = excluded.crashes, suspect = excluded.suspect",
+        ids, crashes, crashes >= 2,
     )  # fmt: skip
     return ids
 

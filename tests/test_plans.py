@@ -187,11 +187,12 @@ def test_a_plan_made_while_there_was_nothing_stays_good(
             hand("line_up")
         if name == "resume":
             ground.sql(
-                "insert into vidgen.resumes (task_id, user_id, class, resume_at)"
-                f" select id, user_id, 1, now() from public.{TASKS} limit 20"
+                "insert into vidgen.resumes (task_id, user_id, lane, stage, resume_at)"
+                f" select id, user_id, lane, 'video', now() from public.{TASKS} limit 20"
             )
             ground.sql(
-                f"insert into vidgen.budgets (task_id, crashes) select id, 2 from public.{TASKS}"
+                "insert into vidgen.budgets (task_id, crashes, suspect)"
+                f" select id, 2, true from public.{TASKS}"
                 " where id not in (select task_id from vidgen.resumes) limit 3"
             )
         with conn.transaction(force_rollback=True):

@@ -135,7 +135,9 @@ def the_dead(ground: Ground, _: Hand) -> Parameters:
     dead = ground.worker()
     ground.held(dead)
     last = ground.held(dead, "start_task")
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", last.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", last.id
+    )
     ground.silent(dead.worker_id)
     return {}
 
@@ -476,8 +478,8 @@ def crowded(ground: Ground) -> Ground:
             )  # fmt: skip
         ground.sql("alter table public.video_generation_tasks enable trigger user")
     ground.sql(
-        "insert into vidgen.arrivals (user_id, due_at)"
-        " select user_id, min(run_after) from public.video_generation_tasks"
+        "insert into vidgen.arrivals (user_id, lane, due_at)"
+        " select user_id, 1, min(run_after) from public.video_generation_tasks"
         "  where status = 'pending' group by user_id"
     )
     hand("line_up")
@@ -569,8 +571,8 @@ def test_resumes_are_found_by_their_order(crowded: Ground) -> None:
     crowded.sql(
         "with made as (insert into public.video_generation_tasks (user_id, scene_id)"
         " select %s, %s from generate_series(1, 10000) returning id)"
-        " insert into vidgen.resumes (task_id, user_id, class, resume_at)"
-        " select id, %s, 1, now() from made",
+        " insert into vidgen.resumes (task_id, user_id, lane, stage, resume_at)"
+        " select id, %s, 1, 'video', now() from made",
         user, scene, user,
     )  # fmt: skip
     crowded.sql("analyze")

@@ -166,7 +166,9 @@ def test_a_row_that_a_client_holds_keeps_nobody_else_waiting(ground: Ground) -> 
 def test_a_task_near_its_last_death_keeps_nobody_else_waiting(ground: Ground) -> None:
     worker = ground.worker()
     poison = ground.order()
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", poison)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", poison
+    )
     worker("line_up")
     other = ground.order()
 
@@ -223,21 +225,21 @@ def test_tasks_alive_at_the_provider_come_first_then_those_past_their_image(
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        ((), None),
-        (("begin_submission",), 0),
-        (STAGE[:2], 0),
-        (STAGE[:3], 0),
-        (STAGE, 1),
+        ((), []),
+        (("begin_submission",), [None]),
+        (STAGE[:2], [None]),
+        (STAGE[:3], [None]),
+        (STAGE, ["video"]),
     ],
 )
-def test_the_class_of_a_resume_follows_its_checkpoint(
-    ground: Ground, steps: tuple[str, ...], expected: int | None
+def test_the_stage_of_a_resume_is_what_it_submits_next(
+    ground: Ground, steps: tuple[str, ...], expected: list[str | None]
 ) -> None:
     worker = ground.worker()
     held = ground.held(worker, "start_task", *steps)
     worker.about(held, "requeue")
-    rows = ground.sql("select class from vidgen.resumes where task_id = %s", held.id)
-    assert [row["class"] for row in rows] == ([] if expected is None else [expected])
+    rows = ground.sql("select stage from vidgen.resumes where task_id = %s", held.id)
+    assert [row["stage"] for row in rows] == expected
     (again,) = worker.claim()
     assert (again.id, again.attempt) == (held.id, 2)
     assert ground.none("select from vidgen.resumes")
@@ -329,11 +331,43 @@ def test_a_suspect_of_another_account_is_left_to_it(ground: Ground) -> None:
     hand, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
     held = ground.held(hand, "start_task", *STAGE[:2])
     hand.about(held, "requeue")
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
+    )
     rows = stranger("take_over", idle=False, **OF_ANOTHER)
     assert [row["kind"] for row in rows] == [], "it could not take it: it makes no room"
     assert stranger.claim(**OF_ANOTHER) == []
     assert [row["kind"] for row in hand("take_over", idle=False)] == ["room"]
+
+
+def test_lanes_have_lines_of_their_own(ground: Ground) -> None:
+    """One user waits in both; what one lane has no place for keeps the other not waiting."""
+    user, hand = ground.user(), ground.worker()
+    tasks = {}
+    for lane in (1, 2):
+        tasks[lane] = uuid4()
+        ground.sql(
+            "insert into public.video_generation_tasks (id, user_id, scene_id, lane)"
+            " values (%s, %s, %s, %s)", tasks[lane], user, ground.scene(user), lane,
+        )  # fmt: skip
+    hand("set_limit", model="gen4_image", max_generations=0)
+    assert hand.claim() == []
+    (other,) = hand.claim(lane=2, image_model="gen4_image_turbo", video_model="gen4.5")
+    assert other.id == tasks[2]
+    hand("set_limit", model="gen4_image", max_generations=None)
+    assert [one.id for one in hand.claim()] == [tasks[1]]
+
+
+def test_a_clip_goes_on_in_its_own_lane_and_what_lives_in_any(ground: Ground) -> None:
+    hand = ground.worker()
+    clip = ground.held(hand, "start_task", *STAGE)
+    living = ground.held(hand, "start_task", *STAGE[:2])
+    ground.sql("update public.video_generation_tasks set lane = 2")
+    for held in (clip, living):
+        hand.about(held, "requeue")
+    assert [one.id for one in hand.claim()] == [living.id]
+    assert hand.claim() == []
+    assert [one.id for one in hand.claim(lane=2)] == [clip.id]
 
 
 def test_a_victim_of_another_account_goes_back_for_its_own_workers(ground: Ground) -> None:
@@ -345,8 +379,8 @@ def test_a_victim_of_another_account_goes_back_for_its_own_workers(ground: Groun
     taken = stranger("take_over", **OF_ANOTHER)
     assert [(row["kind"], row["id"]) for row in taken] == [("taken", bare.id)]
     assert ground.task(alive.id)["status"] == "pending"
-    (waiting,) = ground.sql("select task_id, class, followers from vidgen.resumes")
-    assert waiting == {"task_id": alive.id, "class": 0, "followers": ["default", "key:key"]}
+    (waiting,) = ground.sql("select task_id, stage, followers from vidgen.resumes")
+    assert waiting == {"task_id": alive.id, "stage": None, "followers": ["default", "key:key"]}
 
 
 def test_an_answer_that_is_awaited_belongs_to_its_account_too(ground: Ground) -> None:
@@ -781,7 +815,9 @@ def test_the_last_death_ends_the_task_and_gives_the_credits_back(ground: Ground)
     hand, other = ground.worker(), ground.worker()
     held = ground.held(hand, "start_task", user_id=user)
     assert ground.credits(user) == (100, 30)
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
+    )
     ground.silent(hand.worker_id)
 
     assert [row["kind"] for row in other("take_over")] == ["lost"]
@@ -796,7 +832,9 @@ def test_the_last_death_ends_the_task_and_gives_the_credits_back(ground: Ground)
 def test_a_checkpoint_that_advances_forgives_the_deaths_before_it(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:2])
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
+    )
     hand.walk(held, "end_generation")
     assert ground.one("select crashes from vidgen.budgets")["crashes"] == 0
 
@@ -815,7 +853,9 @@ def test_room_is_made_by_a_worker_that_could_take_the_suspect(ground: Ground) ->
     """The first of its key, wherever another key's stands; none behind a closed gate."""
     first, second = sorted((ground.worker(), ground.worker()), key=lambda hand: hand.worker_id)
     suspect = ground.order()
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", suspect)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", suspect
+    )
 
     def asked(hand: Hand) -> bool:
         return any(row["kind"] == "room" for row in hand("take_over", idle=False))
@@ -835,10 +875,12 @@ def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> N
     held = ground.held(hand, "start_task", *STAGE[:2])
     hand.about(held, "requeue")
     new = ground.order()
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", new)
+    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", new)
     hand("close_gate", model="*")
     assert hand("still_waiting") == [{"resumable": True, "waiting": False}]
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
+    )
     assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": False}]
     assert hand.claim(idle=False) == []
     assert hand("still_waiting") == [{"resumable": True, "waiting": False}]

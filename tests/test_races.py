@@ -77,8 +77,8 @@ def test_race_of_a_fence_by_attempt_alone(ground: Ground, name: str, verdict: st
             zombie("hand_back", task_ids=[held.id], attempts=[held.attempt])
         case "lost":
             ground.sql(
-                "insert into vidgen.budgets (task_id, crashes) values (%s, 2)"
-                " on conflict (task_id) do update set crashes = 2",
+                "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)"
+                " on conflict (task_id) do update set crashes = 2, suspect = true",
                 held.id,
             )
             ground.silent(zombie.worker_id)

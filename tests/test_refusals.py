@@ -74,9 +74,9 @@ def takes_over(ground: Ground, hand: Hand) -> list[Row]:
 
 def takes_over_for_the_last_time(ground: Ground, hand: Hand) -> list[Row]:
     ground.sql(
-        "insert into vidgen.budgets (task_id, crashes)"
-        " select id, 2 from public.video_generation_tasks"
-        " on conflict (task_id) do update set crashes = 2"
+        "insert into vidgen.budgets (task_id, crashes, suspect)"
+        " select id, 2, true from public.video_generation_tasks"
+        " on conflict (task_id) do update set crashes = 2, suspect = true"
     )
     return takes_over(ground, hand)
 

@@ -35,7 +35,9 @@ def cancel(_: Ground, hand: Hand, held: Held) -> None:
 
 
 def lost(ground: Ground, hand: Hand, held: Held) -> None:
-    ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 2)", held.id)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
+    )
     ground.silent(hand.worker_id)
     (row,) = ground.worker()("take_over")
     assert row["kind"] == "lost"
@@ -190,8 +192,8 @@ async def test_a_task_that_ends_in_front_of_its_generation_frees_its_place(
             code = "SCENE_NOT_FOUND"
         case _:
             world.sql(
-                "insert into vidgen.budgets (task_id, crashes) values (%s, 2)"
-                " on conflict (task_id) do update set crashes = 2", task,
+                "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)"
+                " on conflict (task_id) do update set crashes = 2, suspect = true", task,
             )  # fmt: skip
             with world.ground() as ground:
                 dead = ground.worker()

@@ -74,7 +74,7 @@ select 'cancel_waiting', null, null
 -- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
 -- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
 with mail as materialized (
-  select ctid, user_id, due_at
+  select ctid, user_id, lane, due_at
     from vidgen.arrivals
    order by id
    limit 2000
@@ -85,26 +85,26 @@ emptied as (
   delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
 ),
 due as materialized (
-  select user_id, due_at
+  select user_id, lane, due_at
     from vidgen.turns
    where waiting_since is null and due_at <= now()
    order by due_at
    limit 500
      for update skip locked
 )
-insert into vidgen.turns as t (user_id, waiting_since, due_at, arrivals)
-select user_id, case when due_at <= now() then clock_timestamp() end,
+insert into vidgen.turns as t (user_id, lane, waiting_since, due_at, arrivals)
+select user_id, lane, case when due_at <= now() then clock_timestamp() end,
        case when due_at <= now() then 'infinity' else due_at end, 1
   from (
-    select b.user_id, greatest(min(b.due_at), min(u.paused_until)) as due_at
+    select b.user_id, b.lane, greatest(min(b.due_at), min(u.paused_until)) as due_at
       from (
-        select user_id, due_at from mail union all select user_id, due_at from due
+        select user_id, lane, due_at from mail union all select user_id, lane, due_at from due
       ) as b
       left join vidgen.user_limits as u on u.user_id = b.user_id
-     group by b.user_id
+     group by b.user_id, b.lane
   ) as comes
- order by user_id
-on conflict (user_id) do update
+ order by user_id, lane
+on conflict (user_id, lane) do update
    set waiting_since = coalesce(t.waiting_since, excluded.waiting_since),
        due_at = case
                   when excluded.waiting_since is not null then 'infinity'
@@ -112,110 +112,96 @@ on conflict (user_id) do update
                 end,
        arrivals = t.arrivals + 1
 
+-- fragment next_due --
+-- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
+coalesce(
+  (
+    select min(later.run_after)
+      from generate_series(10, -10, -1) as p (priority)
+     cross join lateral (
+       select l.run_after
+         from public.video_generation_tasks as l
+        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
+          and l.status = 'pending' and l.run_after > now()
+        order by l.run_after
+        limit 1
+     ) as later
+  ),
+  'infinity'
+)
+
+-- fragment opening --
+-- What this worker may begin now, and what goes first: docs/claim.md.
+suspect as materialized (
+  select s.task_id, s.run_after, s.stage
+    from vidgen.suspects as s
+   where (s.stage is null or s.lane = %(lane)s)
+     and (s.followers is null or s.followers && %(scopes)s::text[])
+),
+gate as materialized (
+  select count(*) > 0 as closed,
+         coalesce(bool_or(g.model in ('*', %(image_model)s)), false) as images,
+         coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+     and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+place as materialized (
+  -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
+  -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
+  -- (Two claims at once may take it all the same; then the next one that comes free is left.)
+  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
+         case when gate.videos then 0 else v.free - kept.video end as videos,
+         i.free is not null as images_limited, v.free is not null as videos_limited,
+         kept.video as video_kept
+    from gate
+   cross join lateral (
+     select exists (select from suspect where stage = 'image')::integer as image,
+            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
+   ) as kept
+    left join vidgen.rooms as i
+      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
+    left join vidgen.rooms as v
+      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+),
+ready as materialized (
+  -- A generation of another account is its workers' to follow: it isn't seen here.
+  select %(idle)s and exists (
+           select from suspect where case when stage is null then not gate.aside else not gate.closed end
+         ) as suspects,
+         not gate.aside and exists (
+           select from vidgen.due_resumes as r
+            where r.stage is null
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as living,
+         coalesce(place.videos > 0, true) and exists (
+           select from vidgen.due_resumes as r
+            where r.lane = %(lane)s and r.stage = 'video'
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as clips
+    from gate, place
+)
+
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
 -- share, in their own order of priority, run_after, created_at. Work-conserving: `more` says that
--- rows are still waiting. Nothing while a task waits that has something to go on from: `resume` takes
--- those first, and this one comes again and is told so. The row lock on a user's turn makes this the
--- only claim that looks at this user; a client that holds a task's row is skipped.
--- Where the model has a limit, each task gets one of its slots here, and no more are taken than there
--- are: locked rows, because a count would be read in this statement's own snapshot, beside which
--- another claim may commit. The count before them only says how many turns are worth a lock.
-with crashed as materialized (
-  -- One death below the limit: these run alone. Few; the fence keeps the plan from beginning at what
-  -- waits, however little that was when it was made.
-  select b.task_id as id, nullif(r.class, 2) as class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
-     and not exists (
-       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
-     )
-     and (r.followers is null or r.followers && %(scopes)s::text[])
-),
-free as materialized (
-  -- How many may begin; null: any number. One slot is left for a task that is to run alone, which
-  -- needs a slot and an idle worker at once. (Two claims at once may take it all the same; then the
-  -- next one that comes free is left.)
-  select (
-           select greatest(
-                    (
-                      select count(*)
-                        from (
-                          select
-                            from vidgen.slots as s
-                           where s.provider = l.provider and s.key_fingerprint = l.key_fingerprint
-                             and s.model = l.model and s.task_id is null
-                           limit %(slots)s + 1
-                        ) as s
-                    ) - exists (select from crashed where class is null)::integer,
-                    0
-                  )
-             from vidgen.limits as l
-            where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-              and l.model = %(image_model)s and l.max_generations is not null
-         ) as images,
-         (
-           select r.room
-             from vidgen.rooms as r
-            where r.provider = %(provider)s and r.key_fingerprint = %(account)s
-              and r.model = %(video_model)s
-         ) as room
-    from vidgen.workers as me
+-- rows are still waiting. Nothing while a task is ready that goes first: `resume` takes those, and then
+-- this one comes again and is told so. The row lock on a user's turn makes this the only claim that
+-- looks at this user; a client that holds a task's row is skipped. Where the model has a limit, each
+-- task gets one of its slots here, and no more are taken than there are: locked rows, because a count
+-- is read in this statement's own snapshot, beside which another claim may commit. The count before
+-- them only says how many turns are worth a lock.
+with
+-- use opening --
+,
+places as materialized (
+  select greatest(least(%(slots)s, place.images), 0)::integer as most, place.images_limited as limited
+    from place, ready, vidgen.workers as me
    -- A worker declared dead claims nothing.
    where me.id = %(worker_id)s and me.dead_at is null
-     and not exists (
-       select from vidgen.gates as g
-        where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
-          and g.model in ('*', %(image_model)s, %(video_model)s)
-     )
-     and (
-       %(resumed)s
-       or not (
-         (%(idle)s and exists (select from crashed))
-         or exists (
-           select from vidgen.due_resumes as r
-            where r.class = 0
-              and (r.followers is null or r.followers && %(scopes)s::text[])
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-         or (
-           exists (
-             select from vidgen.due_resumes as r
-              where r.class = 1
-                and not exists (select from crashed where crashed.id = r.task_id)
-           )
-           and (
-             -- As in still_waiting: a slot that is left for a suspect keeps nothing new waiting.
-             (
-               select count(*)
-                 from (
-                   select
-                     from vidgen.slots as s
-                    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
-                      and s.model = %(video_model)s and s.task_id is null
-                    limit 2
-                 ) as s
-             ) > exists (select from crashed where class = 1)::integer
-             or not exists (
-               select from vidgen.limits as l
-                where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-                  and l.model = %(video_model)s and l.max_generations is not null
-             )
-           )
-         )
-       )
-     )
-),
-places as materialized (
-  select least(%(slots)s, images, room)::integer as most, images is not null as limited from free
+     and (%(resumed)s or not (ready.suspects or ready.living or ready.clips))
 ),
 line as materialized (
   -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
@@ -226,7 +212,7 @@ line as materialized (
             where u.user_id = turns.user_id and u.paused_until is not null
          ) as slowed
     from vidgen.turns
-   where waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
    order by waiting_since
    limit coalesce((select least(most, 200) from places), 0)
      for update skip locked
@@ -236,22 +222,18 @@ share as materialized (
     from line
 ),
 waiting as materialized (
-  select line.user_id, line.waiting_since, line.slowed, ready.id, ready.rank, begun.tasks,
+  select line.user_id, line.waiting_since, line.slowed, due.id, due.rank, begun.tasks,
          coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         coalesce(budget.crashes > 0 and budget.crashes >= %(max_crashes)s - 1, false) as not_here
+         coalesce(budget.suspect, false) as suspect
     from line
    cross join lateral (
-     -- What the cap counts: what runs, and what waits to go on.
-     select (
-              select count(*)
-                from public.video_generation_tasks as t
+     -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
+     select case when %(max_running_per_user)s::integer is not null then (
+              select count(*) from public.video_generation_tasks as t
                where t.user_id = line.user_id and t.status = 'processing'
-                 and %(max_running_per_user)s::integer is not null
             ) + (
-              select count(*)
-                from vidgen.resumes as r
-               where r.user_id = line.user_id and %(max_running_per_user)s::integer is not null
-            ) as tasks
+              select count(*) from vidgen.resumes as r where r.user_id = line.user_id
+            ) end as tasks
    ) as begun
    cross join lateral (
      -- One probe per priority: rows for later, however many, are never walked.
@@ -263,7 +245,7 @@ waiting as materialized (
       cross join lateral (
         select t.id, t.priority, t.run_after, t.created_at
           from public.video_generation_tasks as t
-         where t.user_id = line.user_id and t.priority = p.priority
+         where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
            and t.status = 'pending' and t.run_after <= now()
            and not exists (select from vidgen.resumes as r where r.task_id = t.id)
          order by t.run_after, t.created_at
@@ -271,8 +253,8 @@ waiting as materialized (
       ) as found
       order by found.priority desc, found.run_after, found.created_at
       limit (select rows + 1 from share)
-   ) as ready
-    left join vidgen.budgets as budget on budget.task_id = ready.id
+   ) as due
+    left join vidgen.budgets as budget on budget.task_id = due.id
 ),
 image_slots as materialized (
   select s.id
@@ -285,16 +267,16 @@ image_slots as materialized (
 chosen as materialized (
   select w.id
     from waiting as w
-   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed)
-     and (%(max_running_per_user)s::integer is null
-          or (
-            w.rank + w.tasks <= %(max_running_per_user)s::integer
-            -- Another claim had this turn after our snapshot: what it began is not in our count.
-            and w.waiting_since = (
-              select seen.waiting_since from vidgen.turns as seen where seen.user_id = w.user_id
-            )
-          ))
-     and not w.not_here
+   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed) and not w.suspect
+     and (w.tasks is null or (
+       w.rank + w.tasks <= %(max_running_per_user)s::integer
+       -- Another claim had this turn after our snapshot: what it began is not in our count.
+       and w.waiting_since = (
+         select seen.waiting_since
+           from vidgen.turns as seen
+          where seen.user_id = w.user_id and seen.lane = %(lane)s
+       )
+     ))
    order by w.rank, w.waiting_since
    limit (select case when limited then (select count(*) from image_slots) else most end from places)
 ),
@@ -304,36 +286,33 @@ begun as materialized (
     from chosen
    cross join lateral vidgen.begin_attempt(chosen.id, %(worker_id)s, false) as attempt
 ),
-fresh as materialized (
-  select id from begun where refused is null
-),
 reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from unnest(
-           array(select id from fresh), array(select id from image_slots)
+           array(select id from begun where refused is null), array(select id from image_slots)
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
 left_over as materialized (
   select line.user_id,
          row_number() over (order by line.waiting_since) as place,
-         count(*) filter (where waiting.id = any (array(select id from fresh))) as taken,
+         count(begun.id) as taken,
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(*) filter (where waiting.id = any (array(select id from fresh)))
+         count(waiting.id) > count(begun.id)
          or line.arrivals is distinct from (
-           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = %(lane)s
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
-         -- Had its turn and could not use it (a client holds the row; not for this worker): it
-         -- must not stand in everybody's way.
-         bool_or(
-           waiting.not_here
-           or (waiting.id = any (array(select id from chosen))
-               and waiting.id <> all (array(select id from fresh)))
-         ) as passed
+         -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
+         -- stand in everybody's way.
+         bool_or(waiting.suspect or (chosen.id is not null and begun.id is null)) as passed
     from line
     left join waiting on waiting.user_id = line.user_id
+    left join chosen on chosen.id = waiting.id
+    left join begun on begun.id = waiting.id and begun.refused is null
    group by line.user_id, line.waiting_since, line.arrivals
 ),
 moved as (
@@ -346,24 +325,11 @@ moved as (
          due_at = case
            when o.more and o.at_cap then now() + interval '1 second'
            when o.more then 'infinity'
-           else coalesce(
-             (
-               select min(later.run_after)
-                 from generate_series(10, -10, -1) as p (priority)
-                cross join lateral (
-                  select l.run_after
-                    from public.video_generation_tasks as l
-                   where l.user_id = o.user_id and l.priority = p.priority
-                     and l.status = 'pending' and l.run_after > now()
-                   order by l.run_after
-                   limit 1
-                ) as later
-             ),
-             'infinity'
-           )
+           else
+             -- use next_due --
          end
     from left_over as o
-   where t.user_id = o.user_id
+   where t.user_id = o.user_id and t.lane = %(lane)s
   returning t.waiting_since
 )
 select c.*, false as alone,
@@ -371,57 +337,28 @@ select c.*, false as alone,
        exists (select from moved where waiting_since is not null)
        or exists (
          select from vidgen.turns as t
-          where t.waiting_since is not null and t.user_id <> all (array(select user_id from line))
+          where t.lane = %(lane)s and t.waiting_since is not null
+            and t.user_id <> all (array(select user_id from line))
        ) as more
   from begun as c
  order by c.run_after, c.created_at
 
 -- resume --
--- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
--- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
--- their image, each with one of the video model's slots where it has a limit. A generation of another
--- account is its workers' to follow: here, in the claim and in still_waiting it isn't seen. What lives
--- is left to others by a worker behind a gate of its own: it could not read it, or not store it.
-with gate as materialized (
-  select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
-         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed,
-         -- Asked only where something is closed.
-         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
-    from vidgen.gates
-   where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
-),
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-     and l.max_generations is not null
-),
-crashed as materialized (
-  -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
-  -- is laid at the wrong door.
-  select b.task_id as id, t.run_after, nullif(r.class, 2) as class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
-     and not exists (
-       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
-     )
-     and (r.followers is null or r.followers && %(scopes)s::text[])
-),
+-- Take up to `slots` waiting tasks that have something to go on from, before anything new: first a
+-- suspect (or it would wait for ever under load), which runs alone; else those whose generation lives at
+-- the provider or whose clip is stored (they cost nothing), then those past their image, each with one
+-- of the video model's slots where it has a limit. What lives goes on behind a closed gate too: the
+-- output that is to show that rows are taken again may be among it. It is left to others by a worker
+-- behind a gate of its own, which could not read it, or not store it.
+with
+-- use opening --
+,
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
-     and %(idle)s and exists (select from crashed where class is null)
+     and %(idle)s and exists (select from suspect where stage = 'image')
    limit 1
      for update skip locked
 ),
@@ -430,44 +367,39 @@ video_slots as materialized (
     from vidgen.slots as s
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(video_model)s and s.task_id is null
-     and not (select video_closed from gate)
+     and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
    -- places: it may be the one that is left for a suspect.
    limit (
      select count(*)
        from (
-         select from vidgen.due_resumes where class = 1 limit %(slots)s + 1
+         select
+           from vidgen.due_resumes
+          where lane = %(lane)s and stage = 'video'
+          limit %(slots)s + 1
        ) as waiting
    )
      for update skip locked
 ),
-free as materialized (
-  -- How many generations of each model may begin; null: any number.
-  select case when limited.images then (select count(*) from image_slots) end as images,
-         case when limited.videos then (select count(*) from video_slots) end as videos
-    from limited
-),
-suspect as materialized (
-  -- First of all, or it would wait for ever under load. Here and below each task is taken by its id: a
-  -- plan made while little waited would rather walk all that waits. One that refuses takes a place in
-  -- this claim and none in the next.
-  select begun.*, first.class
+alone as materialized (
+  -- Here and below each task is taken by its id: a plan made while little waited would rather walk all
+  -- that waits. One that refuses takes a place in this claim and none in the next.
+  select begun.*, first.stage
     from (
-      select crashed.id, crashed.class
-        from free, crashed, gate
+      select suspect.task_id, suspect.stage
+        from suspect, gate, place
        where %(idle)s
          and case
-               -- Behind a closed gate too, as other tasks that live: it costs nothing, and the output
-               -- that is to show that rows are taken again may be a suspect's.
-               when crashed.class = 0 then not gate.aside
-               when gate.image_closed or gate.video_closed then false
-               when crashed.class = 1 then free.videos is distinct from 0
-               else free.images is distinct from 0
+               when suspect.stage is null then not gate.aside
+               when gate.closed then false
+               when suspect.stage = 'video'
+               then not place.videos_limited or exists (select from video_slots)
+               else not place.images_limited or exists (select from image_slots)
              end
-       order by crashed.run_after
+       order by suspect.run_after
       offset 0
     ) as first
-   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as begun
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit 1
 ),
 living as materialized (
@@ -475,10 +407,10 @@ living as materialized (
     from (
       select r.task_id
         from vidgen.due_resumes as r
-       where r.class = 0
+       where r.stage is null
          and (r.followers is null or r.followers && %(scopes)s::text[])
-         and not exists (select from crashed where crashed.id = r.task_id)
-         and not exists (select from suspect)
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
          and not (select aside from gate)
        order by r.resume_at
       offset 0
@@ -486,39 +418,34 @@ living as materialized (
    cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit %(slots)s
 ),
-past_image as materialized (
+clips as materialized (
   select begun.*
     from (
       select r.task_id
         from vidgen.due_resumes as r
-       where r.class = 1
-         and not (select video_closed from gate)
-         and not exists (select from crashed where crashed.id = r.task_id)
-         and not exists (select from suspect)
+       where r.lane = %(lane)s and r.stage = 'video'
+         and not (select videos from gate)
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
        order by r.resume_at
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit (
-     -- One slot is left for a suspect, which needs a slot and an idle worker at once; not while a
-     -- gate keeps it from running.
      select greatest(
               least(
                 %(slots)s - (select count(*) from living),
-                free.videos - (
-                  exists (select from crashed where class = 1)
-                  and not (select image_closed from gate)
-                )::integer
+                case when videos_limited then (select count(*) from video_slots) - video_kept end
               ),
               0
             )
-       from free
+       from place
    )
 ),
 begun as materialized (
-  select suspect.*, true as alone from suspect
+  select alone.*, true as alone from alone
   union all select living.*, null, false from living
-  union all select past_image.*, 1, false from past_image
+  union all select clips.*, 'video', false from clips
 ),
 reserved as (
   update vidgen.slots as s
@@ -526,13 +453,13 @@ reserved as (
     from (
            select *
              from unnest(
-                    array(select id from begun where class = 1 and refused is null),
+                    array(select id from begun where stage = 'video' and refused is null),
                     array(select id from video_slots)
                   ) as of_videos (task_id, slot_id)
            union all
-           select suspect.id, image_slots.id
-             from suspect, image_slots
-            where suspect.class is null and suspect.refused is null
+           select alone.id, image_slots.id
+             from alone, image_slots
+            where alone.stage = 'image' and alone.refused is null
          ) as given
    where s.id = given.slot_id and given.task_id is not null
 )
@@ -543,103 +470,25 @@ select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_fa
  order by c.run_after, c.created_at
 
 -- still_waiting --
--- Why a claim came back with nothing. `resumable`: a task goes first that has something to go on from
--- (the same condition as in the claim; a closed gate keeps only those waiting that are to submit).
--- `waiting`: it should be repeated soon, somebody is in the line (another claim may have held that
--- user's turn, or the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free:
--- then nothing may start, and asking again costs a statement each time.
-with crashed as materialized (
-  select b.task_id as id, nullif(r.class, 2) as class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
-     and not exists (
-       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
-     )
-     and (r.followers is null or r.followers && %(scopes)s::text[])
-),
-gate as materialized (
-  select count(*) > 0 as closed,
-         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside,
-         coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
-         coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
-    from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
-     and g.model in ('*', %(image_model)s, %(video_model)s)
-),
-free as materialized (
-  -- Beyond the slot that is left for a task that is to run alone.
-  select count(*) filter (where s.model = %(image_model)s)
-           > exists (select from crashed where class is null)::integer as images,
-         count(*) filter (where s.model = %(video_model)s)
-           > (exists (select from crashed where class = 1) and not gate.image_closed)::integer
-           as videos
-    from gate
-    left join vidgen.slots as s
-      on s.provider = %(provider)s and s.key_fingerprint = %(account)s
-         and s.task_id is null
-   group by gate.image_closed
-),
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
-     and l.max_generations is not null
-),
-past_image as materialized (
-  select exists (
-           select from vidgen.due_resumes as r
-            where r.class = 1
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-         and (free.videos or not limited.videos) and not gate.video_closed as may_go_on
-    from free, limited, gate
-)
-select past_image.may_go_on
-       or (
-         %(idle)s
-         and exists (
-           select from crashed where not gate.closed or (crashed.class = 0 and not gate.aside)
-         )
-       )
-       or (
-         not gate.aside
-         and exists (
-           select from vidgen.due_resumes as r
-            where r.class = 0
-              and (r.followers is null or r.followers && %(scopes)s::text[])
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-       ) as resumable,
+-- Why a claim came back with nothing. `resumable`: a task is ready that goes first. `waiting`: it should
+-- be repeated soon, because somebody is in the line (another claim may have held that user's turn, or
+-- the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free: then nothing may
+-- start, and asking again costs a statement each time.
+with
+-- use opening --
+select ready.suspects or ready.living or ready.clips as resumable,
        not gate.closed
        and (
-         (past_image.may_go_on and limited.videos)
+         (ready.clips and place.videos_limited)
          or (
-           (free.images or not limited.images)
-           and coalesce(
-                 (
-                   select r.room
-                     from vidgen.rooms as r
-                    where r.provider = %(provider)s and r.key_fingerprint = %(account)s
-                      and r.model = %(video_model)s
-                 ),
-                 1
-               ) > 0
+           coalesce(place.images > 0, true)
            and (
-             exists (select from vidgen.turns where waiting_since is not null)
-             or exists (select from vidgen.arrivals)
+             exists (select from vidgen.turns where lane = %(lane)s and waiting_since is not null)
+             or exists (select from vidgen.arrivals where lane = %(lane)s)
            )
          )
        ) as waiting
-  from free, limited, gate, past_image
+  from gate, place, ready
 
 -- clear_line --
 -- Users at the head of the line who have nothing due any more (cancelled meanwhile) leave it, many at
@@ -647,18 +496,20 @@ select past_image.may_go_on
 -- keep everybody waiting. A row that came in after our snapshot shows in `arrivals`, now or when the
 -- mailbox is emptied.
 with line as materialized (
-  select user_id, arrivals
+  select user_id, lane, arrivals
     from vidgen.turns
-   where waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
    order by waiting_since
    limit 500
      for update skip locked
 ),
 idle as materialized (
-  select line.user_id
+  select line.user_id, line.lane
     from line
    where line.arrivals = (
-           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = line.lane
          )
      and not exists (
        select
@@ -666,7 +517,7 @@ idle as materialized (
         cross join lateral (
           select
             from public.video_generation_tasks as t
-           where t.user_id = line.user_id and t.priority = p.priority
+           where t.user_id = line.user_id and t.lane = line.lane and t.priority = p.priority
              and t.status = 'pending' and t.run_after <= now()
              and not exists (select from vidgen.resumes as r where r.task_id = t.id)
            order by t.run_after
@@ -676,23 +527,10 @@ idle as materialized (
 )
 update vidgen.turns as t
    set waiting_since = null,
-       due_at = coalesce(
-         (
-           select min(later.run_after)
-             from generate_series(10, -10, -1) as p (priority)
-            cross join lateral (
-              select l.run_after
-                from public.video_generation_tasks as l
-               where l.user_id = t.user_id and l.priority = p.priority
-                 and l.status = 'pending' and l.run_after > now()
-               order by l.run_after
-               limit 1
-            ) as later
-         ),
-         'infinity'
-       )
+       due_at =
+         -- use next_due --
   from idle
- where t.user_id = idle.user_id
+ where t.user_id = idle.user_id and t.lane = idle.lane
 returning t.user_id
 
 -- claim_cancelled --
@@ -821,24 +659,16 @@ asked as materialized (
 ),
 suspects as materialized (
   -- One that another transaction holds empties no worker.
-  select b.task_id
+  select s.task_id
     from asked
-   cross join vidgen.budgets as b
+   cross join vidgen.suspects as s
    cross join lateral (
      select
        from public.video_generation_tasks as t
-      where t.id = b.task_id and t.status = 'pending' and t.run_after <= now()
+      where t.id = s.task_id and t.status = 'pending'
         for no key update skip locked
    ) as t
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and not exists (
-       select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
-     )
-     and not exists (
-       select from vidgen.resumes as r
-        where r.task_id = b.task_id
-          and (r.resume_at > now() or not r.followers && %(scopes)s::text[])
-     )
+   where s.followers is null or s.followers && %(scopes)s::text[]
    limit 1
 ),
 moved as materialized (
@@ -939,7 +769,8 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 -- where the model has a limit and no slot is free; or by a limit of its user, which is asked last: it
 -- then counts what begins here. A repeat finds its own submission and changes nothing.
 with mine as materialized (
-  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
+  select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
+         t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
    where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
      and t.status = 'processing'
@@ -985,7 +816,10 @@ other as materialized (
      and s.task_id is null and not exists (select from own)
      and (
        %(stage)s = 'image' or gate.on_trial
-       or not exists (select from vidgen.due_resumes where class = 1)
+       or not exists (
+         select from vidgen.due_resumes as r
+          where r.lane = mine.lane and r.stage = 'video'
+       )
      )
    limit 1
      for update of s skip locked
@@ -1146,7 +980,7 @@ followed as (
 progressed as (
   -- As in end_generation.
   update vidgen.budgets as b
-     set crashes = 0, waiting_since = null
+     set crashes = 0, suspect = false, waiting_since = null
     from followed
    where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 ),
@@ -1235,7 +1069,7 @@ progressed as (
   -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
   -- that workers die of.
   update vidgen.budgets as b
-     set crashes = 0,
+     set crashes = 0, suspect = false,
          waiting_since = case
            when not exists (
              select from vidgen.checkpoints as c
@@ -1602,7 +1436,7 @@ waiting as materialized (
     from (
       select distinct on (r.user_id) r.user_id, r.task_id
         from vidgen.resumes as r
-       where r.class = 1 and r.resume_at <= now()
+       where r.stage = 'video' and r.resume_at <= now()
          and r.user_id not in (select aside.user_id from aside)
        order by r.user_id, r.resume_at
     ) as of_user
@@ -1610,7 +1444,7 @@ waiting as materialized (
    limit 3
 ),
 line as materialized (
-  select n.user_id
+  select n.user_id, n.lane
     from vidgen.turns as n
    where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
      and n.user_id not in (select waiting.user_id from waiting)
@@ -1625,7 +1459,8 @@ chosen as materialized (
    cross join lateral (
      select t.id
        from public.video_generation_tasks as t
-      where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+      where t.user_id = line.user_id and t.lane = line.lane
+        and t.status = 'pending' and t.run_after <= now()
         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
       order by t.priority desc, t.run_after, t.created_at
       limit 1
@@ -1727,7 +1562,7 @@ with kept as materialized (
   select r.task_id
     from vidgen.resumes as r
     join vidgen.checkpoints as c on c.task_id = r.task_id and c.state = 'storing'
-   where r.class = 0
+   where r.stage is null
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
      and exists (
        select from vidgen.troubles as t
@@ -1796,13 +1631,17 @@ with gate as materialized (
      for update of g
 ),
 line as materialized (
-  select user_id from vidgen.turns where waiting_since is not null order by waiting_since limit 20
+  select user_id
+    from vidgen.turns
+   where lane = %(lane)s and waiting_since is not null
+   order by waiting_since
+   limit 20
 ),
 waiting as materialized (
   (select t.id, t.failures, 1 as place, r.resume_at as since
      from vidgen.resumes as r
      join public.video_generation_tasks as t on t.id = r.task_id
-    where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
+    where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
     order by r.resume_at
     limit 20)
   union all
@@ -1811,7 +1650,8 @@ waiting as materialized (
     cross join lateral (
       select t.id, t.failures, t.created_at
         from public.video_generation_tasks as t
-       where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+       where t.user_id = line.user_id and t.lane = %(lane)s
+         and t.status = 'pending' and t.run_after <= now()
          and not exists (select from vidgen.resumes as r where r.task_id = t.id)
        order by t.priority desc, t.run_after, t.created_at
        limit 1
@@ -1995,12 +1835,12 @@ delete from vidgen.gates as g
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
 delete from vidgen.turns as t
  using (
-   select user_id
+   select user_id, lane
      from vidgen.turns
     where waiting_since is null and due_at = 'infinity'
       for update skip locked
  ) as idle
- where t.user_id = idle.user_id
+ where t.user_id = idle.user_id and t.lane = idle.lane
 
 -- sweep_passed --
 -- Tasks that were found locked once, an hour later.

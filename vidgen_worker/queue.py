@@ -127,6 +127,8 @@ LOCKED = "55P03 locked by another transaction"
 """As `vidgen.note_refusal` has it, which knows a lock by its SQLSTATE."""
 SCENE_BYTES_MAX = 40_000
 """The largest value of one column of a scene that is read, in bytes (`vidgen.read_scene`)."""
+LANE = 1
+"""The lane of the two models in the settings."""
 ABSENCE = timedelta(hours=1)
 """Anyone may follow a generation when no worker that may has been heard of for so long."""
 
@@ -341,7 +343,7 @@ class Queue:
         if not state["waiting"]:
             # What was locked is passed over from now on: the next claim finds what is behind it.
             return Claimed([], more=claimed.more or bool(state["resumable"]))
-        left = await self._claims.once("clear_line")
+        left = await self._claims.once("clear_line", lane=LANE)
         return Claimed([], more=True, cleared=bool(left))
 
     async def _begin(self, slots: int, *, idle: bool, resumed: bool) -> Claimed:
@@ -782,7 +784,7 @@ class Queue:
         """Take the one task that tries a gate after a storm; none while another one does."""
         rows = await self.db.once(
             "claim_trial", worker_id=self.worker_id, **self._gate(gate), probes=probes,
-            max_running_per_user=self.settings.vidgen_max_running_per_user,
+            max_running_per_user=self.settings.vidgen_max_running_per_user, lane=LANE,
         )  # fmt: skip
         return self._taken(rows)
 
@@ -837,7 +839,7 @@ class Queue:
             **self.key.names(),
             "image_model": self.key.image_model,
             "video_model": self.key.video_model,
-            "max_crashes": self.settings.vidgen_max_crashes,
+            "lane": LANE,
         }
 
     def _models(self) -> dict[str, Any]:
