@@ -118,6 +118,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.audited": {"vidgen_worker": READ},
     "vidgen.audited_totals": {"vidgen_worker": READ},
     "vidgen.rooms": {"vidgen_worker": READ},
+    "vidgen.suspects": {"vidgen_worker": READ},
     "vidgen.credit_discrepancies": {"vidgen_worker": READ},
     "vidgen.queue_health": {"vidgen_worker": READ},
     "vidgen.stats_hourly": {"vidgen_worker": READ},

@@ -1514,11 +1514,15 @@ with mine as materialized (
    order by s.sent_at desc
    limit 1
 ),
-met as (
-  update vidgen.submissions as s
-     set met_gate = %(scope)s
-    from mine
+unsaid as materialized (
+  -- Where another transaction has the row, the next refusal says it.
+  select s.id
+    from vidgen.submissions as s, mine
    where s.id = mine.id and s.met_gate is null
+     for no key update of s skip locked
+),
+met as (
+  update vidgen.submissions as s set met_gate = %(scope)s from unsaid where s.id = unsaid.id
 )
 select exists (
          select
