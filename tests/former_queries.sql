@@ -1,4 +1,4 @@
--- What only the worker runs: named blocks, one statement each (see db.load_queries).
+-- What only the worker runs: named blocks, one statement each (see statements.load_queries).
 --
 -- The fence is (id, attempt, worker_id, status = 'processing'). A write outside the task's row
 -- begins with `mine`, which locks that row (for no key update: `for share` deadlocks when the
@@ -9,23 +9,23 @@
 -- register_worker --
 -- A worker's row, once per id: a repeated INSERT finds its own.
 insert into vidgen.workers
-  (id, host, pid, version, provider, key_fingerprint, concurrency, lease)
+  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)
 values
-  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s,
-   %(concurrency)s, %(lease)s)
+  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s, %(account)s,
+   %(scopes)s::text[], %(concurrency)s, %(lease)s)
 on conflict (id) do nothing
 
 -- share_buckets --
--- The storage policy reads the buckets' names from here; written only when they differ.
-update vidgen.settings
-   set images_bucket = %(images_bucket)s, videos_bucket = %(videos_bucket)s
- where (images_bucket, videos_bucket) is distinct from (%(images_bucket)s, %(videos_bucket)s)
+-- The storage policy reads the buckets' names from here. An operator's role writes them where they
+-- differ; the worker's own may not, and is told so.
+select vidgen.share_buckets(%(images_bucket)s, %(videos_bucket)s) as shared
 
 -- heartbeat --
--- One row written however many tasks are held. Zero rows of kind 'alive': declared dead. Then the
--- verdict on each held task, and, when `sweep` says that no claim is in flight, the orphans: rows
--- that name this worker but that it doesn't run (a claim whose answer was lost, a coroutine that
--- died) go back at once.
+-- One row written however many tasks are held; no task's row is written or locked, so that the lease
+-- depends on none of them. Zero rows of kind 'alive': declared dead. Then the verdict on each held
+-- task, and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
+-- that it doesn't run (a claim whose answer was lost, a coroutine that died, a row that refused to be
+-- handed back and whose pause is over).
 with beat as (
   update vidgen.workers
      set heartbeat_at = now(), running = %(running)s,
@@ -35,23 +35,6 @@ with beat as (
 ),
 held as materialized (
   select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
-),
-orphans as materialized (
-  select t.id
-    from public.video_generation_tasks as t, beat
-   where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
-     and not exists (
-       select from held where held.task_id = t.id and held.attempt = t.attempt
-     )
-   order by t.id
-     for no key update of t skip locked
-),
-handed_back as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, run_after = now()
-    from orphans
-   where t.id = orphans.id
-  returning t.id
 )
 select 'alive' as kind, beat.id, null::integer as attempt from beat
 union all
@@ -66,7 +49,13 @@ select case
        and t.worker_id = %(worker_id)s and t.status = 'processing'
  where t.id is null or t.cancel_requested_at is not null
 union all
-select 'orphan', handed_back.id, null from handed_back
+select 'orphan', t.id, t.attempt
+  from public.video_generation_tasks as t
+ where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
+   and not exists (
+     select from held where held.task_id = t.id and held.attempt = t.attempt
+   )
+   and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
 union all
 -- Waiting tasks to be cancelled at the provider: what claim_cancelled takes.
 select 'cancel_waiting', null, null
@@ -74,13 +63,18 @@ select 'cancel_waiting', null, null
    select
      from public.video_generation_tasks as t
     where t.status = 'pending' and t.cancel_requested_at is not null
+      and not exists (
+        select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+      )
+      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
  )
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
--- written in user order, so two of these can't deadlock; claims skip what is locked here.
+-- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
+-- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
 with mail as materialized (
-  select ctid, user_id, due_at
+  select ctid, user_id, lane, due_at
     from vidgen.arrivals
    order by id
    limit 2000
@@ -91,20 +85,26 @@ emptied as (
   delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
 ),
 due as materialized (
-  select user_id, due_at
+  select user_id, lane, due_at
     from vidgen.turns
    where waiting_since is null and due_at <= now()
    order by due_at
    limit 500
      for update skip locked
 )
-insert into vidgen.turns as t (user_id, waiting_since, due_at, arrivals)
-select user_id, case when min(due_at) <= now() then clock_timestamp() end,
-       case when min(due_at) <= now() then 'infinity' else min(due_at) end, 1
-  from (select user_id, due_at from mail union all select user_id, due_at from due) as both_of_them
- group by user_id
- order by user_id
-on conflict (user_id) do update
+insert into vidgen.turns as t (user_id, lane, waiting_since, due_at, arrivals)
+select user_id, lane, case when due_at <= now() then clock_timestamp() end,
+       case when due_at <= now() then 'infinity' else due_at end, 1
+  from (
+    select b.user_id, b.lane, greatest(min(b.due_at), min(u.paused_until)) as due_at
+      from (
+        select user_id, lane, due_at from mail union all select user_id, lane, due_at from due
+      ) as b
+      left join vidgen.user_limits as u on u.user_id = b.user_id
+     group by b.user_id, b.lane
+  ) as comes
+ order by user_id, lane
+on conflict (user_id, lane) do update
    set waiting_since = coalesce(t.waiting_since, excluded.waiting_since),
        due_at = case
                   when excluded.waiting_since is not null then 'infinity'
@@ -112,110 +112,107 @@ on conflict (user_id) do update
                 end,
        arrivals = t.arrivals + 1
 
+-- fragment next_due --
+-- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
+coalesce(
+  (
+    select min(later.run_after)
+      from generate_series(10, -10, -1) as p (priority)
+     cross join lateral (
+       select l.run_after
+         from public.video_generation_tasks as l
+        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
+          and l.status = 'pending' and l.run_after > now()
+        order by l.run_after
+        limit 1
+     ) as later
+  ),
+  'infinity'
+)
+
+-- fragment opening --
+-- What this worker may begin now, and what goes first: docs/claim.md.
+suspect as materialized (
+  select s.task_id, s.run_after, s.stage
+    from vidgen.suspects as s
+   where (s.stage is null or s.lane = %(lane)s)
+     and (s.followers is null or s.followers && %(scopes)s::text[])
+),
+gate as materialized (
+  select count(*) > 0 as closed,
+         coalesce(bool_or(g.model in ('*', %(image_model)s)), false) as images,
+         coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+     and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+place as materialized (
+  -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
+  -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
+  -- (Two claims at once may take it all the same; then the next one that comes free is left.)
+  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
+         case when gate.videos then 0 else v.free - kept.video end as videos,
+         i.free is not null as images_limited, v.free is not null as videos_limited,
+         kept.video as video_kept
+    from gate
+   cross join lateral (
+     select exists (select from suspect where stage = 'image')::integer as image,
+            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
+   ) as kept
+    left join vidgen.rooms as i
+      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
+    left join vidgen.rooms as v
+      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+),
+ready as materialized (
+  -- A generation of another account is its workers' to follow: it isn't seen here.
+  select %(idle)s and exists (
+           select from suspect where case when stage is null then not gate.aside else not gate.closed end
+         ) as suspects,
+         not gate.aside and exists (
+           select from vidgen.due_resumes as r
+            where r.stage is null
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as living,
+         coalesce(place.videos > 0, true) and exists (
+           select from vidgen.due_resumes as r
+            where r.lane = %(lane)s and r.stage = 'video'
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as clips
+    from gate, place
+)
+
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
 -- share, in their own order of priority, run_after, created_at. Work-conserving: `more` says that
--- rows are still waiting. Nothing while a task waits that has something to go on from: `resume` takes
--- those first, and this one comes again and is told so. The row lock on a user's turn makes this the
--- only claim that looks at this user; a client that holds a task's row is skipped.
--- Where the model has a limit, each task gets one of its slots here, and no more are taken than there
--- are: locked rows, because a count would be read in this statement's own snapshot, beside which
--- another claim may commit. The count before them only says how many turns are worth a lock.
-with crashed as materialized (
-  -- One death below the limit: these run alone. Few; the fence keeps the plan from beginning at what
-  -- waits, however little that was when it was made.
-  select b.task_id as id, r.class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
-),
-free as materialized (
-  -- How many may begin; null: any number. One slot is left for a task that is to run alone, which
-  -- needs a slot and an idle worker at once. (Two claims at once may take it all the same; then the
-  -- next one that comes free is left.)
-  select (
-           select greatest(
-                    (
-                      select count(*)
-                        from (
-                          select
-                            from vidgen.slots as s
-                           where s.provider = l.provider and s.key_fingerprint = l.key_fingerprint
-                             and s.model = l.model and s.task_id is null
-                           limit %(slots)s + 1
-                        ) as s
-                    ) - exists (select from crashed where class is null)::integer,
-                    0
-                  )
-             from vidgen.limits as l
-            where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
-              and l.model = %(image_model)s and l.max_generations is not null
-         ) as images,
-         (
-           select r.room
-             from vidgen.rooms as r
-            where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
-              and r.model = %(video_model)s
-         ) as room
-    from vidgen.workers as me
+-- rows are still waiting. Nothing while a task is ready that goes first: `resume` takes those, and then
+-- this one comes again and is told so. The row lock on a user's turn makes this the only claim that
+-- looks at this user; a client that holds a task's row is skipped. Where the model has a limit, each
+-- task gets one of its slots here, and no more are taken than there are: locked rows, because a count
+-- is read in this statement's own snapshot, beside which another claim may commit. The count before
+-- them only says how many turns are worth a lock.
+with
+-- use opening --
+,
+places as materialized (
+  select greatest(least(%(slots)s, place.images), 0)::integer as most, place.images_limited as limited
+    from place, ready, vidgen.workers as me
    -- A worker declared dead claims nothing.
    where me.id = %(worker_id)s and me.dead_at is null
-     and not exists (
-       select from vidgen.gates as g
-        where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
-          and g.model in ('*', %(image_model)s, %(video_model)s)
-     )
-     and (
-       %(resumed)s
-       or not (
-         (%(idle)s and exists (select from crashed))
-         or exists (
-           select from vidgen.resumes as r
-            where r.class = 0 and r.resume_at <= now()
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-         or (
-           exists (
-             select from vidgen.resumes as r
-              where r.class = 1 and r.resume_at <= now()
-                and not exists (select from crashed where crashed.id = r.task_id)
-           )
-           and (
-             -- As in still_waiting: a slot that is left for a suspect keeps nothing new waiting.
-             (
-               select count(*)
-                 from (
-                   select
-                     from vidgen.slots as s
-                    where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
-                      and s.model = %(video_model)s and s.task_id is null
-                    limit 2
-                 ) as s
-             ) > exists (select from crashed where class = 1)::integer
-             or not exists (
-               select from vidgen.limits as l
-                where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
-                  and l.model = %(video_model)s and l.max_generations is not null
-             )
-           )
-         )
-       )
-     )
-),
-places as materialized (
-  select least(%(slots)s, images, room)::integer as most, images is not null as limited from free
+     and (%(resumed)s or not (ready.suspects or ready.living or ready.clips))
 ),
 line as materialized (
-  select user_id, waiting_since, arrivals
+  -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
+  -- put back.
+  select user_id, waiting_since, arrivals,
+         exists (
+           select from vidgen.user_limits as u
+            where u.user_id = turns.user_id and u.paused_until is not null
+         ) as slowed
     from vidgen.turns
-   where waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
    order by waiting_since
    limit coalesce((select least(most, 200) from places), 0)
      for update skip locked
@@ -225,22 +222,18 @@ share as materialized (
     from line
 ),
 waiting as materialized (
-  select line.user_id, line.waiting_since, ready.id, ready.rank, begun.tasks,
+  select line.user_id, line.waiting_since, line.slowed, due.id, due.rank, begun.tasks,
          coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         coalesce(budget.crashes > 0 and budget.crashes >= %(max_crashes)s - 1, false) as not_here
+         coalesce(budget.suspect, false) as suspect
     from line
    cross join lateral (
-     -- What the cap counts: what runs, and what waits to go on.
-     select (
-              select count(*)
-                from public.video_generation_tasks as t
+     -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
+     select case when %(max_running_per_user)s::integer is not null then (
+              select count(*) from public.video_generation_tasks as t
                where t.user_id = line.user_id and t.status = 'processing'
-                 and %(max_running_per_user)s::integer is not null
             ) + (
-              select count(*)
-                from vidgen.resumes as r
-               where r.user_id = line.user_id and %(max_running_per_user)s::integer is not null
-            ) as tasks
+              select count(*) from vidgen.resumes as r where r.user_id = line.user_id
+            ) end as tasks
    ) as begun
    cross join lateral (
      -- One probe per priority: rows for later, however many, are never walked.
@@ -252,7 +245,7 @@ waiting as materialized (
       cross join lateral (
         select t.id, t.priority, t.run_after, t.created_at
           from public.video_generation_tasks as t
-         where t.user_id = line.user_id and t.priority = p.priority
+         where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
            and t.status = 'pending' and t.run_after <= now()
            and not exists (select from vidgen.resumes as r where r.task_id = t.id)
          order by t.run_after, t.created_at
@@ -260,13 +253,13 @@ waiting as materialized (
       ) as found
       order by found.priority desc, found.run_after, found.created_at
       limit (select rows + 1 from share)
-   ) as ready
-    left join vidgen.budgets as budget on budget.task_id = ready.id
+   ) as due
+    left join vidgen.budgets as budget on budget.task_id = due.id
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
@@ -274,71 +267,52 @@ image_slots as materialized (
 chosen as materialized (
   select w.id
     from waiting as w
-   where w.rank <= (select rows from share)
-     and (%(max_running_per_user)s::integer is null
-          or (
-            w.rank + w.tasks <= %(max_running_per_user)s::integer
-            -- Another claim had this turn after our snapshot: what it began is not in our count.
-            and w.waiting_since = (
-              select seen.waiting_since from vidgen.turns as seen where seen.user_id = w.user_id
-            )
-          ))
-     and not w.not_here
+   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed) and not w.suspect
+     and (w.tasks is null or (
+       w.rank + w.tasks <= %(max_running_per_user)s::integer
+       -- Another claim had this turn after our snapshot: what it began is not in our count.
+       and w.waiting_since = (
+         select seen.waiting_since
+           from vidgen.turns as seen
+          where seen.user_id = w.user_id and seen.lane = %(lane)s
+       )
+     ))
    order by w.rank, w.waiting_since
    limit (select case when limited then (select count(*) from image_slots) else most end from places)
 ),
-fresh as materialized (
-  -- By id, one by one, and looked at again once it is locked: a plan made while little waited would
-  -- rather walk all that waits.
-  select t.id
+begun as materialized (
+  -- One by one, each in a savepoint: a row that refuses is set aside, and keeps nobody waiting.
+  select attempt.*
     from chosen
-   cross join lateral (
-     select t.id, t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = chosen.id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending' and t.run_after <= now()
-),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from fresh
-   where t.id = fresh.id
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+   cross join lateral vidgen.begin_attempt(chosen.id, %(worker_id)s, false) as attempt
 ),
 reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from unnest(
-           array(select id from fresh), array(select id from image_slots)
+           array(select id from begun where refused is null), array(select id from image_slots)
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
 left_over as materialized (
   select line.user_id,
          row_number() over (order by line.waiting_since) as place,
-         count(*) filter (where waiting.id = any (array(select id from fresh))) as taken,
+         count(begun.id) as taken,
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(*) filter (where waiting.id = any (array(select id from fresh)))
+         count(waiting.id) > count(begun.id)
          or line.arrivals is distinct from (
-           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = %(lane)s
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
-         -- Had its turn and could not use it (a client holds the row; not for this worker): it
-         -- must not stand in everybody's way.
-         bool_or(
-           waiting.not_here
-           or (waiting.id = any (array(select id from chosen))
-               and waiting.id <> all (array(select id from fresh)))
-         ) as passed
+         -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
+         -- stand in everybody's way.
+         bool_or(waiting.suspect or (chosen.id is not null and begun.id is null)) as passed
     from line
     left join waiting on waiting.user_id = line.user_id
+    left join chosen on chosen.id = waiting.id
+    left join begun on begun.id = waiting.id and begun.refused is null
    group by line.user_id, line.waiting_since, line.arrivals
 ),
 moved as (
@@ -351,24 +325,11 @@ moved as (
          due_at = case
            when o.more and o.at_cap then now() + interval '1 second'
            when o.more then 'infinity'
-           else coalesce(
-             (
-               select min(later.run_after)
-                 from generate_series(10, -10, -1) as p (priority)
-                cross join lateral (
-                  select l.run_after
-                    from public.video_generation_tasks as l
-                   where l.user_id = o.user_id and l.priority = p.priority
-                     and l.status = 'pending' and l.run_after > now()
-                   order by l.run_after
-                   limit 1
-                ) as later
-             ),
-             'infinity'
-           )
+           else
+             -- use next_due --
          end
     from left_over as o
-   where t.user_id = o.user_id
+   where t.user_id = o.user_id and t.lane = %(lane)s
   returning t.waiting_since
 )
 select c.*, false as alone,
@@ -376,281 +337,158 @@ select c.*, false as alone,
        exists (select from moved where waiting_since is not null)
        or exists (
          select from vidgen.turns as t
-          where t.waiting_since is not null and t.user_id <> all (array(select user_id from line))
+          where t.lane = %(lane)s and t.waiting_since is not null
+            and t.user_id <> all (array(select user_id from line))
        ) as more
-  from claimed as c
+  from begun as c
  order by c.run_after, c.created_at
 
 -- resume --
--- Take up to `slots` waiting tasks that have something to go on from, before anything new: first those
--- whose generation lives at the provider or whose clip is stored (they cost nothing), then those past
--- their image, each with one of the video model's slots where it has a limit.
-with gate as materialized (
-  select coalesce(bool_or(model in ('*', %(image_model)s)), false) as image_closed,
-         coalesce(bool_or(model in ('*', %(video_model)s)), false) as video_closed
-    from vidgen.gates
-   where provider = %(provider)s and key_fingerprint in ('*', %(key_fingerprint)s)
-),
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
-     and l.max_generations is not null
-),
-crashed as materialized (
-  -- One death below the limit: it runs alone, so that nothing it does, and nothing that others do,
-  -- is laid at the wrong door.
-  select b.task_id as id, t.run_after, r.class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
-),
+-- Take up to `slots` waiting tasks that have something to go on from, before anything new: first a
+-- suspect (or it would wait for ever under load), which runs alone; else those whose generation lives at
+-- the provider or whose clip is stored (they cost nothing), then those past their image, each with one
+-- of the video model's slots where it has a limit. What lives goes on behind a closed gate too: the
+-- output that is to show that rows are taken again may be among it. It is left to others by a worker
+-- behind a gate of its own, which could not read it, or not store it.
+with
+-- use opening --
+,
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(image_model)s and s.task_id is null
-     and %(idle)s and exists (select from crashed where class is null)
+     and %(idle)s and exists (select from suspect where stage = 'image')
    limit 1
      for update skip locked
 ),
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(video_model)s and s.task_id is null
-     and not (select video_closed from gate)
+     and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
    -- places: it may be the one that is left for a suspect.
    limit (
      select count(*)
        from (
-         select from vidgen.resumes where class = 1 and resume_at <= now() limit %(slots)s + 1
+         select
+           from vidgen.due_resumes
+          where lane = %(lane)s and stage = 'video'
+          limit %(slots)s + 1
        ) as waiting
    )
      for update skip locked
 ),
-free as materialized (
-  -- How many generations of each model may begin; null: any number.
-  select case when limited.images then (select count(*) from image_slots) end as images,
-         case when limited.videos then (select count(*) from video_slots) end as videos
-    from limited
-),
-suspect as materialized (
-  -- First of all, or it would wait for ever under load. Here and below each row is locked by its id and
-  -- looked at again: a plan made while little waited would rather walk all that waits.
-  select t.id, first.class
+alone as materialized (
+  -- Here and below each task is taken by its id: a plan made while little waited would rather walk all
+  -- that waits. One that refuses takes a place in this claim and none in the next.
+  select begun.*, first.stage
     from (
-      select crashed.id, crashed.class
-        from free, crashed
+      select suspect.task_id, suspect.stage
+        from suspect, gate, place
        where %(idle)s
-         and not (select image_closed or video_closed from gate)
-         and case crashed.class
-               when 0 then true
-               when 1 then free.videos is distinct from 0
-               else free.images is distinct from 0
+         and case
+               when suspect.stage is null then not gate.aside
+               when gate.closed then false
+               when suspect.stage = 'video'
+               then not place.videos_limited or exists (select from video_slots)
+               else not place.images_limited or exists (select from image_slots)
              end
-       order by crashed.run_after
+       order by suspect.run_after
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = first.id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending' and t.run_after <= now()
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit 1
 ),
 living as materialized (
-  select t.id
+  select begun.*
     from (
       select r.task_id
-        from vidgen.resumes as r
-       where r.class = 0 and r.resume_at <= now()
-         and not exists (select from crashed where crashed.id = r.task_id)
-         and not exists (select from suspect)
+        from vidgen.due_resumes as r
+       where r.stage is null
+         and (r.followers is null or r.followers && %(scopes)s::text[])
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
+         and not (select aside from gate)
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status
-       from public.video_generation_tasks as t
-      where t.id = first.task_id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending'
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit %(slots)s
 ),
-past_image as materialized (
-  select t.id
+clips as materialized (
+  select begun.*
     from (
       select r.task_id
-        from vidgen.resumes as r
-       where r.class = 1 and r.resume_at <= now()
-         and not (select video_closed from gate)
-         and not exists (select from crashed where crashed.id = r.task_id)
-         and not exists (select from suspect)
+        from vidgen.due_resumes as r
+       where r.lane = %(lane)s and r.stage = 'video'
+         and not (select videos from gate)
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral (
-     select t.id, t.status
-       from public.video_generation_tasks as t
-      where t.id = first.task_id
-     offset 0
-        for no key update skip locked
-   ) as t
-   where t.status = 'pending'
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
    limit (
-     -- One slot is left for a suspect, which needs a slot and an idle worker at once; not while a
-     -- gate keeps it from running.
      select greatest(
               least(
                 %(slots)s - (select count(*) from living),
-                free.videos - (
-                  exists (select from crashed where class = 1)
-                  and not (select image_closed from gate)
-                )::integer
+                case when videos_limited then (select count(*) from video_slots) - video_kept end
               ),
               0
             )
-       from free
+       from place
    )
 ),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from (
-           select id from suspect
-           union all select id from living
-           union all select id from past_image
-         ) as picked,
-         -- A worker declared dead claims nothing.
-         vidgen.workers as me
-   where t.id = picked.id and me.id = %(worker_id)s and me.dead_at is null
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
+begun as materialized (
+  select alone.*, true as alone from alone
+  union all select living.*, null, false from living
+  union all select clips.*, 'video', false from clips
 ),
 reserved as (
   update vidgen.slots as s
-     set task_id = claimed.id, taken_at = now()
+     set task_id = given.task_id, taken_at = now()
     from (
            select *
              from unnest(
-                    array(
-                      select id from past_image union all select id from suspect where class = 1
-                    ),
+                    array(select id from begun where stage = 'video' and refused is null),
                     array(select id from video_slots)
                   ) as of_videos (task_id, slot_id)
            union all
-           select suspect.id, image_slots.id from suspect, image_slots where suspect.class is null
+           select alone.id, image_slots.id
+             from alone, image_slots
+            where alone.stage = 'image' and alone.refused is null
          ) as given
-    join claimed on claimed.id = given.task_id
-   where s.id = given.slot_id
+   where s.id = given.slot_id and given.task_id is not null
 )
-select c.*, exists (select from suspect where suspect.id = c.id) as alone,
+select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_failures, c.progress,
+       c.created_at, c.run_after, c.cancel_requested, c.refused, c.alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
-  from claimed as c
+  from begun as c
  order by c.run_after, c.created_at
 
 -- still_waiting --
--- Why a claim came back with nothing. `resumable`: a task goes first that has something to go on from
--- (the same condition as in the claim; a closed gate keeps only those waiting that are to submit).
--- `waiting`: it should be repeated soon, somebody is in the line (another claim may have held that
--- user's turn, or the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free:
--- then nothing may start, and asking again costs a statement each time.
-with crashed as materialized (
-  select b.task_id as id, r.class
-    from vidgen.budgets as b
-   cross join lateral (
-     select t.status, t.run_after
-       from public.video_generation_tasks as t
-      where t.id = b.task_id
-     offset 0
-   ) as t
-    left join vidgen.resumes as r on r.task_id = b.task_id
-   where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-     and t.status = 'pending' and t.run_after <= now()
-),
-gate as materialized (
-  select count(*) > 0 as closed,
-         coalesce(bool_or(g.model <> %(video_model)s), false) as image_closed,
-         coalesce(bool_or(g.model <> %(image_model)s), false) as video_closed
-    from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
-     and g.model in ('*', %(image_model)s, %(video_model)s)
-),
-free as materialized (
-  -- Beyond the slot that is left for a task that is to run alone.
-  select count(*) filter (where s.model = %(image_model)s)
-           > exists (select from crashed where class is null)::integer as images,
-         count(*) filter (where s.model = %(video_model)s)
-           > (exists (select from crashed where class = 1) and not gate.image_closed)::integer
-           as videos
-    from gate
-    left join vidgen.slots as s
-      on s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
-         and s.task_id is null
-   group by gate.image_closed
-),
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
-     and l.max_generations is not null
-),
-past_image as materialized (
-  select exists (
-           select from vidgen.resumes as r
-            where r.class = 1 and r.resume_at <= now()
-              and not exists (select from crashed where crashed.id = r.task_id)
-         )
-         and (free.videos or not limited.videos) and not gate.video_closed as may_go_on
-    from free, limited, gate
-)
-select past_image.may_go_on
-       or (%(idle)s and not gate.closed and exists (select from crashed))
-       or exists (
-         select from vidgen.resumes as r
-          where r.class = 0 and r.resume_at <= now()
-            and not exists (select from crashed where crashed.id = r.task_id)
-       ) as resumable,
+-- Why a claim came back with nothing. `resumable`: a task is ready that goes first. `waiting`: it should
+-- be repeated soon, because somebody is in the line (another claim may have held that user's turn, or
+-- the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free: then nothing may
+-- start, and asking again costs a statement each time.
+with
+-- use opening --
+select ready.suspects or ready.living or ready.clips as resumable,
        not gate.closed
        and (
-         (past_image.may_go_on and limited.videos)
+         (ready.clips and place.videos_limited)
          or (
-           (free.images or not limited.images)
-           and coalesce(
-                 (
-                   select r.room
-                     from vidgen.rooms as r
-                    where r.provider = %(provider)s and r.key_fingerprint = %(key_fingerprint)s
-                      and r.model = %(video_model)s
-                 ),
-                 1
-               ) > 0
+           coalesce(place.images > 0, true)
            and (
-             exists (select from vidgen.turns where waiting_since is not null)
-             or exists (select from vidgen.arrivals)
+             exists (select from vidgen.turns where lane = %(lane)s and waiting_since is not null)
+             or exists (select from vidgen.arrivals where lane = %(lane)s)
            )
          )
        ) as waiting
-  from free, limited, gate, past_image
+  from gate, place, ready
 
 -- clear_line --
 -- Users at the head of the line who have nothing due any more (cancelled meanwhile) leave it, many at
@@ -658,18 +496,20 @@ select past_image.may_go_on
 -- keep everybody waiting. A row that came in after our snapshot shows in `arrivals`, now or when the
 -- mailbox is emptied.
 with line as materialized (
-  select user_id, arrivals
+  select user_id, lane, arrivals
     from vidgen.turns
-   where waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
    order by waiting_since
    limit 500
      for update skip locked
 ),
 idle as materialized (
-  select line.user_id
+  select line.user_id, line.lane
     from line
    where line.arrivals = (
-           select seen.arrivals from vidgen.turns as seen where seen.user_id = line.user_id
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = line.lane
          )
      and not exists (
        select
@@ -677,7 +517,7 @@ idle as materialized (
         cross join lateral (
           select
             from public.video_generation_tasks as t
-           where t.user_id = line.user_id and t.priority = p.priority
+           where t.user_id = line.user_id and t.lane = line.lane and t.priority = p.priority
              and t.status = 'pending' and t.run_after <= now()
              and not exists (select from vidgen.resumes as r where r.task_id = t.id)
            order by t.run_after
@@ -687,57 +527,65 @@ idle as materialized (
 )
 update vidgen.turns as t
    set waiting_since = null,
-       due_at = coalesce(
-         (
-           select min(later.run_after)
-             from generate_series(10, -10, -1) as p (priority)
-            cross join lateral (
-              select l.run_after
-                from public.video_generation_tasks as l
-               where l.user_id = t.user_id and l.priority = p.priority
-                 and l.status = 'pending' and l.run_after > now()
-               order by l.run_after
-               limit 1
-            ) as later
-         ),
-         'infinity'
-       )
+       due_at =
+         -- use next_due --
   from idle
- where t.user_id = idle.user_id
+ where t.user_id = idle.user_id and t.lane = idle.lane
 returning t.user_id
 
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
--- RUNWAYML_ENABLED.
+-- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
 with asked as materialized (
   select t.id
-    from public.video_generation_tasks as t, vidgen.workers as me
+    from public.video_generation_tasks as t
    where t.status = 'pending' and t.cancel_requested_at is not null
-     and me.id = %(worker_id)s and me.dead_at is null
+     and not exists (
+       select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+     )
+     and not vidgen.stands_aside(%(worker_id)s)
+     and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+     -- Only its account can end what lives of it.
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join vidgen.submissions as s on s.id = c.submission_id
+        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+          and (s.answer is null or s.answer = 'generation')
+          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                  && %(scopes)s::text[]
+     )
    order by t.cancel_requested_at
    limit 100
-     for no key update of t skip locked
 )
-update public.video_generation_tasks as t
-   set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-       started_at = coalesce(t.started_at, now()), stage_progress = null
+select begun.*, false as alone, 0.0::float as waited
   from asked
- where t.id = asked.id
-returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-          t.progress, t.created_at, true as cancel_requested, false as alone, 0.0::float as waited
+ cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
+
+-- heartbeats --
+-- What an observer compares with what it saw before (see lease.Observer): the last heartbeat of every
+-- other worker, and its age by the one clock that wrote it.
+select w.id, w.heartbeat_at, extract(epoch from now() - w.heartbeat_at)::float as age,
+       extract(epoch from w.lease)::float as lease
+  from vidgen.workers as w
+ where w.dead_at is null and w.id <> %(worker_id)s
 
 -- take_over --
 -- Declare silent workers dead (a write to their own row, so that it and their heartbeat can't both
--- win) and take their tasks. A death counts once for every task in flight there; at the limit the
--- task ends here as WORKER_LOST. What this worker has no slot for goes back to pending, where the
--- claim finds it before anything new; so does a suspect, one death below the limit: the claim gives
--- it to a worker that runs nothing else. A row of kind 'room' asks this worker to become one: it is
+-- win: it is dead only while its heartbeat is still the one that was seen) and take their tasks, each
+-- on its own: a row that refuses is set aside. A death counts once for every task in flight there, none
+-- where the worker had left; at the limit the task ends as WORKER_LOST. What this worker has no slot
+-- for goes back to pending, where the claim finds it before anything new; so does what another
+-- account's workers have to follow, what a worker behind a gate of its own could not finish, and a
+-- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of
+-- kind 'room' asks this worker to become one: it is
 -- the one of the fleet to do so, and a suspect waits.
 with died as (
   update vidgen.workers as w
      set dead_at = now()
-   where w.dead_at is null and w.id <> %(worker_id)s
-     and w.heartbeat_at < now() - w.lease and %(steady)s
+    from unnest(%(silent_ids)s::uuid[], %(silent_beats)s::timestamptz[]) as silent (id, beat)
+   where w.id = silent.id and w.heartbeat_at = silent.beat
+     and w.dead_at is null and w.id <> %(worker_id)s and %(steady)s
   returning w.id
 ),
 holders as materialized (
@@ -758,102 +606,106 @@ holders as materialized (
      and (w.dead_at is not null or w.id in (select id from died) or (w.id is null and %(steady)s))
 ),
 victims as materialized (
-  select t.id, t.user_id, t.scene_id, coalesce(b.crashes, 0) + 1 as crashes
+  select t.id, t.worker_id, coalesce(b.crashes, 0) + 1 as crashes,
+         -- Something of it lives, or waits to be fetched, at another account.
+         exists (
+           select
+             from vidgen.checkpoints as c
+             join vidgen.submissions as s on s.id = c.submission_id
+            where c.task_id = t.id
+              and (
+                c.state in ('generating', 'storing')
+                or (c.state = 'submitting' and s.ended_at is null
+                    and (s.answer is null or s.answer = 'generation'))
+              )
+              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                      && %(scopes)s::text[]
+         ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t
       on t.worker_id = h.worker_id and t.status = 'processing'
     left join vidgen.budgets as b on b.task_id = t.id
+   where not exists (select from vidgen.set_aside as a where a.task_id = t.id)
    order by coalesce(b.crashes, 0) desc, t.id
    limit 1000
-     for no key update of t skip locked
 ),
 ranked as materialized (
-  select v.*, v.crashes < %(max_crashes)s - 1 and row_number() over (
-           partition by v.crashes < %(max_crashes)s - 1 order by v.id
-         ) <= %(slots)s as mine
-    from victims as v
+  select v.*, v.may_be and row_number() over (partition by v.may_be order by v.id) <= %(slots)s as mine
+    from (
+      select victims.*, crashes < %(max_crashes)s - 1 and not elsewhere and not here.aside as may_be
+        from victims
+       cross join (select vidgen.stands_aside(%(worker_id)s) as aside) as here
+    ) as v
 ),
-counted as (
-  insert into vidgen.budgets as b (task_id, crashes)
-  select id, crashes from victims order by id
-  on conflict (task_id) do update set crashes = excluded.crashes
+asked as materialized (
+  select me.id
+    from vidgen.workers as me
+   where me.id = %(worker_id)s and not %(idle)s
+     -- The first of those who could take it: none of them behind a closed gate.
+     and not exists (
+       select from vidgen.workers as w
+        where w.id < me.id and w.dead_at is null and w.concurrency > 0
+          and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
+          and not exists (
+            select from vidgen.gates as g
+             where g.provider = w.provider
+               and g.key_fingerprint = any (coalesce(w.scopes, array['*', w.key_fingerprint]))
+          )
+     )
+     and not exists (
+       select from vidgen.gates as g
+        where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
+     )
 ),
-lost as (
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         error_code = 'WORKER_LOST', error_message = %(lost_message)s::text, message = %(lost_message)s::text,
-         current_step = 'Failed',
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', %(lost_message)s::text,
-           'code', 'WORKER_LOST', 'timestamp', now()
-         )
-    from victims as v
-   where t.id = v.id and v.crashes >= %(max_crashes)s
-  returning t.id, t.user_id, t.scene_id
-),
-released as materialized (
-  select l.id, vidgen.release_credits(l.id),
-         case when %(scene_updates)s
-           then vidgen.write_scene(l.scene_id, l.user_id, 'failed', null, null)
-         end as scene_refused
-    from lost as l
-),
-taken as (
-  update public.video_generation_tasks as t
-     set attempt = t.attempt + 1, worker_id = %(worker_id)s, stage_progress = null
-    from ranked as v
-   where t.id = v.id and v.mine
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.cancel_requested_at is not null as cancel_requested,
-            false as alone
-),
-freed as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, stage_progress = null, run_after = now()
-    from ranked as v
-   where t.id = v.id and not v.mine and v.crashes < %(max_crashes)s
-)
-select 'taken' as kind, t.*, 0.0::float as waited from taken as t
-union all
-select 'room', me.id, 0, me.id, me.id, null, 0, 0, 0, now(), false, false, 0.0
-  from vidgen.workers as me
- where me.id = %(worker_id)s and not %(idle)s
-   -- The first of those who could take it: none of them behind a closed gate.
-   and not exists (
-     select from vidgen.workers as w
-      where w.id < me.id and w.dead_at is null and w.concurrency > 0
-        and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
-   )
-   and not exists (
-     select from vidgen.gates as g
-      where g.provider = me.provider and g.key_fingerprint in ('*', me.key_fingerprint)
-   )
-   and exists (
+suspects as materialized (
+  -- One that another transaction holds empties no worker.
+  select s.task_id
+    from asked
+   cross join vidgen.suspects as s
+   cross join lateral (
      select
-       from vidgen.budgets as b
-      cross join lateral (
-        select t.status, t.run_after
-          from public.video_generation_tasks as t
-         where t.id = b.task_id
-        offset 0
-      ) as t
-      where b.crashes > 0 and b.crashes >= %(max_crashes)s - 1
-        and t.status = 'pending' and t.run_after <= now()
-   )
+       from public.video_generation_tasks as t
+      where t.id = s.task_id and t.status = 'pending'
+        for no key update skip locked
+   ) as t
+   where s.followers is null or s.followers && %(scopes)s::text[]
+   limit 1
+),
+moved as materialized (
+  -- One by one, each locked and looked at again in a savepoint of its own.
+  select one.*
+    from ranked as v
+   cross join lateral vidgen.take_over_task(
+     v.id, v.worker_id, %(worker_id)s, %(max_crashes)s, v.mine, %(lost_message)s, %(scene_updates)s
+   ) as one
+)
+select m.*, false as alone, 0.0::float as waited from moved as m
 union all
-select 'lost', v.id, 0, %(worker_id)s, v.user_id, v.scene_id, 0, 0, 0, now(), false, false, 0.0
-  from victims as v
-  join released as r on r.id = v.id
+select 'room', asked.id, 0, asked.id, asked.id, null, 0, 0, 0, now(), false, null, false, 0.0
+  from asked
+ where exists (select from suspects)
 
 -- load_task --
--- What an attempt starts from: the scene as it is, and how far each stage has come.
+-- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
+-- end where that is known already.
 select t.cancel_requested_at is not null as cancel_requested,
+       extract(epoch from now() - t.cancel_requested_at)::float as cancel_age,
        scene.found as scene, md5(scene.found::text) as inputs,
        c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
        c.bucket, c.path, c.media_type, c.size, c.sha256,
-       s.sent_at, s.answer, s.ended_at, now() as now
+       s.sent_at, s.answer, s.ended_at, s.account, now() as now,
+       coalesce(
+         case
+           when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
+         end,
+         c.verdict
+       ) as verdict,
+       coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       ) as followed_here
   from public.video_generation_tasks as t
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+  left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
  where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
@@ -881,6 +733,10 @@ hold as materialized (
   select mine.id, mine.user_id, mine.scene_id,
          case
            when not %(credits)s then 'held'
+           -- It has its own prices: one that has gone from the table meanwhile ends no running task.
+           when exists (
+             select from vidgen.holds as h where h.task_id = mine.id and h.closed_at is null
+           ) then 'held'
            when price.image is null or price.video is null then 'price_missing'
            when vidgen.hold_credits(mine.id, mine.user_id, price.image, price.video) then 'held'
            else 'refused'
@@ -909,10 +765,12 @@ select hold.verdict, price.image as image_price, price.video as video_price,
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
 -- Refused (nothing is written) where the stage's possibly paid submissions have reached the cap:
 -- unknown, gone, or ended with a cost; where its owner has asked to cancel; behind a closed gate,
--- unless this task is the gate's trial; or where the model has a limit and no slot is free. A repeat
--- finds its own submission and changes nothing.
+-- unless this task is the gate's trial; where a trouble shows that has let through as many as it may;
+-- where the model has a limit and no slot is free; or by a limit of its user, which is asked last: it
+-- then counts what begins here. A repeat finds its own submission and changes nothing.
 with mine as materialized (
-  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
+  select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
+         t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
    where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
      and t.status = 'processing'
@@ -930,30 +788,38 @@ gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
          coalesce(bool_or(g.trial = %(task_id)s), false) as on_trial
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
      and g.model in ('*', %(model)s)
 ),
 own as materialized (
   -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
   select s.id
     from vidgen.slots as s, mine
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s and s.task_id = mine.id
      and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
    limit 1
      for update of s
 ),
+user_lock as materialized (
+  -- Of this user one statement at a time goes on from here. Who has to wait for him holds nothing yet
+  -- that others look for.
+  select vidgen.lock_limits(mine.user_id) from mine
+),
 other as materialized (
   -- Else a free one: of the video model only while nobody waits who had his image before, else the
   -- first in that line could be passed by for ever.
   select s.id
-    from vidgen.slots as s, mine, gate
-   where s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
+    from vidgen.slots as s, mine, gate, user_lock
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
        %(stage)s = 'image' or gate.on_trial
-       or not exists (select from vidgen.resumes where class = 1 and resume_at <= now())
+       or not exists (
+         select from vidgen.due_resumes as r
+          where r.lane = mine.lane and r.stage = 'video'
+       )
      )
    limit 1
      for update of s skip locked
@@ -961,27 +827,72 @@ other as materialized (
 slot as materialized (
   select id from own union all select id from other
 ),
-admitted as materialized (
+braking as materialized (
+  -- A trouble shows: so many submissions more, counted under its row's lock. A repeat counts once. It
+  -- waits for no other that counts (`nowait`), holds nothing meanwhile, and comes again.
+  select t.scope, t.part, t.model, t.reason, t.message, t.details, t.remaining
+    from vidgen.troubles as t, mine, gate, user_lock
+   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[])
+     and t.remaining is not null and (t.part in ('storage', 'machine') or t.model = %(model)s)
+     and not gate.on_trial
+     and not exists (select from vidgen.submissions as s where s.id = %(submission_id)s)
+   order by t.scope, t.part, t.model
+     for update of t nowait
+),
+input as materialized (
+  -- A clip's still is told by its bytes: its address is another one each time that it is read.
+  select %(digest)s || coalesce(
+           (
+             select ':' || c.sha256
+               from vidgen.checkpoints as c
+              where c.task_id = mine.id and c.stage = 'image' and c.state = 'done'
+                and %(stage)s = 'video'
+           ),
+           ''
+         ) as digest
+    from mine
+),
+candidate as materialized (
   select mine.id, mine.user_id, mine.attempt, mine.worker_id
     from mine, paid, gate
    where paid.submissions < %(max_submissions)s and not mine.cancel and gate.reason is null
+     and not exists (select from braking where remaining = 0)
      and (
        exists (select from slot)
        or not exists (
          select from vidgen.limits as l
-          where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+          where l.provider = %(provider)s and l.key_fingerprint = %(account)s
             and l.model = %(model)s and l.max_generations is not null
        )
      )
 ),
+limited as materialized (
+  select candidate.*, input.digest,
+         vidgen.refuse_submission(
+           candidate.user_id, candidate.id, %(submission_id)s, %(provider)s, %(model)s,
+           input.digest, %(probe)s
+         ) as verdict
+    from candidate, input
+),
+admitted as materialized (
+  select id, user_id, attempt, worker_id, digest from limited where verdict is null
+),
 begun as (
   insert into vidgen.submissions (
-    id, task_id, user_id, stage, attempt, worker_id, provider, key_fingerprint, model, fingerprint
+    id, task_id, user_id, stage, attempt, worker_id, provider, account, key_fingerprint, model,
+    fingerprint, digest
   )
   select %(submission_id)s, id, user_id, %(stage)s, attempt, worker_id,
-         %(provider)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s
+         %(provider)s, %(account)s, %(key_fingerprint)s, %(model)s, %(fingerprint)s, digest
     from admitted
   on conflict (id) do nothing
+),
+spent as (
+  update vidgen.troubles as t
+     set remaining = greatest(t.remaining - 1, 0)
+    from braking, admitted
+   where t.provider = %(provider)s
+     and (t.scope, t.part, t.model) = (braking.scope, braking.part, braking.model)
 ),
 taken as (
   update vidgen.slots as s
@@ -1004,13 +915,23 @@ checkpointed as (
   returning c.task_id
 ),
 shown as (
+  -- Not while a trouble's row is locked, which others count by: an application's slow trigger would
+  -- keep it. The next report shows how it goes.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
     from admitted
-   where t.id = admitted.id
+   where t.id = admitted.id and not exists (select from braking)
 )
 select paid.submissions, mine.cancel, gate.reason as gate,
+       (
+         select jsonb_build_object(
+                  'scope', b.scope, 'model', b.model, 'part', b.part, 'reason', b.reason,
+                  'message', b.message, 'details', b.details
+                )
+           from braking as b where b.remaining = 0 limit 1
+       ) as braked,
+       (select verdict from limited) as limited,
        not exists (select from admitted) as refused
   from mine, paid, gate
 
@@ -1019,7 +940,8 @@ select paid.submissions, mine.cancel, gate.reason as gate,
 -- one is never thrown away. The checkpoint follows it only under the fence, and only while it still
 -- waits for this submission. `fate` says what became of it: followed, kept (a successor will attach
 -- to it), superseded (nobody will: the caller ends it at the provider). An answer that comes after
--- a successor has counted it as unknown is `late`, for good: nobody waits for it any more.
+-- a successor has counted it as unknown is `late`, for good: nobody waits for it any more. `follow` is
+-- false where another transaction holds the task's row: then only the fact is written.
 with late as materialized (
   select from vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation'
@@ -1042,7 +964,7 @@ mine as materialized (
   select t.id
     from public.video_generation_tasks as t
    where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+     and t.status = 'processing' and %(follow)s
      for no key update
 ),
 followed as (
@@ -1058,9 +980,23 @@ followed as (
 progressed as (
   -- As in end_generation.
   update vidgen.budgets as b
-     set crashes = 0
+     set crashes = 0, suspect = false, waiting_since = null
     from followed
-   where b.task_id = followed.task_id and b.crashes > 0
+   where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
+),
+over as materialized (
+  -- The provider takes what is sent: no trouble in a row any more. Who has the row just now relieves
+  -- it, or the next one does: a fact waits for nobody.
+  select t.provider, t.scope, t.part, t.model
+    from vidgen.troubles as t, vidgen.submissions as s
+   where s.id = %(submission_id)s and %(answer)s = 'generation' and t.part = 'submit'
+     and t.provider = s.provider and t.model = s.model and t.scope = any (%(scopes)s::text[])
+     for update of t skip locked
+),
+relieved as (
+  delete from vidgen.troubles as t
+   using over
+   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
 )
 select (select count(*) from mine) = 1 as mine,
        case
@@ -1102,11 +1038,14 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 
 -- end_generation --
 -- A generation is over: its end and cost are facts (no fence); the checkpoint follows under the
--- fence: to `storing` where there is an output, back to `submitting` where there is none.
+-- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
+-- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
+-- show it: a fact is written whatever the row says.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
-         cost = coalesce(%(cost)s, s.cost), cost_read_at = now()
+         cost = coalesce(%(cost)s, s.cost), cost_read_at = now(),
+         rejected = s.rejected or %(rejected)s
    where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 ),
 mine as materialized (
@@ -1120,24 +1059,35 @@ checkpointed as (
   update vidgen.checkpoints as c
      set state = case when %(ended_state)s = 'succeeded' then 'storing' else 'submitting' end,
          generation_id = case when %(ended_state)s = 'succeeded' then c.generation_id end,
-         updated_at = now()
+         verdict = %(verdict)s::jsonb, updated_at = now()
     from mine
    where c.task_id = mine.id and c.stage = %(stage)s and c.state in ('generating', 'storing')
      and c.generation_id = %(generation_id)s
 ),
 progressed as (
-  -- A checkpoint that advances is a life well spent: deaths are counted from here anew.
+  -- A checkpoint that advances is a life well spent: deaths are counted from here anew. So is the
+  -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
+  -- that workers die of.
   update vidgen.budgets as b
-     set crashes = 0
+     set crashes = 0, suspect = false,
+         waiting_since = case
+           when not exists (
+             select from vidgen.checkpoints as c
+              where c.task_id = b.task_id and c.stage = %(stage)s and c.state = 'generating'
+           ) then b.waiting_since
+         end
     from mine
-   where b.task_id = mine.id and b.crashes > 0 and %(ended_state)s = 'succeeded'
+    join vidgen.checkpoints as c on c.task_id = mine.id
+   where b.task_id = mine.id and (b.crashes > 0 or b.waiting_since is not null)
+     and %(ended_state)s = 'succeeded'
+     and c.stage = %(stage)s and c.generation_id = %(generation_id)s and c.state = 'generating'
 ),
 shown as (
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 100
     from mine
-   where t.id = mine.id and %(ended_state)s = 'succeeded'
+   where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 )
 select id from mine
 
@@ -1145,13 +1095,34 @@ select id from mine
 -- The end and cost of a generation that nobody follows any more (late answers, cancels).
 update vidgen.submissions as s
    set ended_at = coalesce(s.ended_at, now()), ended_state = coalesce(s.ended_state, %(ended_state)s),
-       cost = coalesce(%(cost)s, s.cost), cost_read_at = now()
+       cost = coalesce(%(cost)s, s.cost), cost_read_at = now(), rejected = s.rejected or %(rejected)s
  where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+
+-- begin_upload --
+-- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
+-- not begun where the task's owner has asked to cancel.
+with mine as materialized (
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+begun as (
+  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
+         %(path)s
+    from mine
+   where not mine.cancel
+  on conflict (id) do nothing
+)
+select mine.cancel from mine
 
 -- finish_stage --
 -- The artifact is stored: checkpoint `done`, the user's charge (written first; its primary key lets
 -- a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
--- checkpoint done and charges nothing.
+-- checkpoint done and charges nothing. From here on the owner may read the object, and it is no upload
+-- any more that somebody has to remove.
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
@@ -1181,13 +1152,25 @@ done as (
     from open_stage
    where c.task_id = open_stage.task_id and c.stage = open_stage.stage
 ),
+kept as (
+  delete from vidgen.uploads as u
+   using open_stage
+   where u.id = %(upload_id)s and u.task_id = open_stage.task_id
+),
+progressed as (
+  update vidgen.budgets as b
+     set waiting_since = null
+    from open_stage
+   where b.task_id = open_stage.task_id and b.waiting_since is not null
+),
 shown as (
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = null,
-         image_path = coalesce(%(image_path)s, t.image_path),
-         image_url = coalesce(%(image_url)s, t.image_url),
-         video_path = coalesce(%(video_path)s, t.video_path)
+         -- What is paid for stays where it is.
+         image_path = coalesce(t.image_path, %(image_path)s),
+         image_url = coalesce(t.image_url, %(image_url)s),
+         video_path = coalesce(t.video_path, %(video_path)s)
     from mine
    where t.id = mine.id
 )
@@ -1198,10 +1181,40 @@ select (select count(*) from settled) as settled,
            from settled
            join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
        ), 0) as charged,
+       -- Of the scene as it is now: what a stage not begun is made from.
+       md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
+       exists (
+         select from vidgen.troubles as t
+          where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+       ) as troubled,
        case when %(scene_updates)s and %(image_url)s::text is not null
          then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
        end as scene_refused
   from mine
+
+-- relieve --
+-- A stage of this model went well from end to end: nothing about it goes wrong in a row any more, and a
+-- gate that closed for it is probed at once. Not a part of finish_stage, which an application's slow
+-- trigger may keep: everybody whose submissions are counted would wait for these rows. Who has one just
+-- now relieves it, or the next stage that goes well does.
+with over as materialized (
+  select t.provider, t.scope, t.part, t.model
+    from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+     for update of t skip locked
+),
+relieved as (
+  delete from vidgen.troubles as t
+   using over
+   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
+  returning t.scope
+)
+-- Also a gate that seems due: a probe may be under way that still saw the trouble, and has put the next
+-- one off.
+update vidgen.gates as g
+   set probe_at = now(), until = now()
+ where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
+   and g.probe_at is not null
 
 -- report --
 -- Progress of many tasks in one statement, in id order, never downwards. A row that a client holds
@@ -1240,7 +1253,7 @@ ended as (
      set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
          stage_progress = null, current_step = 'Completed',
          message = 'Video generation completed successfully',
-         video_url = %(video_url)s, video_url_expires_at = %(expires_at)s
+         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
     from mine
    where t.id = mine.id
   returning t.id, t.user_id, t.scene_id,
@@ -1253,14 +1266,40 @@ select vidgen.release_credits(ended.id), ended.seconds,
   from ended
 
 -- requeue --
--- Not now: back to pending. The hold stays, the checkpoints stay.
-update public.video_generation_tasks as t
-   set status = 'pending', worker_id = null, stage_progress = null,
-       run_after = now() + %(delay)s, message = %(message)s,
-       failures = least(t.failures + %(failures)s, 100)::smallint
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
-returning t.id
+-- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to
+-- answer, which is counted from the first time on (true); it waits for its turn, or for an operator,
+-- which is no such waiting (false); neither (null).
+with mine as (
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, stage_progress = null,
+         run_after = now() + %(delay)s, message = %(message)s,
+         failures = least(t.failures + %(failures)s, 100)::smallint
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+  returning t.id, t.run_after, t.cancel_requested_at is not null as cancel
+),
+counted as (
+  insert into vidgen.budgets as b (task_id, waiting_since, cancel_after)
+  select mine.id, case when %(waiting)s then now() end, case when mine.cancel then mine.run_after end
+    from mine
+   where %(waiting)s or mine.cancel
+      or exists (
+        select from vidgen.budgets as w where w.task_id = mine.id and w.waiting_since is not null
+      )
+  on conflict (task_id) do update
+     set waiting_since = case
+           when %(waiting)s then coalesce(b.waiting_since, excluded.waiting_since)
+           when %(waiting)s is null then b.waiting_since
+         end,
+         cancel_after = excluded.cancel_after
+)
+select mine.id from mine
+
+-- waited --
+-- How long a task has only waited by now, in seconds; no row: not at all.
+select extract(epoch from now() - b.waiting_since)::float as seconds
+  from vidgen.budgets as b
+ where b.task_id = %(task_id)s and b.waiting_since is not null
 
 -- fail --
 -- The end of a task that can't go on, with the reason in the row; the hold is released.
@@ -1311,11 +1350,6 @@ with mine as materialized (
      and t.status = 'processing'
      for no key update
 ),
-closed as (
-  delete from vidgen.checkpoints as c
-   using mine
-   where c.task_id = mine.id and c.state in ('submitting', 'generating')
-),
 ended as (
   update public.video_generation_tasks as t
      set status = 'cancelled', worker_id = null, completed_at = now(), stage_progress = null,
@@ -1331,42 +1365,240 @@ select vidgen.release_credits(ended.id),
   from ended
 
 -- hand_back --
--- This worker stops: its tasks wait for another one, which resumes at their checkpoints.
-update public.video_generation_tasks as t
-   set status = 'pending', worker_id = null, run_after = now()
+-- Tasks of this worker (null: all) wait for another one, which resumes at their checkpoints. Each on its
+-- own: a row that refuses, or that a client holds, is left to the lease and keeps no other waiting.
+select back.id, back.refused
   from (
-    select id
-      from public.video_generation_tasks
-     where worker_id = %(worker_id)s and status = 'processing'
-       and (%(task_ids)s::uuid[] is null or id = any (%(task_ids)s::uuid[]))
-     order by id
-       for no key update
+    select t.id, given.attempt
+      from public.video_generation_tasks as t
+      left join unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as given (id, attempt)
+        on given.id = t.id
+     where t.worker_id = %(worker_id)s and t.status = 'processing'
+       and (%(task_ids)s::uuid[] is null or given.id is not null)
+     order by t.id
   ) as held
- where t.id = held.id
-returning t.id
+ cross join lateral vidgen.hand_back_task(held.id, %(worker_id)s, held.attempt) as back
 
 -- leave --
--- The last word of a worker that holds nothing.
-delete from vidgen.workers as w
- where w.id = %(worker_id)s
-   and not exists (
-     select from public.video_generation_tasks as t
-      where t.worker_id = w.id and t.status = 'processing'
-   )
+-- The last word of a worker: its row goes, or, where it still names tasks (they could not be handed
+-- back), says so, and they are taken over at once, without a death being counted.
+with gone as (
+  delete from vidgen.workers as w
+   where w.id = %(worker_id)s
+     and not exists (
+       select from public.video_generation_tasks as t
+        where t.worker_id = w.id and t.status = 'processing'
+     )
+  returning w.id
+)
+update vidgen.workers as w
+   set dead_at = coalesce(w.dead_at, now()), left_at = now()
+ where w.id = %(worker_id)s and not exists (select from gone)
+
+-- set_aside --
+-- An attempt that can't be concluded, because the task's row refuses what is to be written.
+select tries, pause, became
+  from vidgen.set_aside_task(
+         %(task_id)s, %(attempt)s, %(worker_id)s, %(statement)s, %(error)s, %(verdict)s,
+         %(message)s, %(scene_updates)s
+       )
+
+-- retry_refused --
+-- Tasks that were set aside and whose pause is over: back into the line, or ended at the limit.
+select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s) as became,
+       r.tries, r.statement, r.error
+  from vidgen.refusals as r
+ where r.until <= now()
+ order by r.until
+ limit 100
+
+-- is_troubled --
+-- Whether what closed a gate has shown, without a stage that went well since.
+select exists (
+  select from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = %(scope)s and t.reason = %(reason)s
+) as troubled
+
+-- try_rows --
+-- Is it all rows that refuse? A waiting task of up to six users, of whom none is set aside, says so for
+-- free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
+-- that were so for the first time in the last half hour: one that never takes its end keeps no gate
+-- closed. A lock passes, and says nothing of the row.
+with aside as materialized (
+  select distinct t.user_id, r.since > now() - interval '30 minutes' and r.error not like '55P03%%' as of_late
+    from vidgen.set_aside as a
+    join vidgen.refusals as r on r.task_id = a.task_id
+    join public.video_generation_tasks as t on t.id = a.task_id
+),
+waiting as materialized (
+  -- At random: nobody's rows stand in front at every probe.
+  select of_user.user_id, of_user.task_id
+    from (
+      select distinct on (r.user_id) r.user_id, r.task_id
+        from vidgen.resumes as r
+       where r.stage = 'video' and r.resume_at <= now()
+         and r.user_id not in (select aside.user_id from aside)
+       order by r.user_id, r.resume_at
+    ) as of_user
+   order by random()
+   limit 3
+),
+line as materialized (
+  select n.user_id, n.lane
+    from vidgen.turns as n
+   where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
+     and n.user_id not in (select waiting.user_id from waiting)
+   order by random()
+   limit 3
+),
+chosen as materialized (
+  select waiting.user_id, waiting.task_id from waiting
+  union all
+  select line.user_id, first.id
+    from line
+   cross join lateral (
+     select t.id
+       from public.video_generation_tasks as t
+      where t.user_id = line.user_id and t.lane = line.lane
+        and t.status = 'pending' and t.run_after <= now()
+        and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+      order by t.priority desc, t.run_after, t.created_at
+      limit 1
+   ) as first
+),
+tried as materialized (
+  select vidgen.try_row(chosen.task_id, %(worker_id)s) as refused from chosen
+)
+select (select count(*) from tried where refused is distinct from '') as tried,
+       (select count(*) from tried where refused is null) as taken,
+       (select min(refused) from tried where refused <> '') as refused,
+       (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
+
+-- owed_scenes --
+-- Scenes with owed writes that are due, the oldest of each user first: one user's many scenes keep
+-- nobody else's waiting.
+select owed.scene_id
+  from (
+    select w.scene_id, min(w.due_at) as due_at,
+           row_number() over (partition by w.user_id order by min(w.due_at)) as turn
+      from vidgen.scene_writes as w
+     group by w.scene_id, w.user_id
+    having min(w.due_at) <= now()
+  ) as owed
+ order by owed.turn, owed.due_at
+ limit 100
+
+-- write_owed_scene --
+-- Make the owed writes of one scene, where its lock has gone.
+select vidgen.write_owed_scene(%(scene_id)s) as became
 
 -- close_gate --
--- Nothing paid of this model starts with this key until a probe or an operator opens it. A gate
--- that is closed already keeps its probes.
+-- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
+-- that is closed already keeps its probes. The column key_fingerprint holds the scope.
 insert into vidgen.gates as g
   (provider, key_fingerprint, model, reason, message, details, probe_at, until)
 values
-  (%(provider)s, %(key_fingerprint)s, %(model)s, %(reason)s, %(message)s, %(details)s,
+  (%(provider)s, %(scope)s, %(model)s, %(reason)s, %(message)s, %(details)s,
    now() + %(probe)s::interval, now() + %(probe)s::interval)
 on conflict (provider, key_fingerprint, model) do nothing
 returning g.model
 
+-- meet_gate --
+-- A submission was refused for a reason that may be everybody's, or its input's alone. `again`: its user
+-- had met the same before it was sent, within a day, and nothing stands still for it now. `price` is the
+-- most that a generation of this model was to cost lately.
+with mine as materialized (
+  select s.id, s.sent_at
+    from vidgen.submissions as s
+   where s.task_id = %(task_id)s
+   order by s.sent_at desc
+   limit 1
+),
+unsaid as materialized (
+  -- Where another transaction has the row, the next refusal says it.
+  select s.id
+    from vidgen.submissions as s, mine
+   where s.id = mine.id and s.met_gate is null
+     for no key update of s skip locked
+),
+met as (
+  update vidgen.submissions as s set met_gate = %(scope)s from unsaid where s.id = unsaid.id
+)
+select exists (
+         select
+           from vidgen.submissions as s, mine
+          where s.user_id = %(user_id)s and s.met_gate = %(scope)s and s.id <> mine.id
+            and s.answered_at < mine.sent_at
+            and s.sent_at > greatest(
+                  now() - interval '1 day',
+                  (select u.lifted_at from vidgen.user_limits as u where u.user_id = %(user_id)s)
+                )
+       )
+       and not exists (
+         select from vidgen.gates as g
+          where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+       ) as again,
+       (
+         select coalesce(max(s.estimated_cost), (select l.expected_cost from vidgen.settings as l))
+           from (
+             select l.estimated_cost
+               from vidgen.submissions as l
+              where l.model = %(model)s
+              order by l.sent_at desc
+              limit 50
+           ) as s
+       )::float as price
+
+-- note_trouble --
+-- A trouble after money was spent, of one task, that may be the first of many (see the function).
+select tasks, users, weighed, braked
+  from vidgen.note_trouble(
+         %(provider)s, %(scope)s, %(part)s, %(model)s, %(reason)s, %(message)s, %(details)s,
+         %(task_id)s, %(user_id)s, %(allowance)s, %(probe)s
+       )
+
+-- try_kept --
+-- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
+-- nothing, and its row of vidgen.troubles goes when that went well. The one that has waited longest is
+-- due now; it is taken up behind a closed gate too. One that is being stored just now tries it as well.
+-- One that is set aside tells nothing: its row may refuse for ever.
+with kept as materialized (
+  select r.task_id
+    from vidgen.resumes as r
+    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state = 'storing'
+   where r.stage is null
+     and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
+     and exists (
+       select from vidgen.troubles as t
+        where t.provider = %(provider)s and t.scope = %(scope)s
+          and c.request ->> 'model' = t.model
+     )
+   order by r.resume_at
+   limit 1
+     for update of r skip locked
+),
+due as (
+  update vidgen.resumes as r
+     set resume_at = now()
+    from kept
+   where r.task_id = kept.task_id and r.resume_at > now()
+)
+select exists (select from kept)
+       or exists (
+         select
+           from public.video_generation_tasks as t
+           join vidgen.checkpoints as c on c.task_id = t.id and c.state = 'storing'
+          where t.status = 'processing'
+            and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+            and exists (
+              select from vidgen.troubles as tr
+               where tr.provider = %(provider)s and tr.scope = %(scope)s
+                 and c.request ->> 'model' = tr.model
+            )
+       ) as kept
+
 -- take_probe --
--- One worker probes a closed gate; the next probe is twice as far away, up to five minutes.
+-- One worker that it concerns probes a closed gate; the next probe is twice as far away, up to five minutes.
 update vidgen.gates as g
    set probes = g.probes + 1,
        probe_at = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
@@ -1374,23 +1606,26 @@ update vidgen.gates as g
   from (
     select provider, key_fingerprint, model
       from vidgen.gates
-     where provider = %(provider)s and key_fingerprint = %(key_fingerprint)s and probe_at <= now()
+     where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
+       and probe_at <= now()
      order by probe_at
      limit 1
        for update skip locked
   ) as due
  where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
-returning g.model, g.reason, g.probes, extract(epoch from now() - g.closed_at)::float as seconds
+returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
+          extract(epoch from now() - g.closed_at)::float as seconds
 
 -- claim_trial --
 -- After a storm one waiting task is let through the gate, to try it: under the gate's row lock, by
 -- the worker that took this probe, and only while no earlier trial is running. A task past its
--- image first (it tries the clip at once), then the first of a user in the line; rather not one
--- that has failed or has seen a worker die, which would try the task and not the provider.
+-- image first (it tries the clip at once), then one of a user in the line, at random: nobody's tasks are
+-- tried again and again. Rather not one that has failed, has seen a worker die, whose row refuses or
+-- whose user can't pay, which would try the task and not the provider.
 with gate as materialized (
   select g.provider, g.key_fingerprint, g.model
     from vidgen.gates as g, vidgen.workers as me
-   where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s
+   where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
      and g.model = %(model)s and g.probes = %(probes)s
      and me.id = %(worker_id)s and me.dead_at is null
      and not exists (
@@ -1400,13 +1635,17 @@ with gate as materialized (
      for update of g
 ),
 line as materialized (
-  select user_id from vidgen.turns where waiting_since is not null order by waiting_since limit 20
+  select user_id
+    from vidgen.turns
+   where lane = %(lane)s and waiting_since is not null
+   order by waiting_since
+   limit 20
 ),
 waiting as materialized (
   (select t.id, t.failures, 1 as place, r.resume_at as since
      from vidgen.resumes as r
      join public.video_generation_tasks as t on t.id = r.task_id
-    where r.class = 1 and r.resume_at <= now() and t.status = 'pending'
+    where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
     order by r.resume_at
     limit 20)
   union all
@@ -1415,9 +1654,11 @@ waiting as materialized (
     cross join lateral (
       select t.id, t.failures, t.created_at
         from public.video_generation_tasks as t
-       where t.user_id = line.user_id and t.status = 'pending' and t.run_after <= now()
+       where t.user_id = line.user_id and t.lane = %(lane)s
+         and t.status = 'pending' and t.run_after <= now()
+         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
        order by t.priority desc, t.run_after, t.created_at
-       limit 5
+       limit 1
     ) as ready
     -- While the gate is closed no claim begins anything: nothing races with this count.
     where %(max_running_per_user)s::integer is null
@@ -1428,50 +1669,67 @@ waiting as materialized (
             select count(*) from vidgen.resumes as r where r.user_id = line.user_id
           ) < %(max_running_per_user)s::integer)
 ),
-chosen as materialized (
-  select t.id
-    from gate
-    cross join waiting as w
-    join public.video_generation_tasks as t on t.id = w.id
-    left join vidgen.budgets as b on b.task_id = w.id
-   where t.status = 'pending'
-   order by coalesce(b.crashes, 0) > 0, w.failures > 0, w.place, w.since
+begun as materialized (
+  select attempt.*
+    from (
+      select t.id
+        from gate
+       cross join waiting as w
+        join public.video_generation_tasks as t on t.id = w.id
+        left join vidgen.budgets as b on b.task_id = w.id
+       order by exists (select from vidgen.refusals as r where r.task_id = w.id),
+                coalesce(b.crashes, 0) > 0, w.failures > 0,
+                -- Only a hint: an application may have credits of its own.
+                w.place = 2 and exists (select from public.user_credits) and not exists (
+                  select from public.user_credits as u
+                   where u.user_id = t.user_id
+                     and u.balance - u.held >= (select sum(p.credits) from public.credit_prices as p)
+                ),
+                -- Whoever's input may be to blame comes last.
+                exists (
+                  select from vidgen.troubles as tr
+                   where tr.provider = gate.provider and tr.scope = gate.key_fingerprint
+                     and tr.model = gate.model
+                     and t.user_id = any (tr.proven_users || tr.new_users)
+                ),
+                w.place, case w.place when 1 then w.since end, random()
+      offset 0
+    ) as first
+   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as attempt
    limit 1
-     for no key update of t skip locked
-),
-claimed as (
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = %(worker_id)s,
-         started_at = coalesce(t.started_at, now()), progress = greatest(t.progress, 5),
-         current_step = 'Initializing video generation pipeline',
-         message = 'Video generation started', stage_progress = null
-    from chosen
-   where t.id = chosen.id
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
 ),
 marked as (
   update vidgen.gates as g
-     set trial = claimed.id
-    from gate, claimed
-   where (g.provider, g.key_fingerprint, g.model)
+     set trial = begun.id
+    from gate, begun
+   where begun.refused is null
+     and (g.provider, g.key_fingerprint, g.model)
        = (gate.provider, gate.key_fingerprint, gate.model)
 )
 select c.*, false as alone,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
-  from claimed as c
+  from begun as c
 
 -- open_gate --
--- A probe went well.
+-- A probe went well. The troubles first, as whoever stores a stage locks them: the gate's trigger
+-- changes them.
+with troubles as materialized (
+  select t.model
+    from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = %(scope)s
+   order by t.scope, t.part, t.model
+     for update
+)
 delete from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = %(key_fingerprint)s and g.model = %(model)s
+ where g.provider = %(provider)s and g.key_fingerprint = %(scope)s and g.model = %(model)s
+   and (select count(*) from troubles) >= 0
 returning extract(epoch from now() - g.closed_at)::float as seconds
 
 -- read_gates --
--- What is closed for this key.
-select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
+-- What is closed for this worker.
+select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
   from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint in ('*', %(key_fingerprint)s)
+ where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
  order by g.model
 
 -- ask_limits --
@@ -1482,9 +1740,9 @@ select g.model, g.reason, g.message, g.until, g.closed_at, g.probes
 with asked as (
   update vidgen.limits as l
      set asked_at = now()
-   where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
      and (
-       l.asked_at is null
+       l.asked_at is null or l.asked_at > now()
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
      )
   returning l.model
@@ -1493,20 +1751,20 @@ select asked.model, true as mine from asked
 union all
 select l.model, false
   from vidgen.limits as l
- where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+ where l.provider = %(provider)s and l.key_fingerprint = %(account)s
    and l.read_at is null and l.model not in (select asked.model from asked)
 
 -- set_limit --
 -- How many generations of a model may be in flight; null: any number.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, %(model)s, %(max_generations)s, true)
+select vidgen.set_limit(%(provider)s, %(account)s, %(model)s, %(max_generations)s, true)
 
 -- expect_limit --
 -- Until somebody has read the account: one at a time, which every tier allows.
-select vidgen.set_limit(%(provider)s, %(key_fingerprint)s, m.model, 1, false)
+select vidgen.set_limit(%(provider)s, %(account)s, m.model, 1, false)
   from unnest(%(models)s::text[]) as m (model)
  where not exists (
    select from vidgen.limits as l
-    where l.provider = %(provider)s and l.key_fingerprint = %(key_fingerprint)s
+    where l.provider = %(provider)s and l.key_fingerprint = %(account)s
       and l.model = m.model
  )
 
@@ -1521,21 +1779,37 @@ with stale as materialized (
     left join public.video_generation_tasks as t on t.id = s.task_id
    where s.taken_at < now() - interval '1 minute'
      and case
+           -- Or its task is set aside, and its row takes no other status; it finds another slot.
            when s.submission_id is null then t.status is distinct from 'processing'
+                or exists (select from vidgen.set_aside as a where a.task_id = s.task_id)
            else sent.id is null or sent.ended_at is not null
                 or (sent.answer is distinct from 'generation'
                     and sent.sent_at < now() - %(patience)s::interval)
          end
      for update of s skip locked
 ),
+lost as materialized (
+  -- One that its user's own call holds is left, with its slot, to the next sweep.
+  select sent.id
+    from vidgen.submissions as sent
+   where sent.id in (select stale.submission_id from stale) and sent.answer is null
+   order by sent.id
+     for no key update of sent skip locked
+),
 -- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
 given_up as (
   update vidgen.submissions as sent
      set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-    from stale
-   where sent.id = stale.submission_id and sent.answer is null
+    from lost
+   where sent.id = lost.id
 )
-select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id) from stale
+select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id)
+  from stale
+ where not exists (
+   select from vidgen.submissions as sent
+    where sent.id = stale.submission_id and sent.answer is null
+      and sent.id not in (select lost.id from lost)
+ )
 
 -- sweep_workers --
 -- Rows of dead workers that hold nothing any more, an hour after their death.
@@ -1547,57 +1821,291 @@ delete from vidgen.workers as w
    )
 returning w.id
 
+-- sweep_gates --
+-- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
+delete from vidgen.gates as g
+ where g.closed_at < now() - interval '1 hour'
+   and (
+     g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
+     -- Of a worker of the version before.
+     or exists (select from vidgen.keys as k where k.key_fingerprint = g.key_fingerprint)
+   )
+   and not exists (
+     select from vidgen.workers as w
+      where g.key_fingerprint = any (coalesce(w.scopes, array[w.key_fingerprint]))
+   )
+
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
 delete from vidgen.turns as t
- where t.waiting_since is null and t.due_at = 'infinity'
+ using (
+   select user_id, lane
+     from vidgen.turns
+    where waiting_since is null and due_at = 'infinity'
+      for update skip locked
+ ) as idle
+ where t.user_id = idle.user_id and t.lane = idle.lane
+
+-- sweep_passed --
+-- Tasks that were found locked once, an hour later.
+delete from vidgen.passed_over as p
+ using (
+   select o.task_id
+     from vidgen.passed_over as o
+    where o.until < now() - interval '1 hour'
+      for update skip locked
+ ) as old
+ where p.task_id = old.task_id
+
+-- sweep_limits --
+-- Rejections that are old enough to be forgotten, and troubles of users that nobody met again.
+select vidgen.sweep_limits()
+
+-- is_gone --
+-- The provider knows no such generation under this worker's key. It is gone where that is the key
+-- which made it, and where nobody is left who may know better. Else the two keys may belong to two
+-- accounts: from now on only workers with its own key follow it.
+with asked as materialized (
+  select s.id, s.key_fingerprint = %(key_fingerprint)s or s.followed_by = 'anyone' as gone
+    from vidgen.submissions as s
+   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+     for no key update
+),
+left_to_its_key as (
+  update vidgen.submissions as s
+     set followed_by = 'key'
+    from asked
+   where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
+)
+select coalesce(bool_and(gone), true) as gone from asked
+
+-- stands_aside --
+-- Whether this worker is behind a gate of its own while another one works on.
+select vidgen.stands_aside(%(worker_id)s) as aside
+
+-- let_anyone_follow --
+-- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,
+-- and a 404 is the end of it. Else their tasks would wait, and their slots be taken, for good.
+with left_alone as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.ended_at is null and s.followed_by <> 'anyone' and s.sent_at < now() - %(absence)s::interval
+     and (s.answer is null or s.answer = 'generation')
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+  union
+  select s.id
+    from vidgen.resumes as r
+    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state <> 'done'
+    join vidgen.submissions as s on s.id = c.submission_id
+   where r.followers is not null and s.followed_by <> 'anyone'
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
+),
+-- What its user's own call holds is left to the next time, here and below.
+unheld as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.id in (select left_alone.id from left_alone)
+   order by s.id
+     for no key update of s skip locked
+),
+free as (
+  update vidgen.submissions as s
+     set followed_by = 'anyone'
+    from unheld
+   where s.id = unheld.id
+  returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
+),
+waiting as (
+  -- Those that an earlier run has missed too: a task that moved just then.
+  update vidgen.resumes as r
+     set followers = null
+    from (
+      select w.task_id
+        from vidgen.resumes as w
+        join vidgen.checkpoints as c on c.task_id = w.task_id and c.state <> 'done'
+        join vidgen.submissions as s on s.id = c.submission_id
+       where w.followers is not null
+         and (s.followed_by = 'anyone' or s.id in (select left_alone.id from left_alone))
+       order by w.task_id
+         for no key update of w skip locked
+    ) as left_to_anyone
+   where r.task_id = left_to_anyone.task_id
+)
+select id, task_id, generation_id, account, key_fingerprint from free
 
 -- stray_submissions --
--- Generations that no checkpoint follows and whose end nobody has booked: answers that came too
--- late, tasks that ended by another way.
-select s.id, s.task_id, s.generation_id, s.ended_at is not null as ended
-  from vidgen.submissions as s
- where s.answer = 'generation' and s.ended_at is null
-   and s.answered_at < now() - interval '1 minute'
-   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
-   and not exists (
-     select from vidgen.checkpoints as c
-      where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
-        -- A late answer's checkpoint still names it where no other submission followed.
-        and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
-   )
- order by s.sent_at
- limit 20
+-- Generations that nobody follows and whose end nobody has booked: answers that came too late, and
+-- whatever a task has left behind by the way it ended. `kept`: its task only waits, or is set aside; it
+-- is read, so that its slot is free once it is over, and not ended. One worker looks at a time.
+with strays as materialized (
+  select s.id, coalesce(follower.waits, false) as kept
+    from vidgen.submissions as s
+    left join lateral (
+      select exists (
+               select from vidgen.resumes as r
+                where r.task_id = t.id and r.resume_at > now() and t.status = 'pending'
+             )
+             or exists (select from vidgen.set_aside as a where a.task_id = t.id) as waits
+        from vidgen.checkpoints as c
+        join public.video_generation_tasks as t on t.id = c.task_id
+       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+         and t.status in ('pending', 'processing')
+         -- A late answer's checkpoint still names it where no other submission followed.
+         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+    ) as follower on true
+   where s.answer = 'generation' and s.ended_at is null
+     and coalesce(follower.waits, true)
+     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
+     and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by s.looked_at nulls first, s.sent_at
+   limit 50
+     for no key update of s skip locked
+)
+update vidgen.submissions as s
+   set looked_at = now()
+  from strays
+ where s.id = strays.id
+returning s.id, s.task_id, s.generation_id, strays.kept,
+          extract(epoch from now() - s.answered_at)::float as age
+
+-- give_up_submissions --
+-- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
+-- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+-- One that its user's own call holds is left to the next sweep.
+with lost as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.answer is null and s.ended_at is null and s.sent_at < now() - %(patience)s::interval
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join public.video_generation_tasks as t on t.id = c.task_id
+        where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+          and t.status in ('pending', 'processing')
+     )
+   order by s.id
+     for no key update of s skip locked
+)
+update vidgen.submissions as s
+   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+  from lost
+ where s.id = lost.id
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
-select s.task_id, s.generation_id
-  from vidgen.submissions as s
- where s.ended_state in ('failed', 'cancelled')
-   and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-   and s.cost_read_at < s.ended_at + interval '5 minutes'
-   and s.provider = %(provider)s and s.key_fingerprint = %(key_fingerprint)s
- order by s.ended_at
- limit 20
+-- What was given up may live on: it is looked for again, and ended, for a day.
+(select s.task_id, s.generation_id, false as given_up
+   from vidgen.submissions as s
+  where s.ended_state in ('failed', 'cancelled')
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by s.ended_at
+  limit 20)
+union all
+(select s.task_id, s.generation_id, true
+   from vidgen.submissions as s
+  where s.ended_state = 'given up'
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by random()
+  limit 20)
 
 -- fleet --
 -- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
 select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
        q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
        extract(epoch from now())::float as fleet_read_at_seconds,
-       (select coalesce(jsonb_agg(jsonb_build_object('model', g.model, 'reason', g.reason)), '[]')
+       (select count(*) from vidgen.set_aside) as tasks_set_aside,
+       (
+         select count(*) from vidgen.uploads as u
+          where u.removed_at is null and u.since < now() - interval '1 hour'
+       ) as uploads_left,
+       (select coalesce(jsonb_agg(jsonb_build_object(
+                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
+               )), '[]')
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
           from (
+            -- Of accounts that have a worker; one of the version before has its limits under its key.
             select l.model, sum(l.max_generations) as slots,
-                   (select count(*) from vidgen.slots as s
-                     where s.model = l.model and s.task_id is not null) as taken
+                   sum((select count(*) from vidgen.slots as s
+                         where (s.provider, s.key_fingerprint, s.model)
+                             = (l.provider, l.key_fingerprint, l.model)
+                           and s.task_id is not null)) as taken
               from vidgen.limits as l
              where l.max_generations is not null
+               and exists (
+                 select from vidgen.workers as w
+                  where w.dead_at is null and w.provider = l.provider
+                    and l.key_fingerprint
+                      = case when w.scopes is null then w.key_fingerprint else w.account end
+               )
              group by l.model
           ) as of_model) as slots
   from vidgen.queue_health as q
 
--- discrepancies --
--- For /metrics, seldom: it adds up the whole ledger.
-select count(*) as discrepancies from vidgen.credit_discrepancies
+-- take_duty --
+-- Whether this worker is the one of the fleet to do this now. A turn that began in the future was
+-- written before the clock stepped back.
+insert into vidgen.duties as d (name, began_at)
+values (%(duty)s, now())
+on conflict (name) do update
+   set began_at = excluded.began_at
+ where d.began_at not between now() - %(every)s::interval and now()
+returning d.name
+
+-- take_uploads --
+-- Objects to be removed from Storage, of uploads that nobody has charged or will (see the function).
+select taken.upload_id, taken.of_bucket as bucket, taken.of_path as path, taken.first_time
+  from vidgen.take_uploads(%(batch)s) as taken
+
+-- uploads_removed --
+-- They are gone from Storage; they are looked for again for a while (see the function).
+select vidgen.uploads_removed(%(upload_ids)s)
+
+-- uploads_left --
+-- Uploads of more than an hour ago that are neither charged nor removed, and the age of the oldest.
+select count(*) as uploads,
+       coalesce(extract(epoch from now() - min(u.since)), 0)::float as oldest_seconds
+  from vidgen.uploads as u
+ where u.removed_at is null and u.since < now() - interval '1 hour'
+
+-- forget_tasks --
+-- Remove the private rows of a batch of tasks that ended long ago (see the function).
+select tasks, through from vidgen.forget_tasks(%(keep)s::interval, %(after)s::timestamptz, %(batch)s)
+
+-- forget_holds --
+-- Remove a batch of holds that were closed long ago.
+select vidgen.forget_holds(%(keep)s::interval, %(batch)s) as holds
+
+-- audit_entries --
+-- Add the next entries of the ledger to their users' totals.
+select vidgen.audit_entries(%(batch)s) as entries
+
+-- audit_users --
+-- Compare the next users' totals with their balances and holds.
+select discrepancies, through from vidgen.audit_users(%(after)s::uuid, %(batch)s)
+
+-- note_audit --
+-- What the audit has found, for every worker's metrics.
+select vidgen.note_audit(%(discrepancies)s)
+
+-- read_audit --
+-- What the last audit of the fleet has found.
+select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a

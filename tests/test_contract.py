@@ -338,7 +338,7 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
         "anon": {"our_buckets", "is_unpaid"},
         "authenticated": calls
         | inner
-        | {"delete_video_scene", "delete_scene", "owns_scene", "signed_in_user", "videos_bucket"}
+        | {"delete_video_scene", "delete_scene", "owns_scene", "signed_in_user"}
         | {"our_buckets", "is_paid", "is_unpaid"},
         "service_role": calls | inner | {"grant_video_credits", "grant_credits"},
     }
