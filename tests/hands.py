@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, LiteralString, Self
 from uuid import UUID, uuid4
 
 import psycopg
@@ -97,6 +97,8 @@ class Held:
 class Hand:
     """One worker's connection."""
 
+    queries: Mapping[str, LiteralString] = QUERIES
+
     def __init__(self, url: str, worker_id: UUID | None = None) -> None:
         self.conn: Connection = psycopg.connect(url, autocommit=True, row_factory=dict_row)
         self.worker_id = worker_id or uuid4()
@@ -112,7 +114,7 @@ class Hand:
         if name == "take_over" and "silent_ids" not in parameters:
             parameters |= self.observed()
         cursor = self.conn.execute(
-            QUERIES[name], {**USUAL, "worker_id": self.worker_id, **parameters}
+            self.queries[name], {**USUAL, "worker_id": self.worker_id, **parameters}
         )
         return cursor.fetchall() if cursor.description else []
 

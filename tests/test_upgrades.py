@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from tests.hands import STAGE, USUAL, Ground, Hand, Held
+from tests.hands import STAGE, Ground, Hand, Held
 from tests.world import World, told, vidgen
 from vidgen_worker.client import QUERIES as CLIENT_QUERIES
 from vidgen_worker.db import QUERIES
@@ -276,13 +275,7 @@ FORMER_QUERIES = read_queries(FORMER.read_text(), FORMER.name)
 class FormerHand(Hand):
     """A connection of a worker of the release before, with its statements word for word."""
 
-    def __call__(self, name: str, **parameters: object) -> list[dict[str, Any]]:
-        values = {
-            **USUAL, "worker_id": self.worker_id, "expires_at": datetime(2100, 1, 1, tzinfo=UTC),
-            **parameters,
-        }  # fmt: skip
-        cursor = self.conn.execute(FORMER_QUERIES[name].encode(), values)
-        return cursor.fetchall() if cursor.description else []
+    queries = FORMER_QUERIES
 
     def about(self, held: Held, name: str, **parameters: object) -> list[dict[str, Any]]:
         """A step that the release before does not know is none of its own."""
