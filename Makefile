@@ -28,7 +28,7 @@ test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
 
 .PHONY: soak
 soak: $(STAMP) ## kills, restarts and faults for some 5 minutes; ARGS="--seed 7" repeats one run
-	$(BIN)/python -m tests.soak $(ARGS)
+	$(BIN)/python -m tests.soak.run $(ARGS)
 
 # What the tests need from npm: the Supabase CLI, and what the Node example imports or is checked by.
 NODE_TOOLS := supabase@3.1.0 @supabase/supabase-js@2.119.1 ws@8.23.0 \

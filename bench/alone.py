@@ -22,7 +22,7 @@ from bench.contenders import OURS
 from bench.drain import Hand, fence_of
 from bench.ground import Ground, Site
 from bench.lines import BrokenError, Process
-from vidgen_worker.db import PLANNED_ONCE, QUERIES
+from vidgen_worker.database.pool import PLANNED_ONCE, QUERIES
 
 Result = dict[str, Any]
 

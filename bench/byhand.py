@@ -32,7 +32,7 @@ from supabase import AsyncClient, AsyncClientOptions, acreate_client
 
 from bench.lines import say
 from vidgen_worker.config import load
-from vidgen_worker.resolution import RATIOS
+from vidgen_worker.domain.resolution import RATIOS
 
 BODY = os.environ.get("BENCH_BODY", "pipeline")
 CONCURRENCY = int(os.environ.get("BENCH_CONCURRENCY", "20"))

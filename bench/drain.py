@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from bench.lines import say
-from vidgen_worker.db import PLANNED_ONCE, QUERIES
+from vidgen_worker.database.pool import PLANNED_ONCE, QUERIES
 
 SLOTS = 20
 ADDRESS = "https://project.supabase.co/storage/v1/object/sign/video-files/"

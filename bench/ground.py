@@ -20,16 +20,16 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from vidgen_worker.db import QUERIES
-from vidgen_worker.migrate import migrate
+from vidgen_worker.database.migrate import migrate
+from vidgen_worker.database.pool import QUERIES
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
-from vidgen_worker.sandbox.generations import Generation
-from vidgen_worker.sandbox.outputs import Output, Outputs
-from vidgen_worker.sandbox.postgres import EmbeddedPostgres
-from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings
+from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres
+from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
+from vidgen_worker.sandbox.runway.generations import Generation
+from vidgen_worker.sandbox.runway.outputs import Output, Outputs
 from vidgen_worker.sandbox.serving import BackgroundServer
-from vidgen_worker.sandbox.storage import StorageDouble
-from vidgen_worker.sandbox.supabase import bootstrap
+from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
+from vidgen_worker.sandbox.supabase.storage import StorageDouble
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "bench_template"

@@ -9,10 +9,11 @@ import time
 import psycopg
 
 from bench.lines import say
-from vidgen_worker import attempt as product
-from vidgen_worker import worker
 from vidgen_worker.config import load
-from vidgen_worker.events import (
+from vidgen_worker.domain.task import Outcome
+from vidgen_worker.pipeline import attempt as product
+from vidgen_worker.pipeline.run import Run, Tools
+from vidgen_worker.telemetry.events import (
     Event,
     GenerationEnded,
     ListenChanged,
@@ -23,10 +24,9 @@ from vidgen_worker.events import (
     WorkerStopped,
     subscribe,
 )
-from vidgen_worker.logging_setup import configure
-from vidgen_worker.run import Run, Tools
-from vidgen_worker.task import Outcome
-from vidgen_worker.worker import serve
+from vidgen_worker.telemetry.log import configure
+from vidgen_worker.worker import worker
+from vidgen_worker.worker.worker import serve
 
 INSERT = """
 insert into public.video_generation_tasks (id, scene_id, user_id)

@@ -46,7 +46,7 @@ def table(found: Row) -> str:
             verdict = NONE if reached is None else ("yes" if reached else "**no**")
             lines.append(f"| {' | '.join([*cells, verdict])} |\n")
     lines.append(
-        "| zombie's late write | bounces, always | `tests/test_zombies.py` | overwrites"
+        "| zombie's late write | bounces, always | `tests/worker/test_zombies.py` | overwrites"
         f" (Procrastinate, PgQueuer), dropped (Chancy): measured apart | | {NONE} |\n"
     )
     return "".join(lines) + "\n" + _colophon(found)

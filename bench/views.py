@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import psycopg
 
 from bench.ground import Ground
-from vidgen_worker.client import QUERIES as READ
-from vidgen_worker.db import QUERIES
+from vidgen_worker.client.database import QUERIES as READ
+from vidgen_worker.database.pool import QUERIES
 
 ROUNDS = 7
 USERS = 10_000

@@ -18,13 +18,13 @@ import pytest
 from psycopg import sql
 
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
-from vidgen_worker.sandbox.postgres import SUPERUSER, EmbeddedPostgres
+from vidgen_worker.sandbox.postgres.server import SUPERUSER, EmbeddedPostgres
 from vidgen_worker.sandbox.serving import BackgroundServer
-from vidgen_worker.sandbox.supabase import bootstrap
+from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 
 if TYPE_CHECKING:
-    from tests.hands import Ground
-    from tests.world import World
+    from tests.support.hands import Ground
+    from tests.support.world import World
 
 CONTAINER_IMAGE = "postgres:17-alpine"
 
@@ -133,7 +133,7 @@ def bare_template(postgres_server: PostgresServer) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: PostgresServer, bare_template: str) -> Iterator[str]:
     """Provide the name of a database with all migrations, applied as role `postgres`."""
-    from vidgen_worker.migrate import migrate  # noqa: PLC0415 - tests below it go without
+    from vidgen_worker.database.migrate import migrate  # noqa: PLC0415 - tests below it go without
 
     with _database(postgres_server, "template_migrated", bare_template) as name:
         migrate(postgres_server.url(name))
@@ -207,7 +207,7 @@ class _database:  # noqa: N801 - reads as the verb it is: `with _database(...)`
 @pytest.fixture
 def runway(tmp_path: Path) -> Iterator[RunwayControl]:
     """Provide Runway's double: generations end at the first look, outputs are plain files."""
-    from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings  # noqa: PLC0415
+    from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings  # noqa: PLC0415
 
     double = RunwayDouble(
         tmp_path / "runway",
@@ -231,7 +231,7 @@ def bare_storage(tmp_path: Path, bare_database: Database) -> Iterator[StorageCon
 
 
 def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
-    from vidgen_worker.sandbox.storage import StorageDouble  # noqa: PLC0415
+    from vidgen_worker.sandbox.supabase.storage import StorageDouble  # noqa: PLC0415
 
     double = StorageDouble(tmp_path / "storage", database.admin_url)
     with BackgroundServer(double.app) as server:
@@ -241,7 +241,7 @@ def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
 @pytest.fixture
 def world(database: Database, runway: RunwayControl, storage: StorageControl) -> "World":
     """Provide one test's database and doubles, with the verbs of an application."""
-    from tests.world import World  # noqa: PLC0415 - it imports the whole worker
+    from tests.support.world import World  # noqa: PLC0415 - it imports the whole worker
 
     return World(database, runway, storage)
 
@@ -249,7 +249,7 @@ def world(database: Database, runway: RunwayControl, storage: StorageControl) ->
 @pytest.fixture
 def ground(database: Database) -> "Iterator[Ground]":
     """Provide one test's database, with hands on the queue's SQL."""
-    from tests.hands import ground_of  # noqa: PLC0415 - it imports the queries
+    from tests.support.hands import ground_of  # noqa: PLC0415 - it imports the queries
 
     with ground_of(database) as ground:
         yield ground

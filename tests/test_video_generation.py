@@ -12,10 +12,10 @@ import httpx
 import pytest
 from psycopg import sql
 
-from tests.world import World, recorded
-from vidgen_worker import events
-from vidgen_worker.resolution import RATIOS
-from vidgen_worker.task import StageName
+from tests.support.world import World, recorded
+from vidgen_worker.domain.resolution import RATIOS
+from vidgen_worker.domain.task import StageName
+from vidgen_worker.telemetry import events
 
 IMAGE_PRICE, VIDEO_PRICE = 5, 25
 

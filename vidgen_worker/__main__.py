@@ -29,7 +29,7 @@ def main() -> None:
     _open_streams()
     try:
         from vidgen_worker.cli import main as run  # noqa: PLC0415 - it takes half a second
-        from vidgen_worker.logging_setup import catch_the_rest, configure  # noqa: PLC0415
+        from vidgen_worker.telemetry.log import catch_the_rest, configure  # noqa: PLC0415
 
         configure("warning")
         catch_the_rest()
@@ -106,7 +106,7 @@ def _say(error: Exception) -> None:
     Nothing of ours may be needed for it: the import itself may be what failed.
     """
     try:
-        from vidgen_worker.foreign_text import printable  # noqa: PLC0415
+        from vidgen_worker.domain.foreign_text import printable  # noqa: PLC0415
 
         said = printable(f"{type(error).__name__}: {error}", 1000)
     except Exception:  # noqa: BLE001 - then its kind has to do

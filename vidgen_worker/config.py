@@ -28,11 +28,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from vidgen_worker import database_url, masking, proxies
-from vidgen_worker.database_url import DatabaseUrl, DatabaseUrlError
-from vidgen_worker.foreign_text import printable
-from vidgen_worker.gates import ACCOUNT_LABEL, DEFAULT_ACCOUNT
-from vidgen_worker.resolution import image_models, video_models
+from vidgen_worker.database import database_url
+from vidgen_worker.database.database_url import DatabaseUrl, DatabaseUrlError
+from vidgen_worker.domain import masking
+from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.domain.keys import ACCOUNT_LABEL, DEFAULT_ACCOUNT
+from vidgen_worker.domain.resolution import image_models, video_models
+from vidgen_worker.providers import proxies
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _HARMLESS = re.compile(r"[\w .,:;+-]{1,30}")

@@ -27,11 +27,11 @@ from vidgen_worker.cli import (
     work,
 )
 from vidgen_worker.cli.output import ExitCode, fail
-from vidgen_worker.client import ClientError, DatabaseUnreachableError
+from vidgen_worker.client.database import ClientError, DatabaseUnreachableError
+from vidgen_worker.client.service import ServiceUnavailableError, VideoGenerationError
 from vidgen_worker.config import SettingsError
-from vidgen_worker.foreign_text import printable
-from vidgen_worker.loopback_http import PortError
-from vidgen_worker.service import ServiceUnavailableError, VideoGenerationError
+from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.telemetry.loopback_http import PortError
 
 
 class _Verbs(TyperGroup):

@@ -17,10 +17,9 @@ import psycopg
 import typer
 from rich.text import Text
 
-from vidgen_worker import proxies
 from vidgen_worker.cli.output import ExitCode, console, print_json, table
 from vidgen_worker.cli.tasks import Json
-from vidgen_worker.client import (
+from vidgen_worker.client.database import (
     ClientError,
     Database,
     connect,
@@ -29,18 +28,19 @@ from vidgen_worker.client import (
     too_new,
 )
 from vidgen_worker.config import Settings, effective, load
-from vidgen_worker.errors import Fault, First
-from vidgen_worker.foreign_text import printable
-from vidgen_worker.gates import fingerprint
-from vidgen_worker.migrate import migrations, pending
-from vidgen_worker.providers import Account
-from vidgen_worker.scratch import room
+from vidgen_worker.database.migrate import migrations, pending
+from vidgen_worker.domain.faults import Fault, First
+from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.domain.keys import fingerprint
+from vidgen_worker.media.scratch import room
+from vidgen_worker.providers import proxies
+from vidgen_worker.providers.protocol import Account
 
 # The adapters are imported where they are used: that takes a second, which no other verb waits for.
 if TYPE_CHECKING:
     import httpx
 
-    from vidgen_worker.storage import Bucket, Found, Misfit, Storage
+    from vidgen_worker.storage.storage import Bucket, Found, Misfit, Storage
 
 OLDEST_POSTGRES = 150_000
 LISTEN_SECONDS = 2.0
@@ -154,8 +154,8 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
 
 async def look_at_buckets(settings: Settings) -> list[Finding]:
     """Compare both buckets with the settings, and ask leave to upload; nothing is written."""
-    from vidgen_worker.storage import Storage  # noqa: PLC0415 - see above
-    from vidgen_worker.worker import buckets  # noqa: PLC0415 - see above
+    from vidgen_worker.storage.storage import Storage  # noqa: PLC0415 - see above
+    from vidgen_worker.worker.worker import buckets  # noqa: PLC0415 - see above
 
     key = settings.supabase_service_role_key.get_secret_value()
     wanted = buckets(settings)
@@ -237,7 +237,7 @@ def check_media(settings: Settings) -> Iterator[Finding]:
 
 
 async def _lacking_walls(settings: Settings) -> tuple[str, ...]:
-    from vidgen_worker.media import Media  # noqa: PLC0415 - see above
+    from vidgen_worker.media.outputs import Media  # noqa: PLC0415 - see above
 
     media = Media(
         max_image_bytes=settings.vidgen_max_image_bytes,
@@ -252,7 +252,7 @@ async def _lacking_walls(settings: Settings) -> tuple[str, ...]:
 
 async def read_account(settings: Settings) -> tuple[Account, str]:
     """Ask Runway for the account; return it with the key's fingerprint. Raises Fault."""
-    from vidgen_worker.providers.runway import Runway  # noqa: PLC0415 - see above
+    from vidgen_worker.providers.runway.adapter import Runway  # noqa: PLC0415 - see above
 
     runway = Runway(
         settings.runwayml_api_secret.get_secret_value(),

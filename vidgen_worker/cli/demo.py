@@ -27,8 +27,8 @@ from vidgen_worker.cli.stack import (
     seed,
 )
 from vidgen_worker.cli.watch import watch
-from vidgen_worker.client import Database, open_database, user_claims
-from vidgen_worker.task import Status
+from vidgen_worker.client.database import Database, open_database, user_claims
+from vidgen_worker.domain.task import Status
 
 LONGEST_SECONDS = 60.0
 DOWNLOAD_SECONDS = 30.0

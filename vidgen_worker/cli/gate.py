@@ -6,8 +6,8 @@ import typer
 
 from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json, table
 from vidgen_worker.cli.tasks import Json, Yes
-from vidgen_worker.client import load_client_settings, open_database
-from vidgen_worker.gates import ALL_MODELS
+from vidgen_worker.client.database import load_client_settings, open_database
+from vidgen_worker.domain.keys import ALL_MODELS
 
 PAUSED = "Video generation is paused by the operator."
 

@@ -7,7 +7,7 @@ import typer
 
 from vidgen_worker.cli.output import ExitCode, console, facts, fail, need_yes, print_json, table
 from vidgen_worker.cli.tasks import Json, Yes
-from vidgen_worker.client import load_client_settings, open_database
+from vidgen_worker.client.database import load_client_settings, open_database
 
 limits_app = typer.Typer(
     help="What one user has used of his limits; lift a stop or a pause.", no_args_is_help=True

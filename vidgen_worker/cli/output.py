@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from vidgen_worker.foreign_text import LONGEST, json_text, printable, spelled
+from vidgen_worker.domain.foreign_text import LONGEST, json_text, printable, spelled
 
 WIDTH_OF_A_PIPE = 200
 

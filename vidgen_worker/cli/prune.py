@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from vidgen_worker import proxies
 from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json
 from vidgen_worker.cli.tasks import Json, Yes
-from vidgen_worker.client import Database, RefusedError, load_client_settings, open_database
+from vidgen_worker.client.database import (
+    Database,
+    RefusedError,
+    load_client_settings,
+    open_database,
+)
 from vidgen_worker.config import REMEDIES, SettingsError, format_duration, parse_duration
-from vidgen_worker.errors import Fault
+from vidgen_worker.domain.faults import Fault
+from vidgen_worker.providers import proxies
 
 if TYPE_CHECKING:
-    from vidgen_worker.storage import Storage
+    from vidgen_worker.storage.storage import Storage
 
 SHORTEST = timedelta(days=1)
 BATCH = 500
@@ -154,7 +159,7 @@ def _remove_tasks(
 async def _remove_files(database: Database, access: tuple[str, str], batch: int) -> int:
     """Delete what tombstones name, then forget the names. Raises Fault."""
     # Here, because its imports take half a second that a run without --objects need not wait for.
-    from vidgen_worker.storage import Storage  # noqa: PLC0415
+    from vidgen_worker.storage.storage import Storage  # noqa: PLC0415
 
     removed = 0
     storage = Storage(*access, buckets=())

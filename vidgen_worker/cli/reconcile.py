@@ -10,10 +10,10 @@ import typer
 from vidgen_worker.cli.check import read_account
 from vidgen_worker.cli.output import ExitCode, console, facts, fail, print_json, table
 from vidgen_worker.cli.tasks import Json
-from vidgen_worker.client import Database, open_database
+from vidgen_worker.client.database import Database, open_database
 from vidgen_worker.config import load
-from vidgen_worker.errors import Fault
-from vidgen_worker.providers import Account
+from vidgen_worker.domain.faults import Fault
+from vidgen_worker.providers.protocol import Account
 
 
 @dataclass(frozen=True, slots=True)

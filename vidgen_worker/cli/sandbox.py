@@ -10,7 +10,7 @@ import typer
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import ExitCode, console
 from vidgen_worker.cli.stack import CREDITS, Seed, running_sandbox, seed
-from vidgen_worker.client import open_database
+from vidgen_worker.client.database import open_database
 
 
 def register(app: typer.Typer) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from vidgen_worker import proxies
 from vidgen_worker.cli import tether
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import ExitCode, fail
-from vidgen_worker.client import Database
+from vidgen_worker.client.database import Database
 from vidgen_worker.config import Settings, SettingsError
-from vidgen_worker.migrate import migrate
+from vidgen_worker.database.migrate import migrate
+from vidgen_worker.providers import proxies
 
 if TYPE_CHECKING:
     from vidgen_worker.sandbox.stack import Sandbox
@@ -61,7 +61,7 @@ def running_sandbox(interrupts: Interrupts) -> Iterator["Sandbox"]:
             "Install them: pip install 'vidgen-worker[sandbox]'",
         )
     # Here, because they need the extra.
-    from vidgen_worker.sandbox.postgres import PostgresError  # noqa: PLC0415
+    from vidgen_worker.sandbox.postgres.server import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.serving import ServingError  # noqa: PLC0415
     from vidgen_worker.sandbox.stack import Sandbox  # noqa: PLC0415
 

@@ -19,11 +19,11 @@ from vidgen_worker.cli.output import (
     table,
 )
 from vidgen_worker.cli.watch import watch
-from vidgen_worker.client import Database, load_client_settings, open_database
+from vidgen_worker.client.database import Database, load_client_settings, open_database
+from vidgen_worker.client.service import VideoGenerationService
 from vidgen_worker.config import parse_duration
-from vidgen_worker.foreign_text import printable
-from vidgen_worker.service import VideoGenerationService
-from vidgen_worker.task import Status
+from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.domain.task import Status
 
 tasks_app = typer.Typer(help="Look at tasks, cancel them, try them again.", no_args_is_help=True)
 

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from vidgen_worker.client import Database
-from vidgen_worker.foreign_text import printable
-from vidgen_worker.task import Status
+from vidgen_worker.client.database import Database
+from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.domain.task import Status
 
 LOOK_SECONDS = 0.2
 TELL_EVERY_PERCENT = 10

@@ -10,10 +10,9 @@ from typing import Annotated
 import psycopg
 import typer
 
-from vidgen_worker import sessions
 from vidgen_worker.cli.output import ExitCode, console, fail, print_json
 from vidgen_worker.cli.tasks import Json
-from vidgen_worker.client import (
+from vidgen_worker.client.database import (
     ClientSettings,
     connect,
     load_client_settings,
@@ -21,11 +20,12 @@ from vidgen_worker.client import (
     too_new,
 )
 from vidgen_worker.config import load
-from vidgen_worker.database_url import place_of
-from vidgen_worker.foreign_text import printable
-from vidgen_worker.logging_setup import configure
-from vidgen_worker.migrate import StrangeSchemaError, migrations, pending
-from vidgen_worker.migrate import migrate as apply_migrations
+from vidgen_worker.database import sessions
+from vidgen_worker.database.database_url import place_of
+from vidgen_worker.database.migrate import StrangeSchemaError, migrations, pending
+from vidgen_worker.database.migrate import migrate as apply_migrations
+from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.telemetry.log import configure
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def run() -> None:
     # not hear the signal at all.
     signal.signal(signal.SIGTERM, _end_before_it_began)
     # Here, because its imports take a second that the other verbs need not wait for.
-    from vidgen_worker.worker import serve  # noqa: PLC0415
+    from vidgen_worker.worker.worker import serve  # noqa: PLC0415
 
     settings = load()
     configure(settings.vidgen_log_level, settings.vidgen_log_format)

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from vidgen_worker.sandbox.keys import StorageKeys
+from vidgen_worker.sandbox.supabase.keys import StorageKeys
 
 CONTROL_SECONDS = 10.0
 

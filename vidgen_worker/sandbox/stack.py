@@ -17,12 +17,12 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
-from vidgen_worker.sandbox.keys import StorageKeys
-from vidgen_worker.sandbox.postgres import EmbeddedPostgres, scratch_path
-from vidgen_worker.sandbox.runway import RunwayDouble, RunwaySettings
+from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres, scratch_path
+from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
-from vidgen_worker.sandbox.storage import StorageDouble
-from vidgen_worker.sandbox.supabase import bootstrap
+from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
+from vidgen_worker.sandbox.supabase.keys import StorageKeys
+from vidgen_worker.sandbox.supabase.storage import StorageDouble
 
 Part = TypeVar("Part")
 

@@ -1,0 +1,149 @@
+"""The documents against the code: every command, option, path, setting, status and view exists."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+import yaml
+from typer.main import get_command
+
+from tests.support.world import World, vidgen
+from vidgen_worker.cli import app
+from vidgen_worker.config import Settings
+from vidgen_worker.domain.faults import FAULTS, PROVIDER_STORM
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXTS = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+EVERYTHING = "\n".join(TEXTS.values())
+
+
+def commands() -> list[str]:
+    return sorted(set(re.findall(r"`vidgen-worker ([^`]+)`", EVERYTHING)))
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_is_understood(line: str) -> None:
+    """Its verb and options are parsed as they would be; capitals stand for a value."""
+    command = get_command(app)
+    words = line.split()
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    options = {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {"--help"}
+    for word in words:
+        if word.startswith("--"):
+            assert word in options, line
+    assert not hasattr(command, "commands") or words[0].startswith("--"), line
+
+
+def test_sql_runs(database_url: str) -> None:
+    with psycopg.connect(database_url) as conn:
+        for block in re.findall(r"```sql\n(.*?)```", EVERYTHING, re.DOTALL):
+            conn.execute(block.encode())
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_and_settings_exist(name: str) -> None:
+    for target in re.findall(r"\]\(([\w./-]+)\)", TEXTS[name]):
+        assert (DOCS / target).exists(), target
+    for setting in re.findall(r"\bVIDGEN_[A-Z_]+|\bRUNWAYML_[A-Z_]+", TEXTS[name]):
+        assert setting.lower() in Settings.model_fields, setting
+
+
+def test_every_fault_that_is_named_exists() -> None:
+    codes = {rule.code for rule in FAULTS.values()} | {PROVIDER_STORM}
+    for code in re.findall(r"`((?:PROVIDER|STORAGE|RESOLUTION|CONTENT)_\w+)`", EVERYTHING):
+        assert code in codes or code.lower() in Settings.model_fields, code
+
+
+def test_the_alert_rules_are_yaml_of_the_known_shape() -> None:
+    (group,) = yaml.safe_load((DOCS / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}, rule
+        assert rule["expr"]
+        # A comma in an unquoted summary would make two annotations of it.
+        assert list(rule["annotations"]) == ["summary"], rule
+        assert rule["annotations"]["summary"]
+        assert rule["labels"].keys() == {"severity"}
+        assert rule["labels"]["severity"] in {"page", "warn"}
+        assert re.fullmatch(r"\d+[smh]", rule.get("for", "1m"))
+
+
+PROMTOOL = shutil.which("promtool")
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="needs Debian's package prometheus")
+def test_prometheus_takes_the_alert_rules() -> None:
+    done = subprocess.run(
+        [PROMTOOL or "", "check", "rules", str(DOCS / "alerts.yml")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_sizing_table_follows_from_its_formulas() -> None:
+    """40 ms, 2.8 ms, 94 MB, 39 KB; 90 s a task, polled every 6 s; nine connections a worker."""
+    rows = re.findall(
+        r"^\| ([\d,]+) \| (\d+) \| (\d) × (\d+) \| (\d+) \| ([\d.]+) \| (\d+) MB \|$",  # noqa: RUF001
+        TEXTS["operations.md"],
+        re.MULTILINE,
+    )
+    assert len(rows) == 4
+    pool = Settings.model_fields["vidgen_database_pool"].default
+    poll = Settings.model_fields["vidgen_poll_interval"].default.total_seconds()
+    for row in rows:
+        videos, slots, workers, each, connections = (int(n.replace(",", "")) for n in row[:5])
+        assert slots == videos * 90 / 3600
+        assert workers * each >= slots
+        assert connections == workers * (pool + 3)
+        assert float(row[5]) == pytest.approx(videos * (0.040 + 90 / poll * 0.0028) / 3600, rel=0.2)
+        assert int(row[6]) == round(workers * 94 + slots * 0.039)
+
+
+README = (DOCS.parent / "README.md").read_text()
+ELSEWHERE = {
+    "run": "every test of a worker",
+    "stats --watch": "test_operations.py",
+    "enqueue --scene ID --user ID --watch": "test_cli.py",
+    "tasks": "a group of verbs; its --help is tried",
+    "credits": "a group of verbs; its --help is tried",
+}
+ASKS_FOR_YES = {"prune", "prune --older-than 90d"}
+
+
+def written() -> list[str]:
+    """Every command of README and docs, in sentences and in blocks."""
+    text = README + EVERYTHING
+    inline = re.findall(r"`vidgen-worker ([^`]+)`", text)
+    return sorted({line.strip() for line in [*inline, *in_blocks(text)]})
+
+
+def in_blocks(text: str) -> list[str]:
+    return re.findall(r"^vidgen-worker ([^#\n]+)", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_every_command_that_is_written_down_runs(world: World) -> None:
+    """On a database with a task that failed; capitals stand for what is there."""
+    user = world.user()
+    task = world.order(user, world.scene(user, image_prompt="[[fail ASSET.INVALID]] A bottle"))
+    async with world.worker():
+        await world.until(task, "failed")
+    commands = written()
+    assert set(ELSEWHERE) <= set(commands), "what is excused here must be written there"
+    for command in commands:
+        words = ["--help"] if command in ELSEWHERE else []
+        line = command.split()[:1] if words else command.split()
+        done = vidgen(world, *[filled(word, task, user) for word in line], *words)
+        said = f"{command}: {done.stdout}{done.stderr}"
+        assert done.returncode == (2 if command in ASKS_FOR_YES else 0), said
+        assert "Traceback" not in said
+
+
+def filled(word: str, task: UUID, user: UUID) -> str:
+    values = {"ID": str(task), "USER": str(user), "AMOUNT": "100", "CODE": "ASSET_INVALID"}
+    return values.get(word, word)

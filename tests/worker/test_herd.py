@@ -1,0 +1,86 @@
+"""A thundering herd: many rows in one statement, many idle workers, one NOTIFY that wakes them all.
+
+What each worker sends until its slots are full is counted, and is bounded: it doesn't depend on how
+many rows came, nor on how many workers race for the same user's turn.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.support.world import World
+from vidgen_worker.database.pool import Database, Rows
+from vidgen_worker.telemetry.events import Event, TaskStarted, subscribed
+from vidgen_worker.worker.worker import MOST_EMPTY_CLAIMS
+
+WORKERS, SLOTS, ROWS = 8, 2, 1000
+PER_CLAIM = 3
+"""line_up, claim, and still_waiting where it took nothing."""
+
+
+def counted(database: Database, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the statements of one pool of a worker by name; they are carried out as ever."""
+    counts: Counter[str] = Counter()
+    send = database._send
+
+    async def counting(names: tuple[str, ...], parameters: Mapping[str, object]) -> Rows:
+        counts.update(names)
+        return await send(names, parameters)
+
+    monkeypatch.setattr(database, "_send", counting)
+    return counts
+
+
+@pytest.mark.parametrize("users", [1, 50])
+async def test_a_herd_costs_each_worker_a_bounded_number_of_statements(
+    world: World, users: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.runway.set(unlimited=True)
+    people = [world.user() for _ in range(users)]
+    # Generations that never end: whoever has begun keeps its slot. No more than three of one input.
+    scenes = [
+        world.scene(people[n % users], image_prompt=f"[[stall]] {n}", visual_prompt="It turns")
+        for n in range(50)
+    ]
+    begun: set[object] = set()
+    full = asyncio.Event()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, TaskStarted):
+            begun.add(event.fence.task_id)
+            if len(begun) == WORKERS * SLOTS:
+                full.set()
+
+    async with AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(
+                world.worker(
+                    VIDGEN_CONCURRENCY=str(SLOTS), VIDGEN_QUEUE_POLL="1m", VIDGEN_LEASE="30s",
+                    VIDGEN_POLL_INTERVAL="1m", VIDGEN_DATABASE_POOL="2",
+                )
+            )
+            for _ in range(WORKERS)
+        ]  # fmt: skip
+        for worker in workers:
+            async with asyncio.timeout(60):
+                await worker.listener.proved.wait()
+            assert worker.listener.listening
+        counts = [counted(worker.databases.claims, monkeypatch) for worker in workers]
+        with subscribed(hear):
+            await asyncio.to_thread(
+                world.sql,
+                "insert into public.video_generation_tasks (user_id, scene_id)"
+                " select (%s::uuid[])[1 + n %% %s], (%s::uuid[])[1 + n %% %s]"
+                " from generate_series(1, %s) as n",
+                people, users, scenes, len(scenes), ROWS,
+            )  # fmt: skip
+            async with asyncio.timeout(60):
+                await full.wait()
+        # Every slot is taken: nobody claims any more, until the drain at the end of the block.
+        assert len(begun) == WORKERS * SLOTS
+        for count in counts:
+            assert count["claim"] >= 1
+            assert sum(count.values()) <= PER_CLAIM * (SLOTS + MOST_EMPTY_CLAIMS), count

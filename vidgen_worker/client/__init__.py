@@ -1,0 +1,4 @@
+"""What Python programs and operators call: the service, and its statements.
+
+It never runs a task, and never pays.
+"""

@@ -1,0 +1,257 @@
+"""The database as programs and operators see it: short, synchronous, with sentences for errors.
+
+Used by the Python service and the command line; it needs `DATABASE_URL` and nothing else. The
+statements are the named blocks of `database.sql`, and each may be sent twice. It never runs a task,
+and it never lets an exception of psycopg out.
+"""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.rows import dict_row
+from pydantic import SecretStr
+
+from vidgen_worker.config import Environment, read
+from vidgen_worker.database import sessions
+from vidgen_worker.database.database_url import place_of
+from vidgen_worker.database.postgres_text import STORABLE
+from vidgen_worker.database.remedies import explain_connect
+from vidgen_worker.database.statements import load_queries
+from vidgen_worker.domain.foreign_text import printable
+
+Row = dict[str, Any]
+Claims = Mapping[str, str]
+
+SERVICE_ROLE: Claims = {"role": "service_role"}
+QUERIES = load_queries("client/database.sql")
+STATEMENT_TIMEOUT = timedelta(minutes=5)
+"""An audit of a long ledger takes its time."""
+MOST_IDLE = 4
+
+
+def user_claims(user_id: object) -> Claims:
+    """Return the claims of a signed-in user: what it does is checked as if it came from its app."""
+    return {"role": "authenticated", "sub": str(user_id)}
+
+
+class ClientSettings(Environment):
+    """What the service and the command line read; only the database is mandatory."""
+
+    database_url: SecretStr
+    supabase_url: str | None = None
+    supabase_service_role_key: SecretStr | None = None
+    storage_bucket_images: str = "generated-content"
+    storage_bucket_videos: str = "video-files"
+
+
+def load_client_settings() -> ClientSettings:
+    """Read them. Raises SettingsError where one can't be used, or the database's URL is missing."""
+    return read(ClientSettings)
+
+
+class ClientError(Exception):
+    """Something that was asked for can't be done; the message says what, to what, and what now."""
+
+
+class DatabaseUnreachableError(ClientError):
+    """No connection, or it broke."""
+
+
+class NotMigratedError(ClientError):
+    """The database lacks our tables, or this version's."""
+
+
+class RefusedError(ClientError):
+    """The database refused the statement: `sqlstate` says why, `hint` what to do about it."""
+
+    def __init__(
+        self, message: str, *, sqlstate: str | None = None, hint: str | None = None
+    ) -> None:
+        self.sqlstate = sqlstate
+        self.hint = hint
+        super().__init__(f"{message} {hint}" if hint else message)
+
+
+class Database:
+    """Connections to one database, opened when they are needed. Safe to share by threads."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._idle: list[psycopg.Connection[Row]] = []
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def rows(
+        self,
+        name: str,
+        parameters: Mapping[str, object] | None = None,
+        claims: Claims | None = None,
+    ) -> list[Row]:
+        """Run a named block, as the role of `claims` where given. Raises ClientError.
+
+        A connection that had died while it lay idle is replaced and the statement sent again.
+        """
+        while True:
+            connection, reused = self._take()
+            try:
+                found = _run(connection, name, parameters or {}, claims)
+            except psycopg.Error as error:
+                if connection.closed and reused:
+                    continue
+                self._give_back(connection)
+                raise _translated(error, self._url) from error
+            except BaseException:
+                connection.close()  # interrupted: nobody knows what it is still doing
+                raise
+            self._give_back(connection)
+            return found
+
+    def row(
+        self,
+        name: str,
+        parameters: Mapping[str, object] | None = None,
+        claims: Claims | None = None,
+    ) -> Row | None:
+        """Run a named block that finds at most one row."""
+        found = self.rows(name, parameters, claims)
+        return found[0] if found else None
+
+    def close(self) -> None:
+        """Close what is open. It opens again when it is used again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self) -> tuple[psycopg.Connection[Row], bool]:
+        with self._lock:
+            if self._pid != os.getpid():
+                # After a fork these sockets are the parent's: forget them, close nothing.
+                self._pid, self._idle = os.getpid(), []
+            if self._idle:
+                return self._idle.pop(), True
+        return connect(self._url), False
+
+    def _give_back(self, connection: psycopg.Connection[Row]) -> None:
+        with self._lock:
+            if not connection.closed and len(self._idle) < MOST_IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+def connect(url: str) -> psycopg.Connection[Row]:
+    """Open a connection that works through every pooler. Raises DatabaseUnreachableError."""
+    try:
+        connection = psycopg.connect(
+            url,
+            autocommit=True,
+            prepare_threshold=None,
+            row_factory=dict_row,
+            context=STORABLE,
+            application_name="vidgen-worker client",
+            **sessions.AT_CONNECT,
+        )
+    except (psycopg.Error, OSError, ValueError) as error:
+        # Not its own: a password in a traceback is one too many.
+        raise DatabaseUnreachableError(explain_connect(str(error), url)) from None
+    sessions.read_committed(connection)
+    return connection
+
+
+def listens(
+    ear: psycopg.Connection[Row], mouth: psycopg.Connection[Row], channel: str, seconds: float
+) -> bool:
+    """Whether a NOTIFY of one connection reaches the other; behind a transaction pooler none does.
+
+    Raises psycopg.Error.
+    """
+    with ear.transaction():
+        sessions.pin_transaction(ear)
+        ear.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+    with mouth.transaction():
+        sessions.pin_transaction(mouth)
+        mouth.execute(QUERIES["notify"], {"channel": channel})
+    return any(True for _ in ear.notifies(timeout=seconds, stop_after=1))
+
+
+def _run(
+    connection: psycopg.Connection[Row],
+    name: str,
+    parameters: Mapping[str, object],
+    claims: Claims | None,
+) -> list[Row]:
+    statement = QUERIES[name]
+    # A transaction each, so that what we rely on can be said in it, whatever pooler is in between.
+    with connection.transaction():
+        sessions.pin_transaction(connection, statement_timeout=STATEMENT_TIMEOUT)
+        if claims is None:
+            return connection.execute(statement, parameters).fetchall()
+        who = {"role": claims["role"], "claims": json.dumps(dict(claims))}
+        connection.execute(QUERIES["act_as"], who)
+        return connection.execute(statement, parameters).fetchall()
+
+
+def _translated(error: psycopg.Error, url: str) -> ClientError:
+    """Turn an error of psycopg into one of ours."""
+    said = printable(error.diag.message_primary or str(error))
+    match error:
+        case (
+            errors.UndefinedTable()
+            | errors.InvalidSchemaName()
+            | errors.UndefinedFunction()
+            | errors.UndefinedColumn()
+        ):
+            return NotMigratedError(
+                f"The database at {place_of(url)} is not set up for this version ({said}). "
+                "Run: vidgen-worker migrate"
+            )
+        case errors.LockNotAvailable():
+            hint = "Try again when that transaction has ended; nothing was changed."
+            return RefusedError(
+                "A row or table that this needs is locked by another transaction.",
+                sqlstate=error.sqlstate, hint=hint,
+            )  # fmt: skip
+        case errors.InsufficientPrivilege() if "row-level security" not in said:
+            hint = "Use the URL of role postgres in DATABASE_URL, or grant the right."
+            return RefusedError(f"{said}.", sqlstate=error.sqlstate, hint=hint)
+        case psycopg.OperationalError() if error.sqlstate is None or error.sqlstate[:2] in (
+            "08",
+            "57",
+        ):
+            return DatabaseUnreachableError(
+                f"The connection to the database at {place_of(url)} broke ({said}). Try again."
+            )
+        case _:
+            return RefusedError(said, sqlstate=error.sqlstate, hint=error.diag.message_hint or None)
+
+
+def too_new(database: Database, newest: str) -> str | None:
+    """Return a sentence if the database has moved on beyond a program whose last migration this is.
+
+    A newer schema alone is fine: changes that an older program would not bear come a release later.
+    """
+    row = database.row("schema_version") or {}
+    if (row.get("oldest_program") or "") <= newest:
+        return None
+    return (
+        f"The database is at migration {row['schema_version']} and takes programs from "
+        f"{row['oldest_program']} on; this one knows {newest}. Install a newer vidgen-worker."
+    )
+
+
+@contextlib.contextmanager
+def open_database(url: str) -> Iterator[Database]:
+    """Provide a Database for the length of a block."""
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        database.close()

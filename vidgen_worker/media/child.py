@@ -1,0 +1,276 @@
+"""The child process in which libav reads files from outside: look at one, conform it if needed.
+
+Started by `media.py` as a script of its own. It reads one job a line as JSON on standard input,
+answers one line on standard output, and ends with its input, that is with its parent, also in the
+middle of a job. Each file is looked at by a process forked for it, with limits of memory, CPU and
+file size, no rights, no secrets, and only the file's own folder (`media_walls.py`): whatever a file
+makes of libav, one job fails. It never talks to a network.
+"""
+
+import errno
+import faulthandler
+import gc
+import hashlib
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import av.logging
+from av.error import FFmpegError
+
+from vidgen_worker.media.clip import check_video
+from vidgen_worker.media.formats import NoOutputError, TooLargeError, UndecodableError
+from vidgen_worker.media.still import check_image
+from vidgen_worker.media.walls import give_up_rights, raise_walls
+
+MEMORY_BYTES = 2 * 2**30
+"""Address space of a child: 720p needs a fifth of it, a bomb of a picture more."""
+CPU_SECONDS = 120
+"""CPU time of one job; conforming ten seconds of 720p takes about a tenth."""
+LONGEST_ANSWER = 32 * 1024
+"""Bytes of an answer; the longest honest one is a traceback."""
+REAP_SECONDS = 10
+"""How long the end of a process may take that has closed its pipe."""
+# The machine's troubles are ours, not the file's; EIO is what libav also says of a damaged file.
+_OURS = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS,
+    errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.ESTALE, errno.EAGAIN,
+}  # fmt: skip
+
+JOBS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "image": check_image,
+    "video": check_video,
+}
+
+
+def _stored(job: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Describe the file that is to be stored."""
+    file = Path(found["file"])
+    size = file.stat().st_size
+    if size > job["max_bytes"]:
+        raise TooLargeError(f"{size} bytes are more than {job['max_bytes']}")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return found | {"size": size, "sha256": digest}
+
+
+def answer(job: dict[str, Any], status: TextIO | None) -> dict[str, Any]:  # noqa: PLR0911 - one per verdict
+    """Do one job. Everything that can happen to it becomes an answer.
+
+    `status` is this process's own file of the kernel, opened before it could open no other.
+    """
+    _limit(resource.RLIMIT_CPU, CPU_SECONDS)
+    try:
+        return {"found": _stored(job, JOBS[job["kind"]](job))}
+    except NoOutputError as error:
+        return {"no_output": str(error)}
+    except UndecodableError as error:
+        return {"undecodable": str(error)}
+    except TooLargeError as error:
+        return {"too_large": str(error)}
+    except MemoryError:
+        return _out_of_memory(status)
+    except (FFmpegError, OSError) as error:
+        if error.errno == errno.ENOMEM:
+            return _out_of_memory(status)
+        return _judged(error, job)
+    except (ArithmeticError, LookupError, ValueError):
+        # What a header says made no sense to PyAV, or to our own reading of it.
+        return {"undecodable": f"it can't be read: {traceback.format_exc(limit=-3)}"}
+    except Exception:  # noqa: BLE001 - the parent raises it, with this traceback
+        return {"failed": traceback.format_exc()}
+
+
+def _judged(error: FFmpegError | OSError, job: dict[str, Any]) -> dict[str, Any]:
+    """Tell the file's faults from ours."""
+    if error.errno == errno.EFBIG:
+        return {"too_large": f"conformed, it is more than {job['max_bytes']} bytes"}
+    if isinstance(error, FFmpegError) and error.errno not in _OURS:
+        return {"undecodable": f"libav says: {error}"}
+    return {"short": f"{error}. Make room in its folder, or set TMPDIR to another one"}
+
+
+def _out_of_memory(status: TextIO | None) -> dict[str, Any]:
+    """Tell a file that needs more than our own limit from a machine that has less than that."""
+    if status is not None and _peak_memory(status) > MEMORY_BYTES // 2:
+        return {"undecodable": f"it needs more than {MEMORY_BYTES} bytes of memory"}
+    return {"short": "the machine has no memory left for it"}
+
+
+def _peak_memory(status: TextIO) -> int:
+    """Return the largest address space that this process has had, in bytes."""
+    for line in status:
+        if line.startswith("VmPeak:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _limit(kind: int, soft: int) -> None:
+    """Lower a limit; never above what is already set for this process."""
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.setrlimit(kind, (soft, hard))
+
+
+def _own_status() -> TextIO | None:
+    try:
+        return Path("/proc/self/status").open()
+    except OSError:  # another system's, or not mounted: then a lack of memory is the machine's
+        return None
+
+
+def _look(job: dict[str, Any], answers: int, template: int) -> NoReturn:
+    """Be the process of one job: raise the walls, do it, answer, end."""
+    try:
+        status = _own_status()
+        raise_walls(Path(job["path"]).parent, template)
+        said = json.dumps(answer(job, status)).encode()
+    except BaseException:  # noqa: BLE001 - the parent raises it, with this traceback
+        said = json.dumps({"failed": traceback.format_exc()}).encode()
+    with os.fdopen(answers, "wb", closefd=False) as out:
+        out.write(said + b"\n")
+    os._exit(0)
+
+
+class _Template:
+    """Has all code loaded and has seen no file: it forks a process for each one."""
+
+    def __init__(self, jobs: int, answers: int) -> None:
+        self._jobs = jobs
+        self._answers = answers
+        self._arrived = b""
+        self._nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def serve(self) -> None:
+        """Answer job after job; the end of the input is the end of the parent."""
+        self._say({"ready": True, "lacking": self._lacking()})
+        while True:
+            while b"\n" not in self._arrived:
+                self._read_on()
+            line, _, self._arrived = self._arrived.partition(b"\n")
+            self._say(self._looked_at(json.loads(line)))
+
+    def _say(self, what: dict[str, Any]) -> None:
+        said = memoryview(json.dumps(what).encode() + b"\n")
+        while said:
+            said = said[os.write(self._answers, said) :]
+
+    def _read_on(self) -> None:
+        data = os.read(self._jobs, LONGEST_ANSWER)
+        if not data:
+            os._exit(0)  # and with it, by the kernel, the process of a job
+        self._arrived += data
+
+    def _lacking(self) -> list[str]:
+        """Have a process try the walls, since nobody who has raised them may fork."""
+        pid, answers = self._forked(lambda out: _try_walls(out, os.getppid()))
+        found = self._answer_of(pid, answers)
+        lacking: list[str] = found.get("lacking", [f"no wall could be tried: {found}"])
+        return lacking
+
+    def _looked_at(self, job: dict[str, Any]) -> dict[str, Any]:
+        template = os.getpid()
+        try:
+            pid, answers = self._forked(lambda out: _look(job, out, template))
+        except OSError as error:
+            return {"short": f"no process can be started for it: {error.strerror}"}
+        return self._answer_of(pid, answers)
+
+    def _forked(self, work: Callable[[int], NoReturn]) -> tuple[int, int]:
+        """Start a process; return its id and where its answer will come from."""
+        answers, out = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            # Nothing of the template's may be in reach: who answers for it answers for others.
+            os.dup2(self._nothing, self._jobs)
+            os.dup2(self._nothing, self._answers)
+            os.close(answers)
+            work(out)
+        os.close(out)
+        return pid, answers
+
+    def _answer_of(self, pid: int, answers: int) -> dict[str, Any]:
+        """Wait for an answer, and for the end of who gave it; die of what it dies of."""
+        said = b""
+        waiting = select.poll()
+        for descriptor in (answers, self._jobs):
+            waiting.register(descriptor, select.POLLIN)
+        while len(said) <= LONGEST_ANSWER and not said.endswith(b"\n"):
+            ready = [descriptor for descriptor, _ in waiting.poll()]
+            if self._jobs in ready:
+                self._read_on()
+            if answers in ready:
+                piece = os.read(answers, LONGEST_ANSWER)
+                if not piece:
+                    break
+                said += piece
+        os.close(answers)
+        if len(said) > LONGEST_ANSWER or said.endswith(b"\n"):
+            # It changes nothing any more of what it made.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return _read(said)
+        signal.alarm(REAP_SECONDS)  # it closed its pipe: it is dying, or it hides
+        _, status = os.waitpid(pid, 0)
+        return _die_likewise(os.waitstatus_to_exitcode(status))
+
+
+def _read(said: bytes) -> dict[str, Any]:
+    """Read an answer; what a file has hijacked may say anything."""
+    try:
+        found = json.loads(said)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"undecodable": "it broke what looked at it"}
+
+
+def _try_walls(answers: int, template: int) -> NoReturn:
+    """Say which walls do not hold here."""
+    try:
+        said = {"lacking": raise_walls(None, template)}
+    except Exception as error:  # noqa: BLE001 - it is said, and the files are looked at
+        said = {"lacking": [f"{type(error).__name__}: {error}"]}
+    os.write(answers, json.dumps(said).encode() + b"\n")
+    os._exit(0)
+
+
+def _die_likewise(code: int) -> NoReturn:
+    """End as the process of a job did, for the parent to judge."""
+    if code < 0:
+        faulthandler.disable()  # it has told already
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code or 1)
+
+
+def main(max_bytes: int) -> None:
+    """Serve jobs until standard input ends."""
+    # Ctrl-C and a service's SIGTERM go to the whole group; the parent decides what they mean.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with EFBIG instead
+    faulthandler.enable()
+    av.logging.set_level(None)
+    # Answers get a descriptor of their own, so that nothing libav prints can mix with them.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    give_up_rights()
+    if sys.platform == "linux":
+        _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_FSIZE, max_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+    gc.freeze()  # what is loaded stays: a process of a job then shares its memory
+    _Template(0, answers).serve()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

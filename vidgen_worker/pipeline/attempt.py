@@ -1,0 +1,373 @@
+"""One attempt, from claim to conclude: one outcome, one write.
+
+Walks the pipeline, lets the one table of faults decide what follows from trouble, and writes the
+task's end or its return to the queue. It raises nothing but cancellation: a lost lease is an
+outcome too, and then it writes nothing.
+"""
+
+import traceback
+from datetime import timedelta
+from typing import assert_never
+
+from vidgen_worker.admission.probing import account_problem
+from vidgen_worker.config import format_duration
+from vidgen_worker.database.pool import DatabaseUnavailableError, StatementStuckError
+from vidgen_worker.domain.faults import (
+    ALLOWANCE,
+    IN_A_ROW,
+    Disposition,
+    Fault,
+    FaultName,
+    Pause,
+    backoff,
+)
+from vidgen_worker.domain.keys import Gate, Scope
+from vidgen_worker.domain.task import (
+    Abandoned,
+    Cancelled,
+    Completed,
+    Failed,
+    HandedBack,
+    Outcome,
+    Requeued,
+    SetAside,
+    StageName,
+)
+from vidgen_worker.pipeline.generating import failed
+from vidgen_worker.pipeline.run import Run, Tools
+from vidgen_worker.pipeline.walk import Pipeline, ProvenError
+from vidgen_worker.queue.queue import (
+    BrakedError,
+    CancelAskedError,
+    GateClosedError,
+    LeaseLostError,
+    LimitKind,
+    NoSlotError,
+    NotOursError,
+    RowRefusedError,
+    SubmissionCapError,
+    UserLimitedError,
+)
+from vidgen_worker.telemetry.events import (
+    GateClosed,
+    LeaseLost,
+    RowRefused,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskHandedBack,
+    TaskRequeued,
+    UnexpectedError,
+    UserBraked,
+    UserLimited,
+    emit,
+)
+
+LONG_WAIT = timedelta(minutes=2)
+CANCEL_SELDOM = timedelta(minutes=2)
+"""The longest pause between two tries to cancel: its owner waits."""
+NO_SLOT = "NO_SLOT"
+"""What the log calls a task that waits for a place at the provider."""
+USER_LIMIT = "USER_LIMIT"
+"""What the log calls a task that waits because of its user's limits."""
+
+
+async def attempt(tools: Tools, run: Run) -> Outcome:
+    """Run one attempt to its end, and conclude it. Only asyncio.CancelledError comes out."""
+    outcome = await decide(tools, run)
+    run.concluding = True
+    try:
+        try:
+            return await conclude(tools, run, outcome)
+        except RowRefusedError as error:
+            return await set_aside(
+                tools, run, outcome, error.statement, error.error, locked=error.locked
+            )
+        except StatementStuckError as error:
+            return await set_aside(tools, run, outcome, "conclude", str(error))
+        except (LeaseLostError, DatabaseUnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - else it is nobody's, and comes again at once
+            details = f"{type(error).__name__}: {error}"
+            emit(UnexpectedError(
+                fence=run.task.fence, code="INTERNAL_ERROR", details=details,
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
+            return await set_aside(tools, run, outcome, "conclude", details)
+    except LeaseLostError:
+        emit(LeaseLost(fence=run.task.fence))
+        return Abandoned()
+
+
+async def set_aside(  # noqa: PLR0913 - what the row keeps of it
+    tools: Tools, run: Run, outcome: Outcome, statement: str, error: str, *, locked: bool = False
+) -> Outcome:
+    """The end can't be written: keep the verdict, so that no later attempt pays for it again."""
+    verdict = outcome if isinstance(outcome, Failed | Cancelled) else None
+    return await conclude(tools, run, SetAside(statement, error, verdict, locked))
+
+
+async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a way it ends each
+    """Walk the pipeline; every way it can end is an outcome."""
+    try:
+        return await Pipeline(tools, run).walk()
+    except LeaseLostError:
+        emit(LeaseLost(fence=run.task.fence))
+        return await follow(tools, run, Fault(FaultName.LEASE_LOST, details="no row was hit"))
+    except CancelAskedError:
+        # Asked while nothing of it ran at the provider.
+        return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
+    except (ProvenError, NotOursError):
+        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or only
+        # workers that may follow it see it from now on.
+        return HandedBack()
+    except SubmissionCapError:
+        details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
+        fault = Fault(FaultName.SUBMISSION_UNKNOWN, details=details)
+        return failed(fault)
+    except RowRefusedError as error:
+        return SetAside(error.statement, error.error, locked=error.locked)
+    except GateClosedError as error:
+        # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
+        details = "the gate is closed"
+        return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
+    except BrakedError as error:
+        details = f"nothing has gone well since: {error.details}"
+        await shut(tools, error.gate, error.reason, error.message, details)
+        delay = tools.settings.vidgen_queue_poll
+        return Requeued(delay, failed=False, code=error.reason, details=details, waiting=False)
+    except UserLimitedError as error:
+        return _user_limited(run, error)
+    except NoSlotError:
+        # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
+        # only where the claim saw one for it and was wrong (another model in a frozen request).
+        delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
+        details = "no slot is free"
+        return Requeued(delay, failed=False, code=NO_SLOT, details=details, waiting=False)
+    except Fault as met:
+        fault = await blame(tools, run, met)
+        await watch(tools, run, fault)
+        return await follow(tools, run, fault)
+    except StatementStuckError as error:
+        return await follow(tools, run, Fault(FaultName.DATABASE_TRANSIENT, details=str(error)))
+    except Exception as error:  # noqa: BLE001 - the table's last row: anything else
+        details = f"{type(error).__name__}: {error}"
+        emit(UnexpectedError(
+            fence=run.task.fence, code="INTERNAL_ERROR", details=details,
+            traceback=traceback.format_exc(),
+        ))  # fmt: skip
+        unexpected = Fault(FaultName.INTERNAL_ERROR, details=details)
+        await watch(tools, run, unexpected)
+        return await follow(tools, run, unexpected)
+
+
+def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
+    """What follows from a limit of the user: nothing was paid."""
+    emit(UserLimited(
+        fence=run.task.fence, user=str(run.task.user_id), kind=error.kind, details=error.details,
+    ))  # fmt: skip
+    match error.kind:
+        case LimitKind.REJECTED:
+            return failed(Fault(FaultName.CONTENT_REJECTED, details=error.details))
+        case LimitKind.ENDED:
+            return failed(Fault(FaultName.USER_LIMIT, details=error.details, message=error.message))
+        case LimitKind.WAITS:
+            return Requeued(
+                error.delay, failed=False, code=USER_LIMIT, details=error.details, waiting=False
+            )
+        case _:
+            assert_never(error.kind)
+
+
+async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
+    """Tell a refusal that is everybody's from one that is about the input of a task.
+
+    It is the input's where its user meets it again, and the account, which is asked for free,
+    shows nothing.
+    """
+    if not fault.rule.one_input:
+        return fault
+    model = _model(tools, run)
+    again, price = await tools.queue.meet_gate(run.task, _gate(tools, run, fault), model)
+    if not again or await account_problem(tools.provider, fault.code, model, price) is not None:
+        return fault
+    return Fault(FaultName.REQUEST_DENIED, details=f"{fault.name} again: {fault.details}")
+
+
+async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
+    """What follows from a fault: the disposition of its row in the table."""
+    settings, task = tools.settings, run.task
+    first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
+    match fault.disposition:
+        case Disposition.FAIL:
+            return failed(fault)
+        case Disposition.RETRY:
+            if task.failures + 1 >= task.max_failures or await _cap_reached(tools, run, fault):
+                return failed(fault)
+            delay = backoff(first, task.failures, longest=longest)
+            return Requeued(delay, failed=True, code=fault.code, details=fault.details)
+        case Disposition.WAIT | Disposition.IN_PLACE:
+            return await _wait(tools, run, fault)
+        case Disposition.GATE:
+            await close_gate(tools, run, fault)
+            # Others may go on at once where the trouble is this worker's own: it leaves it to them.
+            aside = await tools.queue.stands_aside()
+            return Requeued(
+                timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,
+                details=fault.details, waiting=False,
+            )  # fmt: skip
+        case Disposition.CANCEL:
+            return Cancelled()
+        case Disposition.HAND_BACK:
+            return HandedBack()
+        case Disposition.ABANDON:
+            return Abandoned()
+        case Disposition.SET_ASIDE:
+            return SetAside(fault.name, fault.details)
+        case _:
+            assert_never(fault.disposition)
+
+
+async def _wait(tools: Tools, run: Run, fault: Fault) -> Outcome:
+    """Wait and come again, as long as the task has not waited for too long."""
+    settings, task = tools.settings, run.task
+    first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
+    if await _cap_reached(tools, run, fault):
+        return failed(fault)
+    cancelling = run.cancel.is_set()
+    waited = await tools.queue.waited(task.id)
+    if waited >= settings.vidgen_wait_deadline and not cancelling:
+        return failed(_waited_out(fault, waited))
+    start = max(first, LONG_WAIT) if fault.rule.pause is Pause.LONG else first
+    longest = min(longest, CANCEL_SELDOM) if cancelling else longest
+    delay = fault.retry_after or backoff(start, task.fence.attempt - 1, longest=longest)
+    return Requeued(delay, failed=False, code=fault.code, details=fault.details, waiting=True)
+
+
+def _waited_out(fault: Fault, waited: timedelta) -> Fault:
+    """Say the end of a wait: the same fault, without the promise that it goes on by itself."""
+    happened = fault.message.partition(". ")[0].rstrip(".")
+    lasted = format_duration(timedelta(minutes=waited // timedelta(minutes=1)))
+    return Fault(
+        fault.name, details=f"waited for {lasted}: {fault.details}", field=fault.field,
+        message=f"{happened}. That has lasted too long, so the task was ended. Retry it later.",
+    )  # fmt: skip
+
+
+async def watch(tools: Tools, run: Run, fault: Fault) -> None:
+    """Note a fault that may be the first of many; close the gate where it is one too many."""
+    brake = fault.rule.brake
+    if brake is None:
+        return
+    model = _model(tools, run)
+    gate = tools.queue.key.scopes.gate(brake.scope, model)
+    noted = await tools.queue.note_trouble(
+        run.task, gate, brake.part, brake.reason, brake.message, f"{fault.name}: {fault.details}",
+        model=model, allowance=None if brake.input_to_blame else ALLOWANCE,
+    )  # fmt: skip
+    if noted.braked:
+        emit(UserBraked(
+            fence=run.task.fence, user=str(run.task.user_id), code=brake.reason,
+            details=fault.details,
+        ))  # fmt: skip
+    users = noted.weighed if brake.input_to_blame else noted.users
+    if not brake.at_once and users < IN_A_ROW:
+        return
+    met = f"{users} user(s)"
+    # Where inputs may be to blame, another user's task tries the gate at once.
+    await shut(
+        tools, gate, brake.reason, brake.message,
+        f"met by {met} in a row, the last time: {fault.name}: {fault.details}",
+        probe=timedelta() if brake.input_to_blame else None,
+    )  # fmt: skip
+
+
+async def _watch_refusal(tools: Tools, run: Run, refusal: SetAside, tries: int) -> None:
+    """Note a row that refuses what was paid for: it may be the first of all rows.
+
+    Its later tries are no news: a few rows that refuse for ever would stop everybody. A lock
+    passes, and is in its owner's hand.
+    """
+    if tries == 1 and not refusal.locked and (run.submitted or run.generations):
+        details = f"{refusal.statement}: {refusal.error}"
+        await watch(tools, run, Fault(FaultName.ROW_REFUSED, details=details))
+
+
+async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
+    """Whether another try would need a submission that the cap forbids."""
+    if not fault.rule.another_submission:
+        return False
+    paid = await tools.queue.paid_submissions(run.task.id, _stage(run))
+    return paid >= tools.settings.vidgen_max_submissions
+
+
+async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:
+    """Close the gate for everybody whom the fault concerns; the task that met it just waits."""
+    await shut(tools, _gate(tools, run, fault), fault.code, fault.message, fault.details)
+
+
+async def shut(  # noqa: PLR0913 - one value of the row each
+    tools: Tools, gate: Gate, reason: str, message: str, details: str, *,
+    probe: timedelta | None = None,
+) -> None:  # fmt: skip
+    """Close a gate, and say so unless it was closed already."""
+    if await tools.queue.close_gate(gate, reason, message, details, probe=probe):
+        emit(GateClosed(scope=gate.scope, model=gate.model, code=reason, details=details))
+
+
+def _gate(tools: Tools, run: Run, fault: Fault) -> Gate:
+    return tools.queue.key.scopes.gate(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
+
+
+def _stage(run: Run) -> StageName:
+    return StageName.VIDEO if StageName.IMAGE in run.done else StageName.IMAGE
+
+
+def _model(tools: Tools, run: Run) -> str:
+    return tools.queue.key.model(_stage(run))
+
+
+async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
+    """Write the outcome, fenced. Raises LeaseLostError when the task is somebody else's now."""
+    queue, fence = tools.queue, run.task.fence
+    match outcome:
+        case Completed():
+            seconds = await queue.complete(fence, outcome)
+            emit(TaskCompleted(fence=fence, seconds=round(seconds, 3)))
+        case Requeued():
+            await queue.requeue(fence, outcome, _waiting_message(outcome))
+            emit(TaskRequeued(
+                fence=fence, code=outcome.code, details=outcome.details,
+                delay_seconds=round(outcome.delay.total_seconds(), 1), counted=outcome.failed,
+            ))  # fmt: skip
+        case Failed():
+            await queue.fail(fence, outcome, counted=True)
+            emit(TaskFailed(
+                fence=fence, code=outcome.code, message=outcome.message, details=outcome.details,
+            ))  # fmt: skip
+        case Cancelled():
+            await queue.cancel(fence)
+            emit(TaskCancelled(fence=fence))
+        case HandedBack():
+            if await queue.hand_back([(run.task.id, fence.attempt)]):
+                emit(TaskHandedBack(fence=fence))
+        case SetAside():
+            tries, pause, became = await queue.set_aside(fence, outcome)
+            emit(RowRefused(
+                task=str(fence.task_id), statement=outcome.statement, error=outcome.error,
+                tries=tries, pause_seconds=round(pause.total_seconds(), 1), became=became,
+            ))  # fmt: skip
+            await _watch_refusal(tools, run, outcome, tries)
+        case Abandoned():
+            pass
+        case _:
+            assert_never(outcome)
+    return outcome
+
+
+def _waiting_message(outcome: Requeued) -> str:
+    if outcome.code == NO_SLOT:
+        return "Waiting for a place at the provider"
+    if outcome.code == USER_LIMIT:
+        return "Waiting: your submissions come with pauses for now"
+    return "Waiting to try again" if outcome.failed else "Waiting for the service to continue"

@@ -1,0 +1,299 @@
+"""While a checkpoint says `generating`: follows a generation until it has ended.
+
+However it ends (by itself, overdue, cancelled, gone, given up, of no use), its end is booked here
+with its cost. No end needs the provider's help: what can't be asked about is given up at last. A
+stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing here pays
+for anything, or looks at an output.
+"""
+
+import random
+import time
+from datetime import timedelta
+from uuid import UUID
+
+from vidgen_worker.domain.faults import Disposition, Fault, FaultName, First, failure_fault
+from vidgen_worker.domain.keys import Scope
+from vidgen_worker.domain.task import Checkpoint, CheckpointState, Failed
+from vidgen_worker.pipeline.run import Run, Tools
+from vidgen_worker.pipeline.stages import Order, Stage
+from vidgen_worker.providers.protocol import Generation, GenerationState, Provider
+from vidgen_worker.queue.queue import NotOursError, Queue, Reported
+from vidgen_worker.telemetry.events import (
+    GateClosed,
+    GenerationEnded,
+    GenerationNotOurs,
+    GenerationOverdue,
+    PollFailed,
+    Progressed,
+    emit,
+)
+
+SLOWEST_POLL = timedelta(minutes=1)
+LONGEST_POLL = timedelta(minutes=2)
+"""One poll with its tries: beyond this the poll loop is stuck."""
+LONGEST_RETRY_AFTER = timedelta(minutes=5)
+"""A Retry-After beyond this is not waited for: the generation may have ended long before."""
+LAST_READS = 5
+"""So often reading fails in a row before the hard deadline counts, and before a finished generation
+goes on waiting without a slot: what has ended meanwhile is not thrown away for one bad answer."""
+
+
+GIVEN_UP = "given up"
+"""The end that is booked for a generation which the provider would not let us end."""
+
+
+"""The row of the fault table that counts against the user."""
+
+
+class Generating:
+    """One generation of one attempt."""
+
+    def __init__(
+        self, tools: Tools, run: Run, stage: Stage, order: Order, generation_id: UUID
+    ) -> None:
+        self._tools = tools
+        self._queue = tools.queue
+        self._provider = tools.provider
+        self._run = run
+        self._fence = run.task.fence
+        self._stage = stage
+        self._model = order.request.model
+        self._id = generation_id
+        self._polled_at = float("-inf")
+        self._booked = False
+        """Its end is written down: what is said of it again is no second end."""
+
+    async def follow(self, checkpoint: Checkpoint | None) -> Generation:
+        """Poll until the generation has ended; returns it only if it succeeded."""
+        settings = self._tools.settings
+        interval = settings.vidgen_poll_interval.total_seconds()
+        deadline = settings.vidgen_stage_deadline.total_seconds()
+        hard_deadline = settings.vidgen_stage_hard_deadline.total_seconds()
+        began, trouble, overdue = time.monotonic(), 0, False
+        if checkpoint and checkpoint.generation_id == self._id:
+            # Only of the generation that is followed: one before it may be hours old.
+            began -= _age(checkpoint)
+            self._booked = checkpoint.state is CheckpointState.STORING
+        if self._stage.name in self._run.submitted:
+            await self._pause(interval)
+        while True:
+            seconds = time.monotonic() - began
+            try:
+                generation = await self._poll()
+                trouble = 0
+                asked = timedelta()
+            except Fault as fault:
+                await self._go_on(fault, None, seconds)
+                trouble += 1
+                if self._booked and trouble >= LAST_READS:
+                    # It has ended well before: only its output is not to be had for now.
+                    raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=fault.details) from fault
+                asked = min(fault.retry_after or timedelta(), LONGEST_RETRY_AFTER)
+                generation = Generation(self._id, GenerationState.UNKNOWN)
+            if generation.state.terminal:
+                ended_by = _fault_of(generation)
+                await self.end(generation.state.value, generation.cost, seconds, ended_by)
+                if ended_by is not None:
+                    raise ended_by
+                return generation
+            self._show(generation)
+            looked = not trouble or trouble >= LAST_READS
+            if seconds > hard_deadline and looked and not self._booked:
+                # After a look, or after enough of them that failed.
+                await self._give_up(seconds)
+            if seconds > deadline and not overdue:
+                overdue = True
+                emit(GenerationOverdue(
+                    fence=self._fence, stage=self._stage.name, generation=self._id, seconds=seconds,
+                ))  # fmt: skip
+            slower = 2 ** min(trouble, 4) * (5 if overdue else 1)
+            pause = min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval))
+            await self._pause(max(pause, asked.total_seconds()))
+
+    async def read_again(self, generation: Generation) -> Generation:
+        """Read a finished generation for fresh URLs; trouble leaves the ones we have."""
+        interval = self._tools.settings.vidgen_poll_interval.total_seconds()
+        await self._pause(max(self._polled_at + interval - time.monotonic(), 0))
+        try:
+            return await self._poll()
+        except Fault as fault:
+            await self._go_on(fault, generation.cost, 0)
+            return generation
+
+    async def cancel(self, checkpoint: Checkpoint) -> None:
+        """End it at the provider, where it still runs."""
+        state, cost = await end_at_provider(
+            self._provider, self._queue, self._fence.task_id, self._id
+        )
+        if state == "succeeded":
+            # Paid and finished: its output is kept for a retry.
+            await self.end(state, cost, _age(checkpoint))
+        else:
+            self._say_ended(state, cost, _age(checkpoint))
+
+    async def end(
+        self, state: str, cost: float | None, seconds: float, fault: Fault | None = None
+    ) -> None:
+        """Book its end, and the task's where `fault` is that. Raises LeaseLostError."""
+        self._say_ended(state, cost, seconds)
+        fatal = fault is not None and fault.disposition is Disposition.FAIL
+        await self._queue.end_generation(
+            self._fence, self._stage.name, self._id, state, cost, self._stage.storing,
+            failed(fault) if fault is not None and fatal else None,
+            rejected=fault is not None and fault.rule.rejected,
+        )  # fmt: skip
+
+    def _say_ended(self, state: str, cost: float | None, seconds: float) -> None:
+        emit(GenerationEnded(
+            fence=self._fence, stage=self._stage.name, model=self._model, generation=self._id,
+            state=state, cost=cost, seconds=round(seconds, 3), repeated=self._booked or None,
+        ))  # fmt: skip
+        self._booked = True
+
+    async def _poll(self) -> Generation:
+        """Poll under the eyes of the watchdog. Raises Fault."""
+        turn = ("poll", self._id)
+        self._tools.turns.turned(turn, LONGEST_POLL)
+        self._polled_at = time.monotonic()
+        try:
+            return await self._provider.poll(self._id)
+        finally:
+            self._tools.turns.rests(turn)
+
+    async def _go_on(self, fault: Fault, cost: float | None, seconds: float) -> None:
+        """Say that a poll failed; raises its Fault where another one would not help.
+
+        Raises NotOursError where only another key can tell what has become of it.
+        """
+        if fault.disposition is not Disposition.IN_PLACE:
+            if not await self._queue.is_gone(self._fence.task_id, self._id):
+                emit(GenerationNotOurs(
+                    fence=self._fence, stage=self._stage.name, generation=self._id,
+                    account=self._queue.key.scopes.account,
+                ))  # fmt: skip
+                raise NotOursError(str(self._id)) from fault
+            await self.end("gone", cost, seconds)
+            raise fault
+        emit(PollFailed(
+            fence=self._fence, stage=self._stage.name, generation=self._id, details=fault.details,
+        ))  # fmt: skip
+        if fault.rule.first is First.ASK_FOR_THE_KEY:
+            await self._leave_to_another_key()
+
+    async def _leave_to_another_key(self) -> None:
+        """Close the gate of a key that the provider refuses, whatever it is asked.
+
+        Raises NotOursError where another worker goes on: it may have a good one.
+        """
+        try:
+            await self._provider.account()
+        except Fault as fault:
+            if fault.rule.first is not First.ASK_FOR_THE_KEY:
+                return
+            denied = Fault(FaultName.PROVIDER_DENIED, details=fault.details)
+        else:
+            return
+        gate = self._queue.key.scopes.gate(Scope.KEY, self._model)
+        if await self._queue.close_gate(gate, denied.code, denied.message, denied.details):
+            emit(GateClosed(
+                scope=gate.scope, model=gate.model, code=denied.code, details=denied.details
+            ))  # fmt: skip
+        if await self._queue.stands_aside():
+            raise NotOursError(str(self._id)) from denied
+
+    async def _give_up(self, seconds: float) -> None:
+        """The hard deadline has passed: end it at the provider and let the stage begin anew."""
+        state, details = "cancelled", f"{self._id} after {seconds:.0f} s"
+        try:
+            await self._provider.cancel(self._id)
+        except Fault as fault:
+            # Nobody can say what becomes of it: booked with its estimate, its cost read later.
+            state, details = GIVEN_UP, f"{details}, and it can't be cancelled: {fault.details}"
+        await self.end(state, None, seconds)
+        raise Fault(FaultName.GENERATION_OVERDUE, details=details)
+
+    def _show(self, generation: Generation) -> None:
+        """Progress to the row, throttled: from this step's milestone towards the next one."""
+        within = min(max(generation.progress or 0.0, 0.0), 1.0)
+        low, high = self._stage.generating.progress, self._stage.storing.progress
+        if generation.state is GenerationState.RUNNING:
+            emit(Progressed(
+                fence=self._fence, stage=self._stage.name, generation=self._id,
+                stage_progress=round(within * 100, 1),
+            ))  # fmt: skip
+        self._tools.report(Reported(
+            self._fence, low + (high - low) * within, within * 100,
+            _MESSAGES.get(generation.state, self._stage.generating.message),
+        ))  # fmt: skip
+
+    async def _pause(self, seconds: float) -> None:
+        await self._run.pause(timedelta(seconds=seconds * random.uniform(1.0, 1.25)))  # noqa: S311
+
+
+_MESSAGES = {
+    GenerationState.THROTTLED: "Waiting for a place at the provider",
+    GenerationState.PENDING: "Waiting for the provider to start",
+}
+
+
+def _fault_of(generation: Generation) -> Fault | None:
+    """What a generation that has ended without an output means; None where it has one."""
+    match generation.state:
+        case GenerationState.SUCCEEDED:
+            return None
+        case GenerationState.CANCELLED:
+            return Fault(
+                FaultName.GENERATION_GONE, details=f"{generation.id} was cancelled, not by us"
+            )
+        case _:
+            return failure_fault(generation.failure_code, generation.failure or "", generation.cost)
+
+
+def was_rejected(generation: Generation) -> bool:
+    """Whether content rules ended it."""
+    fault = _fault_of(generation)
+    return fault is not None and fault.rule.rejected
+
+
+def failed(fault: Fault) -> Failed:
+    """The end of a task by a fault."""
+    return Failed(fault.code, fault.message, fault.details, fault.visible())
+
+
+def _age(checkpoint: Checkpoint) -> float:
+    """Seconds since its generation was accepted."""
+    since = checkpoint.generation_started_at or checkpoint.now
+    return (checkpoint.now - since).total_seconds()
+
+
+async def end_at_provider(
+    provider: Provider, queue: Queue, task_id: UUID, generation_id: UUID
+) -> tuple[str, float | None]:
+    """Read a generation, cancel it if it still runs, and book its end: (state, cost).
+
+    Read first: on a finished generation the same verb destroys its output, and after a cancel the
+    cost may not be readable any more. Raises Fault when the provider can't be asked, NotOursError
+    where only another key can tell.
+    """
+    try:
+        generation = await provider.poll(generation_id)
+    except Fault as fault:
+        if not fault.rule.absent:
+            raise
+        if not await queue.is_gone(task_id, generation_id):
+            raise NotOursError(str(generation_id)) from fault
+        await queue.close_generation(task_id, generation_id, "gone", None)
+        return "gone", None
+    state, cost = generation.state.value, generation.cost
+    rejected = generation.state.terminal and was_rejected(generation)
+    if not generation.state.terminal:
+        await provider.cancel(generation_id)
+        state = "cancelled"
+        try:
+            cost = (await provider.poll(generation_id)).cost
+        except Fault:
+            # 404 after a cancel is the documented answer: then the estimate is all there is.
+            cost = None
+    # Whoever cancels in time does not hide that.
+    await queue.close_generation(task_id, generation_id, state, cost, rejected=rejected)
+    return state, cost

@@ -1,0 +1,89 @@
+"""One attempt in memory: what it has found out, what it works with, how it hears of a cancel.
+
+It is gone with the process: what must not be lost is in Postgres before it is here. Nothing here
+decides anything.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+from vidgen_worker.config import Settings
+from vidgen_worker.domain.keys import Gate
+from vidgen_worker.domain.task import StageName, Task
+from vidgen_worker.media.outputs import Media
+from vidgen_worker.media.scratch import Scratch
+from vidgen_worker.providers.protocol import Provider
+from vidgen_worker.queue.queue import CancelAskedError, Queue, Reported
+from vidgen_worker.storage.storage import Storage
+from vidgen_worker.worker.systemd import Turns
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Run:
+    """The mutable side of one attempt, shared with the worker that holds the lease."""
+
+    task: Task
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    trial: Gate | None = None
+    """The gate that this task was let through, to try whether a storm has passed."""
+    posting: "asyncio.Task[UUID] | None" = None
+    """The paid POST in flight with its records: never cut, not even by a drain."""
+    submitted: set[StageName] = field(default_factory=set)
+    """Stages whose generation this attempt itself has submitted."""
+    generations: dict[StageName, UUID] = field(default_factory=dict)
+    done: set[StageName] = field(default_factory=set)
+    outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
+    """Output URLs as this attempt read them: minutes old, where they are good for a day."""
+    inputs: str | None = None
+    """The digest of the scene when the last stage ended: whether the next one reads it anew."""
+    alone: bool = False
+    """Whether nothing else may run beside it now; not while its generation is only polled."""
+    polling: bool = False
+    """Only its generation is asked about: it may be given back at any moment, and costs nothing."""
+    concluding: bool = False
+    """The end is being written: a verdict "lost" of a heartbeat may already be our own doing."""
+
+    async def pause(self, pause: timedelta) -> None:
+        """Sleep, but wake when the owner asks to cancel. Raises CancelAskedError."""
+        try:
+            async with asyncio.timeout(pause.total_seconds()):
+                await self.cancel.wait()
+        except TimeoutError:
+            return
+        raise CancelAskedError
+
+    async def unless_cancelled(self, work: Awaitable[T]) -> T:
+        """Do this, but stop it when the owner asks to cancel. Raises CancelAskedError."""
+        working = asyncio.ensure_future(work)
+        asked = asyncio.create_task(self.cancel.wait())
+        try:
+            await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+        finally:
+            asked.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
+        raise CancelAskedError
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What an attempt works with. `license` returns once something paid may be started."""
+
+    settings: Settings
+    queue: Queue
+    provider: Provider
+    storage: Storage
+    media: Media
+    license: Callable[[], Awaitable[None]]
+    report: Callable[[Reported], None]
+    turns: Turns
+    scratch: Scratch

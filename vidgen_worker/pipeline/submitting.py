@@ -1,0 +1,270 @@
+"""While a checkpoint says `submitting`: pays for a generation, once.
+
+The POST is recorded before and after it is sent; what another worker has sent is waited for. A
+submission is never repeated blindly, and no generation is followed here.
+"""
+
+import asyncio
+import traceback
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from vidgen_worker.database.pool import DatabaseUnavailableError, one_line
+from vidgen_worker.domain.faults import Fault, FaultName, First
+from vidgen_worker.domain.task import Answer, Fate, StageName
+from vidgen_worker.pipeline.generating import end_at_provider
+from vidgen_worker.pipeline.run import Run, Tools
+from vidgen_worker.pipeline.stages import IMAGE, Order, Stage
+from vidgen_worker.providers.protocol import Accepted, Request
+from vidgen_worker.providers.runway.inputs import with_frame
+from vidgen_worker.queue.queue import CancelAskedError, LeaseLostError, Loaded, RowRefusedError
+from vidgen_worker.telemetry.events import (
+    AnswerUnrecorded,
+    LateAnswer,
+    PollFailed,
+    SubmissionAnswered,
+    SubmissionBegun,
+    SubmissionRecorded,
+    SubmissionUnknown,
+    UnexpectedError,
+    emit,
+)
+from vidgen_worker.worker.lease import boot_time
+
+ANSWER_POLL = timedelta(seconds=1)
+RECORD_AGAIN, RECORD_SELDOM = 1.0, 60.0
+"""Seconds until an answer that the database did not take is written again: at first, at last."""
+
+
+class Submitting:
+    """One stage of one attempt, until the generation to follow is known."""
+
+    def __init__(self, tools: Tools, run: Run, stage: Stage, order: Order) -> None:
+        self._tools = tools
+        self._settings = tools.settings
+        self._queue = tools.queue
+        self._provider = tools.provider
+        self._run = run
+        self._fence = run.task.fence
+        self._stage = stage
+        self._order = order
+        self._unrecorded = asyncio.Event()
+        """The provider has answered, and the database does not take it for now."""
+
+    async def late_answer(self, submission_id: UUID) -> UUID | None:
+        """Wait for the answer to another worker's POST, until it can't come any more.
+
+        Returns the generation to attach to; None when the submission counts as unknown now.
+        """
+        patience = self._settings.submission_patience
+        began = boot_time()
+        while True:
+            row = await self._queue.read_submission(submission_id)
+            if row is None or row["answer"] in (Answer.REFUSED, Answer.UNKNOWN) or row["late"]:
+                return None
+            if row["answer"] == Answer.GENERATION:
+                accepted = Accepted(row["generation_id"], None)
+                mine, _ = await self._queue.answer(
+                    self._fence, self._stage.name, submission_id, Answer.GENERATION, accepted, ""
+                )
+                if not mine:
+                    raise LeaseLostError(str(self._fence.task_id))
+                return accepted.generation_id
+            # By the database's clock, and by ours never longer than that: its may step back.
+            waited = timedelta(seconds=boot_time() - began)
+            remaining = min(row["sent_at"] - row["now"], -waited) + patience
+            if remaining > timedelta(0):
+                await self._run.pause(min(remaining, ANSWER_POLL))
+                continue
+            # Then read once more: an answer that was recorded just before is attached to, and one
+            # that comes from now on finds itself counted, and is ended by whoever records it.
+            details = f"no answer was recorded within {patience.total_seconds():g} s"
+            await self._queue.answer(
+                self._fence, self._stage.name, submission_id, Answer.UNKNOWN, None, details
+            )
+            self._say_unknown(submission_id, self._order.request, details)
+
+    async def submit(self, loaded: Loaded, frame: str) -> UUID:
+        """Pay for a generation: recorded before and after, never sent twice blindly."""
+        request = self._order.request
+        if self._stage is IMAGE:
+            return await self._submit_once(request, loaded.inputs)
+        # The first frame: the image generation's own output, fetched fresh; then our public copy.
+        refused: Fault | None = None
+        for url in await self._frames(loaded, frame):
+            try:
+                return await self._submit_once(with_frame(request, url), loaded.inputs)
+            except Fault as fault:
+                if fault.rule.first is not First.NEXT_ADDRESS:
+                    raise
+                refused = fault
+        raise refused or Fault(FaultName.FRAME_REFUSED, details="there is no still to start from")
+
+    async def _frames(self, loaded: Loaded, stored: str) -> list[str]:
+        """Where the provider may fetch the still, best first."""
+        image = self._run.generations.get(StageName.IMAGE)
+        checkpoint = loaded.checkpoints.get(StageName.IMAGE)
+        generation_id = image or (checkpoint.generation_id if checkpoint else None)
+        urls = list(self._run.outputs.get(StageName.IMAGE, ())[:1])
+        if generation_id is not None and not urls:
+            try:
+                generation = await self._provider.poll(generation_id)
+                urls = list(generation.outputs[:1])
+            except Fault as fault:
+                # The stored copy serves as well: a still that is gone there costs nothing.
+                emit(PollFailed(
+                    fence=self._fence, stage=StageName.IMAGE, generation=generation_id,
+                    details=fault.details,
+                ))  # fmt: skip
+        return [*urls, stored]
+
+    async def _submit_once(self, request: Request, inputs: str) -> UUID:
+        await self._tools.license()
+        if self._run.cancel.is_set():
+            raise CancelAskedError
+        # A task of its own: whatever ends this attempt (drain, lost lease, cancel) must not cut
+        # the POST, and its answer is recorded however late it comes. The record before it belongs
+        # to it: one that no POST follows would be waited for, and then counted as paid.
+        posting = asyncio.create_task(self._post(request, inputs))
+        self._run.posting = posting
+        asked = asyncio.create_task(self._run.cancel.wait())
+        stuck = asyncio.create_task(self._unrecorded.wait())
+        try:
+            await asyncio.wait({posting, asked, stuck}, return_when=asyncio.FIRST_COMPLETED)
+            if not posting.done():
+                if stuck.done():
+                    # The worker keeps the answer; a later attempt attaches to it.
+                    details = "the provider's answer can't be recorded for now"
+                    raise Fault(FaultName.INTERNAL_ERROR, details=details)
+                # The answer will find nobody who follows it, and its generation is ended then.
+                raise CancelAskedError
+            generation_id = posting.result()
+        finally:
+            asked.cancel()
+            stuck.cancel()
+            if posting.done():
+                self._run.posting = None
+        self._run.submitted.add(self._stage.name)
+        return generation_id
+
+    async def _post(self, request: Request, inputs: str) -> UUID:
+        """The paid POST, with the record before it and of whatever was answered."""
+        stage, submission_id = self._stage, uuid4()
+        frozen = Order(request, self._order.ratio, self._order.seconds).frozen()
+        sent = await self._queue.begin_submission(
+            self._fence, request, frozen, inputs, stage.generating, submission_id
+        )
+        emit(SubmissionBegun(
+            fence=self._fence, stage=stage.name, submission=submission_id, model=request.model,
+            fingerprint=request.fingerprint(),
+        ))  # fmt: skip
+        try:
+            self._raise_if_stale(sent)
+            accepted = await self._submit(submission_id, request)
+        except Fault as fault:
+            if fault.rule.maybe_paid:
+                self._say_unknown(submission_id, request, fault.details)
+            answer = Answer.UNKNOWN if fault.rule.maybe_paid else Answer.REFUSED
+            mine, _ = await self._queue.answer(
+                self._fence, stage.name, submission_id, answer, None, fault.details
+            )
+            if not mine:
+                raise LeaseLostError(str(self._fence.task_id)) from fault
+            raise
+        emit(SubmissionAnswered(
+            fence=self._fence, stage=stage.name, submission=submission_id,
+            generation=accepted.generation_id, estimated_cost=accepted.estimated_cost,
+        ))  # fmt: skip
+        # Known from here on, recorded or not: a drain without Postgres says it in the log.
+        self._run.generations[stage.name] = accepted.generation_id
+        mine, fate = await self._record(submission_id, accepted)
+        emit(SubmissionRecorded(
+            fence=self._fence, stage=stage.name, submission=submission_id,
+            generation=accepted.generation_id,
+        ))  # fmt: skip
+        if fate is Fate.SUPERSEDED:
+            emit(LateAnswer(
+                fence=self._fence, stage=stage.name, submission=submission_id,
+                generation=accepted.generation_id,
+            ))  # fmt: skip
+            await self._end_late(accepted.generation_id)
+        if not mine or fate is not Fate.FOLLOWED:
+            raise LeaseLostError(str(self._fence.task_id))
+        return accepted.generation_id
+
+    async def _submit(self, submission_id: UUID, request: Request) -> Accepted:
+        """Send it. Raises Fault, whatever the adapter raises; a process that ends says so."""
+        try:
+            return await self._provider.submit(request)
+        except Fault:
+            raise
+        except asyncio.CancelledError:
+            self._say_unknown(submission_id, request, "cut off before the answer: the worker ends")
+            raise
+        except Exception as error:
+            emit(UnexpectedError(
+                fence=self._fence, code="SUBMISSION_UNKNOWN", details=one_line(error),
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
+            raise Fault(FaultName.SUBMISSION_UNKNOWN, details=one_line(error)) from error
+
+    async def _record(self, submission_id: UUID, accepted: Accepted) -> tuple[bool, Fate]:
+        """Write the answer, however often it takes: nothing else knows this generation's id.
+
+        It ends with the process at the latest, which leaves the id in the log. Raises
+        RowRefusedError when it is recorded and the task's row is locked.
+        """
+        pause = RECORD_AGAIN
+        while True:
+            try:
+                return await self._queue.answer(
+                    self._fence, self._stage.name, submission_id, Answer.GENERATION, accepted, ""
+                )
+            except asyncio.CancelledError:
+                self._say_unrecorded(submission_id, accepted, "the worker ends")
+                raise
+            except RowRefusedError:
+                raise  # it is recorded; the task's row is locked
+            except DatabaseUnavailableError as error:
+                # Only at the end of a drain.
+                self._say_unrecorded(submission_id, accepted, str(error))
+                raise
+            except Exception as error:  # noqa: BLE001 - no error may drop an id
+                self._say_unrecorded(submission_id, accepted, one_line(error))
+            self._unrecorded.set()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RECORD_SELDOM)
+
+    def _say_unrecorded(self, submission_id: UUID, accepted: Accepted, error: str) -> None:
+        emit(AnswerUnrecorded(
+            fence=self._fence, stage=self._stage.name, submission=submission_id,
+            generation=accepted.generation_id, error=error,
+        ))  # fmt: skip
+
+    def _say_unknown(self, submission_id: UUID, request: Request, details: str) -> None:
+        emit(SubmissionUnknown(
+            fence=self._fence, stage=self._stage.name, submission=submission_id,
+            fingerprint=request.fingerprint(), details=details,
+        ))  # fmt: skip
+
+    def _raise_if_stale(self, sent: float) -> None:
+        """Raise Fault where a process was frozen after the record: it must not POST any more.
+
+        Its successor waits for the answer as long as a POST that began at once may take, and has
+        paid anew by now.
+        """
+        late = boot_time() - sent
+        margin = self._settings.submission_patience - self._settings.vidgen_submit_timeout
+        if late > margin.total_seconds():
+            details = f"not sent: this process stood still for {late:.1f} s before the POST"
+            raise Fault(FaultName.PROVIDER_UNREACHABLE, details=details)
+
+    async def _end_late(self, generation_id: UUID) -> None:
+        try:
+            await end_at_provider(self._provider, self._queue, self._fence.task_id, generation_id)
+        except Exception as error:  # noqa: BLE001 - it is recorded as late
+            # The janitor ends what nobody follows as soon as it can.
+            emit(PollFailed(
+                fence=self._fence, stage=self._stage.name, generation=generation_id,
+                details=error.details if isinstance(error, Fault) else one_line(error),
+            ))  # fmt: skip

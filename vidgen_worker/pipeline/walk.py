@@ -1,0 +1,196 @@
+"""One attempt at one task: walks the stages from their checkpoints to an Outcome.
+
+Start, restart, drain and crash take the same path: load what is known, do what is missing. Every
+await may be the last one, so each paid or slow step ends in a checkpoint before the next begins;
+each state of a checkpoint has a room of its own, by its name. Nothing here claims, renews a lease
+or writes the task's end: that is the worker's.
+"""
+
+from datetime import timedelta
+
+from vidgen_worker.domain.faults import Fault, FaultName
+from vidgen_worker.domain.resolution import Resolution, UnsupportedResolutionError, look_up
+from vidgen_worker.domain.task import (
+    Artifact,
+    Cancelled,
+    CheckpointState,
+    Completed,
+    Funding,
+    Outcome,
+    StageName,
+)
+from vidgen_worker.pipeline.generating import Generating
+from vidgen_worker.pipeline.run import Run, Tools
+from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, Order, Stage
+from vidgen_worker.pipeline.storing import Storing
+from vidgen_worker.pipeline.submitting import Submitting
+from vidgen_worker.queue.queue import CancelAskedError, Loaded, NotOursError, scene_of
+from vidgen_worker.telemetry.events import (
+    CancelGivenUp,
+    GenerationNotOurs,
+    ResolutionMapped,
+    StageResumed,
+    emit,
+)
+from vidgen_worker.worker.lease import boot_time
+
+SIGNED_FOR = timedelta(hours=1)
+NO_FRAME = "https://frame.invalid/still.png"
+"""Stands in for the first frame until there is one; never sent."""
+
+
+class ProvenError(Exception):
+    """A task that ran alone has come further than where workers died: its trial is over."""
+
+
+class Pipeline:
+    """Walks one task. Make one per attempt."""
+
+    def __init__(self, tools: Tools, run: Run) -> None:
+        self._tools = tools
+        self._settings = tools.settings
+        self._queue = tools.queue
+        self._storage = tools.storage
+        self._run = run
+        self._task = run.task
+        self._fence = run.task.fence
+
+    async def walk(self) -> Outcome:
+        """Run the attempt to its Outcome.
+
+        Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError, NoSlotError or
+        NotOursError.
+        """
+        loaded = await self._queue.load(self._fence)
+        if loaded.verdict is not None:
+            # Found out before, by whoever could not write it: nothing is paid for again.
+            return loaded.verdict
+        self._raise_if_elsewhere(loaded)
+        if loaded.cancel_requested or self._run.cancel.is_set():
+            return await self._cancel(loaded)
+        try:
+            orders = await self._prepare(loaded)
+            frame = ""
+            for stage in PIPELINE:
+                if stage.name not in loaded.checkpoints and self._scene_changed(loaded):
+                    loaded = await self._queue.load(self._fence)
+                    if loaded.cancel_requested:
+                        return await self._cancel(loaded)
+                    orders = await self._prepare(loaded)
+                artifact = await self._stage(stage, loaded, orders[stage.name], frame)
+                self._run.done.add(stage.name)
+                if stage is IMAGE:
+                    frame = self._storage.public_url(artifact.bucket, artifact.path)
+            good_until = boot_time() + SIGNED_FOR.total_seconds()
+            url = await self._storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)
+        except CancelAskedError:
+            return await self._cancel(await self._queue.load(self._fence))
+        return Completed(url, good_until)
+
+    def _scene_changed(self, loaded: Loaded) -> bool:
+        """Whether the scene is another one than when it was read."""
+        return self._run.inputs is not None and self._run.inputs != loaded.inputs
+
+    def _raise_if_elsewhere(self, loaded: Loaded) -> None:
+        """Raise NotOursError where something lives that only another account's workers can see."""
+        for name, checkpoint in loaded.checkpoints.items():
+            lives = checkpoint.state is not CheckpointState.DONE and name not in loaded.closed
+            if lives and not checkpoint.followed_here:
+                emit(GenerationNotOurs(
+                    fence=self._fence, stage=name, generation=checkpoint.generation_id,
+                    account=checkpoint.account,
+                ))  # fmt: skip
+                raise NotOursError(str(self._fence.task_id))
+
+    async def _prepare(self, loaded: Loaded) -> dict[StageName, Order]:
+        """Look everything up, check it, and hold the credits, before anything is paid.
+
+        A stage that has begun keeps its frozen request; the others read the scene afresh.
+        """
+        orders = {
+            name: Order.thawed(name, checkpoint.request)
+            for name, checkpoint in loaded.checkpoints.items()
+        }
+        fresh = tuple(stage for stage in PIPELINE if stage.name not in orders)
+        resolution: Resolution | None = None
+        if fresh:
+            if loaded.scene is None:
+                raise Fault(FaultName.SCENE_NOT_FOUND, details=f"scene {self._task.scene_id}")
+            scene = scene_of(loaded.scene)
+            try:
+                resolution = look_up(scene.resolution)
+            except UnsupportedResolutionError as error:
+                raise Fault(
+                    FaultName.RESOLUTION_UNSUPPORTED, details=str(error), field="resolution",
+                    message=f"The scenario's {error}, then retry.",
+                ) from error  # fmt: skip
+            emit(ResolutionMapped(
+                fence=self._fence, resolution=resolution.resolution,
+                video_ratio=resolution.video_ratio, image_ratio=resolution.image_ratio,
+                fallback=resolution.fallback,
+            ))  # fmt: skip
+            for stage in fresh:
+                orders[stage.name] = stage.order(scene, resolution, self._settings, NO_FRAME)
+        done = {c.stage for c in loaded.checkpoints.values() if c.state is CheckpointState.DONE}
+        due = frozenset(stage.name for stage in PIPELINE if stage.name not in done)
+        verdict = await self._queue.start(self._fence, resolution, due)
+        if verdict is Funding.REFUSED:
+            raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
+        if verdict is Funding.PRICE_MISSING:
+            raise Fault(FaultName.PRICE_MISSING, details="credit_prices lacks an action")
+        return orders
+
+    async def _stage(self, stage: Stage, loaded: Loaded, order: Order, frame: str) -> Artifact:
+        """Do what is missing of one stage."""
+        tools, run = self._tools, self._run
+        checkpoint = loaded.checkpoints.get(stage.name)
+        if checkpoint and checkpoint.artifact and checkpoint.state is CheckpointState.DONE:
+            return checkpoint.artifact
+        submitting = Submitting(tools, run, stage, order)
+        generation_id = None
+        if checkpoint:
+            emit(StageResumed(
+                fence=self._fence, stage=stage.name, state=checkpoint.state,
+                generation=checkpoint.generation_id,
+            ))  # fmt: skip
+            generation_id = checkpoint.generation_id
+            if generation_id is None and stage.name not in loaded.closed:
+                generation_id = await submitting.late_answer(checkpoint.submission_id)
+        if generation_id is None:
+            generation_id = await submitting.submit(loaded, frame)
+            if self._task.alone:
+                raise ProvenError
+        run.generations[stage.name] = generation_id
+        generating = Generating(tools, run, stage, order, generation_id)
+        storing = checkpoint is not None and checkpoint.state is CheckpointState.STORING
+        # Only polled, it kills nobody: others may run beside it until its output is looked at.
+        run.alone = self._task.alone and storing
+        run.polling = not storing
+        generation = await generating.follow(checkpoint)
+        run.polling = False
+        if self._task.alone and not storing:
+            raise ProvenError
+        return await Storing(tools, run, stage, order, generating).store(generation)
+
+    async def _cancel(self, loaded: Loaded) -> Outcome:
+        """End what still runs at the provider; what is stored and settled stays."""
+        for stage in PIPELINE:
+            checkpoint = loaded.checkpoints.get(stage.name)
+            if not checkpoint or checkpoint.state is not CheckpointState.GENERATING:
+                continue
+            if checkpoint.generation_id is not None:
+                order = Order.thawed(stage.name, checkpoint.request)
+                generating = Generating(
+                    self._tools, self._run, stage, order, checkpoint.generation_id
+                )
+                try:
+                    await generating.cancel(checkpoint)
+                except Fault as fault:
+                    if loaded.cancel_age < self._settings.vidgen_cancel_deadline:
+                        raise
+                    # Without its checkpoint the generation is a stray, which the janitor ends.
+                    emit(CancelGivenUp(
+                        fence=self._fence, stage=stage.name, generation=checkpoint.generation_id,
+                        details=fault.details,
+                    ))  # fmt: skip
+        return Cancelled()

@@ -1,0 +1,467 @@
+"""The periodic duties: probing closed gates, ending stray generations, removing stale rows.
+
+Any worker may do any of it at any time: each piece is one fenced or locked statement. Each duty has
+a loop of its own, so that one that fails, or takes long, keeps no other waiting; it is tried again
+at its next turn. It never touches a task that somebody runs.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from vidgen_worker.admission.probing import account_problem
+from vidgen_worker.database.pool import Row
+from vidgen_worker.domain.faults import IN_A_ROW, PROVIDER_STORM, ROW_REFUSED, Fault, First
+from vidgen_worker.domain.keys import ALL_MODELS, Gate, Scope
+from vidgen_worker.pipeline.generating import GIVEN_UP, end_at_provider, was_rejected
+from vidgen_worker.queue.queue import NotOursError, RowRefusedError
+from vidgen_worker.telemetry.events import (
+    BooksDisagree,
+    BucketNoted,
+    GateClosed,
+    GateOpened,
+    GateProbed,
+    GenerationLeftAlone,
+    LimitRead,
+    LimitsUnread,
+    MachineUnproven,
+    StorageUnproven,
+    StrayGeneration,
+    TasksForgotten,
+    UploadsKept,
+    UploadsLeft,
+    UploadsRemoved,
+    emit,
+)
+from vidgen_worker.worker.lease import boot_time
+
+if TYPE_CHECKING:
+    from vidgen_worker.worker.worker import Worker
+
+SWEEP_EVERY = timedelta(seconds=60)
+STRAYS_EVERY = timedelta(seconds=15)
+"""A slot at the provider is taken as long as a stray lives: a tier of one has no other."""
+REFUSALS_POLLS = 5
+"""Tasks that are set aside are met again once in so many polls of the queue."""
+COUNT_EVERY = timedelta(seconds=15)
+PROVE_EVERY = timedelta(minutes=3)
+"""A bucket's settings are the dashboard's, and a disk fills: both are looked at again and again."""
+ROOM, MOST_ROOM = 2**20, 2**26
+"""With less free than the first not even a small clip gets through, with the second most do."""
+LIMITS_AGAIN = timedelta(seconds=5)
+"""After a reading that failed."""
+LIMITS_EVERY = timedelta(minutes=1)
+"""One worker of the fleet reads the account so often: an upgrade of the tier counts at once."""
+AUDIT_EVERY = timedelta(minutes=10)
+AUDIT_ENTRIES, AUDIT_USERS = 20_000, 10_000
+"""In one statement: some tens of milliseconds."""
+UPLOADS_EVERY = timedelta(seconds=15)
+UPLOADS_BATCH = 500
+FORGET_EVERY = timedelta(minutes=5)
+FORGET_BATCH = 1000
+"""Submissions or holds in one statement."""
+MOST_BATCHES = 40
+"""In one turn: eleven million submissions a day, where there is a backlog."""
+BETWEEN_BATCHES = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """One piece of the janitor's work.
+
+    `do` returns the pause until its next turn where that differs from `every`.
+    """
+
+    name: str
+    every: timedelta
+    do: Callable[[], Awaitable[timedelta | None]]
+    at_once: bool = True
+    """Whether it begins with a turn, and not with a part of its pause: the fleet spreads out."""
+
+
+class Janitor:
+    """Sweeps on behalf of one worker."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._closed = True
+        self._look_at = 0.0
+        """When it is looked up anew what is closed, by `boot_time`."""
+        self._limits: dict[str, int | None] = {}
+        self._storage_proven = False
+        self._machine_proven = False
+        self._machine_closed = False
+        self._room = ROOM
+        """Bytes that must be free here: more after each time that it was too little."""
+        self._noted: frozenset[str] = frozenset()
+
+    def proven(self) -> bool:
+        """Whether what is paid for can be kept: the store has said so once, the machine now."""
+        return self._storage_proven and self._machine_proven and not self._machine_closed
+
+    def duties(self) -> tuple[Duty, ...]:
+        """Everything that is done now and then, each with its own pace."""
+        settings = self._worker.settings
+        pace = min(settings.vidgen_queue_poll, settings.vidgen_gate_probe)
+        return (
+            Duty("storage", PROVE_EVERY, self.prove_storage),
+            Duty("machine", PROVE_EVERY, self.prove_machine),
+            Duty("gates", pace, self.probe_closed),
+            Duty("limits", LIMITS_EVERY, self.read_limits),
+            Duty("rows", SWEEP_EVERY, self.sweep_rows, at_once=False),
+            Duty(
+                "refusals",
+                settings.vidgen_queue_poll * REFUSALS_POLLS,
+                self.retry_refused,
+                at_once=False,
+            ),
+            Duty(
+                "scenes",
+                settings.vidgen_queue_poll * REFUSALS_POLLS,
+                self.write_owed_scenes,
+                at_once=False,
+            ),
+            Duty("strays", STRAYS_EVERY, self.end_strays, at_once=False),
+            Duty("uploads", UPLOADS_EVERY, self.remove_uploads, at_once=False),
+            Duty("costs", SWEEP_EVERY, self.read_costs_again, at_once=False),
+            Duty("audit", AUDIT_EVERY, self.audit),
+            Duty("forget", FORGET_EVERY, self.forget, at_once=False),
+            *(
+                (Duty("count", COUNT_EVERY, self.count),)
+                if settings.vidgen_metrics_port is not None
+                else ()
+            ),
+        )
+
+    async def keep(self, duty: Duty) -> None:
+        """Do one duty again and again, until the worker stops."""
+        if not duty.at_once:
+            await asyncio.sleep(duty.every.total_seconds() * random.random())  # noqa: S311
+        while not self._worker.stopping.is_set():
+            pause = await duty.do() or duty.every
+            await asyncio.sleep(pause.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
+
+    async def prove_storage(self) -> timedelta | None:
+        """Look whether the file store can keep what is paid for; what it can't closes its gate."""
+        try:
+            await self._prove_storage()
+        except Fault as fault:
+            if not self._storage_proven:
+                emit(StorageUnproven(code=fault.code, details=fault.details))
+            elif fault.rule.first is First.SEND_AGAIN:
+                return None  # it may pass; uploads meet it too, and those are counted
+            await self._close(Scope.STORAGE, fault)
+        # Before the first proof the gate's probes may be minutes apart.
+        return None if self._storage_proven else self._worker.settings.vidgen_gate_probe
+
+    async def _prove_storage(self) -> None:
+        noted = frozenset(str(misfit) for misfit in await self._worker.storage.prove())
+        for details in sorted(noted - self._noted):
+            emit(BucketNoted(details=details))
+        self._noted = noted
+        if not self._storage_proven:
+            self._storage_proven = True
+            self._worker.wake()
+
+    async def prove_machine(self) -> timedelta | None:
+        """Look whether this machine can keep, and look at, what is paid for."""
+        try:
+            await self._worker.machine_works(self._room)
+        except Fault as fault:
+            if not self._machine_proven:
+                emit(MachineUnproven(code=fault.code, details=fault.details))
+            await self._close(Scope.MACHINE, fault)
+            return self._worker.settings.vidgen_gate_probe
+        self._machine_proven = True
+        self._worker.wake()
+        return None
+
+    async def _close(self, scope: Scope, fault: Fault) -> None:
+        queue = self._worker.queue
+        gate = queue.key.scopes.gate(scope, ALL_MODELS)
+        message = fault.rule.brake.message if fault.rule.brake else fault.message
+        if await queue.close_gate(gate, fault.code, message, fault.details):
+            emit(GateClosed(
+                scope=gate.scope, model=gate.model, code=fault.code, details=fault.details
+            ))  # fmt: skip
+
+    async def probe_closed(self) -> None:
+        """Probe where something is closed, which is looked up only when it may have changed."""
+        worker = self._worker
+        sweeping = boot_time() >= self._look_at
+        if sweeping or worker.gates_heard or not worker.listener.listening:
+            worker.gates_heard = False
+            self._look_at = boot_time() + SWEEP_EVERY.total_seconds()
+            gates = await worker.queue.read_gates()
+            self._closed = bool(gates)
+            machine = worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS).scope
+            self._machine_closed = any(gate["scope"] == machine for gate in gates)
+        if self._closed:
+            await self.probe()
+
+    async def probe(self) -> None:
+        """Probe one closed gate whose time has come; open it where the probe goes well."""
+        worker = self._worker
+        queue = worker.queue
+        if not worker.settings.runwayml_enabled:
+            return  # a worker that claims nothing could not try the gate after a storm
+        due = await queue.take_probe()
+        if due is None:
+            return
+        gate = Gate(due["scope"], due["model"])
+        problem = await self._problem(due["reason"], gate)
+        if problem is None and due["reason"] == PROVIDER_STORM:
+            # Reading the account is free and says little: the gate opens when one task went well.
+            tried = await worker.try_gate(gate, due["probes"])
+            problem = "one task tries it" if tried else "no task waits that could try it"
+        elif problem is None and not self._is_machine(gate) and await queue.try_kept(gate):
+            # Free too, and it tells more than any probe: it is what the trouble was met with.
+            problem = "one output that is kept tries it"
+        elif (
+            problem is None
+            and due["reason"] == ROW_REFUSED
+            and await queue.is_troubled(gate, ROW_REFUSED)
+            and await worker.try_gate(gate, due["probes"])
+        ):
+            # Its row would take it; what else a paid stage needs is only known when one is stored.
+            problem = "one task tries it"
+        if problem is None:
+            seconds = await queue.open_gate(gate)
+            if seconds is not None:
+                emit(GateOpened(
+                    scope=gate.scope, model=gate.model, code=due["reason"],
+                    closed_seconds=round(seconds, 1),
+                ))  # fmt: skip
+            if self._is_machine(gate):
+                self._machine_closed = False
+                self._room = min(self._room * 4, MOST_ROOM)
+                worker.wake()
+        else:
+            emit(GateProbed(
+                scope=gate.scope, model=gate.model, code=due["reason"], details=problem
+            ))  # fmt: skip
+
+    async def read_limits(self) -> timedelta:
+        """Read the provider's limits if it is this worker's turn; the pause until the next look.
+
+        A model that the account doesn't name has no limit: the provider itself holds it back.
+        """
+        worker = self._worker
+        models, others_unknown = await worker.queue.ask_limits(LIMITS_EVERY)
+        said = worker.queue.limits_set()
+        for model in said.keys() & set(models):
+            # Again and again: that mends whatever the number of slots has drifted to.
+            await worker.queue.set_limit(model, said[model])
+        unset = [model for model in models if model not in said]
+        if not unset:
+            return LIMITS_AGAIN if others_unknown else LIMITS_EVERY
+        try:
+            account = await worker.provider.account()
+        except Fault as fault:
+            emit(LimitsUnread(code=fault.code, details=fault.details))
+            return LIMITS_AGAIN
+        for model in unset:
+            found = account.models.get(model)
+            limit = None if found is None else found.max_concurrent
+            await worker.queue.set_limit(model, limit)
+            if model not in self._limits or self._limits[model] != limit:
+                self._limits[model] = limit
+                emit(LimitRead(model=model, slots=limit))
+        return LIMITS_EVERY
+
+    async def count(self) -> None:
+        """Read the fleet's numbers for /metrics."""
+        fleet = await self._worker.queue.fleet()
+        self._worker.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
+
+    async def audit(self) -> None:
+        """Compare the ledger with balances and holds, part by part; one worker for the fleet."""
+        queue = self._worker.queue
+        if await queue.take_duty("audit", AUDIT_EVERY * 0.9):
+            entries = await queue.audit_entries(AUDIT_ENTRIES)
+            while entries == AUDIT_ENTRIES:
+                await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+                entries = await queue.audit_entries(AUDIT_ENTRIES)
+            found, after = await queue.audit_users(None, AUDIT_USERS)
+            while after is not None:
+                await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+                more, after = await queue.audit_users(after, AUDIT_USERS)
+                found += more
+            await queue.note_audit(found)
+            if found:
+                emit(BooksDisagree(users=found))
+            uploads, oldest = await queue.uploads_left()
+            if uploads:
+                emit(UploadsLeft(uploads=uploads, oldest_seconds=oldest.total_seconds()))
+        self._worker.metrics.audited(await queue.read_audit())
+
+    async def forget(self) -> None:
+        """Remove private rows of tasks that ended long ago; one worker for the fleet."""
+        queue = self._worker.queue
+        if not await queue.take_duty("forget", FORGET_EVERY * 0.9):
+            return
+        tasks, holds, after = 0, 0, None
+        for _ in range(MOST_BATCHES):
+            some, after = await queue.forget_tasks(after, FORGET_BATCH)
+            gone = await queue.forget_holds(FORGET_BATCH)
+            tasks, holds = tasks + some, holds + gone
+            if after is None and gone < FORGET_BATCH:
+                break
+            await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
+        if tasks or holds:
+            emit(TasksForgotten(tasks=tasks, holds=holds))
+
+    def _is_machine(self, gate: Gate) -> bool:
+        return gate == self._worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS)
+
+    async def _problem(self, reason: str, gate: Gate) -> str | None:
+        """Why the gate must stay closed; None when it may open."""
+        of_storage = self._worker.queue.key.scopes.gate(Scope.STORAGE, ALL_MODELS)
+        try:
+            if self._is_machine(gate):
+                await self._worker.machine_works(self._room)
+                self._machine_proven = True
+                return None
+            if gate == of_storage or reason.startswith("STORAGE"):
+                await self._prove_storage()
+                return None
+        except Fault as fault:
+            return fault.details
+        if reason == ROW_REFUSED:
+            return await self._rows_problem(gate)
+        return await account_problem(self._worker.provider, reason, gate.model)
+
+    async def _rows_problem(self, gate: Gate) -> str | None:
+        """Why rows may not take what is paid for; None where one of them does."""
+        queue = self._worker.queue
+        if not await queue.is_troubled(gate, ROW_REFUSED):
+            return None
+        found = await queue.try_rows()
+        if found["taken"]:
+            return None
+        if found["tried"]:
+            return f"the rows of {found['tried']} waiting tasks refuse changes: {found['refused']}"
+        # What is set aside tries it again and again, and pays nothing.
+        users = found["refusing"]
+        return f"rows of {users} users refuse changes" if users >= IN_A_ROW else None
+
+    async def sweep(self) -> None:
+        """Everything that is swept, at once."""
+        await self.sweep_rows()
+        await self.retry_refused()
+        await self.write_owed_scenes()
+        await self.end_strays()
+        await self.remove_uploads()
+        await self.read_costs_again()
+
+    async def sweep_rows(self) -> None:
+        """Remove rows that are of no use any more."""
+        await self._worker.queue.sweep()
+
+    async def retry_refused(self) -> None:
+        """Meet the tasks again that are set aside and whose pause is over."""
+        await self._worker.queue.retry_refused()
+
+    async def write_owed_scenes(self) -> None:
+        """Write to the scenes that were locked when their tasks wrote them."""
+        await self._worker.queue.write_owed_scenes()
+
+    async def end_strays(self) -> None:
+        """End the generations that nobody follows, book what they cost and so free their slots."""
+        queue = self._worker.queue
+        for row in await queue.let_anyone_follow():
+            emit(GenerationLeftAlone(
+                task=str(row["task_id"]), generation=row["generation_id"],
+                account=row["account"], key=row["key_fingerprint"],
+            ))  # fmt: skip
+        strays = await queue.strays()
+        await asyncio.gather(*[self._end_unlocked(row) for row in strays])
+
+    async def _end_unlocked(self, row: Row) -> None:
+        """End one, unless somebody else's transaction holds it: then it is met again."""
+        with contextlib.suppress(RowRefusedError):
+            await self._end_stray(row)
+
+    async def _end_stray(self, row: Row) -> None:
+        queue, provider = self._worker.queue, self._worker.provider
+        task_id, generation_id = row["task_id"], row["generation_id"]
+        try:
+            if row["kept"]:
+                # Its task goes on later, and reads it then; only its end is booked now.
+                generation = await provider.poll(generation_id)
+                if not generation.state.terminal:
+                    return
+                state, cost = generation.state.value, generation.cost
+                await queue.close_generation(
+                    task_id, generation_id, state, cost, rejected=was_rejected(generation)
+                )
+            else:
+                state, cost = await end_at_provider(provider, queue, task_id, generation_id)
+        except NotOursError:
+            return  # another key can say; the row stays and is met by its workers
+        except Fault as fault:
+            if fault.rule.absent:
+                if await queue.is_gone(task_id, generation_id):
+                    await queue.close_generation(task_id, generation_id, "gone", None)
+                return
+            if row["age"] < self._worker.settings.vidgen_stage_hard_deadline.total_seconds():
+                return  # the provider can't be asked now; the row stays and is met again
+            # It must be over by now: its slot is not kept for ever, its cost is looked for later.
+            state, cost = GIVEN_UP, None
+            await queue.close_generation(task_id, generation_id, state, cost)
+        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
+
+    async def remove_uploads(self) -> None:
+        """Remove from Storage what was uploaded and will never be charged."""
+        queue, removed = self._worker.queue, 0
+        for _ in range(MOST_BATCHES):
+            rows = await queue.take_uploads(UPLOADS_BATCH)
+            for bucket in sorted({row["bucket"] for row in rows}):
+                removed += await self._remove(bucket, [r for r in rows if r["bucket"] == bucket])
+            if len(rows) < UPLOADS_BATCH:
+                break
+        if removed:
+            emit(UploadsRemoved(uploads=removed))
+
+    async def _remove(self, bucket: str, uploads: list[Row]) -> int:
+        """Remove these uploads of one bucket; how many of them for the first time."""
+        try:
+            await self._worker.storage.remove(bucket, [row["path"] for row in uploads])
+        except Fault as fault:
+            if not fault.rule.absent:  # with a bucket its files are gone
+                emit(UploadsKept(
+                    bucket=bucket, uploads=len(uploads), code=fault.code, details=fault.details
+                ))  # fmt: skip
+                return 0
+        await self._worker.queue.uploads_removed([row["upload_id"] for row in uploads])
+        return sum(row["first_time"] for row in uploads)
+
+    async def read_costs_again(self) -> None:
+        """Refunds come some minutes after a failure; what the provider tells then is the truth."""
+        for row in await self._worker.queue.costs_to_read_again():
+            # One that somebody else's transaction holds is met again.
+            with contextlib.suppress(RowRefusedError):
+                await self._read_cost_again(row)
+
+    async def _read_cost_again(self, row: Row) -> None:
+        queue = self._worker.queue
+        task_id, generation_id = row["task_id"], row["generation_id"]
+        try:
+            if row["given_up"]:
+                await end_at_provider(self._worker.provider, queue, task_id, generation_id)
+                return
+            generation = await self._worker.provider.poll(generation_id)
+        except NotOursError:
+            return  # another key can say
+        except Fault as fault:
+            if fault.rule.absent and await queue.is_gone(task_id, generation_id):
+                await queue.close_generation(task_id, generation_id, "gone", None)
+            return  # else it can't be asked now, and is met again
+        await queue.close_generation(
+            task_id, generation_id, generation.state.value, generation.cost,
+            rejected=generation.state.terminal and was_rejected(generation),
+        )  # fmt: skip
