@@ -13,8 +13,8 @@ from vidgen_worker.config import load
 from vidgen_worker.domain.task import Outcome
 from vidgen_worker.pipeline import attempt as product
 from vidgen_worker.pipeline.run import Run, Tools
+from vidgen_worker.telemetry.bus import Event, subscribe
 from vidgen_worker.telemetry.events import (
-    Event,
     GenerationEnded,
     ListenChanged,
     SubmissionRecorded,
@@ -22,11 +22,10 @@ from vidgen_worker.telemetry.events import (
     TaskFailed,
     TaskRequeued,
     WorkerStopped,
-    subscribe,
 )
 from vidgen_worker.telemetry.log import configure
 from vidgen_worker.worker import worker
-from vidgen_worker.worker.worker import serve
+from vidgen_worker.worker.serve import serve
 
 INSERT = """
 insert into public.video_generation_tasks (id, scene_id, user_id)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.settings import MANDATORY
 from vidgen_worker.config import (
     Settings,
     SettingsError,
@@ -17,13 +18,6 @@ from vidgen_worker.config import (
     mask,
     parse_duration,
 )
-
-MANDATORY = {
-    "DATABASE_URL": "postgresql://postgres:hunter22@db.example.com:5432/postgres",
-    "SUPABASE_URL": "https://example.supabase.co",
-    "SUPABASE_SERVICE_ROLE_KEY": "sb_secret_0123456789",
-    "RUNWAYML_API_SECRET": "key_0123456789abcdef",
-}
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,11 @@ import httpx
 import pytest
 from psycopg import sql
 
+from tests.support.films import size_of
 from tests.support.world import World, recorded
 from vidgen_worker.domain.resolution import RATIOS
 from vidgen_worker.domain.task import StageName
-from vidgen_worker.telemetry import events
+from vidgen_worker.telemetry import bus, events
 
 IMAGE_PRICE, VIDEO_PRICE = 5, 25
 
@@ -92,17 +93,6 @@ async def fetched(url: str) -> bytes:
     """What stands at a URL."""
     async with httpx.AsyncClient() as http:
         return (await http.get(url)).raise_for_status().content
-
-
-def size_of(content: bytes) -> str:
-    """Width and height of a picture or clip, as "width:height"."""
-    import io  # noqa: PLC0415
-
-    import av  # noqa: PLC0415
-
-    with av.open(io.BytesIO(content)) as container:
-        stream = container.streams.video[0]
-        return f"{stream.width}:{stream.height}"
 
 
 async def test_progress_never_goes_down_and_says_the_steps_word_for_word(world: World) -> None:
@@ -373,14 +363,14 @@ async def test_a_failures_line_can_be_found_in_the_log(world: World, tmp_path: P
 def edited_while_the_still_is_made(world: World, scene: UUID, **columns: object) -> Iterator[None]:
     """Change the scene between two stages: once the still's generation has ended."""
 
-    def edit(event: events.Event) -> None:
+    def edit(event: bus.Event) -> None:
         if isinstance(event, events.GenerationEnded) and event.stage is StageName.IMAGE:
             for name, value in columns.items():
                 with world.admin() as conn:
                     change = sql.SQL("update public.video_scenes set {} = %s where id = %s")
                     conn.execute(change.format(sql.Identifier(name)), [value, scene])
 
-    with events.subscribed(edit):
+    with bus.subscribed(edit):
         yield
 
 
@@ -438,11 +428,11 @@ async def test_an_unchanged_scene_is_read_once_and_a_begun_stage_keeps_its_reque
     user = world.user()
     scene = world.scene(user)
 
-    def edit(event: events.Event) -> None:
+    def edit(event: bus.Event) -> None:
         if isinstance(event, events.SubmissionBegun) and event.stage is StageName.VIDEO:
             world.sql("update video_scenes set visual_prompt = 'too late' where id = %s", scene)
 
-    with recorded() as heard, events.subscribed(edit):
+    with recorded() as heard, bus.subscribed(edit):
         async with world.worker():
             await world.until(world.order(user, scene))
     assert len([event for event in heard if isinstance(event, events.ResolutionMapped)]) == 1

@@ -14,12 +14,11 @@ from uuid import UUID
 
 import pytest
 
-from tests.queue.test_fairness import HELD_UP_BY_ITS_PID
-from tests.support.hands import PATIENCE, STAGE, Ground, Hand, Held
+from tests.support.hands import HELD_UP_BY_ITS_PID, PATIENCE, STAGE, Ground, Hand, Held
 from tests.support.watching import until_true, watch
 from tests.support.world import World, hearing, recorded
-from vidgen_worker.telemetry import events
-from vidgen_worker.telemetry.events import subscribed
+from vidgen_worker.telemetry import bus, events
+from vidgen_worker.telemetry.bus import subscribed
 
 IMAGE, VIDEO = "gen4_image", "gen4_turbo"
 BOTH = ("image", "video")
@@ -796,7 +795,7 @@ async def test_a_task_that_waits_between_image_and_video_goes_on_by_itself(world
     tasks = [world.order(user, world.scene(user)) for _ in range(4)]
     waited: list[str] = []
 
-    def note(event: events.Event) -> None:
+    def note(event: bus.Event) -> None:
         if isinstance(event, events.TaskRequeued):
             waited.append(event.code)
 

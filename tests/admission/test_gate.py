@@ -10,7 +10,7 @@ import pytest
 from tests.support.watching import until
 from tests.support.world import World, crowd, hearing, posts, probe_now, recorded
 from vidgen_worker.domain.faults import IN_A_ROW
-from vidgen_worker.telemetry import events
+from vidgen_worker.telemetry import bus, events
 
 NEVER = {
     "VIDGEN_GATE_PROBE": "1h",
@@ -202,7 +202,7 @@ async def test_a_gate_that_closes_between_claim_and_submit_holds(world: World) -
     """The statement that records the submission looks at the gate itself."""
     user = world.user()
 
-    def close(event: events.Event) -> None:
+    def close(event: bus.Event) -> None:
         if isinstance(event, events.ResolutionMapped):
             world.sql(
                 "insert into vidgen.gates (provider, key_fingerprint, model, reason, message) "
@@ -210,7 +210,7 @@ async def test_a_gate_that_closes_between_claim_and_submit_holds(world: World) -
                 "on conflict do nothing"
             )
 
-    with events.subscribed(close):
+    with bus.subscribed(close):
         async with world.worker(), hearing(events.TaskRequeued) as requeued:
             task = world.order(user, world.scene(user))
             await requeued.wait()
@@ -238,7 +238,7 @@ async def closed_by(
     return gate["reason"], gate["model"], tasks
 
 
-def put_back(heard: list[events.Event]) -> set[UUID]:
+def put_back(heard: list[bus.Event]) -> set[UUID]:
     """The tasks that were put back so far."""
     return {event.fence.task_id for event in heard if isinstance(event, events.TaskRequeued)}
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.database.test_contract import acting, as_user, insert
+from tests.support.clients import acting, as_user, insert
 from tests.support.hands import STAGE, Ground, Hand, Held, Row
 from tests.support.watching import until
 from tests.support.world import World, crowd, many, posts, reasons, recorded, told, vidgen

@@ -1,7 +1,6 @@
 """The command line: what it prints, how it ends, and that it never answers with a traceback."""
 
 import http.server
-import json
 import os
 import re
 import socket
@@ -9,65 +8,25 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from tests.conftest import Database
+from tests.support.commands import Cli, Result, cli, complete, connected, findings
 from vidgen_worker import __version__
-from vidgen_worker.cli import main
 from vidgen_worker.cli.output import ExitCode
 from vidgen_worker.config import Settings
 from vidgen_worker.database.remedies import CONNECT_REMEDIES, explain_connect
-from vidgen_worker.sandbox.control import RunwayControl, StorageControl
+from vidgen_worker.sandbox.control import StorageControl
 from vidgen_worker.sandbox.postgres.server import free_port
 
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever was printed
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Provide the command line, run in this process, with none of this machine's settings."""
-    known = {name.upper() for name in Settings.model_fields}
-    for name in list(os.environ):
-        if name.upper() in known or name.upper().startswith("VIDGEN_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["vidgen-worker", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Result(int(ended.value.code or 0), said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def connected(cli: Cli, monkeypatch: pytest.MonkeyPatch, database_url: str) -> Cli:
-    """Provide the command line with DATABASE_URL, and no other setting."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    return cli
+__all__ = ["cli", "complete", "connected"]
 
 
 @dataclass(frozen=True)
@@ -315,22 +274,6 @@ def test_hostile_text_in_a_row_is_printed_as_text(
     shown = connected("tasks", "show", task).out
     assert "[red]a[/nope]" in shown
     assert "\x1b[31m" not in shown
-
-
-@pytest.fixture
-def complete(
-    connected: Cli, monkeypatch: pytest.MonkeyPatch, runway: RunwayControl, storage: StorageControl
-) -> Cli:
-    """Provide the command line with every mandatory setting."""
-    monkeypatch.setenv("SUPABASE_URL", storage.url)
-    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", storage.keys.service_role)
-    monkeypatch.setenv("RUNWAYML_API_SECRET", runway.key)
-    monkeypatch.setenv("RUNWAYML_BASE_URL", runway.url)
-    return connected
-
-
-def findings(result: Result) -> dict[str, dict[str, str]]:
-    return {finding["what"]: finding for finding in result.json["findings"]}
 
 
 def test_check_is_green_when_all_is_well(complete: Cli) -> None:

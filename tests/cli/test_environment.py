@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from tests.test_config import MANDATORY
+from tests.support.settings import MANDATORY
 from vidgen_worker.cli.output import ExitCode
 from vidgen_worker.client.database import ClientSettings, load_client_settings
 from vidgen_worker.config import Settings, SettingsError, load

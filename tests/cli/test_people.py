@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.database.test_database_trouble import PGBOUNCER, pgbouncer
+from tests.support.poolers import PGBOUNCER, pgbouncer
 from tests.support.world import World, vidgen
 from vidgen_worker.cli.output import ExitCode
 from vidgen_worker.database.remedies import explain_connect

@@ -16,12 +16,12 @@ from psycopg import errors
 from storage3.exceptions import StorageApiError
 from supabase import AsyncClientOptions, acreate_client
 
-from tests.database.test_contract import acting, as_user, insert
+from tests.support.clients import acting, as_user, insert
 from tests.support.hands import STAGE, Ground, Held, Later
 from tests.support.world import World, recorded
 from vidgen_worker.client.database import Database as Client
 from vidgen_worker.sandbox.control import StorageControl
-from vidgen_worker.telemetry.events import Event
+from vidgen_worker.telemetry.bus import Event
 
 TASKS = "public.video_generation_tasks"
 CANCEL = "select public.cancel_video_generation_task(%s)"

@@ -9,7 +9,9 @@ import psycopg
 import pytest
 
 from tests.support.hands import USUAL, Ground, Hand
-from vidgen_worker.database.pool import Block, Database, DatabaseUnavailableError, Rows
+from vidgen_worker.database.pool import Database, Rows
+from vidgen_worker.database.statements import Block
+from vidgen_worker.database.trouble import DatabaseUnavailableError
 
 
 @asynccontextmanager

@@ -20,15 +20,15 @@ from psycopg import errors, sql
 from psycopg.rows import dict_row
 
 from tests.conftest import Database, PostgresServer
-from tests.database.test_contract import acting, as_user, insert
+from tests.support.clients import acting, as_user, insert
 from tests.support.hands import STAGE, Ground, Hand, Held
 from tests.support.statements import grants, needs_of_the_worker
 from tests.support.world import World, posts
 from vidgen_worker.domain.faults import Fault
+from vidgen_worker.domain.scene import SCENE_BYTES_MAX, scene_of
 from vidgen_worker.domain.task import StageName
 from vidgen_worker.providers.protocol import Request
 from vidgen_worker.providers.runway.answers import submit_refused
-from vidgen_worker.queue.queue import SCENE_BYTES_MAX, scene_of
 
 TASKS = "public.video_generation_tasks"
 CANCEL = "select public.cancel_video_generation_task(%s)"

@@ -16,7 +16,7 @@ import pytest
 from psycopg import errors, sql
 
 from tests.conftest import Database
-from tests.database.test_contract import acting, as_user
+from tests.support.clients import acting, as_user
 from tests.support.hands import Ground, ground_of
 from tests.support.statements import needs_of_the_worker
 from vidgen_worker.database.migrate import migrate

@@ -14,13 +14,14 @@ import pytest
 from psycopg import sql
 
 from tests.conftest import Database as Target
-from tests.database.test_database_trouble import PGBOUNCER, QUICK, audit, pgbouncer
+from tests.support.poolers import PGBOUNCER, QUICK, audit, pgbouncer
 from tests.support.watching import ENDED, until_true, watch
 from tests.support.world import World, many, recorded
 from vidgen_worker.client import database as client
 from vidgen_worker.database import sessions
 from vidgen_worker.database.migrate import migrate, pending
-from vidgen_worker.database.pool import Database, Databases, LockedError
+from vidgen_worker.database.pool import Database, Databases
+from vidgen_worker.database.trouble import LockedError
 from vidgen_worker.telemetry import events
 
 ODD: dict[LiteralString, str] = {

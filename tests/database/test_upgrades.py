@@ -168,7 +168,7 @@ def use_everything(ground: Ground, hand: Hand, callers: tuple[Caller, Caller], u
 
 def prepare_everything(ground: Ground) -> None:
     """Every named query of worker and client is still understood."""
-    from tests.database.test_queries import numbered  # noqa: PLC0415 - a test module of its own
+    from tests.support.sources import numbered  # noqa: PLC0415 - a test module of its own
 
     for name, body in (*QUERIES.items(), *CLIENT_QUERIES.items()):
         ground.admin.execute(f"prepare it as {numbered(body)[0]}".encode())
@@ -291,7 +291,7 @@ def former(ground: Ground) -> FormerHand:
 @pytest.mark.parametrize("name", FORMER_QUERIES)
 def test_a_statement_of_the_release_before_is_understood(ground: Ground, name: str) -> None:
     """By its own role, with all the rights that it needs."""
-    from tests.database.test_queries import numbered  # noqa: PLC0415 - a test module of its own
+    from tests.support.sources import numbered  # noqa: PLC0415 - a test module of its own
 
     body, names = numbered(FORMER_QUERIES[name])
     with ground.admin.transaction(force_rollback=True):

@@ -10,8 +10,10 @@ import pytest
 import vidgen_worker
 from tests.support.hands import Ground
 from tests.support.world import World, hearing
+from vidgen_worker.domain.clock import boot_time
+from vidgen_worker.queue.leases import Heartbeat
 from vidgen_worker.telemetry.events import WorkerDeclaredDead
-from vidgen_worker.worker.lease import Heartbeat, Observer, boot_time
+from vidgen_worker.worker.lease import Observer
 
 PACKAGE = Path(vidgen_worker.__file__).parent
 LEASE = 15.0

@@ -79,6 +79,16 @@ def test_every_box_has_its_tests() -> None:
     assert boxes <= tested, boxes - tested
 
 
+def test_no_test_imports_another_test() -> None:
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        imported = {
+            node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+        }
+        tests = {name for name in imported if name.rpartition(".")[2].startswith("test_")}
+        assert not tests, f"{path} imports {tests}: a shared helper belongs into tests/support/"
+
+
 def test_make_help_names_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
@@ -133,7 +143,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert said.strip() == f"vidgen-worker {__version__}"
     code = (
         "from vidgen_worker.database.migrate import migrations; import vidgen_worker;"
-        " from vidgen_worker.worker.worker import serve;"
+        " from vidgen_worker.worker.serve import serve;"
         " print(vidgen_worker.__file__, len(migrations()))"
     )
     where, count = run(python, "-c", code, cwd=empty).split()

@@ -20,7 +20,7 @@ import pytest
 import typer.main
 from psycopg import sql
 
-from tests.cli.test_cli import Cli, cli, complete, connected, findings
+from tests.support.commands import Cli, cli, complete, connected, findings
 from tests.support.world import World, recorded
 from vidgen_worker.cli import app
 from vidgen_worker.domain.faults import Fault

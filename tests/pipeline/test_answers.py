@@ -10,13 +10,13 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.database.test_database_trouble import QUICK, audit
-from tests.pipeline.test_submissions import forget
+from tests.support.poolers import QUICK, audit
 from tests.support.proxy import proxy
 from tests.support.watching import ENDED, frozen, until, until_true, watch
-from tests.support.world import PATIENCE, World, hearing, many, posts, recorded, submissions
+from tests.support.world import PATIENCE, World, forget, hearing, many, posts, recorded, submissions
 from vidgen_worker.database import pool as db
-from vidgen_worker.database.pool import Database, StatementStuckError, Trouble, trouble_of
+from vidgen_worker.database.pool import Database
+from vidgen_worker.database.trouble import StatementStuckError, Trouble, trouble_of
 from vidgen_worker.providers.runway.adapter import Runway
 from vidgen_worker.telemetry import events
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.watching import until
 from tests.support.world import Row, World, cancel, hearing, posts, recorded
-from vidgen_worker.telemetry import events
+from vidgen_worker.telemetry import bus, events
 
 SOON = 5.0
 """Seconds: far below the heartbeat of a worker with LONG_LEASE."""
@@ -55,17 +55,17 @@ async def test_a_strangers_cancel_changes_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("moment", [events.TaskStarted, events.ResolutionMapped])
 async def test_between_claim_and_submit_nothing_is_paid(
-    world: World, moment: type[events.Event]
+    world: World, moment: type[bus.Event]
 ) -> None:
     user = world.user(100)
     asked: list[Row] = []
 
-    def ask(event: events.Event) -> None:
+    def ask(event: bus.Event) -> None:
         if isinstance(event, moment):
-            assert isinstance(event, events.TaskEvent)
+            assert isinstance(event, bus.TaskEvent)
             asked.append(cancel(world, user, event.fence.task_id))
 
-    with events.subscribed(ask):
+    with bus.subscribed(ask):
         async with world.worker(**LONG_LEASE):
             task = world.order(user, world.scene(user))
             await world.until(task, patience=SOON)
@@ -139,11 +139,11 @@ async def test_during_a_download_the_finished_generation_is_kept(world: World) -
     user = world.user(100)
     scene = world.scene(user, image_prompt="[[truncate-download x3]] a bottle")
 
-    def ask(event: events.Event) -> None:
+    def ask(event: bus.Event) -> None:
         if isinstance(event, events.GenerationEnded) and event.fence.attempt == 1:
             cancel(world, user, event.fence.task_id)
 
-    with events.subscribed(ask):
+    with bus.subscribed(ask):
         async with world.worker(**LONG_LEASE):
             task = world.order(user, scene)
             await world.until(task, patience=SOON)
@@ -161,11 +161,11 @@ async def test_during_an_upload_that_hangs(world: World, stage: str) -> None:
     user = world.user(100)
     async with world.worker(**LONG_LEASE):
 
-        def hang(event: events.Event) -> None:
+        def hang(event: bus.Event) -> None:
             if isinstance(event, events.GenerationEnded) and event.stage == stage:
                 world.storage.fail("upload", hang=60)
 
-        with events.subscribed(hang):
+        with bus.subscribed(hang):
             task = world.order(user, world.scene(user))
             uploads = 1 if stage == "image" else 2
             await until_uploading(world, uploads)

@@ -21,7 +21,7 @@ import pytest
 from tests.support.watching import until_true, watch
 from tests.support.world import Row, World, hearing, recorded
 from vidgen_worker.domain.faults import FAULTS
-from vidgen_worker.telemetry import events
+from vidgen_worker.telemetry import bus, events
 
 CREDITS, IMAGE_PRICE, PRICE = 100, 5, 30
 
@@ -61,9 +61,9 @@ class Story:
 
     user: UUID
     row: Row
-    heard: list[events.Event]
+    heard: list[bus.Event]
 
-    def of(self, kind: type[events.Event]) -> list[Any]:
+    def of(self, kind: type[bus.Event]) -> list[Any]:
         return [event for event in self.heard if isinstance(event, kind)]
 
 
@@ -71,7 +71,7 @@ class Story:
 def impatient(world: World, user: UUID) -> Iterator[None]:
     """Whenever the task is put back: its hold is kept; then its pause is over at once."""
 
-    def hear(event: events.Event) -> None:
+    def hear(event: bus.Event) -> None:
         if isinstance(event, events.TaskRequeued):
             balance, held = world.credits(user)
             assert balance - held == CREDITS - PRICE
@@ -81,7 +81,7 @@ def impatient(world: World, user: UUID) -> Iterator[None]:
                 event.fence.task_id,
             )
 
-    with events.subscribed(hear):
+    with bus.subscribed(hear):
         yield
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from tests.support.watching import until
-from tests.support.world import PATIENCE, World, hearing, posts, recorded, submissions
+from tests.support.world import PATIENCE, World, forget, hearing, posts, recorded, submissions
 from vidgen_worker.telemetry import events
 
 AMBIGUOUS = {
@@ -96,11 +96,6 @@ async def robbed(world: World, image: str) -> tuple[UUID, UUID]:
         )
         await resumed.wait()
     return user, task
-
-
-def forget(world: World) -> None:
-    """Let the time be over for which a successor waits for the answer."""
-    world.sql("update vidgen.submissions set sent_at = sent_at - interval '1 hour'")
 
 
 async def test_a_successor_attaches_to_an_answer_that_outlives_the_lease(world: World) -> None:

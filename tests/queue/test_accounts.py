@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.watching import until
 from tests.support.world import PATIENCE, World, recorded
-from vidgen_worker.telemetry import events
+from vidgen_worker.telemetry import bus, events
 
 FIVE = 5
 SLOW = "[[slow 3s]]"
@@ -59,7 +59,7 @@ def generating(world: World) -> list[dict[str, Any]]:
     return world.sql("select * from vidgen.checkpoints where state = 'generating'")
 
 
-def refused(heard: list[events.Event]) -> set[UUID]:
+def refused(heard: list[bus.Event]) -> set[UUID]:
     """The tasks whose generation a worker left to others."""
     return {e.fence.task_id for e in heard if isinstance(e, events.GenerationNotOurs)}
 

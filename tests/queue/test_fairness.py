@@ -38,26 +38,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import errors
 
-from tests.support.hands import Ground, Hand, Held, Later, Row, stage_of
+from tests.support.hands import HELD_UP_BY_ITS_PID, Ground, Hand, Held, Later, Row, stage_of
 from vidgen_worker.database.pool import PLANNED_ONCE
 
 TASKS = "public.video_generation_tasks"
 WORKERS, USERS = 4, 4
 IMPATIENT = "set lock_timeout = '10ms'"
-
-# A claim of the one whose connection's number is locked by the test waits where it has its snapshot
-# and no lock yet. Stable, the function is asked once, whether a gate stands there or not.
-HELD_UP_BY_ITS_PID = """
-create function public.wait_for_the_test() returns boolean language plpgsql stable as $$
-begin
-  perform pg_advisory_xact_lock_shared(pg_backend_pid());
-  return true;
-end $$;
-alter table vidgen.gates rename to gates_behind;
-create view vidgen.gates with (security_barrier) as
-  select * from vidgen.gates_behind where public.wait_for_the_test();
-grant all on vidgen.gates to postgres;
-"""
 
 AN_HOUR_GOES_BY = {
     TASKS: ("run_after", "created_at"),

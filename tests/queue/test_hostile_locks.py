@@ -15,15 +15,17 @@ import pytest
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
-from tests.database.test_contract import acting
-from tests.database.test_queries import STATES
+from tests.support.clients import acting
 from tests.support.hands import STAGE, Ground, Hand, Held
+from tests.support.states import STATES
 from tests.support.watching import until_true, watch
 from tests.support.world import World, hearing, recorded, told, vidgen
-from vidgen_worker.database.pool import Databases, DatabaseUnavailableError, LockedError
-from vidgen_worker.domain.keys import Scopes
+from vidgen_worker.database.pool import Databases
+from vidgen_worker.database.trouble import DatabaseUnavailableError, LockedError
+from vidgen_worker.domain.keys import Key, Scopes
 from vidgen_worker.domain.task import Answer, Fence, StageName
-from vidgen_worker.queue.queue import Key, Queue, RowRefusedError, Step
+from vidgen_worker.queue.errors import RowRefusedError
+from vidgen_worker.queue.queue import Queue, Step
 from vidgen_worker.telemetry import events
 
 BOUNDED = 40.0

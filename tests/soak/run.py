@@ -38,7 +38,7 @@ from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres
 from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
-from vidgen_worker.worker.worker import open_worker
+from vidgen_worker.worker.serve import open_worker
 
 LOOK_EVERY = 0.5
 LAST_START = 30.0

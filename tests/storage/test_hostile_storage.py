@@ -22,12 +22,12 @@ import pytest
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from tests.database.test_contract import acting, as_user
+from tests.support.clients import acting, as_user
 from tests.support.hands import STAGE, Ground, Hand, Held, aged, completed
-from tests.support.mortal import mortals
+from tests.support.mortal import KILLED, QUICK, mortals
 from tests.support.watching import watch
 from tests.support.world import PATIENCE, World, cancel, make_buckets, recorded, vidgen
-from tests.worker.test_crash import KILLED, QUICK
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.domain.task import Fence, Task
 from vidgen_worker.media.scratch import scratch
@@ -35,10 +35,10 @@ from vidgen_worker.pipeline.generating import Generating
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, VIDEO, Order, Stage
 from vidgen_worker.pipeline.storing import Storing
-from vidgen_worker.queue.queue import CancelAskedError
-from vidgen_worker.telemetry import events
-from vidgen_worker.worker.lease import boot_time
-from vidgen_worker.worker.worker import Worker, open_worker
+from vidgen_worker.queue.errors import CancelAskedError
+from vidgen_worker.telemetry import bus, events
+from vidgen_worker.worker.serve import open_worker
+from vidgen_worker.worker.worker import Worker
 
 TASKS = "public.video_generation_tasks"
 STILLS, CLIPS = "generated-content", "video-files"
@@ -140,7 +140,7 @@ class Thieves:
 
 # The race.
 
-POINTS: dict[str, type[events.Event] | None] = {
+POINTS: dict[str, type[bus.Event] | None] = {
     "before it begins": None,
     "it has begun": events.UploadBegun,
     "it is there": None,
@@ -193,8 +193,8 @@ class Round:
             )
             self.ground.sql("select public.cancel_video_generation_task(%s)", self.held.id)
 
-    def hear(self, event: events.Event) -> None:
-        if not isinstance(event, events.TaskEvent) or event.fence != self.fence:
+    def hear(self, event: bus.Event) -> None:
+        if not isinstance(event, bus.TaskEvent) or event.fence != self.fence:
             return
         if isinstance(event, events.UploadBegun):
             self.path = event.path
@@ -236,7 +236,7 @@ class Round:
         if self.point == "it is there":
             thief.append(asyncio.create_task(self.wait_for_it()))
         try:
-            with events.subscribed(self.hear), contextlib.suppress(CancelAskedError):
+            with bus.subscribed(self.hear), contextlib.suppress(CancelAskedError):
                 await output.keep(self.held.generation_id, file, len(PNG), "ab")
         finally:
             await tools.queue.cancel(self.fence)

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.films import size_of
 from tests.support.watching import until
 from tests.support.world import Row, World, hearing, posts, recorded
-from tests.test_video_generation import size_of
 from vidgen_worker.telemetry import events
 
 TIMEOUT = {"VIDGEN_STORAGE_TIMEOUT": "1s"}

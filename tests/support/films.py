@@ -150,3 +150,14 @@ def trimmed(file: Path, start: int, length: int | None = None) -> Path:
     struct.pack_into(">ii", content, place, length or duration, media_time + start)
     file.write_bytes(content)
     return file
+
+
+def size_of(content: bytes) -> str:
+    """Width and height of a picture or clip, as "width:height"."""
+    import io  # noqa: PLC0415
+
+    import av  # noqa: PLC0415
+
+    with av.open(io.BytesIO(content)) as container:
+        stream = container.streams.video[0]
+        return f"{stream.width}:{stream.height}"

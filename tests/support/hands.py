@@ -21,6 +21,21 @@ from psycopg.types.json import Jsonb
 from tests.conftest import Database
 from vidgen_worker.database.pool import QUERIES
 
+# A claim of the one whose connection's number is locked by the test waits where it has its snapshot
+# and no lock yet. Stable, the function is asked once, whether a gate stands there or not.
+HELD_UP_BY_ITS_PID = """
+create function public.wait_for_the_test() returns boolean language plpgsql stable as $$
+begin
+  perform pg_advisory_xact_lock_shared(pg_backend_pid());
+  return true;
+end $$;
+alter table vidgen.gates rename to gates_behind;
+create view vidgen.gates with (security_barrier) as
+  select * from vidgen.gates_behind where public.wait_for_the_test();
+grant all on vidgen.gates to postgres;
+"""
+
+
 PATIENCE = 20.0
 """Seconds after which a thing that should happen has not: only ever reached by a failing test."""
 

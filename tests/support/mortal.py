@@ -25,9 +25,23 @@ from vidgen_worker.database.pool import QUERIES, Database
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.providers.runway.adapter import Runway
 from vidgen_worker.storage.storage import Storage
-from vidgen_worker.telemetry import events
+from vidgen_worker.telemetry import bus, events
 from vidgen_worker.telemetry.log import configure
-from vidgen_worker.worker.worker import serve
+from vidgen_worker.worker.serve import serve
+
+QUICK = {
+    "VIDGEN_LEASE": "1s",
+    "VIDGEN_SUBMIT_TIMEOUT": "1s",
+    "VIDGEN_CONCURRENCY": "1",
+    "VIDGEN_QUEUE_POLL": "50ms",
+    "VIDGEN_GATE_PROBE": "50ms",
+    "VIDGEN_RETRY_BACKOFF": "10ms",
+    # More than there are tasks: each one takes a slot, and none waits for one.
+    "VIDGEN_IMAGE_SLOTS": "200",
+    "VIDGEN_VIDEO_SLOTS": "200",
+}
+KILLED = -signal.SIGKILL
+
 
 CALLS: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "provider": (Runway, ("submit", "poll", "cancel", "account")),
@@ -67,7 +81,7 @@ class Doom:
         if point == self.point and self.seen[point] == self.occurrence:
             os.kill(os.getpid(), self.by)
 
-    def hear(self, event: events.Event) -> None:
+    def hear(self, event: bus.Event) -> None:
         """Subscribe to the events."""
         self.reach(f"event {type(event).__name__}")
 
@@ -92,7 +106,7 @@ class Doom:
 def live(order: Mapping[str, Any]) -> int:
     """Be a worker until the named point."""
     doom = Doom(order["point"], order["occurrence"], order["by"], Counter())
-    events.subscribe(doom.hear)
+    bus.subscribe(doom.hear)
     doom.wrap(Database, "once", lambda _self, query: (f"query {query}",))
     doom.wrap(Database, "pair", lambda _self, *both: tuple(f"query {query}" for query in both))
     for adapter, (owner, verbs) in CALLS.items():
@@ -105,11 +119,11 @@ def live(order: Mapping[str, Any]) -> int:
     poison = order.get("poison")
     if poison:
 
-        def die_of(event: events.Event) -> None:
+        def die_of(event: bus.Event) -> None:
             if isinstance(event, events.ResolutionMapped) and str(event.fence.task_id) == poison:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        events.subscribe(die_of)
+        bus.subscribe(die_of)
     settings = Settings(_env_file=None, **order["settings"])
     configure(settings.vidgen_log_level, settings.vidgen_log_format, secrets=[])
     return asyncio.run(serve(settings))

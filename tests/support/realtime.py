@@ -8,6 +8,7 @@ only to whom row level security shows the row, and never sends what happened whi
 
 import asyncio
 import queue
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +22,10 @@ from psycopg.types.json import Jsonb
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from tests.database.test_realtime import COLUMN
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
+
+COLUMN = re.compile(r"(\w+)\[[^\]]+\]:('(?:[^']|'')*'|\S+)")
+
 
 POLL = 0.05
 """Seconds between two looks at the slot; Realtime's own default is 0.1."""

@@ -26,3 +26,17 @@ def doers(pattern: re.Pattern[str]) -> tuple[set[str], set[str]]:
         if pattern.search(body) or any(f"{one}(" in body for one in functions)
     }
     return queries, functions
+
+
+def numbered(query: str) -> tuple[str, list[str]]:
+    """The query with $1, $2, … and the names they stand for."""
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        if match[1] not in names:
+            names.append(match[1])
+        return f"${names.index(match[1]) + 1}"
+
+    return re.sub(r"%%|%\((\w+)\)s", number, query), names

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.world import PATIENCE, World, posts
-from vidgen_worker.telemetry import events
+from vidgen_worker.telemetry import bus
 
 TABLES = (
     "public.video_generation_tasks", "vidgen.workers", "vidgen.checkpoints", "vidgen.submissions",
@@ -75,12 +75,12 @@ async def until(world: World, happened: Callable[[], bool]) -> None:
             async for _ in conn.notifies():
                 changed.set()
 
-    def hear(_: events.Event) -> None:
+    def hear(_: bus.Event) -> None:
         loop.call_soon_threadsafe(changed.set)
 
     listening = asyncio.create_task(listen())
     try:
-        with events.subscribed(hear):
+        with bus.subscribed(hear):
             async with asyncio.timeout(PATIENCE / 3):
                 while not await asyncio.to_thread(happened):
                     await changed.wait()

@@ -26,8 +26,9 @@ from tests.conftest import Database
 from tests.support.hands import KNOWN, Ground, ground_of, refuse
 from vidgen_worker.config import Settings
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
-from vidgen_worker.telemetry import events
-from vidgen_worker.worker.worker import Worker, open_worker
+from vidgen_worker.telemetry import bus
+from vidgen_worker.worker.serve import open_worker
+from vidgen_worker.worker.worker import Worker
 
 PATIENCE = 60.0
 """Seconds after which a thing that should happen has not: only ever reached by a failing test."""
@@ -254,23 +255,23 @@ class World:
 
 
 @contextmanager
-def recorded() -> Iterator[list[events.Event]]:
+def recorded() -> Iterator[list[bus.Event]]:
     """Every event inside the block."""
-    heard: list[events.Event] = []
-    with events.subscribed(heard.append):
+    heard: list[bus.Event] = []
+    with bus.subscribed(heard.append):
         yield heard
 
 
 @asynccontextmanager
-async def hearing(kind: type[events.Event]) -> AsyncIterator[asyncio.Event]:
+async def hearing(kind: type[bus.Event]) -> AsyncIterator[asyncio.Event]:
     """An asyncio.Event that is set when such an event happens."""
     happened = asyncio.Event()
 
-    def hear(event: events.Event) -> None:
+    def hear(event: bus.Event) -> None:
         if isinstance(event, kind):
             happened.set()
 
-    with events.subscribed(hear):
+    with bus.subscribed(hear):
         yield happened
 
 
@@ -372,3 +373,8 @@ def make_buckets(world: World) -> None:
         "insert into storage.buckets (id, name, public) values "
         "('generated-content', 'generated-content', true), ('video-files', 'video-files', false)"
     )
+
+
+def forget(world: World) -> None:
+    """Let the time be over for which a successor waits for the answer."""
+    world.sql("update vidgen.submissions set sent_at = sent_at - interval '1 hour'")

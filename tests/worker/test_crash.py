@@ -15,25 +15,13 @@ from uuid import UUID
 
 import pytest
 
-from tests.support.mortal import Mortal, Mortals, kill_points, mortals
+from tests.support.mortal import KILLED, QUICK, Mortal, Mortals, kill_points, mortals
 from tests.support.watching import until_true, watch
 from tests.support.world import PATIENCE, World
 
 pytestmark = pytest.mark.slow
 
 CREDITS, PRICE, IMAGE_PRICE = 1000, 30, 5
-QUICK = {
-    "VIDGEN_LEASE": "1s",
-    "VIDGEN_SUBMIT_TIMEOUT": "1s",
-    "VIDGEN_CONCURRENCY": "1",
-    "VIDGEN_QUEUE_POLL": "50ms",
-    "VIDGEN_GATE_PROBE": "50ms",
-    "VIDGEN_RETRY_BACKOFF": "10ms",
-    # More than there are tasks: each one takes a slot, and none waits for one.
-    "VIDGEN_IMAGE_SLOTS": "200",
-    "VIDGEN_VIDEO_SLOTS": "200",
-}
-KILLED = -signal.SIGKILL
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tests.support.proxy import proxy
 from tests.support.watching import ENDED, stopped, until_true, watch
 from tests.support.world import PATIENCE, World, hearing, many, recorded
 from vidgen_worker.telemetry import events
-from vidgen_worker.worker.worker import LOOPS_END
+from vidgen_worker.worker.ending import LOOPS_END
 
 # Two hundred POSTs at once take seconds on a busy machine: one that counts as lost is paid again.
 QUICK = {"VIDGEN_LEASE": "1s", "VIDGEN_SUBMIT_TIMEOUT": "10s", "VIDGEN_QUEUE_POLL": "50ms"}

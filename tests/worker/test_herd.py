@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.world import World
 from vidgen_worker.database.pool import Database, Rows
-from vidgen_worker.telemetry.events import Event, TaskStarted, subscribed
+from vidgen_worker.telemetry.bus import Event, subscribed
+from vidgen_worker.telemetry.events import TaskStarted
 from vidgen_worker.worker.worker import MOST_EMPTY_CLAIMS
 
 WORKERS, SLOTS, ROWS = 8, 2, 1000

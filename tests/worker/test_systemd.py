@@ -17,8 +17,8 @@ import pytest
 from tests.support.proxy import proxy
 from tests.support.world import PATIENCE, World
 from vidgen_worker.config import Settings
-from vidgen_worker.worker import systemd as notify
-from vidgen_worker.worker.systemd import Turns, sd_notify, watchdog_pace
+from vidgen_worker.telemetry.turns import SLACK, Turns
+from vidgen_worker.worker.systemd import sd_notify, watchdog_pace
 from vidgen_worker.worker.worker import Worker
 
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -208,12 +208,12 @@ async def silent(systemd: Systemd) -> None:
 def test_a_turn_that_is_overdue_is_stuck_and_one_that_rests_is_not() -> None:
     turns = Turns()
     turns.turned("claim", timedelta(0))
-    turns.turned(("poll", 1), -2 * notify.SLACK)
+    turns.turned(("poll", 1), -2 * SLACK)
     assert turns.stuck() == [("poll", 1)]
     turns.rests(("poll", 1))
     turns.rests("never heard of")
     assert turns.stuck() == []
-    turns.turned("heartbeat", -2 * notify.SLACK)
+    turns.turned("heartbeat", -2 * SLACK)
     turns.all_rest()
     assert turns.stuck() == []
 

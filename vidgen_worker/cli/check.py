@@ -155,7 +155,7 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
 async def look_at_buckets(settings: Settings) -> list[Finding]:
     """Compare both buckets with the settings, and ask leave to upload; nothing is written."""
     from vidgen_worker.storage.storage import Storage  # noqa: PLC0415 - see above
-    from vidgen_worker.worker.worker import buckets  # noqa: PLC0415 - see above
+    from vidgen_worker.worker.scopes import buckets  # noqa: PLC0415 - see above
 
     key = settings.supabase_service_role_key.get_secret_value()
     wanted = buckets(settings)

@@ -40,7 +40,7 @@ def run() -> None:
     # not hear the signal at all.
     signal.signal(signal.SIGTERM, _end_before_it_began)
     # Here, because its imports take a second that the other verbs need not wait for.
-    from vidgen_worker.worker.worker import serve  # noqa: PLC0415
+    from vidgen_worker.worker.serve import serve  # noqa: PLC0415
 
     settings = load()
     configure(settings.vidgen_log_level, settings.vidgen_log_format)

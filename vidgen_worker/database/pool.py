@@ -1,4 +1,4 @@
-"""The connection to Postgres: pool, named queries, what is transient, and LISTEN.
+"""The connection to Postgres: the pools, and the one way to run a named query.
 
 Every statement is a named block of `queue/queue.sql`, runs in autocommit and may be sent twice,
 so a transient error is answered by sending it again. No transaction is ever open across an await
@@ -9,14 +9,10 @@ import asyncio
 import contextlib
 import logging
 import random
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from enum import Enum
 from types import MappingProxyType
-from typing import Any, LiteralString, Self
-from uuid import UUID
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors
@@ -25,22 +21,22 @@ from psycopg_pool import AsyncConnectionPool
 
 from vidgen_worker.database import sessions
 from vidgen_worker.database.database_url import DatabaseUrl
+from vidgen_worker.database.outage import Outage
 from vidgen_worker.database.postgres_text import STORABLE
-from vidgen_worker.database.remedies import explain_connect
-from vidgen_worker.database.statements import load_queries
-from vidgen_worker.domain.foreign_text import printable
-from vidgen_worker.telemetry.events import (
-    DatabaseAway,
-    DatabaseBack,
-    DatabaseTrouble,
-    ListenChanged,
-    emit,
+from vidgen_worker.database.statements import Block, load_queries
+from vidgen_worker.database.trouble import (
+    DatabaseUnavailableError,
+    LockedError,
+    StatementStuckError,
+    Trouble,
+    one_line,
+    trouble_of,
 )
-from vidgen_worker.worker.lease import boot_time
+from vidgen_worker.domain.clock import boot_time
+from vidgen_worker.telemetry.bus import emit
+from vidgen_worker.telemetry.events import DatabaseTrouble
 
 Row = dict[str, Any]
-
-CHANNEL = "vidgen_tasks"
 STATEMENT_DEADLINE = timedelta(seconds=15)
 """After this a statement is given up, and sent again where it may be."""
 LOCK_TIMEOUT = timedelta(milliseconds=200)
@@ -64,132 +60,11 @@ PLANNED_ONCE: LiteralString = (
 default of 4 a walk through a small table looks cheaper than its index, and an hour later it is not.
 What waits is in memory; Supabase sets 1.1 as well."""
 
-_PARAMETER = re.compile(r"%\((\w+)\)s|%%")
-
-
-class DatabaseUnavailableError(Exception):
-    """A statement failed in a transient way and its patience ran out, or there was none.
-
-    `trouble` is what the error said, `AWAY` or `PASSING`.
-    """
-
-    def __init__(self, text: str, trouble: "Trouble") -> None:
-        self.trouble = trouble
-        super().__init__(text)
-
-
-class LockedError(DatabaseUnavailableError):
-    """A statement wanted a lock that another transaction holds, and did not wait for it."""
-
-
-class StatementStuckError(Exception):
-    """One statement failed again and again while the database answered others."""
-
 
 QUERIES = load_queries("queue/queue.sql")
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A named query as the server takes it: `$1` is the first of `names`.
-
-    Written so once and not by the driver at every call, which for the claim costs a tenth of a
-    millisecond: it remembers only statements below 4 KiB.
-    """
-
-    text: LiteralString
-    names: tuple[str, ...]
-
-    @classmethod
-    def read(cls, text: LiteralString) -> Self:
-        """Read a query with parameters as `%(name)s`, and `%%` for one percent sign."""
-        names: list[str] = []
-
-        def numbered(found: re.Match[str]) -> str:
-            name = found[1]
-            if name is None:
-                return "%"
-            if name not in names:
-                names.append(name)
-            return f"${names.index(name) + 1}"
-
-        return cls(_PARAMETER.sub(numbered, text), tuple(names))
-
-    def values(self, parameters: Mapping[str, object]) -> list[object]:
-        """The parameters in the order of the server."""
-        return [parameters[name] for name in self.names]
-
-
 _BLOCKS = {name: Block.read(text) for name, text in QUERIES.items()}
-
-
-PASSING_CLASSES = frozenset(
-    {
-        "08",  # connection; also most of what PgBouncer has to say
-        "28",  # login: once we were in, it is a pooler's own, or of a project that wakes up
-        "40",  # serialization, deadlock, completion unknown
-        "53",  # too few resources
-        "57",  # cancelled, shut down, starting
-        "58",  # a system error below PostgreSQL
-    }
-)
-PASSING_STATES = frozenset(
-    {
-        "25P02",  # a transaction that somebody else left behind on this server connection
-        "25P03", "25P04",  # idle_in_transaction_session_timeout, transaction_timeout
-        "25006",  # read-only: a failover in progress
-        "3D000",  # no such database, on a connection to it: it is being restored
-        "42P05", "26000",  # prepared statements behind a transaction pooler
-        "55P03",  # lock_timeout
-    }
-)  # fmt: skip
-# https://github.com/supabase/supavisor, lib/supavisor/errors: all of them are XX000, and their text
-# begins with a name such as (ECHECKOUTTIMEOUT), (EDBHANDLEREXITED) or (EMAXCONNSESSION); before it
-# had names it said "Internal error (authenticated): …", and still does where it has none.
-_OF_A_POOLER = re.compile(
-    r"\(E[A-Z]{3,}\)|Internal error \((handshake|authenticated)\)|DbHandler exited"
-    r"|unable to check ?out|check ?out timed out|connection to database closed|pool.{0,20}terminat"
-    r"|[Mm]ax ?[Cc]lients? ?(connections|[Ii]n)",
-)
-
-
-class Trouble(Enum):
-    """What an error says of the statement that met it."""
-
-    AWAY = "away"
-    """The database, or the way to it: every statement would fail."""
-    PASSING = "passing"
-    """This statement, now: a lock, a deadlock, a time-out."""
-    UNKNOWN = "unknown"
-    """Anything else: the same statement would most likely fail again."""
-
-
-def trouble_of(error: BaseException) -> Trouble:
-    """Tell by the class of an error, never by a list of the ones that were seen.
-
-    The one place that decides what passes. Connect failures carry no SQLSTATE whatever the server
-    said.
-    """
-    if isinstance(error, TimeoutError | OSError):
-        return Trouble.AWAY
-    if not isinstance(error, psycopg.Error):
-        return Trouble.UNKNOWN
-    state = error.sqlstate
-    if state is None:
-        # The pool's and the driver's own: no connection, a lost one, an answer without sense.
-        lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-        return Trouble.AWAY if lost else Trouble.UNKNOWN
-    of_a_pooler = state == "XX000" and _OF_A_POOLER.search(str(error)) is not None
-    if not (of_a_pooler or state[:2] in PASSING_CLASSES or state in PASSING_STATES):
-        return Trouble.UNKNOWN
-    # What ends the connection is not about the statement; a trigger can raise any state.
-    ends_it = of_a_pooler or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
-    return Trouble.AWAY if ends_it else Trouble.PASSING
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may go through later."""
-    return trouble_of(error) is not Trouble.UNKNOWN
 
 
 class Rows(list[Row]):
@@ -200,43 +75,6 @@ class Rows(list[Row]):
     """
 
     sent: float = 0.0
-
-
-class Outage:
-    """Whether the database is away, as all connections of a process see it together.
-
-    One line when it goes, which says what to do, and one when it is back.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._since: float | None = None
-        self._failed_at = 0.0
-        self.passed = 0
-        """How many statements went well so far."""
-
-    @property
-    def away(self) -> bool:
-        """Whether nothing was answered since it went."""
-        return self._since is not None
-
-    def met(self, error: BaseException) -> None:
-        """Note that the database, or the way to it, failed."""
-        self._failed_at = boot_time()
-        if self._since is None:
-            self._since = self._failed_at
-            said = "timed out" if isinstance(error, TimeoutError) else str(error)
-            away = trouble_of(error) is Trouble.AWAY
-            emit(DatabaseAway(
-                error=explain_connect(said, self._url) if away else one_line(error)
-            ))  # fmt: skip
-
-    def answered(self, sent: float, *, well: bool = True) -> None:
-        """Note an answer to a statement that was sent then: a good one, or an error of its own."""
-        self.passed += well
-        if self._since is not None and sent > self._failed_at:
-            emit(DatabaseBack(seconds=round(boot_time() - self._since, 1)))
-            self._since = None
 
 
 class _Connection(psycopg.AsyncConnection[Any]):
@@ -500,117 +338,3 @@ class Databases:
     async def close(self) -> None:
         """Close every connection."""
         await asyncio.gather(*(one.close() for one in (self.work, self.claims, self.pulse)))
-
-
-class _NothingHeardError(Exception):
-    """LISTEN was accepted, and nothing arrives."""
-
-
-class Listener:
-    """LISTEN on a connection of its own that proves itself, and heals.
-
-    Behind a transaction pooler LISTEN is accepted and nothing ever arrives: so a NOTIFY round trip
-    now and then decides, not the absence of an error.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        wake: Callable[[str], Awaitable[None] | None],
-        outage: Outage,
-        *,
-        prove_every: timedelta = timedelta(seconds=30),
-        patience: timedelta = timedelta(seconds=5),
-    ) -> None:
-        self._url = url
-        self._wake = wake
-        self._outage = outage
-        self._prove_every = prove_every.total_seconds()
-        self._patience = patience.total_seconds()
-        self.listening = False
-        self._said: bool | None = None
-        self.proved = asyncio.Event()
-
-    async def run(self, worker_id: UUID) -> None:
-        """Listen until cancelled; on trouble reconnect with a growing pause."""
-        failures = 0
-        while True:
-            try:
-                await self._listen(f"vidgen_{worker_id.hex}")
-            except _NothingHeardError as error:
-                failures = 1 if self.listening else failures + 1
-                self.listening = False
-                self._say(listening=False, why=str(error))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it heals or is said again
-                failures = 1 if self.listening else failures + 1
-                self.listening = False
-                if trouble_of(error) is Trouble.AWAY:
-                    # It says nothing about LISTEN: the outage has its own line.
-                    self._outage.met(error)
-                else:
-                    self._say(listening=False, why=one_line(error))
-            self.proved.set()
-            await asyncio.sleep(min(2.0 ** min(failures, 6), 60.0) * random.uniform(0.5, 1.0))  # noqa: S311
-
-    async def _listen(self, own_channel: str) -> None:
-        async with await self._connect() as conn:
-            await conn.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(CHANNEL)))
-            await conn.execute(
-                psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(own_channel))
-            )
-            while True:
-                async with asyncio.timeout(self._patience + 5):
-                    await self._notify(own_channel)
-                if not await self._hear(conn, own_channel, self._patience):
-                    msg = "a NOTIFY of our own did not arrive (a transaction pooler in between?)"
-                    raise _NothingHeardError(msg)
-                self.listening = True
-                self._say(listening=True, why="a NOTIFY of our own arrived")
-                self.proved.set()
-                await self._hear(conn, None, self._prove_every)
-
-    async def _notify(self, own_channel: str) -> None:
-        """Send the proof from another connection.
-
-        From our own it would prove nothing: a transaction pooler may run it on the very server
-        connection that listens, and then it comes back with the answer.
-        """
-        async with await self._connect() as other:
-            await other.execute("select pg_notify(%s, 'proof')", (own_channel,))
-
-    async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        """Connect, and pin the session where it is ours."""
-        conn = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, prepare_threshold=None, **CONNECTION
-        )
-        try:
-            if await sessions.is_ours_alone(conn):
-                await sessions.pin(conn, lock_timeout=LOCK_TIMEOUT)
-        except BaseException:
-            await conn.close()
-            raise
-        return conn
-
-    async def _hear(
-        self, conn: psycopg.AsyncConnection[Any], until: str | None, seconds: float
-    ) -> bool:
-        """Pass notifications on for so long, or until one on the channel `until` came."""
-        async for notify in conn.notifies(timeout=seconds):
-            if notify.channel == CHANNEL:
-                result = self._wake(notify.payload)
-                if result is not None:
-                    await result
-            elif notify.channel == until:
-                return True
-        return False
-
-    def _say(self, *, listening: bool, why: str) -> None:
-        """Say what is new about LISTEN; an outage in between is not."""
-        if listening is not self._said:
-            emit(ListenChanged(listening=listening, why=why))
-        self._said = listening
-
-
-def one_line(error: BaseException) -> str:
-    """Kind and words of an error, on one line."""
-    return printable(f"{type(error).__name__}: {error}", 500)

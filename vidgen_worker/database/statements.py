@@ -1,10 +1,11 @@
-"""The named SQL blocks of this package's files. It reads files and knows no database."""
+"""The named SQL blocks of this package's files, as the server takes them. It knows no database."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
-from typing import LiteralString
+from typing import LiteralString, Self
 
 _BLOCK = re.compile(r"^-- ((?:fragment )?\w+) --$", re.MULTILINE)
 _USE = re.compile(r"^( *)-- use (\w+) --$", re.MULTILINE)
@@ -43,3 +44,37 @@ def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
         for name, body in blocks.items()
         if not name.startswith("fragment ")
     })  # fmt: skip
+
+
+_PARAMETER = re.compile(r"%\((\w+)\)s|%%")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A named query as the server takes it: `$1` is the first of `names`.
+
+    Written so once and not by the driver at every call, which for the claim costs a tenth of a
+    millisecond: it remembers only statements below 4 KiB.
+    """
+
+    text: LiteralString
+    names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, text: LiteralString) -> Self:
+        """Read a query with parameters as `%(name)s`, and `%%` for one percent sign."""
+        names: list[str] = []
+
+        def numbered(found: re.Match[str]) -> str:
+            name = found[1]
+            if name is None:
+                return "%"
+            if name not in names:
+                names.append(name)
+            return f"${names.index(name) + 1}"
+
+        return cls(_PARAMETER.sub(numbered, text), tuple(names))
+
+    def values(self, parameters: Mapping[str, object]) -> list[object]:
+        """The parameters in the order of the server."""
+        return [parameters[name] for name in self.names]

@@ -10,6 +10,9 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+from vidgen_worker.domain.task import StageName
 
 ALL_MODELS = "*"
 OPERATOR = "*"
@@ -91,3 +94,31 @@ def storage_fingerprint(url: str, key: str) -> str:
 def machine_of(host: str) -> str:
     """Name this machine: containers share folders without sharing host names, and the reverse."""
     return f"{host}:{os.environ.get('TMPDIR', '/tmp')}"  # noqa: S108 - a name, nothing is opened
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which key at which provider, the models it is used for, and whom gates close for."""
+
+    provider: str
+    image_model: str
+    video_model: str
+    scopes: Scopes
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells keys apart without telling the key."""
+        return self.scopes.key
+
+    def names(self) -> dict[str, Any]:
+        """Who the worker is, as the queries name it."""
+        return {
+            "provider": self.provider,
+            "account": self.scopes.account,
+            "key_fingerprint": self.scopes.key,
+            "scopes": self.scopes.all(),
+        }
+
+    def model(self, stage: StageName) -> str:
+        """The model of a stage."""
+        return self.image_model if stage is StageName.IMAGE else self.video_model

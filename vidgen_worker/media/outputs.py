@@ -33,7 +33,8 @@ from vidgen_worker.domain.resolution import size
 from vidgen_worker.media.public_address import NotPublicError, only_public, refusal
 from vidgen_worker.media.scratch import SHORT, scratch_fault
 from vidgen_worker.providers.http_client import HttpClient
-from vidgen_worker.telemetry.events import MediaWallsLacking, emit
+from vidgen_worker.telemetry.bus import emit
+from vidgen_worker.telemetry.events import MediaWallsLacking
 
 CONNECT_SECONDS = 10.0
 """How long a connection to the provider's file server may take."""

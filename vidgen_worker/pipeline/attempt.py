@@ -11,7 +11,7 @@ from typing import assert_never
 
 from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.config import format_duration
-from vidgen_worker.database.pool import DatabaseUnavailableError, StatementStuckError
+from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
 from vidgen_worker.domain.faults import (
     ALLOWANCE,
     IN_A_ROW,
@@ -36,7 +36,7 @@ from vidgen_worker.domain.task import (
 from vidgen_worker.pipeline.generating import failed
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.walk import Pipeline, ProvenError
-from vidgen_worker.queue.queue import (
+from vidgen_worker.queue.errors import (
     BrakedError,
     CancelAskedError,
     GateClosedError,
@@ -48,6 +48,7 @@ from vidgen_worker.queue.queue import (
     SubmissionCapError,
     UserLimitedError,
 )
+from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     GateClosed,
     LeaseLost,
@@ -60,7 +61,6 @@ from vidgen_worker.telemetry.events import (
     UnexpectedError,
     UserBraked,
     UserLimited,
-    emit,
 )
 
 LONG_WAIT = timedelta(minutes=2)

@@ -17,7 +17,9 @@ from vidgen_worker.domain.task import Checkpoint, CheckpointState, Failed
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation, GenerationState, Provider
-from vidgen_worker.queue.queue import NotOursError, Queue, Reported
+from vidgen_worker.queue.errors import NotOursError
+from vidgen_worker.queue.queue import Queue, Reported
+from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     GateClosed,
     GenerationEnded,
@@ -25,7 +27,6 @@ from vidgen_worker.telemetry.events import (
     GenerationOverdue,
     PollFailed,
     Progressed,
-    emit,
 )
 
 SLOWEST_POLL = timedelta(minutes=1)

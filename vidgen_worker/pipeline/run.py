@@ -17,9 +17,10 @@ from vidgen_worker.domain.task import StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
 from vidgen_worker.providers.protocol import Provider
-from vidgen_worker.queue.queue import CancelAskedError, Queue, Reported
+from vidgen_worker.queue.errors import CancelAskedError
+from vidgen_worker.queue.queue import Queue, Reported
 from vidgen_worker.storage.storage import Storage
-from vidgen_worker.worker.systemd import Turns
+from vidgen_worker.telemetry.turns import Turns
 
 T = TypeVar("T")
 

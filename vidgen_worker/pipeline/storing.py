@@ -17,6 +17,7 @@ from vidgen_worker.pipeline.generating import Generating
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, Order, Stage
 from vidgen_worker.providers.protocol import Generation
+from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     GateOpened,
     OutputConformed,
@@ -24,7 +25,6 @@ from vidgen_worker.telemetry.events import (
     OutputUploaded,
     StageDone,
     UploadBegun,
-    emit,
 )
 
 FETCH_TRIES = 3

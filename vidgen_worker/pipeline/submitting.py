@@ -9,7 +9,8 @@ import traceback
 from datetime import timedelta
 from uuid import UUID, uuid4
 
-from vidgen_worker.database.pool import DatabaseUnavailableError, one_line
+from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName, First
 from vidgen_worker.domain.task import Answer, Fate, StageName
 from vidgen_worker.pipeline.generating import end_at_provider
@@ -17,7 +18,9 @@ from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, Order, Stage
 from vidgen_worker.providers.protocol import Accepted, Request
 from vidgen_worker.providers.runway.inputs import with_frame
-from vidgen_worker.queue.queue import CancelAskedError, LeaseLostError, Loaded, RowRefusedError
+from vidgen_worker.queue.errors import CancelAskedError, LeaseLostError, RowRefusedError
+from vidgen_worker.queue.queue import Loaded
+from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     AnswerUnrecorded,
     LateAnswer,
@@ -27,9 +30,7 @@ from vidgen_worker.telemetry.events import (
     SubmissionRecorded,
     SubmissionUnknown,
     UnexpectedError,
-    emit,
 )
-from vidgen_worker.worker.lease import boot_time
 
 ANSWER_POLL = timedelta(seconds=1)
 RECORD_AGAIN, RECORD_SELDOM = 1.0, 60.0

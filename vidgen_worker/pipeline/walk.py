@@ -8,8 +8,10 @@ or writes the task's end: that is the worker's.
 
 from datetime import timedelta
 
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import Resolution, UnsupportedResolutionError, look_up
+from vidgen_worker.domain.scene import scene_of
 from vidgen_worker.domain.task import (
     Artifact,
     Cancelled,
@@ -24,15 +26,15 @@ from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, Order, Stage
 from vidgen_worker.pipeline.storing import Storing
 from vidgen_worker.pipeline.submitting import Submitting
-from vidgen_worker.queue.queue import CancelAskedError, Loaded, NotOursError, scene_of
+from vidgen_worker.queue.errors import CancelAskedError, NotOursError
+from vidgen_worker.queue.queue import Loaded
+from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     CancelGivenUp,
     GenerationNotOurs,
     ResolutionMapped,
     StageResumed,
-    emit,
 )
-from vidgen_worker.worker.lease import boot_time
 
 SIGNED_FOR = timedelta(hours=1)
 NO_FRAME = "https://frame.invalid/still.png"

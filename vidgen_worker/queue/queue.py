@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,9 +17,11 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from vidgen_worker.config import Settings
-from vidgen_worker.database.pool import LOCK_PATIENCE, Databases, LockedError, Row, Rows
-from vidgen_worker.domain.faults import FAULTS, Fault, FaultName
-from vidgen_worker.domain.keys import ALL_MODELS, Gate, Scopes
+from vidgen_worker.database.pool import LOCK_PATIENCE, Databases, Row, Rows
+from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.domain.clock import boot_time
+from vidgen_worker.domain.faults import FAULTS, FaultName
+from vidgen_worker.domain.keys import ALL_MODELS, Gate, Key
 from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import (
     Answer,
@@ -34,99 +35,27 @@ from vidgen_worker.domain.task import (
     Fence,
     Funding,
     Requeued,
-    Scene,
     SetAside,
     StageName,
     Task,
 )
 from vidgen_worker.providers.protocol import Accepted, Request
-from vidgen_worker.telemetry.events import OwedSceneRefused, RowRefused, SceneWriteRefused, emit
-from vidgen_worker.worker.lease import Heartbeat, boot_time
+from vidgen_worker.queue.errors import (
+    BrakedError,
+    BucketsNotSharedError,
+    CancelAskedError,
+    GateClosedError,
+    LeaseLostError,
+    LimitKind,
+    NoSlotError,
+    RowRefusedError,
+    SubmissionCapError,
+    UserLimitedError,
+)
+from vidgen_worker.queue.leases import Heartbeat
+from vidgen_worker.telemetry.bus import emit
+from vidgen_worker.telemetry.events import OwedSceneRefused, RowRefused, SceneWriteRefused
 
-
-class LeaseLostError(Exception):
-    """A fenced write hit no row: another worker has this task, or it was taken back."""
-
-
-class RowRefusedError(Exception):
-    """The task's row, or its scene's, refused a statement: somebody else's error, not ours.
-
-    `statement` is the named query. The error of the database is the `__cause__`. `locked`: another
-    transaction held it for too long, which passes.
-    """
-
-    def __init__(self, statement: str, error: psycopg.Error | LockedError) -> None:
-        self.statement = statement
-        self.locked = isinstance(error, LockedError)
-        if isinstance(error, psycopg.Error):
-            state = error.sqlstate or type(error).__name__
-            self.error = f"{state} {error.diag.message_primary or error}"
-        else:
-            self.error = LOCKED
-        super().__init__(f"{statement}: {self.error}")
-
-
-class CancelAskedError(Exception):
-    """The task's owner has asked to cancel it."""
-
-
-class SubmissionCapError(Exception):
-    """The stage's possibly paid submissions have reached the cap."""
-
-
-class GateClosedError(Exception):
-    """Nothing paid of this model starts here now; the text is the gate's reason."""
-
-
-class BrakedError(Exception):
-    """A trouble shows that has let through as many submissions as it may: its gate is to close."""
-
-    def __init__(self, gate: Gate, reason: str, message: str, details: str) -> None:
-        self.gate = gate
-        self.reason = reason
-        self.message = message
-        self.details = details
-        super().__init__(reason)
-
-
-class LimitKind(StrEnum):
-    """What a limit of a user does to a task: the values of `vidgen.refuse_submission`."""
-
-    REJECTED = "rejected"
-    """The task ends: the same input was rejected before."""
-    ENDED = "ended"
-    """The task ends: a limit is reached, the message tells the user which."""
-    WAITS = "waits"
-    """The task waits for the delay."""
-
-
-class UserLimitedError(Exception):
-    """A limit of the task's user keeps this submission back; nothing was written."""
-
-    def __init__(self, kind: LimitKind, message: str, details: str, delay: timedelta) -> None:
-        self.kind = kind
-        self.message = message
-        self.details = details
-        self.delay = delay
-        super().__init__(details or message)
-
-
-class NoSlotError(Exception):
-    """As many generations of this model are in flight as the provider's tier allows."""
-
-
-class BucketsNotSharedError(Exception):
-    """The storage policy goes by other buckets, and this role may not change that."""
-
-
-class NotOursError(Exception):
-    """A generation that only workers with another account, or another key, may follow."""
-
-
-LOCKED = "55P03 locked by another transaction"
-"""As `vidgen.note_refusal` has it, which knows a lock by its SQLSTATE."""
-SCENE_BYTES_MAX = 40_000
-"""The largest value of one column of a scene that is read, in bytes (`vidgen.read_scene`)."""
 LANE = 1
 """The lane of the two models in the settings."""
 ABSENCE = timedelta(hours=1)
@@ -140,34 +69,6 @@ class Step:
     progress: float
     current_step: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """Which key at which provider, the models it is used for, and whom gates close for."""
-
-    provider: str
-    image_model: str
-    video_model: str
-    scopes: Scopes
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells keys apart without telling the key."""
-        return self.scopes.key
-
-    def names(self) -> dict[str, Any]:
-        """Who the worker is, as the queries name it."""
-        return {
-            "provider": self.provider,
-            "account": self.scopes.account,
-            "key_fingerprint": self.scopes.key,
-            "scopes": self.scopes.all(),
-        }
-
-    def model(self, stage: StageName) -> str:
-        """The model of a stage."""
-        return self.image_model if stage is StageName.IMAGE else self.video_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -1032,37 +933,3 @@ def _checkpoint(row: Row) -> Checkpoint:
         account=row["account"],
         followed_here=row["followed_here"],
     )
-
-
-def scene_of(found: Mapping[str, Any]) -> Scene:
-    """The scene as `vidgen.read_scene` found it; text that isn't text counts as text.
-
-    Raises Fault `scene_invalid` that names a column which was not read: too large, or it raises.
-    """
-    for field, problem in sorted(found.get("unreadable", {}).items()):
-        raise _unreadable(field, problem)
-
-    def text(name: str) -> str | None:
-        value = found.get(name)
-        return None if value is None else str(value)
-
-    return Scene(
-        id=UUID(str(found["id"])),
-        image_prompt=text("image_prompt"),
-        visual_prompt=text("visual_prompt"),
-        product_reference_image_url=text("product_reference_image_url"),
-        duration=found.get("duration"),
-        resolution=text("resolution"),
-    )
-
-
-def _unreadable(field: str, problem: Mapping[str, Any]) -> Fault:
-    if "bytes" in problem:
-        most = problem.get("most", SCENE_BYTES_MAX)
-        said = f"has {problem['bytes']} bytes; at most {most} are read. Shorten it"
-        details = f"the column {field} has {problem['bytes']} bytes"
-    else:
-        said = "can't be read from the database. Correct it"
-        details = f"reading the column {field} raised {problem.get('error')}"
-    message = f"The field {field} {said}, then retry."
-    return Fault(FaultName.SCENE_INVALID, field=field, message=message, details=details)

@@ -29,9 +29,9 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName, First
 from vidgen_worker.providers.http_client import HttpClient
-from vidgen_worker.worker.lease import boot_time
 
 TRIES = 4
 """How often a request is sent before `storage_unavailable` leaves this module."""

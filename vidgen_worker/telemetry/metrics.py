@@ -15,8 +15,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from vidgen_worker.telemetry import events
-from vidgen_worker.telemetry.events import Event
+from vidgen_worker.telemetry import bus, events
+from vidgen_worker.telemetry.bus import Event
 from vidgen_worker.telemetry.loopback_http import LOOPBACK, Answer, LoopbackServer, PortError
 
 _QUICK = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300)
@@ -199,5 +199,5 @@ def serving(
             f"VIDGEN_METRICS_PORT: port {port} of {LOOPBACK} can't be used ({error.strerror}). "
             "Stop what else listens there, choose another port, or unset it."
         ) from error
-    with server, events.subscribed(metrics.hear):
+    with server, bus.subscribed(metrics.hear):
         yield server.port

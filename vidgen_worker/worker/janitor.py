@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.database.pool import Row
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import IN_A_ROW, PROVIDER_STORM, ROW_REFUSED, Fault, First
 from vidgen_worker.domain.keys import ALL_MODELS, Gate, Scope
 from vidgen_worker.pipeline.generating import GIVEN_UP, end_at_provider, was_rejected
-from vidgen_worker.queue.queue import NotOursError, RowRefusedError
+from vidgen_worker.queue.errors import NotOursError, RowRefusedError
+from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     BooksDisagree,
     BucketNoted,
@@ -35,9 +37,7 @@ from vidgen_worker.telemetry.events import (
     UploadsKept,
     UploadsLeft,
     UploadsRemoved,
-    emit,
 )
-from vidgen_worker.worker.lease import boot_time
 
 if TYPE_CHECKING:
     from vidgen_worker.worker.worker import Worker

@@ -5,18 +5,15 @@ the database's, which may step. Nothing here writes: who is dead is decided by a
 compares once more.
 """
 
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from vidgen_worker.config import Settings
+from vidgen_worker.domain.clock import boot_time
+from vidgen_worker.queue.leases import Heartbeat
 
-
-def boot_time() -> float:
-    """Seconds since boot, suspend included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+if TYPE_CHECKING:
+    from uuid import UUID
 
 
 class Lease:
@@ -67,20 +64,6 @@ class Lease:
     def may_spend(self) -> bool:
         """Whether something paid may be started."""
         return boot_time() - self._sent < self._lease - self._margin
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """The last heartbeat of another worker, as its row has it.
-
-    `beat` is only ever compared with itself. `age` and `lease` are in seconds; the age is by the
-    database's clock.
-    """
-
-    worker_id: UUID
-    beat: datetime
-    age: float
-    lease: float
 
 
 class Observer:

@@ -9,46 +9,38 @@ import contextlib
 import functools
 import os
 import random
-import signal
 import socket
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from collections.abc import Set as AbstractSet
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
 from vidgen_worker import __version__
 from vidgen_worker.config import Settings
-from vidgen_worker.database.pool import (
-    STATEMENT_DEADLINE,
-    Databases,
-    DatabaseUnavailableError,
-    Listener,
-    LockedError,
-    one_line,
-)
+from vidgen_worker.database.listener import Listener
+from vidgen_worker.database.pool import STATEMENT_DEADLINE, Databases
+from vidgen_worker.database.trouble import DatabaseUnavailableError, LockedError, one_line
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault
-from vidgen_worker.domain.keys import Gate, Scopes, machine_of, storage_fingerprint
+from vidgen_worker.domain.keys import Gate, Key
 from vidgen_worker.domain.task import Fence, Task
-from vidgen_worker.media.outputs import Media, hide_environment
+from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import scratch
 from vidgen_worker.pipeline.attempt import attempt
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.providers.protocol import Provider
-from vidgen_worker.providers.runway.adapter import Runway
-from vidgen_worker.queue.queue import (
+from vidgen_worker.queue.errors import (
     BrakedError,
     CancelAskedError,
     GateClosedError,
-    Key,
     LeaseLostError,
     NoSlotError,
-    Queue,
-    Reported,
     RowRefusedError,
     SubmissionCapError,
 )
-from vidgen_worker.storage.storage import Bucket, Storage
+from vidgen_worker.queue.queue import Queue, Reported
+from vidgen_worker.storage.storage import Storage
+from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     ClaimsDisabled,
     GenerationLeftRunning,
@@ -63,12 +55,14 @@ from vidgen_worker.telemetry.events import (
     WorkerDraining,
     WorkerStarted,
     WorkerStopped,
-    emit,
 )
 from vidgen_worker.telemetry.metrics import Metrics, serving
+from vidgen_worker.telemetry.turns import Turns
+from vidgen_worker.worker.ending import EXIT_OK, LOOPS_END, end_all
 from vidgen_worker.worker.janitor import Janitor
-from vidgen_worker.worker.lease import Lease, Observer, boot_time
-from vidgen_worker.worker.systemd import Turns, sd_notify, watchdog_pace
+from vidgen_worker.worker.lease import Lease, Observer
+from vidgen_worker.worker.scopes import scopes_of
+from vidgen_worker.worker.systemd import sd_notify, watchdog_pace
 
 REPORT_EVERY = timedelta(seconds=1)
 CLAIM_AGAIN = timedelta(milliseconds=30)
@@ -80,17 +74,10 @@ STATUS_EVERY = timedelta(seconds=10)
 MOST_EMPTY_CLAIMS = 10
 SOONEST_BEAT = 0.05
 """Seconds between two heartbeats at least: a burst of cancels is one beat."""
-CANCEL_AGAIN = 0.2
-"""Seconds after which a cancellation that had no effect is repeated."""
-LOOPS_END = 10.0
-"""Seconds that loops get to end: psycopg waits for five more when the server is frozen."""
 IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
-LEAST_IMAGE_BYTES, LEAST_VIDEO_BYTES = 5_000_000, 20_000_000
-"""What a bucket must take: a large still, and ten seconds of a rich clip."""
-EXIT_OK, EXIT_FORCED = 0, 1
 EXPECTED_OF_A_POST = (
     Fault, LeaseLostError, CancelAskedError, GateClosedError, BrakedError, NoSlotError,
     SubmissionCapError, RowRefusedError, DatabaseUnavailableError,
@@ -679,91 +666,3 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause.total_seconds()):
                 await self.stopping.wait()
-
-
-async def end_all(working: AbstractSet[asyncio.Future[None]], seconds: float) -> None:
-    """Cancel these until they have ended, or the time is over.
-
-    Python 3.11's wait_for, which psycopg waits with, swallows a cancellation that meets the end of
-    what it waits for (python/cpython issue 86296): then the task goes on as if nothing was said.
-    """
-    deadline = boot_time() + seconds
-    while working and boot_time() < deadline:
-        for task in working:
-            task.cancel()
-        ended, working = await asyncio.wait(working, timeout=CANCEL_AGAIN)
-        for task in ended:
-            if not task.cancelled():
-                task.exception()  # what it had to say was said as an event
-
-
-@contextlib.asynccontextmanager
-async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
-    """A worker with the real adapters, as the settings name them."""
-    provider = Runway(
-        settings.runwayml_api_secret.get_secret_value(),
-        base_url=settings.runwayml_base_url,
-        submit_timeout=settings.vidgen_submit_timeout,
-    )
-    storage = Storage(
-        settings.supabase_url,
-        settings.supabase_service_role_key.get_secret_value(),
-        buckets=buckets(settings),
-        timeout=settings.vidgen_storage_timeout,
-    )
-    media = Media(
-        max_image_bytes=settings.vidgen_max_image_bytes,
-        max_video_bytes=settings.vidgen_max_video_bytes,
-        allow_loopback=settings.vidgen_allow_loopback_assets,
-    )
-    yield Worker(settings, provider, storage, media)
-
-
-def scopes_of(settings: Settings, key_fingerprint: str, host: str) -> Scopes:
-    """What a worker with these settings is part of: the scopes of the gates that concern it."""
-    storage_key = settings.supabase_service_role_key.get_secret_value()
-    return Scopes(
-        account=settings.vidgen_account, key=key_fingerprint,
-        storage=storage_fingerprint(settings.supabase_url, storage_key), machine=machine_of(host),
-    )  # fmt: skip
-
-
-def buckets(settings: Settings) -> tuple[Bucket, Bucket]:
-    """The two buckets, with their limits, as they are created when missing."""
-    return (
-        Bucket(
-            settings.storage_bucket_images, public=True,
-            max_bytes=settings.vidgen_max_image_bytes, media_types=("image/png",),
-            least_bytes=LEAST_IMAGE_BYTES,
-        ),
-        Bucket(
-            settings.storage_bucket_videos, public=False,
-            max_bytes=settings.vidgen_max_video_bytes, media_types=("video/mp4",),
-            least_bytes=LEAST_VIDEO_BYTES,
-        ),
-    )  # fmt: skip
-
-
-async def serve(settings: Settings) -> int:
-    """Run a worker until SIGTERM or SIGINT; a second one forces. Returns the exit status."""
-    hide_environment()
-    async with open_worker(settings) as worker:
-        loop = asyncio.get_running_loop()
-        asked = 0
-
-        def on_signal() -> None:
-            nonlocal asked
-            asked += 1
-            if asked == 1:
-                worker.stop()
-            else:
-                # Forced: the lease runs out and another worker takes over, as after kill -9.
-                os._exit(EXIT_FORCED)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        try:
-            return await worker.run()
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)

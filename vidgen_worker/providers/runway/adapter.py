@@ -23,6 +23,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.keys import fingerprint
 from vidgen_worker.domain.task import StageName
@@ -37,7 +38,6 @@ from vidgen_worker.providers.runway.inputs import (
     video_request,
     with_frame,
 )
-from vidgen_worker.worker.lease import boot_time
 
 __all__ = [
     "Runway",

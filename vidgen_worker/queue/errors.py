@@ -1,0 +1,92 @@
+"""What the queue's verbs raise instead of an answer. Nothing here decides what follows."""
+
+from datetime import timedelta
+from enum import StrEnum
+
+import psycopg
+
+from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.domain.keys import Gate
+
+
+class LeaseLostError(Exception):
+    """A fenced write hit no row: another worker has this task, or it was taken back."""
+
+
+class RowRefusedError(Exception):
+    """The task's row, or its scene's, refused a statement: somebody else's error, not ours.
+
+    `statement` is the named query. The error of the database is the `__cause__`. `locked`: another
+    transaction held it for too long, which passes.
+    """
+
+    def __init__(self, statement: str, error: psycopg.Error | LockedError) -> None:
+        self.statement = statement
+        self.locked = isinstance(error, LockedError)
+        if isinstance(error, psycopg.Error):
+            state = error.sqlstate or type(error).__name__
+            self.error = f"{state} {error.diag.message_primary or error}"
+        else:
+            self.error = LOCKED
+        super().__init__(f"{statement}: {self.error}")
+
+
+class CancelAskedError(Exception):
+    """The task's owner has asked to cancel it."""
+
+
+class SubmissionCapError(Exception):
+    """The stage's possibly paid submissions have reached the cap."""
+
+
+class GateClosedError(Exception):
+    """Nothing paid of this model starts here now; the text is the gate's reason."""
+
+
+class BrakedError(Exception):
+    """A trouble shows that has let through as many submissions as it may: its gate is to close."""
+
+    def __init__(self, gate: Gate, reason: str, message: str, details: str) -> None:
+        self.gate = gate
+        self.reason = reason
+        self.message = message
+        self.details = details
+        super().__init__(reason)
+
+
+class LimitKind(StrEnum):
+    """What a limit of a user does to a task: the values of `vidgen.refuse_submission`."""
+
+    REJECTED = "rejected"
+    """The task ends: the same input was rejected before."""
+    ENDED = "ended"
+    """The task ends: a limit is reached, the message tells the user which."""
+    WAITS = "waits"
+    """The task waits for the delay."""
+
+
+class UserLimitedError(Exception):
+    """A limit of the task's user keeps this submission back; nothing was written."""
+
+    def __init__(self, kind: LimitKind, message: str, details: str, delay: timedelta) -> None:
+        self.kind = kind
+        self.message = message
+        self.details = details
+        self.delay = delay
+        super().__init__(details or message)
+
+
+class NoSlotError(Exception):
+    """As many generations of this model are in flight as the provider's tier allows."""
+
+
+class BucketsNotSharedError(Exception):
+    """The storage policy goes by other buckets, and this role may not change that."""
+
+
+class NotOursError(Exception):
+    """A generation that only workers with another account, or another key, may follow."""
+
+
+LOCKED = "55P03 locked by another transaction"
+"""As `vidgen.note_refusal` has it, which knows a lock by its SQLSTATE."""

@@ -1,0 +1,101 @@
+"""Events on their way to those who subscribe: the log always, metrics and tests.
+
+An event is a frozen dataclass: its fields become the log line's fields, `sentence` its text
+and `level` its level. A subscriber must not raise; one that does is logged and left out of
+the way of the work. Nothing here does I/O besides calling the subscribers.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import structlog
+
+from vidgen_worker.domain.task import Fence, StageName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened."""
+
+    sentence: ClassVar[str]
+    level: ClassVar[int] = logging.INFO
+    told_elsewhere: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the text, another line or Postgres tells: ten thousand tasks a day are logged."""
+
+    def importance(self) -> int:
+        """The log line's level."""
+        return self.level
+
+    def text(self) -> str:
+        """The log line's text."""
+        return self.sentence
+
+    def fields(self) -> dict[str, Any]:
+        """Everything else of the log line; what is None is left out."""
+        fields = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in self.told_elsewhere
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent(Event):
+    """Something that happened to a task: `task` and `attempt` are in every line about it."""
+
+    fence: Fence
+
+    def fields(self) -> dict[str, Any]:
+        """Task and attempt first."""
+        rest = Event.fields(self)
+        rest.pop("fence")
+        return {"task": str(self.fence.task_id), "attempt": self.fence.attempt, **rest}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEvent(TaskEvent):
+    """Something that happened in a stage."""
+
+    stage: StageName
+
+
+Subscriber = Callable[[Event], None]
+
+
+def log(event: Event) -> None:
+    """Write an event to the log: the subscriber that is always there."""
+    structlog.get_logger("video_generation").log(event.importance(), event.text(), **event.fields())
+
+
+_subscribers: list[Subscriber] = [log]
+
+
+def emit(event: Event) -> None:
+    """Tell every subscriber. One that raises is reported and does not stop the work."""
+    for subscriber in tuple(_subscribers):
+        try:
+            subscriber(event)
+        except Exception:
+            logging.getLogger("video_generation").exception(
+                "an event subscriber failed on %s", type(event).__name__
+            )
+
+
+def subscribe(subscriber: Subscriber) -> None:
+    """Hear every event from now on, in the order of subscription."""
+    _subscribers.append(subscriber)
+
+
+@contextmanager
+def subscribed(subscriber: Subscriber) -> Iterator[None]:
+    """Hear every event inside the block."""
+    _subscribers.append(subscriber)
+    try:
+        yield
+    finally:
+        _subscribers.remove(subscriber)
