@@ -13,6 +13,7 @@ from tests.support.sources import numbered
 from tests.support.states import STATES
 from vidgen_worker.client.database import QUERIES as CLIENT_QUERIES
 from vidgen_worker.database.pool import QUERIES
+from vidgen_worker.database.statements import load_queries
 
 PACKAGE = Path(vidgen_worker.__file__).parent
 
@@ -20,10 +21,15 @@ PACKAGE = Path(vidgen_worker.__file__).parent
 # Used, and understood by the server.
 
 
-def test_every_query_of_the_worker_is_used_by_the_queue() -> None:
-    """One module speaks the queue's SQL."""
-    queue = (PACKAGE / "queue" / "queue.py").read_text()
-    assert [name for name in QUERIES if f'"{name}"' not in queue] == []
+def test_every_query_of_the_worker_is_used_in_its_box() -> None:
+    for box in ("queue", "admission"):
+        text = "".join(path.read_text() for path in (PACKAGE / box).glob("*.py"))
+        assert [name for name in load_queries(box) if f'"{name}"' not in text] == []
+
+
+def test_a_name_that_stands_in_two_files_is_refused() -> None:
+    with pytest.raises(ValueError, match="stands there twice"):
+        load_queries("queue", "queue")
 
 
 def test_every_query_of_the_client_is_used() -> None:

@@ -103,7 +103,7 @@ def test_what_is_copied_exists_and_is_let_into_the_build() -> None:
                 assert (ROOT / source).exists(), source
                 one = next((ROOT / source).glob("*.*"), ROOT / source)
                 assert let_in(str(one.relative_to(ROOT))), source
-    assert let_in("vidgen_worker/queue/queue.sql")
+    assert let_in("vidgen_worker/queue/claims.sql")
     assert not let_in(".env")
     assert not let_in("vidgen_worker/__pycache__/x.pyc")
     assert not let_in("tests/conftest.py")

@@ -24,8 +24,10 @@ from vidgen_worker.database.pool import Databases
 from vidgen_worker.database.trouble import DatabaseUnavailableError, LockedError
 from vidgen_worker.domain.keys import Key, Scopes
 from vidgen_worker.domain.task import Answer, Fence, StageName
+from vidgen_worker.queue.caller import Caller
+from vidgen_worker.queue.checkpoints import Step
 from vidgen_worker.queue.errors import RowRefusedError
-from vidgen_worker.queue.queue import Queue, Step
+from vidgen_worker.queue.queue import Queue
 from vidgen_worker.telemetry import events
 
 BOUNDED = 40.0
@@ -569,8 +571,7 @@ def queue_of(world: World, worker_id: UUID) -> Iterator[tuple[Queue, Databases]]
         "runway", "gen4_image", "gen4_turbo",
         Scopes(account="default", key="key:key", storage="storage:s", machine="machine:m"),
     )  # fmt: skip
-    queue = Queue(databases, world.settings(), key, lambda: False)
-    queue.worker_id = worker_id
+    queue = Queue(Caller(databases, world.settings(), key, lambda: False, worker_id))
     yield queue, databases
 
 
@@ -583,7 +584,7 @@ async def test_an_answer_is_recorded_while_its_task_is_locked(world: World) -> N
             try:
                 with locked(ground, "select from video_generation_tasks for update"):
                     with pytest.raises(RowRefusedError) as refused:
-                        await queue.answer(
+                        await queue.submissions.answer(
                             Fence(held.id, held.attempt, held.worker_id), StageName.IMAGE,
                             held.submission_id, Answer.REFUSED, None, "no",
                         )  # fmt: skip
@@ -608,7 +609,7 @@ async def test_the_end_of_a_generation_is_booked_while_its_task_is_locked(
             try:
                 with locked(ground, "select from video_generation_tasks for update"):
                     with pytest.raises(RowRefusedError):
-                        await queue.end_generation(
+                        await queue.submissions.end_generation(
                             Fence(held.id, held.attempt, held.worker_id), StageName.IMAGE,
                             held.generation_id, state, 5, A_STEP, rejected=rejected,
                         )  # fmt: skip

@@ -239,7 +239,7 @@ class Round:
             with bus.subscribed(self.hear), contextlib.suppress(CancelAskedError):
                 await output.keep(self.held.generation_id, file, len(PNG), "ab")
         finally:
-            await tools.queue.cancel(self.fence)
+            await tools.queue.conclusions.cancel(self.fence)
             self.over = True
             self.happened.set()
             await asyncio.gather(*thief)
@@ -262,7 +262,8 @@ async def resting_worker(world: World) -> AsyncIterator[Worker]:
 def tools_of(worker: Worker) -> Iterator[Tools]:
     with scratch() as folder:
         yield Tools(
-            settings=worker.settings, queue=worker.queue, provider=worker.provider,
+            settings=worker.settings, queue=worker.queue, gates=worker.gates,
+            provider=worker.provider,
             storage=worker.storage, media=worker.media, license=worker._license,
             report=lambda _: None, turns=worker.turns, scratch=folder,
         )  # fmt: skip
@@ -690,11 +691,11 @@ async def test_while_storage_refuses_to_remove_it_is_said_and_remembered(world: 
             await worker.janitor.audit()
             assert [e.uploads for e in heard if isinstance(e, events.UploadsKept)] == [1]
             assert [e.uploads for e in heard if isinstance(e, events.UploadsLeft)] == [1]
-            assert (await worker.queue.fleet()).numbers["uploads_left"] == 1
+            assert (await worker.queue.upkeep.fleet()).numbers["uploads_left"] == 1
             ground.sql("update vidgen.uploads set taken_at = taken_at - interval '1 hour'")
             await worker.janitor.remove_uploads()
             assert [e.uploads for e in heard if isinstance(e, events.UploadsRemoved)] == [1]
-            assert (await worker.queue.fleet()).numbers["uploads_left"] == 0
+            assert (await worker.queue.upkeep.fleet()).numbers["uploads_left"] == 0
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ Row = dict[str, Any]
 Claims = Mapping[str, str]
 
 SERVICE_ROLE: Claims = {"role": "service_role"}
-QUERIES = load_queries("client/database.sql")
+QUERIES = load_queries("client")
 STATEMENT_TIMEOUT = timedelta(minutes=5)
 """An audit of a long ledger takes its time."""
 MOST_IDLE = 4

@@ -1,8 +1,8 @@
 """The connection to Postgres: the pools, and the one way to run a named query.
 
-Every statement is a named block of `queue/queue.sql`, runs in autocommit and may be sent twice,
-so a transient error is answered by sending it again. No transaction is ever open across an await
-for something else; all of it works behind a transaction pooler. It never decides what a row means.
+Every statement is a named block of a .sql file, runs in autocommit and may be sent twice, so a
+transient error is answered by sending it again. No transaction is ever open across an await for
+something else; all of it works behind a transaction pooler. It never decides what a row means.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ default of 4 a walk through a small table looks cheaper than its index, and an h
 What waits is in memory; Supabase sets 1.1 as well."""
 
 
-QUERIES = load_queries("queue/queue.sql")
+QUERIES = load_queries("queue", "admission")
 
 
 _BLOCKS = {name: Block.read(text) for name, text in QUERIES.items()}

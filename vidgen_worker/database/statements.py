@@ -11,13 +11,22 @@ _BLOCK = re.compile(r"^-- ((?:fragment )?\w+) --$", re.MULTILINE)
 _USE = re.compile(r"^( *)-- use (\w+) --$", re.MULTILINE)
 
 
-def load_queries(file: str) -> Mapping[str, LiteralString]:
-    """Read the named blocks of a .sql file of this package: `-- name --`, a comment, SQL.
+def load_queries(*boxes: str) -> Mapping[str, LiteralString]:
+    """Read the named blocks of all .sql files of these boxes: `-- name --`, a comment, SQL.
 
     Comments go to the server too: they cost nothing and show in pg_stat_activity.
     """
-    text = resources.files("vidgen_worker").joinpath(file).read_text(encoding="utf-8")
-    return read_queries(text, file)
+    files = [
+        file
+        for box in boxes
+        for file in resources.files("vidgen_worker").joinpath(box).iterdir()
+        if file.name.endswith(".sql")
+    ]
+    files.sort(key=lambda file: file.name)
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    # What stands above the first block is about the file.
+    blocks = [text[found.start() :] for text in texts if (found := _BLOCK.search(text))]
+    return read_queries("\n".join(blocks), ", ".join(boxes))
 
 
 def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:

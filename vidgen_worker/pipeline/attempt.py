@@ -188,7 +188,7 @@ async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
     if not fault.rule.one_input:
         return fault
     model = _model(tools, run)
-    again, price = await tools.queue.meet_gate(run.task, _gate(tools, run, fault), model)
+    again, price = await tools.gates.meet(run.task, _gate(tools, run, fault), model)
     if not again or await account_problem(tools.provider, fault.code, model, price) is not None:
         return fault
     return Fault(FaultName.REQUEST_DENIED, details=f"{fault.name} again: {fault.details}")
@@ -211,7 +211,7 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
         case Disposition.GATE:
             await close_gate(tools, run, fault)
             # Others may go on at once where the trouble is this worker's own: it leaves it to them.
-            aside = await tools.queue.stands_aside()
+            aside = await tools.gates.stands_aside()
             return Requeued(
                 timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,
                 details=fault.details, waiting=False,
@@ -235,7 +235,7 @@ async def _wait(tools: Tools, run: Run, fault: Fault) -> Outcome:
     if await _cap_reached(tools, run, fault):
         return failed(fault)
     cancelling = run.cancel.is_set()
-    waited = await tools.queue.waited(task.id)
+    waited = await tools.queue.conclusions.waited(task.id)
     if waited >= settings.vidgen_wait_deadline and not cancelling:
         return failed(_waited_out(fault, waited))
     start = max(first, LONG_WAIT) if fault.rule.pause is Pause.LONG else first
@@ -261,7 +261,7 @@ async def watch(tools: Tools, run: Run, fault: Fault) -> None:
         return
     model = _model(tools, run)
     gate = tools.queue.key.scopes.gate(brake.scope, model)
-    noted = await tools.queue.note_trouble(
+    noted = await tools.gates.note_trouble(
         run.task, gate, brake.part, brake.reason, brake.message, f"{fault.name}: {fault.details}",
         model=model, allowance=None if brake.input_to_blame else ALLOWANCE,
     )  # fmt: skip
@@ -297,7 +297,7 @@ async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
     """Whether another try would need a submission that the cap forbids."""
     if not fault.rule.another_submission:
         return False
-    paid = await tools.queue.paid_submissions(run.task.id, _stage(run))
+    paid = await tools.queue.submissions.paid(run.task.id, _stage(run))
     return paid >= tools.settings.vidgen_max_submissions
 
 
@@ -311,7 +311,7 @@ async def shut(  # noqa: PLR0913 - one value of the row each
     probe: timedelta | None = None,
 ) -> None:  # fmt: skip
     """Close a gate, and say so unless it was closed already."""
-    if await tools.queue.close_gate(gate, reason, message, details, probe=probe):
+    if await tools.gates.close(gate, reason, message, details, probe=probe):
         emit(GateClosed(scope=gate.scope, model=gate.model, code=reason, details=details))
 
 
@@ -332,27 +332,27 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
     queue, fence = tools.queue, run.task.fence
     match outcome:
         case Completed():
-            seconds = await queue.complete(fence, outcome)
+            seconds = await queue.conclusions.complete(fence, outcome)
             emit(TaskCompleted(fence=fence, seconds=round(seconds, 3)))
         case Requeued():
-            await queue.requeue(fence, outcome, _waiting_message(outcome))
+            await queue.conclusions.requeue(fence, outcome, _waiting_message(outcome))
             emit(TaskRequeued(
                 fence=fence, code=outcome.code, details=outcome.details,
                 delay_seconds=round(outcome.delay.total_seconds(), 1), counted=outcome.failed,
             ))  # fmt: skip
         case Failed():
-            await queue.fail(fence, outcome, counted=True)
+            await queue.conclusions.fail(fence, outcome, counted=True)
             emit(TaskFailed(
                 fence=fence, code=outcome.code, message=outcome.message, details=outcome.details,
             ))  # fmt: skip
         case Cancelled():
-            await queue.cancel(fence)
+            await queue.conclusions.cancel(fence)
             emit(TaskCancelled(fence=fence))
         case HandedBack():
-            if await queue.hand_back([(run.task.id, fence.attempt)]):
+            if await queue.leases.hand_back([(run.task.id, fence.attempt)]):
                 emit(TaskHandedBack(fence=fence))
         case SetAside():
-            tries, pause, became = await queue.set_aside(fence, outcome)
+            tries, pause, became = await queue.conclusions.set_aside(fence, outcome)
             emit(RowRefused(
                 task=str(fence.task_id), statement=outcome.statement, error=outcome.error,
                 tries=tries, pause_seconds=round(pause.total_seconds(), 1), became=became,

@@ -17,8 +17,9 @@ from vidgen_worker.domain.task import Checkpoint, CheckpointState, Failed
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation, GenerationState, Provider
+from vidgen_worker.queue.checkpoints import Reported
 from vidgen_worker.queue.errors import NotOursError
-from vidgen_worker.queue.queue import Queue, Reported
+from vidgen_worker.queue.queue import Queue
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     GateClosed,
@@ -54,6 +55,7 @@ class Generating:
     ) -> None:
         self._tools = tools
         self._queue = tools.queue
+        self._gates = tools.gates
         self._provider = tools.provider
         self._run = run
         self._fence = run.task.fence
@@ -138,7 +140,7 @@ class Generating:
         """Book its end, and the task's where `fault` is that. Raises LeaseLostError."""
         self._say_ended(state, cost, seconds)
         fatal = fault is not None and fault.disposition is Disposition.FAIL
-        await self._queue.end_generation(
+        await self._queue.submissions.end_generation(
             self._fence, self._stage.name, self._id, state, cost, self._stage.storing,
             failed(fault) if fault is not None and fatal else None,
             rejected=fault is not None and fault.rule.rejected,
@@ -167,7 +169,7 @@ class Generating:
         Raises NotOursError where only another key can tell what has become of it.
         """
         if fault.disposition is not Disposition.IN_PLACE:
-            if not await self._queue.is_gone(self._fence.task_id, self._id):
+            if not await self._queue.submissions.is_gone(self._fence.task_id, self._id):
                 emit(GenerationNotOurs(
                     fence=self._fence, stage=self._stage.name, generation=self._id,
                     account=self._queue.key.scopes.account,
@@ -195,11 +197,11 @@ class Generating:
         else:
             return
         gate = self._queue.key.scopes.gate(Scope.KEY, self._model)
-        if await self._queue.close_gate(gate, denied.code, denied.message, denied.details):
+        if await self._gates.close(gate, denied.code, denied.message, denied.details):
             emit(GateClosed(
                 scope=gate.scope, model=gate.model, code=denied.code, details=denied.details
             ))  # fmt: skip
-        if await self._queue.stands_aside():
+        if await self._gates.stands_aside():
             raise NotOursError(str(self._id)) from denied
 
     async def _give_up(self, seconds: float) -> None:
@@ -281,9 +283,9 @@ async def end_at_provider(
     except Fault as fault:
         if not fault.rule.absent:
             raise
-        if not await queue.is_gone(task_id, generation_id):
+        if not await queue.submissions.is_gone(task_id, generation_id):
             raise NotOursError(str(generation_id)) from fault
-        await queue.close_generation(task_id, generation_id, "gone", None)
+        await queue.submissions.close_generation(task_id, generation_id, "gone", None)
         return "gone", None
     state, cost = generation.state.value, generation.cost
     rejected = generation.state.terminal and was_rejected(generation)
@@ -296,5 +298,5 @@ async def end_at_provider(
             # 404 after a cancel is the documented answer: then the estimate is all there is.
             cost = None
     # Whoever cancels in time does not hide that.
-    await queue.close_generation(task_id, generation_id, state, cost, rejected=rejected)
+    await queue.submissions.close_generation(task_id, generation_id, state, cost, rejected=rejected)
     return state, cost

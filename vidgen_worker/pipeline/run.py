@@ -11,14 +11,16 @@ from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
 
+from vidgen_worker.admission.gates import Gates
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Gate
 from vidgen_worker.domain.task import StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
 from vidgen_worker.providers.protocol import Provider
+from vidgen_worker.queue.checkpoints import Reported
 from vidgen_worker.queue.errors import CancelAskedError
-from vidgen_worker.queue.queue import Queue, Reported
+from vidgen_worker.queue.queue import Queue
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry.turns import Turns
 
@@ -81,6 +83,7 @@ class Tools:
 
     settings: Settings
     queue: Queue
+    gates: Gates
     provider: Provider
     storage: Storage
     media: Media

@@ -42,6 +42,7 @@ class Storing:
         self._tools = tools
         self._settings = tools.settings
         self._queue = tools.queue
+        self._gates = tools.gates
         self._run = run
         self._fence = run.task.fence
         self._stage = stage
@@ -62,7 +63,9 @@ class Storing:
             stage.bucket(self._settings), stage.path(self._run.task.user_id, upload_id),
             stage.media_type, size, sha256,
         )  # fmt: skip
-        recorded = await self._queue.begin_upload(self._fence, stage.name, upload_id, artifact)
+        recorded = await self._queue.checkpoints.begin_upload(
+            self._fence, stage.name, upload_id, artifact
+        )
         emit(UploadBegun(
             fence=self._fence, stage=stage.name, generation=generation_id,
             bucket=artifact.bucket, path=artifact.path,
@@ -78,7 +81,7 @@ class Storing:
             seconds=round(time.monotonic() - began, 3),
         ))  # fmt: skip
         url = storage.public_url(artifact.bucket, artifact.path) if stage is IMAGE else None
-        finished = await self._queue.finish_stage(
+        finished = await self._queue.checkpoints.finish_stage(
             self._fence, stage.name, self._order.request.model, artifact, upload_id, url,
             stage.stored,
         )  # fmt: skip
@@ -93,7 +96,7 @@ class Storing:
         if gate is None or gate.model != model or self._stage.name not in self._run.submitted:
             return
         self._run.trial = None
-        seconds = await self._queue.open_gate(gate)
+        seconds = await self._gates.open(gate)
         if seconds is not None:
             emit(GateOpened(
                 scope=gate.scope, model=gate.model, code=PROVIDER_STORM,

@@ -18,8 +18,8 @@ from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, Order, Stage
 from vidgen_worker.providers.protocol import Accepted, Request
 from vidgen_worker.providers.runway.inputs import with_frame
+from vidgen_worker.queue.checkpoints import Loaded
 from vidgen_worker.queue.errors import CancelAskedError, LeaseLostError, RowRefusedError
-from vidgen_worker.queue.queue import Loaded
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     AnswerUnrecorded,
@@ -60,12 +60,12 @@ class Submitting:
         patience = self._settings.submission_patience
         began = boot_time()
         while True:
-            row = await self._queue.read_submission(submission_id)
+            row = await self._queue.submissions.read(submission_id)
             if row is None or row["answer"] in (Answer.REFUSED, Answer.UNKNOWN) or row["late"]:
                 return None
             if row["answer"] == Answer.GENERATION:
                 accepted = Accepted(row["generation_id"], None)
-                mine, _ = await self._queue.answer(
+                mine, _ = await self._queue.submissions.answer(
                     self._fence, self._stage.name, submission_id, Answer.GENERATION, accepted, ""
                 )
                 if not mine:
@@ -80,7 +80,7 @@ class Submitting:
             # Then read once more: an answer that was recorded just before is attached to, and one
             # that comes from now on finds itself counted, and is ended by whoever records it.
             details = f"no answer was recorded within {patience.total_seconds():g} s"
-            await self._queue.answer(
+            await self._queue.submissions.answer(
                 self._fence, self._stage.name, submission_id, Answer.UNKNOWN, None, details
             )
             self._say_unknown(submission_id, self._order.request, details)
@@ -152,7 +152,7 @@ class Submitting:
         """The paid POST, with the record before it and of whatever was answered."""
         stage, submission_id = self._stage, uuid4()
         frozen = Order(request, self._order.ratio, self._order.seconds).frozen()
-        sent = await self._queue.begin_submission(
+        sent = await self._queue.submissions.begin(
             self._fence, request, frozen, inputs, stage.generating, submission_id
         )
         emit(SubmissionBegun(
@@ -166,7 +166,7 @@ class Submitting:
             if fault.rule.maybe_paid:
                 self._say_unknown(submission_id, request, fault.details)
             answer = Answer.UNKNOWN if fault.rule.maybe_paid else Answer.REFUSED
-            mine, _ = await self._queue.answer(
+            mine, _ = await self._queue.submissions.answer(
                 self._fence, stage.name, submission_id, answer, None, fault.details
             )
             if not mine:
@@ -218,7 +218,7 @@ class Submitting:
         pause = RECORD_AGAIN
         while True:
             try:
-                return await self._queue.answer(
+                return await self._queue.submissions.answer(
                     self._fence, self._stage.name, submission_id, Answer.GENERATION, accepted, ""
                 )
             except asyncio.CancelledError:

@@ -26,8 +26,8 @@ from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, Order, Stage
 from vidgen_worker.pipeline.storing import Storing
 from vidgen_worker.pipeline.submitting import Submitting
+from vidgen_worker.queue.checkpoints import Loaded
 from vidgen_worker.queue.errors import CancelAskedError, NotOursError
-from vidgen_worker.queue.queue import Loaded
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     CancelGivenUp,
@@ -63,7 +63,7 @@ class Pipeline:
         Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError, NoSlotError or
         NotOursError.
         """
-        loaded = await self._queue.load(self._fence)
+        loaded = await self._queue.checkpoints.load(self._fence)
         if loaded.verdict is not None:
             # Found out before, by whoever could not write it: nothing is paid for again.
             return loaded.verdict
@@ -75,7 +75,7 @@ class Pipeline:
             frame = ""
             for stage in PIPELINE:
                 if stage.name not in loaded.checkpoints and self._scene_changed(loaded):
-                    loaded = await self._queue.load(self._fence)
+                    loaded = await self._queue.checkpoints.load(self._fence)
                     if loaded.cancel_requested:
                         return await self._cancel(loaded)
                     orders = await self._prepare(loaded)
@@ -86,7 +86,7 @@ class Pipeline:
             good_until = boot_time() + SIGNED_FOR.total_seconds()
             url = await self._storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)
         except CancelAskedError:
-            return await self._cancel(await self._queue.load(self._fence))
+            return await self._cancel(await self._queue.checkpoints.load(self._fence))
         return Completed(url, good_until)
 
     def _scene_changed(self, loaded: Loaded) -> bool:
@@ -135,7 +135,7 @@ class Pipeline:
                 orders[stage.name] = stage.order(scene, resolution, self._settings, NO_FRAME)
         done = {c.stage for c in loaded.checkpoints.values() if c.state is CheckpointState.DONE}
         due = frozenset(stage.name for stage in PIPELINE if stage.name not in done)
-        verdict = await self._queue.start(self._fence, resolution, due)
+        verdict = await self._queue.checkpoints.start(self._fence, resolution, due)
         if verdict is Funding.REFUSED:
             raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
         if verdict is Funding.PRICE_MISSING:

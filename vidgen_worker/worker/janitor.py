@@ -181,10 +181,10 @@ class Janitor:
         return None
 
     async def _close(self, scope: Scope, fault: Fault) -> None:
-        queue = self._worker.queue
-        gate = queue.key.scopes.gate(scope, ALL_MODELS)
+        gates = self._worker.gates
+        gate = self._worker.queue.key.scopes.gate(scope, ALL_MODELS)
         message = fault.rule.brake.message if fault.rule.brake else fault.message
-        if await queue.close_gate(gate, fault.code, message, fault.details):
+        if await gates.close(gate, fault.code, message, fault.details):
             emit(GateClosed(
                 scope=gate.scope, model=gate.model, code=fault.code, details=fault.details
             ))  # fmt: skip
@@ -196,20 +196,19 @@ class Janitor:
         if sweeping or worker.gates_heard or not worker.listener.listening:
             worker.gates_heard = False
             self._look_at = boot_time() + SWEEP_EVERY.total_seconds()
-            gates = await worker.queue.read_gates()
-            self._closed = bool(gates)
+            closed = await worker.gates.read_closed()
+            self._closed = bool(closed)
             machine = worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS).scope
-            self._machine_closed = any(gate["scope"] == machine for gate in gates)
+            self._machine_closed = any(gate["scope"] == machine for gate in closed)
         if self._closed:
             await self.probe()
 
     async def probe(self) -> None:
         """Probe one closed gate whose time has come; open it where the probe goes well."""
-        worker = self._worker
-        queue = worker.queue
+        worker, gates = self._worker, self._worker.gates
         if not worker.settings.runwayml_enabled:
             return  # a worker that claims nothing could not try the gate after a storm
-        due = await queue.take_probe()
+        due = await gates.take_probe()
         if due is None:
             return
         gate = Gate(due["scope"], due["model"])
@@ -218,19 +217,19 @@ class Janitor:
             # Reading the account is free and says little: the gate opens when one task went well.
             tried = await worker.try_gate(gate, due["probes"])
             problem = "one task tries it" if tried else "no task waits that could try it"
-        elif problem is None and not self._is_machine(gate) and await queue.try_kept(gate):
+        elif problem is None and not self._is_machine(gate) and await gates.try_kept(gate):
             # Free too, and it tells more than any probe: it is what the trouble was met with.
             problem = "one output that is kept tries it"
         elif (
             problem is None
             and due["reason"] == ROW_REFUSED
-            and await queue.is_troubled(gate, ROW_REFUSED)
+            and await gates.is_troubled(gate, ROW_REFUSED)
             and await worker.try_gate(gate, due["probes"])
         ):
             # Its row would take it; what else a paid stage needs is only known when one is stored.
             problem = "one task tries it"
         if problem is None:
-            seconds = await queue.open_gate(gate)
+            seconds = await gates.open(gate)
             if seconds is not None:
                 emit(GateOpened(
                     scope=gate.scope, model=gate.model, code=due["reason"],
@@ -251,11 +250,11 @@ class Janitor:
         A model that the account doesn't name has no limit: the provider itself holds it back.
         """
         worker = self._worker
-        models, others_unknown = await worker.queue.ask_limits(LIMITS_EVERY)
-        said = worker.queue.limits_set()
+        models, others_unknown = await worker.limits.ask(LIMITS_EVERY)
+        said = worker.limits.of_settings()
         for model in said.keys() & set(models):
             # Again and again: that mends whatever the number of slots has drifted to.
-            await worker.queue.set_limit(model, said[model])
+            await worker.limits.set_limit(model, said[model])
         unset = [model for model in models if model not in said]
         if not unset:
             return LIMITS_AGAIN if others_unknown else LIMITS_EVERY
@@ -267,7 +266,7 @@ class Janitor:
         for model in unset:
             found = account.models.get(model)
             limit = None if found is None else found.max_concurrent
-            await worker.queue.set_limit(model, limit)
+            await worker.limits.set_limit(model, limit)
             if model not in self._limits or self._limits[model] != limit:
                 self._limits[model] = limit
                 emit(LimitRead(model=model, slots=limit))
@@ -275,39 +274,39 @@ class Janitor:
 
     async def count(self) -> None:
         """Read the fleet's numbers for /metrics."""
-        fleet = await self._worker.queue.fleet()
+        fleet = await self._worker.queue.upkeep.fleet()
         self._worker.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
 
     async def audit(self) -> None:
         """Compare the ledger with balances and holds, part by part; one worker for the fleet."""
         queue = self._worker.queue
-        if await queue.take_duty("audit", AUDIT_EVERY * 0.9):
-            entries = await queue.audit_entries(AUDIT_ENTRIES)
+        if await queue.upkeep.take_duty("audit", AUDIT_EVERY * 0.9):
+            entries = await queue.upkeep.audit_entries(AUDIT_ENTRIES)
             while entries == AUDIT_ENTRIES:
                 await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
-                entries = await queue.audit_entries(AUDIT_ENTRIES)
-            found, after = await queue.audit_users(None, AUDIT_USERS)
+                entries = await queue.upkeep.audit_entries(AUDIT_ENTRIES)
+            found, after = await queue.upkeep.audit_users(None, AUDIT_USERS)
             while after is not None:
                 await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
-                more, after = await queue.audit_users(after, AUDIT_USERS)
+                more, after = await queue.upkeep.audit_users(after, AUDIT_USERS)
                 found += more
-            await queue.note_audit(found)
+            await queue.upkeep.note_audit(found)
             if found:
                 emit(BooksDisagree(users=found))
-            uploads, oldest = await queue.uploads_left()
+            uploads, oldest = await queue.upkeep.uploads_left()
             if uploads:
                 emit(UploadsLeft(uploads=uploads, oldest_seconds=oldest.total_seconds()))
-        self._worker.metrics.audited(await queue.read_audit())
+        self._worker.metrics.audited(await queue.upkeep.read_audit())
 
     async def forget(self) -> None:
         """Remove private rows of tasks that ended long ago; one worker for the fleet."""
         queue = self._worker.queue
-        if not await queue.take_duty("forget", FORGET_EVERY * 0.9):
+        if not await queue.upkeep.take_duty("forget", FORGET_EVERY * 0.9):
             return
         tasks, holds, after = 0, 0, None
         for _ in range(MOST_BATCHES):
-            some, after = await queue.forget_tasks(after, FORGET_BATCH)
-            gone = await queue.forget_holds(FORGET_BATCH)
+            some, after = await queue.upkeep.forget_tasks(after, FORGET_BATCH)
+            gone = await queue.upkeep.forget_holds(FORGET_BATCH)
             tasks, holds = tasks + some, holds + gone
             if after is None and gone < FORGET_BATCH:
                 break
@@ -337,10 +336,10 @@ class Janitor:
 
     async def _rows_problem(self, gate: Gate) -> str | None:
         """Why rows may not take what is paid for; None where one of them does."""
-        queue = self._worker.queue
-        if not await queue.is_troubled(gate, ROW_REFUSED):
+        gates = self._worker.gates
+        if not await gates.is_troubled(gate, ROW_REFUSED):
             return None
-        found = await queue.try_rows()
+        found = await gates.try_rows()
         if found["taken"]:
             return None
         if found["tried"]:
@@ -360,25 +359,25 @@ class Janitor:
 
     async def sweep_rows(self) -> None:
         """Remove rows that are of no use any more."""
-        await self._worker.queue.sweep()
+        await self._worker.queue.upkeep.sweep()
 
     async def retry_refused(self) -> None:
         """Meet the tasks again that are set aside and whose pause is over."""
-        await self._worker.queue.retry_refused()
+        await self._worker.queue.conclusions.retry_refused()
 
     async def write_owed_scenes(self) -> None:
         """Write to the scenes that were locked when their tasks wrote them."""
-        await self._worker.queue.write_owed_scenes()
+        await self._worker.queue.conclusions.write_owed_scenes()
 
     async def end_strays(self) -> None:
         """End the generations that nobody follows, book what they cost and so free their slots."""
         queue = self._worker.queue
-        for row in await queue.let_anyone_follow():
+        for row in await queue.submissions.let_anyone_follow():
             emit(GenerationLeftAlone(
                 task=str(row["task_id"]), generation=row["generation_id"],
                 account=row["account"], key=row["key_fingerprint"],
             ))  # fmt: skip
-        strays = await queue.strays()
+        strays = await queue.submissions.strays()
         await asyncio.gather(*[self._end_unlocked(row) for row in strays])
 
     async def _end_unlocked(self, row: Row) -> None:
@@ -396,7 +395,7 @@ class Janitor:
                 if not generation.state.terminal:
                     return
                 state, cost = generation.state.value, generation.cost
-                await queue.close_generation(
+                await queue.submissions.close_generation(
                     task_id, generation_id, state, cost, rejected=was_rejected(generation)
                 )
             else:
@@ -405,21 +404,21 @@ class Janitor:
             return  # another key can say; the row stays and is met by its workers
         except Fault as fault:
             if fault.rule.absent:
-                if await queue.is_gone(task_id, generation_id):
-                    await queue.close_generation(task_id, generation_id, "gone", None)
+                if await queue.submissions.is_gone(task_id, generation_id):
+                    await queue.submissions.close_generation(task_id, generation_id, "gone", None)
                 return
             if row["age"] < self._worker.settings.vidgen_stage_hard_deadline.total_seconds():
                 return  # the provider can't be asked now; the row stays and is met again
             # It must be over by now: its slot is not kept for ever, its cost is looked for later.
             state, cost = GIVEN_UP, None
-            await queue.close_generation(task_id, generation_id, state, cost)
+            await queue.submissions.close_generation(task_id, generation_id, state, cost)
         emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
 
     async def remove_uploads(self) -> None:
         """Remove from Storage what was uploaded and will never be charged."""
         queue, removed = self._worker.queue, 0
         for _ in range(MOST_BATCHES):
-            rows = await queue.take_uploads(UPLOADS_BATCH)
+            rows = await queue.upkeep.take_uploads(UPLOADS_BATCH)
             for bucket in sorted({row["bucket"] for row in rows}):
                 removed += await self._remove(bucket, [r for r in rows if r["bucket"] == bucket])
             if len(rows) < UPLOADS_BATCH:
@@ -437,12 +436,12 @@ class Janitor:
                     bucket=bucket, uploads=len(uploads), code=fault.code, details=fault.details
                 ))  # fmt: skip
                 return 0
-        await self._worker.queue.uploads_removed([row["upload_id"] for row in uploads])
+        await self._worker.queue.upkeep.uploads_removed([row["upload_id"] for row in uploads])
         return sum(row["first_time"] for row in uploads)
 
     async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""
-        for row in await self._worker.queue.costs_to_read_again():
+        for row in await self._worker.queue.submissions.costs_to_read_again():
             # One that somebody else's transaction holds is met again.
             with contextlib.suppress(RowRefusedError):
                 await self._read_cost_again(row)
@@ -458,10 +457,10 @@ class Janitor:
         except NotOursError:
             return  # another key can say
         except Fault as fault:
-            if fault.rule.absent and await queue.is_gone(task_id, generation_id):
-                await queue.close_generation(task_id, generation_id, "gone", None)
+            if fault.rule.absent and await queue.submissions.is_gone(task_id, generation_id):
+                await queue.submissions.close_generation(task_id, generation_id, "gone", None)
             return  # else it can't be asked now, and is met again
-        await queue.close_generation(
+        await queue.submissions.close_generation(
             task_id, generation_id, generation.state.value, generation.cost,
             rejected=generation.state.terminal and was_rejected(generation),
         )  # fmt: skip

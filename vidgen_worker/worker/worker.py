@@ -16,6 +16,8 @@ from datetime import timedelta
 from uuid import UUID
 
 from vidgen_worker import __version__
+from vidgen_worker.admission.gates import Gates
+from vidgen_worker.admission.limits import Limits
 from vidgen_worker.config import Settings
 from vidgen_worker.database.listener import Listener
 from vidgen_worker.database.pool import STATEMENT_DEADLINE, Databases
@@ -29,6 +31,8 @@ from vidgen_worker.media.scratch import scratch
 from vidgen_worker.pipeline.attempt import attempt
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.providers.protocol import Provider
+from vidgen_worker.queue.caller import Caller
+from vidgen_worker.queue.checkpoints import Reported
 from vidgen_worker.queue.errors import (
     BrakedError,
     CancelAskedError,
@@ -38,7 +42,7 @@ from vidgen_worker.queue.errors import (
     RowRefusedError,
     SubmissionCapError,
 )
-from vidgen_worker.queue.queue import Queue, Reported
+from vidgen_worker.queue.queue import Queue
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
@@ -105,7 +109,7 @@ class Worker:
         )  # fmt: skip
         self.lease = Lease(settings)
         self.observer = Observer()
-        self.queue = self._new_queue()
+        self._new_life()
         self.listener = Listener(url, self._woken, self.databases.outage)
         self.janitor = Janitor(self)
         self.running: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
@@ -183,8 +187,9 @@ class Worker:
         metrics.gauge("lease_age_seconds", "Since the last accepted heartbeat", self._lease_age)
         return metrics
 
-    def _new_queue(self) -> Queue:
-        return Queue(self.databases, self.settings, self.key, self._gives_up)
+    def _new_life(self) -> None:
+        caller = Caller(self.databases, self.settings, self.key, self._gives_up)
+        self.queue, self.gates, self.limits = Queue(caller), Gates(caller), Limits(caller)
 
     def wake(self) -> None:
         """Look for work now."""
@@ -225,7 +230,8 @@ class Worker:
 
     async def _register(self) -> None:
         sent = boot_time()
-        await self.queue.register(socket.gethostname(), os.getpid(), __version__)
+        await self.queue.leases.register(socket.gethostname(), os.getpid(), __version__)
+        await self.limits.expect()
         self.lease.renewed(sent, boot_time())
         self._renewed.set()
 
@@ -303,7 +309,7 @@ class Worker:
             if self._cancel_wake.is_set():
                 self._cancel_wake.clear()
                 async with self._claiming:
-                    self._start(await self.queue.claim_cancelled())
+                    self._start(await self.queue.claims.take_cancelled())
             if polled:
                 await self._take_over()
             progress = await self._claim()
@@ -348,7 +354,7 @@ class Worker:
             return False
         async with self._claiming:
             began = boot_time()
-            claimed = await self.queue.claim(slots, idle=not self.running)
+            claimed = await self.queue.claims.take(slots, idle=not self.running)
             self.metrics.claimed(boot_time() - began)
             self._start(claimed.tasks)
         self._more = claimed.more
@@ -365,8 +371,8 @@ class Worker:
         self._sweep_due = boot_time() + self.settings.vidgen_lease.total_seconds()
         async with self._claiming:
             sent = boot_time()
-            self.observer.look(await self.queue.heartbeats(), sent, boot_time())
-            taken, lost, self._making_room = await self.queue.take_over(
+            self.observer.look(await self.queue.leases.heartbeats(), sent, boot_time())
+            taken, lost, self._making_room = await self.queue.leases.take_over(
                 slots, self.observer.silent(), idle=not self.running, steady=self.lease.steady()
             )
             self._start(taken)
@@ -389,7 +395,7 @@ class Worker:
         self._room_due = boot_time() + ROOM_EVERY
         async with self._claiming:
             await end_all({working for _, working in polled.values()}, LOOPS_END)
-            given = await self.queue.hand_back(
+            given = await self.queue.leases.hand_back(
                 [(task_id, run.task.fence.attempt) for task_id, (run, _) in polled.items()]
             )
         for task_id in given:
@@ -400,8 +406,8 @@ class Worker:
         if not self.lease.held() or self.stopping.is_set():
             return False
         async with self._claiming:
-            await self.queue.line_up()
-            claimed = await self.queue.claim_trial(gate, probes)
+            await self.queue.line.line_up()
+            claimed = await self.gates.claim_trial(gate, probes)
             self._start(claimed, trial=gate)
         return bool(claimed)
 
@@ -419,7 +425,7 @@ class Worker:
         """Run one attempt and free its slot, whatever happened."""
         task = run.task
         tools = Tools(
-            settings=self.settings, queue=self.queue, provider=self.provider,
+            settings=self.settings, queue=self.queue, gates=self.gates, provider=self.provider,
             storage=self.storage, media=self.media, license=self._license, report=self._report,
             turns=self.turns, scratch=self._scratch,
         )  # fmt: skip
@@ -485,7 +491,7 @@ class Worker:
                 if last.get(r.fence.task_id) != r and r.fence not in refusing
             ]  # fmt: skip
             if changed:
-                refused = set(await self.queue.report(changed))
+                refused = set(await self.queue.checkpoints.report(changed))
                 # Said once per attempt: the next report would be refused as well.
                 refusing |= {r.fence for r in changed if r.fence.task_id in refused}
             refusing &= {run.task.fence for run, _ in self.running.values()}
@@ -537,7 +543,7 @@ class Worker:
         sweep = not self._claiming.locked() and not self.stopping.is_set()
         async with self._claiming if sweep else contextlib.nullcontext():
             try:
-                verdict = await self.queue.heartbeat(
+                verdict = await self.queue.leases.heartbeat(
                     held, len(held), sweep=sweep, steady=self.lease.unbroken
                 )
             except DatabaseUnavailableError:
@@ -564,7 +570,7 @@ class Worker:
     async def _return(self, orphans: list[tuple[UUID, int]]) -> None:
         """Give rows back that nobody runs; what fails is an orphan of the next heartbeat too."""
         try:
-            back = await self.queue.hand_back(orphans)
+            back = await self.queue.leases.hand_back(orphans)
         except DatabaseUnavailableError:
             return  # said once per statement by the database layer
         except Exception as error:  # noqa: BLE001 - said, and met again
@@ -595,7 +601,7 @@ class Worker:
         for run, working in dropped:
             self._keep_posting(run)
             working.cancel()
-        self.queue = self._new_queue()
+        self._new_life()
         self.lease = Lease(self.settings)
         # Nothing turns until the database has taken the new row, however long it is away.
         self.turns.all_rest()
@@ -632,8 +638,8 @@ class Worker:
         try:
             async with asyncio.timeout(self._drain_left()):
                 await self._flush_reports()
-                handed_back = await self.queue.hand_back()
-                await self.queue.leave()
+                handed_back = await self.queue.leases.hand_back()
+                await self.queue.leases.leave()
         except (DatabaseUnavailableError, TimeoutError):
             for run, _ in held.values():
                 for stage, generation in run.generations.items():
@@ -659,7 +665,7 @@ class Worker:
     async def _flush_reports(self) -> None:
         if self._reports:
             with contextlib.suppress(DatabaseUnavailableError):
-                await self.queue.report(list(self._reports.values()))
+                await self.queue.checkpoints.report(list(self._reports.values()))
 
     async def _sleep(self, pause: timedelta) -> None:
         """Sleep, but not through a stop."""

@@ -8,7 +8,7 @@ from vidgen_worker.domain.resolution import Resolution, image_models
 from vidgen_worker.domain.task import Scene, StageName
 from vidgen_worker.pipeline.stages.stage import Order, Stage
 from vidgen_worker.providers.runway.inputs import check_asset_url, image_request
-from vidgen_worker.queue.queue import Step
+from vidgen_worker.queue.checkpoints import Step
 
 
 def order(scene: Scene, resolution: Resolution, settings: Settings, _frame_url: str) -> Order:

@@ -10,7 +10,7 @@ from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import Scene, StageName
 from vidgen_worker.providers.protocol import Request
-from vidgen_worker.queue.queue import Step
+from vidgen_worker.queue.checkpoints import Step
 
 DEFAULT_DURATION = 5
 """Seconds of a clip whose scene names none."""

@@ -7,7 +7,7 @@ from vidgen_worker.domain.resolution import Resolution, video_models
 from vidgen_worker.domain.task import Scene, StageName
 from vidgen_worker.pipeline.stages.stage import Order, Stage, seconds_of
 from vidgen_worker.providers.runway.inputs import video_request
-from vidgen_worker.queue.queue import Step
+from vidgen_worker.queue.checkpoints import Step
 
 
 def order(scene: Scene, resolution: Resolution, settings: Settings, frame_url: str) -> Order:

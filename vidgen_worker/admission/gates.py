@@ -1,0 +1,124 @@
+"""Gates: closed, probed, tried by one task, opened.
+
+Which trouble closes one is said by the table of faults and by `storms`.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from vidgen_worker.database.pool import Row
+from vidgen_worker.domain.keys import Gate
+from vidgen_worker.domain.task import Task
+from vidgen_worker.queue.caller import Caller
+from vidgen_worker.queue.claims import LANE, tasks_of
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """How many tasks and users have met a trouble in a row.
+
+    `weighed` counts all users together as one for whom the model never worked, while it has for
+    others; `braked` says that this user's own submissions pause from now on.
+    """
+
+    tasks: int
+    users: int
+    weighed: int
+    braked: bool
+
+
+class Gates:
+    """The gates as one worker meets them."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def is_troubled(self, gate: Gate, reason: str) -> bool:
+        """Whether what closed a gate has shown, without a stage that went well since."""
+        rows = await self._caller.once(
+            "is_troubled", provider=self._caller.key.provider, scope=gate.scope, reason=reason
+        )
+        return bool(rows[0]["troubled"])
+
+    async def try_rows(self) -> Row:
+        """Find out for free whether all rows refuse: `tried`, `taken`, `refused`, `refusing`.
+
+        Rows of waiting tasks that were tried, and how many took everything; what one refused; and
+        of how many users tasks are set aside.
+        """
+        return (await self._caller.once("try_rows", worker_id=self._caller.worker_id))[0]
+
+    async def close(
+        self, gate: Gate, reason: str, message: str, details: str, *, probe: timedelta | None = None
+    ) -> bool:
+        """Close a gate; False when it was closed already. `probe` is the pause before the first."""
+        rows = await self._caller.run(
+            "close_gate", **self._gate(gate), reason=reason, message=message,
+            details=details[:2000],
+            probe=self._caller.settings.vidgen_gate_probe if probe is None else probe,
+        )  # fmt: skip
+        return bool(rows)
+
+    async def meet(self, task: Task, gate: Gate, model: str) -> tuple[bool, float]:
+        """Note that a submission was refused for what a gate is about.
+
+        Returns whether its user had met it before it was sent, and what a generation costs at most.
+        """
+        rows = await self._caller.run(
+            "meet_gate", task_id=task.id, user_id=task.user_id,
+            provider=self._caller.key.provider, scope=gate.scope, model=model,
+        )  # fmt: skip
+        return bool(rows[0]["again"]), float(rows[0]["price"])
+
+    async def note_trouble(  # noqa: PLR0913, PLR0917 - one value of the row each
+        self, task: Task, gate: Gate, part: str, reason: str, message: str, details: str, *,
+        model: str, allowance: int | None,
+    ) -> Noted:  # fmt: skip
+        """Note a trouble, and how many have met it in a row."""
+        rows = await self._caller.run(
+            "note_trouble", provider=self._caller.key.provider, scope=gate.scope, part=part,
+            model=model, reason=reason, message=message, details=details[:2000], task_id=task.id,
+            user_id=task.user_id, allowance=allowance,
+            probe=self._caller.settings.vidgen_gate_probe,
+        )  # fmt: skip
+        return Noted(**rows[0])
+
+    async def try_kept(self, gate: Gate) -> bool:
+        """Let an output that is kept behind a gate try it; False when there is none."""
+        rows = await self._caller.once(
+            "try_kept", provider=self._caller.key.provider, scope=gate.scope
+        )
+        return bool(rows[0]["kept"])
+
+    async def take_probe(self) -> Row | None:
+        """Take the due probe of one closed gate: scope, model, reason, probes, seconds closed."""
+        rows = await self._caller.once(
+            "take_probe", **self._caller.key.names(), probe=self._caller.settings.vidgen_gate_probe
+        )
+        return rows[0] if rows else None
+
+    async def claim_trial(self, gate: Gate, probes: int) -> list[tuple[Task, float]]:
+        """Take the one task that tries a gate after a storm; none while another one does."""
+        rows = await self._caller.once(
+            "claim_trial", worker_id=self._caller.worker_id, **self._gate(gate), probes=probes,
+            max_running_per_user=self._caller.settings.vidgen_max_running_per_user, lane=LANE,
+        )  # fmt: skip
+        return tasks_of(rows)
+
+    async def open(self, gate: Gate) -> float | None:
+        """Open a gate; the seconds that it was closed, None when it was open."""
+        rows = await self._caller.run("open_gate", **self._gate(gate))
+        return float(rows[0]["seconds"]) if rows else None
+
+    async def stands_aside(self) -> bool:
+        """Whether this worker is behind a gate of its own while another one works on."""
+        rows = await self._caller.run("stands_aside", worker_id=self._caller.worker_id)
+        return bool(rows[0]["aside"])
+
+    async def read_closed(self) -> list[Row]:
+        """What is closed for this worker."""
+        return await self._caller.once("read_gates", **self._caller.key.names())
+
+    def _gate(self, gate: Gate) -> dict[str, Any]:
+        return {"provider": self._caller.key.provider, "scope": gate.scope, "model": gate.model}

@@ -1,0 +1,214 @@
+"""An attempt on its way: what it starts from, its uploads, stages and progress.
+
+What is paid is written elsewhere (`submissions`), and so is the end (`conclusions`).
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from vidgen_worker.database.pool import LOCK_PATIENCE, Row
+from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.domain.resolution import Resolution
+from vidgen_worker.domain.task import (
+    Answer,
+    Artifact,
+    Cancelled,
+    Checkpoint,
+    CheckpointState,
+    Failed,
+    Fence,
+    Funding,
+    StageName,
+)
+from vidgen_worker.queue.caller import Caller, scene_said
+from vidgen_worker.queue.errors import CancelAskedError, RowRefusedError
+from vidgen_worker.queue.verdicts import verdict_of
+from vidgen_worker.telemetry.bus import emit
+from vidgen_worker.telemetry.events import RowRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A milestone: what the row shows. `progress` is 0 to 100."""
+
+    progress: float
+    current_step: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an attempt starts from. `scene` is None when absent or somebody else's."""
+
+    cancel_requested: bool
+    cancel_age: timedelta
+    """How long ago its owner asked to cancel."""
+    scene: Mapping[str, Any] | None
+    inputs: str
+    checkpoints: Mapping[StageName, Checkpoint]
+    closed: frozenset[StageName]
+    """Stages whose checkpoint is `submitting` although its submission has ended."""
+    verdict: Failed | Cancelled | None
+    """How the task is to end, where that was found out before and could not be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the end of a stage came back with.
+
+    `charged` are the credits charged just now, `inputs` the digest of the scene as it is.
+    """
+
+    charged: int
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """Progress of one task, to be written with others in one statement."""
+
+    fence: Fence
+    progress: float
+    stage_progress: float | None
+    message: str
+
+
+class Checkpoints:
+    """What one attempt reads and writes between its claim and its end."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def load(self, fence: Fence) -> Loaded:
+        """Read scene and checkpoints. Raises LeaseLostError."""
+        rows = await self._caller.fenced("load_task", fence, **self._caller.key.names())
+        checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
+        return Loaded(
+            cancel_requested=rows[0]["cancel_requested"],
+            cancel_age=timedelta(seconds=rows[0]["cancel_age"] or 0),
+            scene=rows[0]["scene"],
+            inputs=rows[0]["inputs"] or "",
+            checkpoints=checkpoints,
+            closed=frozenset(
+                StageName(r["stage"])
+                for r in rows
+                if r["state"] == CheckpointState.SUBMITTING
+                and (r["ended_at"] is not None or r["answer"] in (Answer.REFUSED, Answer.UNKNOWN))
+            ),
+            verdict=next((verdict_of(r["verdict"]) for r in rows if r["verdict"]), None),
+        )
+
+    async def start(
+        self, fence: Fence, resolution: Resolution | None,
+        due: frozenset[StageName],
+    ) -> Funding:  # fmt: skip
+        """Hold credits for the stages `due`."""
+        rows = await self._caller.fenced(
+            "start_task", fence, resolution=resolution.resolution if resolution else None,
+            video_ratio=resolution.video_ratio if resolution else None,
+            image_ratio=resolution.image_ratio if resolution else None,
+            image_due=StageName.IMAGE in due, video_due=StageName.VIDEO in due,
+            credits=self._caller.settings.credits,
+            scene_updates=self._caller.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        scene_said(fence, rows[0])
+        return Funding(rows[0]["verdict"])
+
+    async def begin_upload(
+        self, fence: Fence, stage: StageName, upload_id: UUID, artifact: Artifact
+    ) -> float:
+        """Record where an output is about to be put; returns when at the earliest, by `boot_time`.
+
+        Raises CancelAskedError (nothing is written then) or LeaseLostError.
+        """
+        rows = await self._caller.fenced(
+            "begin_upload", fence, paid=True, stage=stage, upload_id=upload_id,
+            bucket=artifact.bucket, path=artifact.path,
+        )  # fmt: skip
+        if rows[0]["cancel"]:
+            raise CancelAskedError
+        return rows.sent
+
+    async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
+        self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
+        image_url: str | None, step: Step,
+    ) -> Finished:  # fmt: skip
+        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
+        rows = await self._caller.fenced(
+            "finish_stage", fence, paid=True, stage=stage, credits=self._caller.settings.credits,
+            provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(), model=model,
+            scene_updates=self._caller.settings.vidgen_scene_updates, upload_id=upload_id,
+            bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
+            size=artifact.size, sha256=artifact.sha256, image_url=image_url,
+            image_path=artifact.path if stage is StageName.IMAGE else None,
+            video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
+        )  # fmt: skip
+        scene_said(fence, rows[0])
+        if rows[0]["troubled"]:
+            with contextlib.suppress(LockedError):  # the next stage that goes well does it
+                await self._caller.run(
+                    "relieve", lock_patience=LOCK_PATIENCE,
+                    provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(),
+                    model=model,
+                )  # fmt: skip
+        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
+
+    async def report(self, reports: Sequence[Reported]) -> list[UUID]:
+        """Write progress of many tasks in one statement; a lost fence is simply left out.
+
+        Returns the tasks whose rows refuse it: then each is written on its own.
+        """
+        try:
+            await self._report(reports)
+        except (psycopg.Error, LockedError) as error:
+            if len(reports) == 1:
+                refused = RowRefusedError("report", error)
+                task_id = reports[0].fence.task_id
+                emit(RowRefused(task=str(task_id), statement="report", error=refused.error))
+                return [task_id]
+        else:
+            return []
+        return [task_id for one in reports for task_id in await self.report([one])]
+
+    async def _report(self, reports: Sequence[Reported]) -> None:
+        await self._caller.once(
+            "report", worker_id=self._caller.worker_id,
+            task_ids=[r.fence.task_id for r in reports],
+            attempts=[r.fence.attempt for r in reports],
+            progress=[r.progress for r in reports],
+            stage_progress=[r.stage_progress for r in reports],
+            messages=[r.message for r in reports],
+        )  # fmt: skip
+
+
+def _shown(step: Step) -> dict[str, Any]:
+    return {
+        "progress": step.progress,
+        "current_step": step.current_step,
+        "message": step.message,
+    }
+
+
+def _checkpoint(row: Row) -> Checkpoint:
+    return Checkpoint(
+        stage=StageName(row["stage"]),
+        state=CheckpointState(row["state"]),
+        request=row["request"],
+        submission_id=row["submission_id"],
+        sent_at=row["sent_at"],
+        answer=Answer(row["answer"]) if row["answer"] else None,
+        generation_id=row["generation_id"],
+        generation_started_at=row["generation_started_at"],
+        artifact=Artifact(row["bucket"], row["path"], row["media_type"], row["size"], row["sha256"])
+        if row["path"]
+        else None,
+        now=row["now"],
+        account=row["account"],
+        followed_here=row["followed_here"],
+    )

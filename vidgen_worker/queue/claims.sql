@@ -1,0 +1,337 @@
+-- Claims: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+
+-- claim --
+-- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
+-- share, in their own order of priority, run_after, created_at. Work-conserving: `more` says that
+-- rows are still waiting. Nothing while a task is ready that goes first: `resume` takes those, and then
+-- this one comes again and is told so. The row lock on a user's turn makes this the only claim that
+-- looks at this user; a client that holds a task's row is skipped. Where the model has a limit, each
+-- task gets one of its slots here, and no more are taken than there are: locked rows, because a count
+-- is read in this statement's own snapshot, beside which another claim may commit. The count before
+-- them only says how many turns are worth a lock.
+with
+-- use opening --
+,
+places as materialized (
+  select greatest(least(%(slots)s, place.images), 0)::integer as most, place.images_limited as limited
+    from place, ready, vidgen.workers as me
+   -- A worker declared dead claims nothing.
+   where me.id = %(worker_id)s and me.dead_at is null
+     and (%(resumed)s or not (ready.suspects or ready.living or ready.clips))
+),
+line as materialized (
+  -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
+  -- put back.
+  select user_id, waiting_since, arrivals,
+         exists (
+           select from vidgen.user_limits as u
+            where u.user_id = turns.user_id and u.paused_until is not null
+         ) as slowed
+    from vidgen.turns
+   where lane = %(lane)s and waiting_since is not null
+   order by waiting_since
+   limit coalesce((select least(most, 200) from places), 0)
+     for update skip locked
+),
+share as materialized (
+  select ceil((select most from places)::numeric / greatest(count(*), 1))::integer as rows
+    from line
+),
+waiting as materialized (
+  select line.user_id, line.waiting_since, line.slowed, due.id, due.rank, begun.tasks,
+         coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
+         coalesce(budget.suspect, false) as suspect
+    from line
+   cross join lateral (
+     -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
+     select case when %(max_running_per_user)s::integer is not null then (
+              select count(*) from public.video_generation_tasks as t
+               where t.user_id = line.user_id and t.status = 'processing'
+            ) + (
+              select count(*) from vidgen.resumes as r where r.user_id = line.user_id
+            ) end as tasks
+   ) as begun
+   cross join lateral (
+     -- One probe per priority: rows for later, however many, are never walked.
+     select found.id,
+            row_number() over (
+              order by found.priority desc, found.run_after, found.created_at
+            ) as rank
+       from generate_series(10, -10, -1) as p (priority)
+      cross join lateral (
+        select t.id, t.priority, t.run_after, t.created_at
+          from public.video_generation_tasks as t
+         where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
+           and t.status = 'pending' and t.run_after <= now()
+           and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+         order by t.run_after, t.created_at
+         limit (select rows + 1 from share)
+      ) as found
+      order by found.priority desc, found.run_after, found.created_at
+      limit (select rows + 1 from share)
+   ) as due
+    left join vidgen.budgets as budget on budget.task_id = due.id
+),
+image_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+     and s.model = %(image_model)s and s.task_id is null
+   limit (select least(count(*), (select most from places)) from waiting)
+     for update skip locked
+),
+chosen as materialized (
+  select w.id
+    from waiting as w
+   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed) and not w.suspect
+     and (w.tasks is null or (
+       w.rank + w.tasks <= %(max_running_per_user)s::integer
+       -- Another claim had this turn after our snapshot: what it began is not in our count.
+       and w.waiting_since = (
+         select seen.waiting_since
+           from vidgen.turns as seen
+          where seen.user_id = w.user_id and seen.lane = %(lane)s
+       )
+     ))
+   order by w.rank, w.waiting_since
+   limit (select case when limited then (select count(*) from image_slots) else most end from places)
+),
+begun as materialized (
+  -- One by one, each in a savepoint: a row that refuses is set aside, and keeps nobody waiting.
+  select attempt.*
+    from chosen
+   cross join lateral vidgen.begin_attempt(chosen.id, %(worker_id)s, false) as attempt
+),
+reserved as (
+  update vidgen.slots as s
+     set task_id = given.task_id, taken_at = now()
+    from unnest(
+           array(select id from begun where refused is null), array(select id from image_slots)
+         ) as given (task_id, slot_id)
+   where s.id = given.slot_id and given.task_id is not null
+),
+left_over as materialized (
+  select line.user_id,
+         row_number() over (order by line.waiting_since) as place,
+         count(begun.id) as taken,
+         -- Rows beyond those taken; or rows that came in after this statement's snapshot.
+         count(waiting.id) > count(begun.id)
+         or line.arrivals is distinct from (
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = %(lane)s
+         ) as more,
+         bool_or(waiting.at_cap) as at_cap,
+         -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
+         -- stand in everybody's way.
+         bool_or(waiting.suspect or (chosen.id is not null and begun.id is null)) as passed
+    from line
+    left join waiting on waiting.user_id = line.user_id
+    left join chosen on chosen.id = waiting.id
+    left join begun on begun.id = waiting.id and begun.refused is null
+   group by line.user_id, line.waiting_since, line.arrivals
+),
+moved as (
+  update vidgen.turns as t
+     set waiting_since = case
+           when o.more and o.at_cap then null
+           when o.more and o.taken = 0 and o.passed is not true then t.waiting_since
+           when o.more then clock_timestamp() + o.place * interval '1 microsecond'
+         end,
+         due_at = case
+           when o.more and o.at_cap then now() + interval '1 second'
+           when o.more then 'infinity'
+           else
+             -- use next_due --
+         end
+    from left_over as o
+   where t.user_id = o.user_id and t.lane = %(lane)s
+  returning t.waiting_since
+)
+select c.*, false as alone,
+       extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
+       exists (select from moved where waiting_since is not null)
+       or exists (
+         select from vidgen.turns as t
+          where t.lane = %(lane)s and t.waiting_since is not null
+            and t.user_id <> all (array(select user_id from line))
+       ) as more
+  from begun as c
+ order by c.run_after, c.created_at
+
+-- resume --
+-- Take up to `slots` waiting tasks that have something to go on from, before anything new: first a
+-- suspect (or it would wait for ever under load), which runs alone; else those whose generation lives at
+-- the provider or whose clip is stored (they cost nothing), then those past their image, each with one
+-- of the video model's slots where it has a limit. What lives goes on behind a closed gate too: the
+-- output that is to show that rows are taken again may be among it. It is left to others by a worker
+-- behind a gate of its own, which could not read it, or not store it.
+with
+-- use opening --
+,
+image_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+     and s.model = %(image_model)s and s.task_id is null
+     and %(idle)s and exists (select from suspect where stage = 'image')
+   limit 1
+     for update skip locked
+),
+video_slots as materialized (
+  select s.id
+    from vidgen.slots as s
+   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+     and s.model = %(video_model)s and s.task_id is null
+     and not (select videos from gate)
+   -- No more than wait for one, or a submission that goes straight on finds none free. One more than
+   -- places: it may be the one that is left for a suspect.
+   limit (
+     select count(*)
+       from (
+         select
+           from vidgen.due_resumes
+          where lane = %(lane)s and stage = 'video'
+          limit %(slots)s + 1
+       ) as waiting
+   )
+     for update skip locked
+),
+alone as materialized (
+  -- Here and below each task is taken by its id: a plan made while little waited would rather walk all
+  -- that waits. One that refuses takes a place in this claim and none in the next.
+  select begun.*, first.stage
+    from (
+      select suspect.task_id, suspect.stage
+        from suspect, gate, place
+       where %(idle)s
+         and case
+               when suspect.stage is null then not gate.aside
+               when gate.closed then false
+               when suspect.stage = 'video'
+               then not place.videos_limited or exists (select from video_slots)
+               else not place.images_limited or exists (select from image_slots)
+             end
+       order by suspect.run_after
+      offset 0
+    ) as first
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
+   limit 1
+),
+living as materialized (
+  select begun.*
+    from (
+      select r.task_id
+        from vidgen.due_resumes as r
+       where r.stage is null
+         and (r.followers is null or r.followers && %(scopes)s::text[])
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
+         and not (select aside from gate)
+       order by r.resume_at
+      offset 0
+    ) as first
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
+   limit %(slots)s
+),
+clips as materialized (
+  select begun.*
+    from (
+      select r.task_id
+        from vidgen.due_resumes as r
+       where r.lane = %(lane)s and r.stage = 'video'
+         and not (select videos from gate)
+         and not exists (select from suspect where suspect.task_id = r.task_id)
+         and not exists (select from alone)
+       order by r.resume_at
+      offset 0
+    ) as first
+   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
+   limit (
+     select greatest(
+              least(
+                %(slots)s - (select count(*) from living),
+                case when videos_limited then (select count(*) from video_slots) - video_kept end
+              ),
+              0
+            )
+       from place
+   )
+),
+begun as materialized (
+  select alone.*, true as alone from alone
+  union all select living.*, null, false from living
+  union all select clips.*, 'video', false from clips
+),
+reserved as (
+  update vidgen.slots as s
+     set task_id = given.task_id, taken_at = now()
+    from (
+           select *
+             from unnest(
+                    array(select id from begun where stage = 'video' and refused is null),
+                    array(select id from video_slots)
+                  ) as of_videos (task_id, slot_id)
+           union all
+           select alone.id, image_slots.id
+             from alone, image_slots
+            where alone.stage = 'image' and alone.refused is null
+         ) as given
+   where s.id = given.slot_id and given.task_id is not null
+)
+select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_failures, c.progress,
+       c.created_at, c.run_after, c.cancel_requested, c.refused, c.alone,
+       extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
+  from begun as c
+ order by c.run_after, c.created_at
+
+-- still_waiting --
+-- Why a claim came back with nothing. `resumable`: a task is ready that goes first. `waiting`: it should
+-- be repeated soon, because somebody is in the line (another claim may have held that user's turn, or
+-- the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free: then nothing may
+-- start, and asking again costs a statement each time.
+with
+-- use opening --
+select ready.suspects or ready.living or ready.clips as resumable,
+       not gate.closed
+       and (
+         (ready.clips and place.videos_limited)
+         or (
+           coalesce(place.images > 0, true)
+           and (
+             exists (select from vidgen.turns where lane = %(lane)s and waiting_since is not null)
+             or exists (select from vidgen.arrivals where lane = %(lane)s)
+           )
+         )
+       ) as waiting
+  from gate, place, ready
+
+-- claim_cancelled --
+-- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
+-- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
+with asked as materialized (
+  select t.id
+    from public.video_generation_tasks as t
+   where t.status = 'pending' and t.cancel_requested_at is not null
+     and not exists (
+       select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+     )
+     and not vidgen.stands_aside(%(worker_id)s)
+     and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+     -- Only its account can end what lives of it.
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join vidgen.submissions as s on s.id = c.submission_id
+        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+          and (s.answer is null or s.answer = 'generation')
+          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                  && %(scopes)s::text[]
+     )
+   order by t.cancel_requested_at
+   limit 100
+)
+select begun.*, false as alone, 0.0::float as waited
+  from asked
+ cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun

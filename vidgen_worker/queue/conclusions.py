@@ -1,0 +1,99 @@
+"""How an attempt ends: one outcome, one write; and rows that refuse it, met again.
+
+Which outcome it is, is decided in the pipeline.
+"""
+
+import contextlib
+from datetime import timedelta
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.domain.clock import boot_time
+from vidgen_worker.domain.faults import FAULTS, FaultName
+from vidgen_worker.domain.task import Completed, Failed, Fence, Requeued, SetAside
+from vidgen_worker.queue.caller import Caller, scene_said
+from vidgen_worker.queue.verdicts import kept
+from vidgen_worker.telemetry.bus import emit
+from vidgen_worker.telemetry.events import OwedSceneRefused, RowRefused
+
+
+class Conclusions:
+    """The ends of attempts."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def complete(self, fence: Fence, outcome: Completed) -> float:
+        """Conclude as completed; returns the seconds since the first claim."""
+        rows = await self._caller.fenced(
+            "complete", fence, video_url=outcome.video_url,
+            good_for=timedelta(seconds=outcome.good_until - boot_time()),
+            scene_updates=self._caller.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        scene_said(fence, rows[0])
+        return float(rows[0]["seconds"])
+
+    async def requeue(self, fence: Fence, outcome: Requeued, message: str) -> None:
+        """Conclude this attempt: back to pending after the delay."""
+        await self._caller.fenced(
+            "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed),
+            waiting=outcome.waiting,
+        )  # fmt: skip
+
+    async def waited(self, task_id: UUID) -> timedelta:
+        """How long the task has only waited by now, without getting any further."""
+        rows = await self._caller.run("waited", task_id=task_id)
+        return timedelta(seconds=rows[0]["seconds"] if rows else 0)
+
+    async def fail(self, fence: Fence, outcome: Failed, *, counted: bool) -> None:
+        """Conclude as failed."""
+        rows = await self._caller.fenced(
+            "fail", fence, code=outcome.code, message=outcome.message[:2000],
+            visible=Jsonb(dict(outcome.visible)), failures=int(counted),
+            scene_updates=self._caller.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        scene_said(fence, rows[0])
+
+    async def cancel(self, fence: Fence) -> None:
+        """Conclude as cancelled."""
+        rows = await self._caller.fenced(
+            "cancel", fence, scene_updates=self._caller.settings.vidgen_scene_updates
+        )
+        scene_said(fence, rows[0])
+
+    async def set_aside(self, fence: Fence, outcome: SetAside) -> tuple[int, timedelta, str]:
+        """Leave a task alone whose row refuses: (tries, pause, the status that its row has now).
+
+        Raises LeaseLostError.
+        """
+        rows = await self._caller.fenced(
+            "set_aside", fence, statement=outcome.statement, error=outcome.error,
+            verdict=kept(outcome.verdict), message=FAULTS[FaultName.ROW_REFUSED].message,
+            scene_updates=self._caller.settings.vidgen_scene_updates,
+            # It skips what is locked: what it meets all the same is a lock on everything.
+            lock_patience=None,
+        )  # fmt: skip
+        return int(rows[0]["tries"]), rows[0]["pause"], str(rows[0]["became"])
+
+    async def retry_refused(self) -> None:
+        """Put tasks back into the line whose pause is over; end those that refused too often."""
+        rows = await self._caller.once(
+            "retry_refused", message=FAULTS[FaultName.ROW_REFUSED].message,
+            scene_updates=self._caller.settings.vidgen_scene_updates,
+        )  # fmt: skip
+        for row in rows:
+            if row["became"] in ("failed", "kept"):
+                emit(RowRefused(
+                    task=str(row["task_id"]), statement=row["statement"], error=row["error"],
+                    tries=row["tries"], became=row["became"],
+                ))  # fmt: skip
+
+    async def write_owed_scenes(self) -> None:
+        """Make the writes to scenes that another transaction's lock has kept from being made."""
+        for row in await self._caller.once("owed_scenes"):
+            with contextlib.suppress(LockedError):  # another worker is at it
+                (made,) = await self._caller.once("write_owed_scene", scene_id=row["scene_id"])
+                if made["became"] not in ("written", "gone", "locked"):
+                    emit(OwedSceneRefused(scene=str(row["scene_id"]), error=made["became"]))

@@ -1,0 +1,73 @@
+-- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
+
+-- fragment next_due --
+-- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
+coalesce(
+  (
+    select min(later.run_after)
+      from generate_series(10, -10, -1) as p (priority)
+     cross join lateral (
+       select l.run_after
+         from public.video_generation_tasks as l
+        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
+          and l.status = 'pending' and l.run_after > now()
+        order by l.run_after
+        limit 1
+     ) as later
+  ),
+  'infinity'
+)
+
+-- fragment opening --
+-- What this worker may begin now, and what goes first: docs/claim.md.
+suspect as materialized (
+  select s.task_id, s.run_after, s.stage
+    from vidgen.suspects as s
+   where (s.stage is null or s.lane = %(lane)s)
+     and (s.followers is null or s.followers && %(scopes)s::text[])
+),
+gate as materialized (
+  select count(*) > 0 as closed,
+         coalesce(bool_or(g.model in ('*', %(image_model)s)), false) as images,
+         coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+     and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+place as materialized (
+  -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
+  -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
+  -- (Two claims at once may take it all the same; then the next one that comes free is left.)
+  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
+         case when gate.videos then 0 else v.free - kept.video end as videos,
+         i.free is not null as images_limited, v.free is not null as videos_limited,
+         kept.video as video_kept
+    from gate
+   cross join lateral (
+     select exists (select from suspect where stage = 'image')::integer as image,
+            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
+   ) as kept
+    left join vidgen.rooms as i
+      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
+    left join vidgen.rooms as v
+      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+),
+ready as materialized (
+  -- A generation of another account is its workers' to follow: it isn't seen here.
+  select %(idle)s and exists (
+           select from suspect where case when stage is null then not gate.aside else not gate.closed end
+         ) as suspects,
+         not gate.aside and exists (
+           select from vidgen.due_resumes as r
+            where r.stage is null
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as living,
+         coalesce(place.videos > 0, true) and exists (
+           select from vidgen.due_resumes as r
+            where r.lane = %(lane)s and r.stage = 'video'
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as clips
+    from gate, place
+)

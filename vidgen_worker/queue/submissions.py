@@ -1,0 +1,193 @@
+"""Paid POSTs and what they brought: a row before and after each, whoever holds the task.
+
+Nothing here asks the provider.
+"""
+
+import functools
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from vidgen_worker.database.pool import LOCK_PATIENCE, Row
+from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.domain.keys import ALL_MODELS, Gate
+from vidgen_worker.domain.task import Answer, Failed, Fate, Fence, StageName
+from vidgen_worker.providers.protocol import Accepted, Request
+from vidgen_worker.queue.caller import Caller, fenced_by
+from vidgen_worker.queue.checkpoints import Step, _shown
+from vidgen_worker.queue.errors import (
+    BrakedError,
+    CancelAskedError,
+    GateClosedError,
+    LimitKind,
+    NoSlotError,
+    RowRefusedError,
+    SubmissionCapError,
+    UserLimitedError,
+)
+from vidgen_worker.queue.verdicts import kept
+
+ABSENCE = timedelta(hours=1)
+"""Anyone may follow a generation when no worker that may has been heard of for so long."""
+
+
+class Submissions:
+    """What was paid for, what was answered, and how it ended."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def begin(  # noqa: PLR0913, PLR0917 - one value of the row each
+        self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
+        submission_id: UUID,
+    ) -> float:  # fmt: skip
+        """Record what is about to be paid for; returns when at the earliest, by `boot_time`.
+
+        Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, UserLimitedError,
+        NoSlotError or LeaseLostError; nothing is written then.
+        """
+        rows = await self._caller.fenced(
+            "begin_submission", fence, paid=True, stage=request.stage, submission_id=submission_id,
+            **self._caller.key.names(), model=request.model,
+            fingerprint=request.fingerprint(), digest=request.digest(), inputs=inputs,
+            request=Jsonb(dict(frozen)), probe=self._caller.settings.vidgen_gate_probe,
+            max_submissions=self._caller.settings.vidgen_max_submissions, **_shown(step),
+        )  # fmt: skip
+        if rows[0]["cancel"]:
+            raise CancelAskedError
+        if rows[0]["submissions"] >= self._caller.settings.vidgen_max_submissions:
+            raise SubmissionCapError
+        if rows[0]["gate"]:
+            raise GateClosedError(rows[0]["gate"])
+        if rows[0]["braked"]:
+            raise _braked(rows[0]["braked"])
+        if rows[0]["limited"]:
+            raise _limited(rows[0]["limited"])
+        if rows[0]["refused"]:
+            raise NoSlotError
+        return rows.sent
+
+    async def answer(  # noqa: PLR0913, PLR0917 - one value of the row each
+        self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
+        accepted: Accepted | None, details: str,
+    ) -> tuple[bool, Fate]:  # fmt: skip
+        """Record the provider's answer, fence or not: (still ours, fate of the generation).
+
+        Raises RowRefusedError when it is recorded, and the task's row is locked by somebody else: a
+        later attempt follows it.
+        """
+        values: dict[str, Any] = {
+            **fenced_by(fence), "stage": stage, "submission_id": submission_id, "answer": answer,
+            "generation_id": accepted.generation_id if accepted else None,
+            "estimated_cost": accepted.estimated_cost if accepted else None,
+            "details": details[:2000], "scopes": self._caller.key.scopes.all(),
+        }  # fmt: skip
+        send = functools.partial(self._caller.run, "answer_submission", paid=True, **values)
+        try:
+            rows = await send(follow=True, lock_patience=timedelta())
+        except LockedError:
+            # The fact at once, and however long that takes; the row is worth a moment.
+            await send(follow=False)
+            try:
+                rows = await send(follow=True, lock_patience=LOCK_PATIENCE)
+            except LockedError as error:
+                raise RowRefusedError("answer_submission", error) from error
+        return bool(rows[0]["mine"]), Fate(rows[0]["fate"])
+
+    async def paid(self, task_id: UUID, stage: StageName) -> int:
+        """How many submissions of this stage may have been paid for nothing."""
+        rows = await self._caller.run("paid_submissions", task_id=task_id, stage=stage)
+        return int(rows[0]["submissions"])
+
+    async def read(self, submission_id: UUID) -> Row | None:
+        """Read answer, generation id, late, sent_at and the database's now of a submission."""
+        rows = await self._caller.run("read_submission", submission_id=submission_id)
+        return rows[0] if rows else None
+
+    async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
+        self, fence: Fence, stage: StageName, generation_id: UUID, ended_state: str,
+        cost: float | None, step: Step, verdict: Failed | None = None, *, rejected: bool = False,
+    ) -> None:  # fmt: skip
+        """Book a generation's end, and how the task must end because of it, if it must.
+
+        Raises LeaseLostError, or RowRefusedError where the task's row is locked, after the facts
+        are written.
+        """
+        values: dict[str, Any] = {
+            "stage": stage, "generation_id": generation_id, "ended_state": ended_state,
+            "cost": cost, "verdict": kept(verdict), "rejected": rejected, **_shown(step),
+        }  # fmt: skip
+        try:
+            await self._caller.fenced("end_generation", fence, show=True, **values)
+        except RowRefusedError as error:
+            # What the row would show is worth less than the facts; the row is met again soon.
+            if error.locked:
+                await self.close_generation(
+                    fence.task_id, generation_id, ended_state, cost, rejected=rejected
+                )
+                raise
+            await self._caller.fenced("end_generation", fence, paid=True, show=False, **values)
+
+    async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
+        """Whether a 404 under this worker's key is the end of a generation.
+
+        If not, from now on only workers with the key that made it follow it. Raises RowRefusedError
+        where its row is locked.
+        """
+        try:
+            rows = await self._caller.run(
+                "is_gone", lock_patience=LOCK_PATIENCE, task_id=task_id,
+                generation_id=generation_id, **self._caller.key.names(),
+            )  # fmt: skip
+        except LockedError as error:
+            raise RowRefusedError("is_gone", error) from error
+        return bool(rows[0]["gone"])
+
+    async def close_generation(
+        self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None, *,
+        rejected: bool = False,
+    ) -> None:  # fmt: skip
+        """Book the end of a generation that nobody follows; `rejected`: by content rules.
+
+        Raises RowRefusedError where its row is locked: it is read, and booked, again later.
+        """
+        try:
+            await self._caller.run(
+                "close_generation", paid=True, lock_patience=LOCK_PATIENCE,
+                task_id=task_id, generation_id=generation_id, ended_state=ended_state, cost=cost,
+                rejected=rejected,
+            )  # fmt: skip
+        except LockedError as error:
+            raise RowRefusedError("close_generation", error) from error
+
+    async def costs_to_read_again(self) -> list[Row]:
+        """Generations that ended without an output some minutes ago: task_id, generation_id."""
+        return await self._caller.once("costs_to_read_again", **self._caller.key.names())
+
+    async def strays(self) -> list[Row]:
+        """Generations that nobody follows: id, task_id, generation_id, kept, age in seconds.
+
+        `kept`: its task waits, so it is only read.
+        """
+        return await self._caller.once("stray_submissions", **self._caller.key.names())
+
+    async def let_anyone_follow(self) -> list[Row]:
+        """Let anyone follow what accounts and keys without a worker have left; return it."""
+        return await self._caller.once("let_anyone_follow", absence=ABSENCE)
+
+
+def _braked(row: Row) -> BrakedError:
+    # What the gate is of, is in its row: one of a model closes for that model only.
+    model = row["model"] if row["part"] in ("submit", "generation", "output") else ALL_MODELS
+    gate = Gate(row["scope"], model)
+    return BrakedError(gate, row["reason"], row["message"], row["details"])
+
+
+def _limited(said: Mapping[str, Any]) -> UserLimitedError:
+    delay = timedelta(seconds=max(float(said.get("seconds") or 0), 0))
+    message = str(said.get("message") or "")
+    kind = LimitKind(said["kind"])
+    return UserLimitedError(kind, message, str(said.get("details") or message), delay)
