@@ -774,7 +774,7 @@ async def test_what_waits_for_a_slot_waits_in_the_row_cancellable_and_free(world
             "pending",
             "pending",
         ]
-        assert len(worker.running) == 1
+        assert len(worker.process.held.tasks) == 1
         world.as_user(user, "select public.cancel_video_generation_task(%s)", tasks[1])
         assert world.task(tasks[1])["status"] == "cancelled"
         world.as_user(user, "select public.cancel_video_generation_task(%s)", tasks[0])

@@ -182,7 +182,7 @@ async def test_a_store_that_takes_nothing_costs_three_more_at_most(
         world.storage.heal()
         probe_now(world)
         rows = [await world.until(task) for task in tasks[:12]]
-        assert one.queue.key.scopes.storage
+        assert one.process.life.queue.key.scopes.storage
     assert {(row["status"], row["failures"]) for row in rows} == {("completed", 0)}
 
 

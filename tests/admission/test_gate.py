@@ -84,7 +84,7 @@ async def test_a_gate_stops_what_is_paid_for_and_nothing_else(world: World, reas
                 await opened.wait()
             assert seen_by(world, user) == []
             rows = [await world.until(task) for task in (running, met, *waiting)]
-            assert one.queue.worker_id != other.queue.worker_id
+            assert one.process.life.queue.worker_id != other.process.life.queue.worker_id
     assert {row["status"] for row in rows} == {"completed"}
     assert {row["failures"] for row in rows} == {0}
     assert [event.code for event in heard if isinstance(event, events.GateClosed)] == [reason]
@@ -175,8 +175,8 @@ async def test_a_bad_key_closes_nothing_for_the_others(world: World) -> None:
             assert seen_by(world, user) == [], "somebody works"
     assert {row["status"] for row in rows} == {"completed"}
     (gate,) = world.sql("select key_fingerprint as scope from vidgen.gates")
-    assert gate["scope"] == f"key:{bad.queue.key.fingerprint}"
-    assert bad.queue.key.fingerprint != good.queue.key.fingerprint
+    assert gate["scope"] == f"key:{bad.process.life.queue.key.fingerprint}"
+    assert bad.process.life.queue.key.fingerprint != good.process.life.queue.key.fingerprint
 
 
 async def test_an_operator_closes_and_opens_by_hand(world: World) -> None:

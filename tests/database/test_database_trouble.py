@@ -70,7 +70,7 @@ async def test_away_while_50_tasks_end(world: World, how: str) -> None:
                 world, "select count(*) = 50 from vidgen.checkpoints where state = 'generating'"
             )
             getattr(between, how)()
-            await _away(worker.lease.held, leases=5)
+            await _away(worker.process.life.lease.held, leases=5)
             assert world.runway.generations(state="RUNNING") == []
             between.mend()
             await until_true(world, ENDED)
@@ -198,7 +198,7 @@ async def test_behind_a_transaction_pooler(world: World, tmp_path: Path) -> None
                         await until_true(world, ENDED)
                         async with asyncio.timeout(PATIENCE):
                             await changed.wait()
-                        pools = worker.databases
+                        pools = worker.process.databases
                         # Prepared by one client, a name would be carried out for another.
                         assert not any(
                             one._prepare for one in (pools.work, pools.claims, pools.pulse)
@@ -254,7 +254,7 @@ async def test_credentials_refused_after_an_earlier_success(
                     "where application_name = 'vidgen-worker'"
                 )
                 async with asyncio.timeout(PATIENCE):
-                    while worker.lease.held():  # noqa: ASYNC110 - nobody tells
+                    while worker.process.life.lease.held():  # noqa: ASYNC110 - nobody tells
                         await asyncio.sleep(0.02)  # a bounded wait for the lease to run out
                 with psycopg.connect(world.database.admin_url, autocommit=True) as conn:
                     conn.execute(sql.SQL("alter role postgres password {}").format(server.password))

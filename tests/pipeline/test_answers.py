@@ -220,7 +220,7 @@ async def test_a_lock_that_an_application_holds_costs_one_statement_and_no_other
                 "select from video_generation_tasks where id = %s for update", (locked,)
             )
             assert (await world.until(free))["status"] == "completed"
-            assert worker.lease.held()
+            assert worker.process.life.lease.held()
         # Set aside or not, by how long that took: each stage is paid once.
         assert (await world.until(locked))["status"] == "completed"
         assert len(world.sql("select id from vidgen.submissions where task_id = %s", locked)) == 2
@@ -270,14 +270,14 @@ async def test_an_outage_is_said_once_with_what_to_do_and_its_end_once(world: Wo
     async with proxy(world.database.url) as between:
         with recorded() as heard:
             async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
-                await worker.listener.proved.wait()
+                await worker.process.listener.proved.wait()
                 between.cut()
-                await until_away(worker.databases.outage, away=True)
+                await until_away(worker.process.databases.outage, away=True)
                 end = time.monotonic() + 5
                 while time.monotonic() < end:  # noqa: ASYNC110 - many tries are what is tested
                     await asyncio.sleep(0.05)
                 between.mend()
-                await until_away(worker.databases.outage, away=False)
+                await until_away(worker.process.databases.outage, away=False)
                 many(world, 1)
                 await until_true(world, ENDED)
     away = [event for event in heard if isinstance(event, events.DatabaseAway)]
@@ -296,9 +296,9 @@ async def test_an_idle_worker_stops_at_once_while_the_database_is_away(
 ) -> None:
     async with proxy(world.database.url) as between:
         async with world.worker(DATABASE_URL=between.url) as worker:
-            await worker.listener.proved.wait()
+            await worker.process.listener.proved.wait()
             getattr(between, how)()
-            await until_away(worker.databases.outage, away=True)
+            await until_away(worker.process.databases.outage, away=True)
             began = time.monotonic()
             worker.stop()
         assert time.monotonic() - began < 15

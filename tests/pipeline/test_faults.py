@@ -715,7 +715,7 @@ async def test_a_task_taken_by_another_worker_is_left_alone(world: World) -> Non
                 other, task,
             )  # fmt: skip
             await world.beats(3)
-            assert worker.running == {}
+            assert worker.process.held.tasks == {}
             assert world.task(task)["worker_id"] == other
             assert world.credits(user) == (CREDITS, PRICE)
             world.sql("update vidgen.workers set dead_at = now() where id = %s", other)

@@ -167,11 +167,12 @@ async def test_a_repeated_record_of_a_late_answer_says_the_same(world: World) ->
         (submission,) = submissions(world)
         generation = world.runway.generations()[0]["id"]
         fates = [
-            (await worker.db.once(
-                "answer_submission", task_id=task, attempt=1, worker_id=worker.queue.worker_id,
+            (await worker.process.databases.work.once(
+                "answer_submission", task_id=task, attempt=1,
+                worker_id=worker.process.life.queue.worker_id,
                 stage="image", submission_id=submission["id"], answer="generation",
                 generation_id=UUID(generation), estimated_cost=8, details="",
-                scopes=worker.key.scopes.all(), follow=True,
+                scopes=worker.process.key.scopes.all(), follow=True,
             ))[0]["fate"]
             for _ in range(2)
         ]  # fmt: skip

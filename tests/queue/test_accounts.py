@@ -152,7 +152,7 @@ async def test_a_generation_whose_key_is_gone_for_an_hour_is_paid_again(world: W
             await world.until(tasks[0], "pending")
             world.sql(
                 "update vidgen.keys set heard_at = now() - interval '61 minutes'"
-                " where key_fingerprint <> %s", worker.queue.key.fingerprint,
+                " where key_fingerprint <> %s", worker.process.life.queue.key.fingerprint,
             )  # fmt: skip
             world.sql("update vidgen.submissions set sent_at = now() - interval '61 minutes'")
             await worker.janitor.end_strays()
@@ -271,7 +271,7 @@ async def test_one_machine_with_a_wrong_key_of_runways_stops_nobody_else(world: 
             more = [world.order(user, world.scene(user)) for _ in range(9)]
             rows = [await world.until(task) for task in (*more, *first)]
             assert world.as_user(user, "select * from video_generation_gates") == []
-        assert bad.running == {}
+        assert bad.process.held.tasks == {}
     assert {row["status"] for row in rows} == {"completed"}
     assert kinds(world) == {"image": 12, "video": 12}
 

@@ -774,7 +774,7 @@ async def test_a_lease_that_an_owner_s_work_has_cost_is_taken_up_again(world: Wo
         with closing(world.admin()) as owner, owner.transaction():
             owner.execute("alter table video_generation_tasks add column added integer")
             async with asyncio.timeout(BOUNDED), hearing(events.DatabaseTrouble) as met:
-                while worker.lease.held():
+                while worker.process.life.lease.held():
                     met.clear()
                     await met.wait()
         assert (await world.until(task, patience=BOUNDED))["status"] == "completed"

@@ -491,7 +491,7 @@ async def _sweep(world: World) -> None:
     # Those of submissions without an answer are free once whatever they began must be over.
     world.sql("update vidgen.slots set taken_at = taken_at - interval '10 minutes'")
     async with open_worker(world.settings()) as worker:
-        await worker.db.open()
+        await worker.process.databases.work.open()
         try:
             while world.one(
                 "select exists (select from vidgen.submissions"
@@ -501,10 +501,10 @@ async def _sweep(world: World) -> None:
                 await worker.janitor.sweep()
             await worker.janitor.sweep()
         finally:
-            await worker.db.close()
-            await worker.storage.aclose()
-            await worker.media.aclose()
-            await worker.provider.aclose()
+            await worker.process.databases.work.close()
+            await worker.process.storage.aclose()
+            await worker.process.media.aclose()
+            await worker.process.provider.aclose()
 
 
 def main() -> int:

@@ -249,23 +249,23 @@ class Round:
 async def resting_worker(world: World) -> AsyncIterator[Worker]:
     """A worker whose loops don't turn: its parts are used one by one."""
     async with open_worker(world.settings()) as worker:
-        await worker.databases.open()
+        await worker.process.databases.open()
         try:
             yield worker
         finally:
-            await worker.databases.close()
-            for adapter in (worker.provider, worker.storage, worker.media):
+            await worker.process.databases.close()
+            for adapter in (worker.process.provider, worker.process.storage, worker.process.media):
                 await adapter.aclose()
 
 
 @contextmanager
 def tools_of(worker: Worker) -> Iterator[Tools]:
+    process = worker.process
     with scratch() as folder:
         yield Tools(
-            settings=worker.settings, queue=worker.queue, gates=worker.gates,
-            provider=worker.provider,
-            storage=worker.storage, media=worker.media, license=worker._license,
-            report=lambda _: None, turns=worker.turns, scratch=folder,
+            settings=worker.settings, queue=process.life.queue, gates=process.life.gates,
+            provider=process.provider, storage=process.storage, media=process.media,
+            license=process.license, report=lambda _: None, turns=process.turns, scratch=folder,
         )  # fmt: skip
 
 
@@ -315,7 +315,7 @@ async def test_a_race_for_what_is_not_paid_yet_is_never_won(world: World, tmp_pa
     dice = random.Random(1)
     async with thieves(world) as some, resting_worker(world) as worker:
         with world.ground() as ground, tools_of(worker) as tools:
-            hand = ground.hand(worker.queue.worker_id).registered()
+            hand = ground.hand(worker.process.life.queue.worker_id).registered()
             tasks = about_to_store(ground, hand, ROUNDS)
             rounds = [
                 Round(ground, held, user, stage, point, some.be(user))
@@ -521,7 +521,7 @@ async def test_over_http_an_owner_reads_what_he_paid_for_and_nothing_else(
             path = str(hand.place_of(clip, "video")["path"])
             file = tmp_path / "clip.mp4"
             file.write_bytes(PNG)
-            await worker.storage.put(CLIPS, path, file, "video/mp4")
+            await worker.process.storage.put(CLIPS, path, file, "video/mp4")
             for thief in (some.be(user), some.be(ground.user()), some.be(None)):
                 assert await thief.try_everything(CLIPS, path) == []
             hand.walk(clip, "finish_stage", stage="video")
@@ -641,7 +641,7 @@ async def test_an_upload_that_lands_after_its_removal_is_found_and_goes(
             assert len([e for e in heard if isinstance(e, events.UploadsRemoved)]) == 1
             file = tmp_path / "late.png"
             file.write_bytes(PNG)
-            await worker.storage.put(STILLS, path, file, "image/png")
+            await worker.process.storage.put(STILLS, path, file, "image/png")
             assert await some.be(user).glance(STILLS, path) == []
             await worker.janitor.remove_uploads()
             assert stored(world) == {(STILLS, path)}, "it is not its time yet"
@@ -672,7 +672,9 @@ async def test_a_worker_that_stood_still_uploads_nothing_any_more(
     file.write_bytes(PNG)
     async with resting_worker(world) as worker:
         with pytest.raises(Fault, match="stood still for too long") as refused:
-            await worker.storage.put(STILLS, "a.png", file, "image/png", until=boot_time() - 1)
+            await worker.process.storage.put(
+                STILLS, "a.png", file, "image/png", until=boot_time() - 1
+            )
         assert refused.value.name == "storage_unavailable"
     assert stored(world) == set()
     assert "upload" not in {request["kind"] for request in world.storage.requests()}
@@ -691,11 +693,11 @@ async def test_while_storage_refuses_to_remove_it_is_said_and_remembered(world: 
             await worker.janitor.audit()
             assert [e.uploads for e in heard if isinstance(e, events.UploadsKept)] == [1]
             assert [e.uploads for e in heard if isinstance(e, events.UploadsLeft)] == [1]
-            assert (await worker.queue.upkeep.fleet()).numbers["uploads_left"] == 1
+            assert (await worker.process.life.queue.upkeep.fleet()).numbers["uploads_left"] == 1
             ground.sql("update vidgen.uploads set taken_at = taken_at - interval '1 hour'")
             await worker.janitor.remove_uploads()
             assert [e.uploads for e in heard if isinstance(e, events.UploadsRemoved)] == [1]
-            assert (await worker.queue.upkeep.fleet()).numbers["uploads_left"] == 0
+            assert (await worker.process.life.queue.upkeep.fleet()).numbers["uploads_left"] == 0
 
 
 @pytest.mark.slow
@@ -739,9 +741,9 @@ async def test_prune_removes_what_attempts_have_left_and_what_pruned_tasks_had(
             left = str(hand.place_of(failed, "image")["path"])
             end(ground, hand, failed, "failed")
             for path in (old["image_path"], kept["image_path"], left):
-                await worker.storage.put(STILLS, path, file, "image/png")
+                await worker.process.storage.put(STILLS, path, file, "image/png")
             for path in (old["video_path"], kept["video_path"]):
-                await worker.storage.put(CLIPS, path, file, "video/mp4")
+                await worker.process.storage.put(CLIPS, path, file, "video/mp4")
             # A tombstone that names a file of a task which is there.
             ground.sql(
                 "insert into vidgen.pruned (task_id, objects) values (gen_random_uuid(),"

@@ -15,7 +15,7 @@ from tests.support.world import World
 from vidgen_worker.database.pool import Database, Rows
 from vidgen_worker.telemetry.bus import Event, subscribed
 from vidgen_worker.telemetry.events import TaskStarted
-from vidgen_worker.worker.worker import MOST_EMPTY_CLAIMS
+from vidgen_worker.worker.claiming import MOST_EMPTY_CLAIMS
 
 WORKERS, SLOTS, ROWS = 8, 2, 1000
 PER_CLAIM = 3
@@ -67,9 +67,9 @@ async def test_a_herd_costs_each_worker_a_bounded_number_of_statements(
         ]  # fmt: skip
         for worker in workers:
             async with asyncio.timeout(60):
-                await worker.listener.proved.wait()
-            assert worker.listener.listening
-        counts = [counted(worker.databases.claims, monkeypatch) for worker in workers]
+                await worker.process.listener.proved.wait()
+            assert worker.process.listener.listening
+        counts = [counted(worker.process.databases.claims, monkeypatch) for worker in workers]
         with subscribed(hear):
             await asyncio.to_thread(
                 world.sql,

@@ -18,6 +18,7 @@ from tests.support.proxy import proxy
 from tests.support.world import PATIENCE, World
 from vidgen_worker.config import Settings
 from vidgen_worker.telemetry.turns import SLACK, Turns
+from vidgen_worker.worker.heartbeat import Heartbeat
 from vidgen_worker.worker.systemd import sd_notify, watchdog_pace
 from vidgen_worker.worker.worker import Worker
 
@@ -101,14 +102,14 @@ def test_a_worker_says_when_it_is_ready_works_and_stops(
 async def test_nothing_is_ready_before_a_heartbeat_was_accepted(
     world: World, told: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, held, beat = asyncio.Event(), asyncio.Event(), Worker._beat
+    inside, held, beat = asyncio.Event(), asyncio.Event(), Heartbeat.beat
 
-    async def slowly(worker: Worker) -> None:
+    async def slowly(heartbeat: Heartbeat) -> None:
         inside.set()
         await held.wait()
-        await beat(worker)
+        await beat(heartbeat)
 
-    monkeypatch.setattr(Worker, "_beat", slowly)
+    monkeypatch.setattr(Heartbeat, "beat", slowly)
     async with world.worker():
         await asyncio.wait_for(inside.wait(), PATIENCE)
         said: dict[str, str] = {}
@@ -140,13 +141,13 @@ async def test_the_watchdog_falls_silent_when_the_claim_loop_is_stuck(
     """And speaks again when it turns again; /healthz says the same."""
     async with world.worker() as worker:
         await asyncio.to_thread(told.until, "WATCHDOG")
-        while not worker.janitor.proven():  # before that it claims nothing
+        while not worker.janitor.proofs.proven():  # before that it claims nothing
             await world.beats(1)
-        async with worker._claiming:  # as a claim that never comes back holds it
+        async with worker.claiming.lock:  # as a claim that never comes back holds it
             await world.beats(1)
             late(worker, "claim")
             await silent(told)
-            assert worker.turns.stuck() == ["claim"]
+            assert worker.process.turns.stuck() == ["claim"]
             assert not worker.alive()
             await world.beats(2)
             assert told.waiting() == []
@@ -166,11 +167,11 @@ async def test_the_watchdog_falls_silent_when_the_heartbeat_loop_is_stuck(
             await held.wait()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker, "_beat", hang)
+            patch.setattr(worker.heartbeat, "beat", hang)
             await asyncio.wait_for(inside.wait(), PATIENCE)
             late(worker, "heartbeat")
             await silent(told)
-            assert worker.turns.stuck() == ["heartbeat"]
+            assert worker.process.turns.stuck() == ["heartbeat"]
             assert not worker.alive()
         held.set()
         await asyncio.to_thread(told.until, "WATCHDOG")
@@ -196,7 +197,7 @@ async def test_a_database_that_does_not_answer_is_no_reason_to_be_killed(
 
 def late(worker: Worker, loop: str) -> None:
     """Let the loop's next turn have been due long ago."""
-    worker.turns._due[loop] -= 1000
+    worker.process.turns._due[loop] -= 1000
 
 
 async def silent(systemd: Systemd) -> None:

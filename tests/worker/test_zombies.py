@@ -130,11 +130,11 @@ async def test_a_worker_without_postgres_starts_nothing_and_keeps_what_it_has(
                 "select count(*) = 5 from vidgen.checkpoints where state = 'generating'",
             )
             between.cut()
-            await eventually(lambda: not worker.lease.held())
+            await eventually(lambda: not worker.process.life.lease.held())
             await eventually(lambda: not world.runway.generations(state="RUNNING"))
             late = world.order(user, world.scene(user))
             posts = len(world.runway.requests())
-            license_ = asyncio.create_task(worker._license())
+            license_ = asyncio.create_task(worker.process.license())
             await asyncio.sleep(0)
             assert not license_.done()
             assert posts == 5
@@ -162,9 +162,14 @@ async def test_results_of_a_worker_declared_dead_meanwhile_bounce(world: World) 
                 row = await world.until(task)
             assert (row["status"], row["attempt"]) == ("completed", 2)
             before = everything_about(world, task)
-            dead = cut_off.queue.worker_id
+            dead = cut_off.process.life.queue.worker_id
             between.mend()
-            await eventually(lambda: cut_off.queue.worker_id != dead and cut_off.lease.held())
+            await eventually(
+                lambda: (
+                    cut_off.process.life.queue.worker_id != dead
+                    and cut_off.process.life.lease.held()
+                )
+            )
             assert everything_about(world, task) == before
             assert (await world.until(world.order(user, world.scene(user))))["attempt"] == 1
     assert len(world.runway.generations()) == 4
@@ -199,7 +204,7 @@ async def test_a_coroutine_that_died_leaves_no_row_behind(world: World) -> None:
         await until_true(
             world, "select exists (select from vidgen.checkpoints where state = 'generating')"
         )
-        _, working = worker.running.pop(task)
+        _, working = worker.process.held.tasks.pop(task)
         working.cancel()
         row = await world.until(task)
     assert (row["status"], row["attempt"]) == ("completed", 2)

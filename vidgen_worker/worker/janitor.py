@@ -11,7 +11,6 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.database.pool import Row
@@ -38,9 +37,11 @@ from vidgen_worker.telemetry.events import (
     UploadsLeft,
     UploadsRemoved,
 )
+from vidgen_worker.worker.process import Process
+from vidgen_worker.worker.proofs import Proofs
 
-if TYPE_CHECKING:
-    from vidgen_worker.worker.worker import Worker
+TryGate = Callable[[Gate, int], Awaitable[bool]]
+"""Lets one task through a gate, which was probed so often; whether there was one."""
 
 SWEEP_EVERY = timedelta(seconds=60)
 STRAYS_EVERY = timedelta(seconds=15)
@@ -86,26 +87,21 @@ class Duty:
 class Janitor:
     """Sweeps on behalf of one worker."""
 
-    def __init__(self, worker: "Worker") -> None:
-        self._worker = worker
+    def __init__(self, process: Process, proofs: Proofs, try_gate: TryGate) -> None:
+        self._process = process
+        self.proofs = proofs
+        self._try_gate = try_gate
         self._closed = True
         self._look_at = 0.0
         """When it is looked up anew what is closed, by `boot_time`."""
         self._limits: dict[str, int | None] = {}
-        self._storage_proven = False
-        self._machine_proven = False
-        self._machine_closed = False
         self._room = ROOM
         """Bytes that must be free here: more after each time that it was too little."""
         self._noted: frozenset[str] = frozenset()
 
-    def proven(self) -> bool:
-        """Whether what is paid for can be kept: the store has said so once, the machine now."""
-        return self._storage_proven and self._machine_proven and not self._machine_closed
-
     def duties(self) -> tuple[Duty, ...]:
         """Everything that is done now and then, each with its own pace."""
-        settings = self._worker.settings
+        settings = self._process.settings
         pace = min(settings.vidgen_queue_poll, settings.vidgen_gate_probe)
         return (
             Duty("storage", PROVE_EVERY, self.prove_storage),
@@ -141,7 +137,7 @@ class Janitor:
         """Do one duty again and again, until the worker stops."""
         if not duty.at_once:
             await asyncio.sleep(duty.every.total_seconds() * random.random())  # noqa: S311
-        while not self._worker.stopping.is_set():
+        while not self._process.stopping.is_set():
             pause = await duty.do() or duty.every
             await asyncio.sleep(pause.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
 
@@ -150,39 +146,39 @@ class Janitor:
         try:
             await self._prove_storage()
         except Fault as fault:
-            if not self._storage_proven:
+            if not self.proofs.storage:
                 emit(StorageUnproven(code=fault.code, details=fault.details))
             elif fault.rule.first is First.SEND_AGAIN:
                 return None  # it may pass; uploads meet it too, and those are counted
             await self._close(Scope.STORAGE, fault)
         # Before the first proof the gate's probes may be minutes apart.
-        return None if self._storage_proven else self._worker.settings.vidgen_gate_probe
+        return None if self.proofs.storage else self._process.settings.vidgen_gate_probe
 
     async def _prove_storage(self) -> None:
-        noted = frozenset(str(misfit) for misfit in await self._worker.storage.prove())
+        noted = frozenset(str(misfit) for misfit in await self._process.storage.prove())
         for details in sorted(noted - self._noted):
             emit(BucketNoted(details=details))
         self._noted = noted
-        if not self._storage_proven:
-            self._storage_proven = True
-            self._worker.wake()
+        if not self.proofs.storage:
+            self.proofs.storage = True
+            self._process.wakes.claim.set()
 
     async def prove_machine(self) -> timedelta | None:
         """Look whether this machine can keep, and look at, what is paid for."""
         try:
-            await self._worker.machine_works(self._room)
+            await self._process.machine_works(self._room)
         except Fault as fault:
-            if not self._machine_proven:
+            if not self.proofs.machine:
                 emit(MachineUnproven(code=fault.code, details=fault.details))
             await self._close(Scope.MACHINE, fault)
-            return self._worker.settings.vidgen_gate_probe
-        self._machine_proven = True
-        self._worker.wake()
+            return self._process.settings.vidgen_gate_probe
+        self.proofs.machine = True
+        self._process.wakes.claim.set()
         return None
 
     async def _close(self, scope: Scope, fault: Fault) -> None:
-        gates = self._worker.gates
-        gate = self._worker.queue.key.scopes.gate(scope, ALL_MODELS)
+        gates = self._process.life.gates
+        gate = self._process.life.queue.key.scopes.gate(scope, ALL_MODELS)
         message = fault.rule.brake.message if fault.rule.brake else fault.message
         if await gates.close(gate, fault.code, message, fault.details):
             emit(GateClosed(
@@ -191,22 +187,22 @@ class Janitor:
 
     async def probe_closed(self) -> None:
         """Probe where something is closed, which is looked up only when it may have changed."""
-        worker = self._worker
+        process = self._process
         sweeping = boot_time() >= self._look_at
-        if sweeping or worker.gates_heard or not worker.listener.listening:
-            worker.gates_heard = False
+        if sweeping or process.wakes.gates or not process.listener.listening:
+            process.wakes.gates = False
             self._look_at = boot_time() + SWEEP_EVERY.total_seconds()
-            closed = await worker.gates.read_closed()
+            closed = await process.life.gates.read_closed()
             self._closed = bool(closed)
-            machine = worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS).scope
-            self._machine_closed = any(gate["scope"] == machine for gate in closed)
+            machine = process.life.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS).scope
+            self.proofs.machine_closed = any(gate["scope"] == machine for gate in closed)
         if self._closed:
             await self.probe()
 
     async def probe(self) -> None:
         """Probe one closed gate whose time has come; open it where the probe goes well."""
-        worker, gates = self._worker, self._worker.gates
-        if not worker.settings.runwayml_enabled:
+        process, gates = self._process, self._process.life.gates
+        if not process.settings.runwayml_enabled:
             return  # a worker that claims nothing could not try the gate after a storm
         due = await gates.take_probe()
         if due is None:
@@ -215,7 +211,7 @@ class Janitor:
         problem = await self._problem(due["reason"], gate)
         if problem is None and due["reason"] == PROVIDER_STORM:
             # Reading the account is free and says little: the gate opens when one task went well.
-            tried = await worker.try_gate(gate, due["probes"])
+            tried = await self._try_gate(gate, due["probes"])
             problem = "one task tries it" if tried else "no task waits that could try it"
         elif problem is None and not self._is_machine(gate) and await gates.try_kept(gate):
             # Free too, and it tells more than any probe: it is what the trouble was met with.
@@ -224,7 +220,7 @@ class Janitor:
             problem is None
             and due["reason"] == ROW_REFUSED
             and await gates.is_troubled(gate, ROW_REFUSED)
-            and await worker.try_gate(gate, due["probes"])
+            and await self._try_gate(gate, due["probes"])
         ):
             # Its row would take it; what else a paid stage needs is only known when one is stored.
             problem = "one task tries it"
@@ -236,9 +232,9 @@ class Janitor:
                     closed_seconds=round(seconds, 1),
                 ))  # fmt: skip
             if self._is_machine(gate):
-                self._machine_closed = False
+                self.proofs.machine_closed = False
                 self._room = min(self._room * 4, MOST_ROOM)
-                worker.wake()
+                process.wakes.claim.set()
         else:
             emit(GateProbed(
                 scope=gate.scope, model=gate.model, code=due["reason"], details=problem
@@ -249,24 +245,24 @@ class Janitor:
 
         A model that the account doesn't name has no limit: the provider itself holds it back.
         """
-        worker = self._worker
-        models, others_unknown = await worker.limits.ask(LIMITS_EVERY)
-        said = worker.limits.of_settings()
+        process = self._process
+        models, others_unknown = await process.life.limits.ask(LIMITS_EVERY)
+        said = process.life.limits.of_settings()
         for model in said.keys() & set(models):
             # Again and again: that mends whatever the number of slots has drifted to.
-            await worker.limits.set_limit(model, said[model])
+            await process.life.limits.set_limit(model, said[model])
         unset = [model for model in models if model not in said]
         if not unset:
             return LIMITS_AGAIN if others_unknown else LIMITS_EVERY
         try:
-            account = await worker.provider.account()
+            account = await process.provider.account()
         except Fault as fault:
             emit(LimitsUnread(code=fault.code, details=fault.details))
             return LIMITS_AGAIN
         for model in unset:
             found = account.models.get(model)
             limit = None if found is None else found.max_concurrent
-            await worker.limits.set_limit(model, limit)
+            await process.life.limits.set_limit(model, limit)
             if model not in self._limits or self._limits[model] != limit:
                 self._limits[model] = limit
                 emit(LimitRead(model=model, slots=limit))
@@ -274,12 +270,12 @@ class Janitor:
 
     async def count(self) -> None:
         """Read the fleet's numbers for /metrics."""
-        fleet = await self._worker.queue.upkeep.fleet()
-        self._worker.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
+        fleet = await self._process.life.queue.upkeep.fleet()
+        self._process.metrics.show(fleet.numbers, fleet.closed, fleet.slots)
 
     async def audit(self) -> None:
         """Compare the ledger with balances and holds, part by part; one worker for the fleet."""
-        queue = self._worker.queue
+        queue = self._process.life.queue
         if await queue.upkeep.take_duty("audit", AUDIT_EVERY * 0.9):
             entries = await queue.upkeep.audit_entries(AUDIT_ENTRIES)
             while entries == AUDIT_ENTRIES:
@@ -296,11 +292,11 @@ class Janitor:
             uploads, oldest = await queue.upkeep.uploads_left()
             if uploads:
                 emit(UploadsLeft(uploads=uploads, oldest_seconds=oldest.total_seconds()))
-        self._worker.metrics.audited(await queue.upkeep.read_audit())
+        self._process.metrics.audited(await queue.upkeep.read_audit())
 
     async def forget(self) -> None:
         """Remove private rows of tasks that ended long ago; one worker for the fleet."""
-        queue = self._worker.queue
+        queue = self._process.life.queue
         if not await queue.upkeep.take_duty("forget", FORGET_EVERY * 0.9):
             return
         tasks, holds, after = 0, 0, None
@@ -315,15 +311,15 @@ class Janitor:
             emit(TasksForgotten(tasks=tasks, holds=holds))
 
     def _is_machine(self, gate: Gate) -> bool:
-        return gate == self._worker.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS)
+        return gate == self._process.life.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS)
 
     async def _problem(self, reason: str, gate: Gate) -> str | None:
         """Why the gate must stay closed; None when it may open."""
-        of_storage = self._worker.queue.key.scopes.gate(Scope.STORAGE, ALL_MODELS)
+        of_storage = self._process.life.queue.key.scopes.gate(Scope.STORAGE, ALL_MODELS)
         try:
             if self._is_machine(gate):
-                await self._worker.machine_works(self._room)
-                self._machine_proven = True
+                await self._process.machine_works(self._room)
+                self.proofs.machine = True
                 return None
             if gate == of_storage or reason.startswith("STORAGE"):
                 await self._prove_storage()
@@ -332,11 +328,11 @@ class Janitor:
             return fault.details
         if reason == ROW_REFUSED:
             return await self._rows_problem(gate)
-        return await account_problem(self._worker.provider, reason, gate.model)
+        return await account_problem(self._process.provider, reason, gate.model)
 
     async def _rows_problem(self, gate: Gate) -> str | None:
         """Why rows may not take what is paid for; None where one of them does."""
-        gates = self._worker.gates
+        gates = self._process.life.gates
         if not await gates.is_troubled(gate, ROW_REFUSED):
             return None
         found = await gates.try_rows()
@@ -359,19 +355,19 @@ class Janitor:
 
     async def sweep_rows(self) -> None:
         """Remove rows that are of no use any more."""
-        await self._worker.queue.upkeep.sweep()
+        await self._process.life.queue.upkeep.sweep()
 
     async def retry_refused(self) -> None:
         """Meet the tasks again that are set aside and whose pause is over."""
-        await self._worker.queue.conclusions.retry_refused()
+        await self._process.life.queue.conclusions.retry_refused()
 
     async def write_owed_scenes(self) -> None:
         """Write to the scenes that were locked when their tasks wrote them."""
-        await self._worker.queue.conclusions.write_owed_scenes()
+        await self._process.life.queue.conclusions.write_owed_scenes()
 
     async def end_strays(self) -> None:
         """End the generations that nobody follows, book what they cost and so free their slots."""
-        queue = self._worker.queue
+        queue = self._process.life.queue
         for row in await queue.submissions.let_anyone_follow():
             emit(GenerationLeftAlone(
                 task=str(row["task_id"]), generation=row["generation_id"],
@@ -386,7 +382,7 @@ class Janitor:
             await self._end_stray(row)
 
     async def _end_stray(self, row: Row) -> None:
-        queue, provider = self._worker.queue, self._worker.provider
+        queue, provider = self._process.life.queue, self._process.provider
         task_id, generation_id = row["task_id"], row["generation_id"]
         try:
             if row["kept"]:
@@ -407,7 +403,7 @@ class Janitor:
                 if await queue.submissions.is_gone(task_id, generation_id):
                     await queue.submissions.close_generation(task_id, generation_id, "gone", None)
                 return
-            if row["age"] < self._worker.settings.vidgen_stage_hard_deadline.total_seconds():
+            if row["age"] < self._process.settings.vidgen_stage_hard_deadline.total_seconds():
                 return  # the provider can't be asked now; the row stays and is met again
             # It must be over by now: its slot is not kept for ever, its cost is looked for later.
             state, cost = GIVEN_UP, None
@@ -416,7 +412,7 @@ class Janitor:
 
     async def remove_uploads(self) -> None:
         """Remove from Storage what was uploaded and will never be charged."""
-        queue, removed = self._worker.queue, 0
+        queue, removed = self._process.life.queue, 0
         for _ in range(MOST_BATCHES):
             rows = await queue.upkeep.take_uploads(UPLOADS_BATCH)
             for bucket in sorted({row["bucket"] for row in rows}):
@@ -429,31 +425,31 @@ class Janitor:
     async def _remove(self, bucket: str, uploads: list[Row]) -> int:
         """Remove these uploads of one bucket; how many of them for the first time."""
         try:
-            await self._worker.storage.remove(bucket, [row["path"] for row in uploads])
+            await self._process.storage.remove(bucket, [row["path"] for row in uploads])
         except Fault as fault:
             if not fault.rule.absent:  # with a bucket its files are gone
                 emit(UploadsKept(
                     bucket=bucket, uploads=len(uploads), code=fault.code, details=fault.details
                 ))  # fmt: skip
                 return 0
-        await self._worker.queue.upkeep.uploads_removed([row["upload_id"] for row in uploads])
+        await self._process.life.queue.upkeep.uploads_removed([row["upload_id"] for row in uploads])
         return sum(row["first_time"] for row in uploads)
 
     async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""
-        for row in await self._worker.queue.submissions.costs_to_read_again():
+        for row in await self._process.life.queue.submissions.costs_to_read_again():
             # One that somebody else's transaction holds is met again.
             with contextlib.suppress(RowRefusedError):
                 await self._read_cost_again(row)
 
     async def _read_cost_again(self, row: Row) -> None:
-        queue = self._worker.queue
+        queue = self._process.life.queue
         task_id, generation_id = row["task_id"], row["generation_id"]
         try:
             if row["given_up"]:
-                await end_at_provider(self._worker.provider, queue, task_id, generation_id)
+                await end_at_provider(self._process.provider, queue, task_id, generation_id)
                 return
-            generation = await self._worker.provider.poll(generation_id)
+            generation = await self._process.provider.poll(generation_id)
         except NotOursError:
             return  # another key can say
         except Fault as fault:

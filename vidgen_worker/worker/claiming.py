@@ -1,0 +1,177 @@
+"""The claim loop: takes waiting tasks, tasks of the dead, and tasks that are to be cancelled.
+
+One claim at a time; `lock` is held while one is in flight. Nothing here runs an attempt.
+"""
+
+import asyncio
+import contextlib
+import random
+from datetime import timedelta
+
+from vidgen_worker.database.pool import STATEMENT_DEADLINE
+from vidgen_worker.domain.clock import boot_time
+from vidgen_worker.domain.keys import Gate
+from vidgen_worker.telemetry.bus import emit
+from vidgen_worker.telemetry.events import TaskFailed, TaskHandedBack
+from vidgen_worker.worker.attempts import Attempts
+from vidgen_worker.worker.ending import LOOPS_END, end_all
+from vidgen_worker.worker.lease import Observer
+from vidgen_worker.worker.process import Process
+from vidgen_worker.worker.proofs import Proofs
+from vidgen_worker.worker.reports import Reports
+
+CLAIM_AGAIN = timedelta(milliseconds=30)
+CLAIM_STATEMENTS = 8
+"""Statements in one turn of the claim loop at the most, and a heartbeat's to wait for."""
+ROOM_EVERY = 60.0
+"""Seconds between two times that tasks are given back for one that is to run alone."""
+MOST_EMPTY_CLAIMS = 10
+
+
+class Claiming:
+    """When this worker claims, and how much."""
+
+    def __init__(self, process: Process, proofs: Proofs, reports: Reports) -> None:
+        self._process = process
+        self._proofs = proofs
+        self._attempts = Attempts(process, reports, self._freed)
+        self._observer = Observer()
+        self.lock = asyncio.Lock()
+        self._more = True
+        self._making_room = False
+        """Claim nothing until idle: a task waits that is to run alone."""
+        self._sweep_due = 0.0
+        self._room_due = 0.0
+
+    async def loop(self) -> None:
+        """One claim, then wait for a reason for the next: NOTIFY, a free slot, the poll."""
+        process, wakes = self._process, self._process.wakes
+        empty = 0
+        due = 0.0
+        longest = process.settings.vidgen_queue_poll * 1.1 + CLAIM_STATEMENTS * STATEMENT_DEADLINE
+        while not process.stopping.is_set():
+            process.turns.turned("claim", longest)
+            wakes.claim.clear()
+            polled = boot_time() >= due
+            if polled:
+                poll = process.settings.vidgen_queue_poll.total_seconds()
+                due = boot_time() + poll * random.uniform(0.9, 1.1)  # noqa: S311
+            if wakes.cancel.is_set():
+                wakes.cancel.clear()
+                async with self.lock:
+                    self._attempts.start(await process.life.queue.claims.take_cancelled())
+            if polled:
+                await self._take_over()
+            progress = await self._claim()
+            empty = 0 if progress else empty + 1
+            if self._more and self._slots() > 0 and empty <= MOST_EMPTY_CLAIMS:
+                await process.sleep(
+                    CLAIM_AGAIN * random.uniform(0.5, 1.5) * (0 if progress else 1)  # noqa: S311
+                )
+                continue
+            if not progress:
+                # A flood of NOTIFY, which any role may send, is answered at this pace.
+                await process.sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5))  # noqa: S311
+            empty = 0
+            await self._wait_for_wake(max(due - boot_time(), 0.0))
+
+    async def try_gate(self, gate: Gate, probes: int) -> bool:
+        """Let one task through a gate, beyond the slots; whether there was one to try it."""
+        process = self._process
+        if not process.life.lease.held() or process.stopping.is_set():
+            return False
+        async with self.lock:
+            await process.life.queue.line.line_up()
+            claimed = await process.life.gates.claim_trial(gate, probes)
+            self._attempts.start(claimed, trial=gate)
+        return bool(claimed)
+
+    def _freed(self) -> None:
+        """A slot is free: claim at once where rows were left."""
+        if self._more:
+            self._process.wakes.claim.set()
+
+    async def _wait_for_wake(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._process.wakes.claim.wait()
+
+    def _claims(self) -> bool:
+        """Whether this worker claims at all now.
+
+        Not before the file store and this machine have proven that they can keep what is paid for,
+        and not while a gate says that this machine can't.
+        """
+        process = self._process
+        enabled = process.settings.runwayml_enabled and self._proofs.proven()
+        return enabled and not process.stopping.is_set() and process.life.lease.held()
+
+    def _slots(self) -> int:
+        """How many tasks may be claimed now."""
+        held = self._process.held
+        if not self._claims():
+            return 0
+        if any(run.alone for run in held.runs()):
+            return 0
+        if self._making_room and held:
+            return 0
+        return max(self._process.settings.vidgen_concurrency - len(held), 0)
+
+    async def _claim(self) -> bool:
+        """Claim once; whether it got anywhere, so that the next one may do so at once."""
+        process = self._process
+        slots = self._slots()
+        if slots == 0:
+            return False
+        async with self.lock:
+            began = boot_time()
+            claimed = await process.life.queue.claims.take(slots, idle=not process.held)
+            process.metrics.claimed(boot_time() - began)
+            self._attempts.start(claimed.tasks)
+        self._more = claimed.more
+        return bool(claimed.tasks or claimed.cleared)
+
+    async def _take_over(self) -> None:
+        """Take the tasks of the dead; once per lease even without a free slot, for others to take.
+
+        A worker under load has no free slot whenever it looks: the dead must not wait for one.
+        """
+        process = self._process
+        slots = self._slots()
+        if slots == 0 and (boot_time() < self._sweep_due or not self._claims()):
+            return
+        self._sweep_due = boot_time() + process.settings.vidgen_lease.total_seconds()
+        async with self.lock:
+            sent = boot_time()
+            beats = await process.life.queue.leases.heartbeats()
+            self._observer.look(beats, sent, boot_time())
+            taken, lost, self._making_room = await process.life.queue.leases.take_over(
+                slots, self._observer.silent(), idle=not process.held,
+                steady=process.life.lease.steady(),
+            )  # fmt: skip
+            self._attempts.start(taken)
+        if self._making_room:
+            await self._make_room()
+        for task, _ in lost:
+            emit(TaskFailed(
+                fence=task.fence, code="WORKER_LOST", message="The worker died several times",
+                details=f"{process.settings.vidgen_max_crashes} deaths without progress",
+            ))  # fmt: skip
+
+    async def _make_room(self) -> None:
+        """Give back what is only polled, which may take hours: a task waits that is to run alone.
+
+        Now and then only: without a slot for that task, this worker takes them again.
+        """
+        process = self._process
+        polled = {task_id: held for task_id, held in process.held.tasks.items() if held[0].polling}
+        if not polled or boot_time() < self._room_due:
+            return
+        self._room_due = boot_time() + ROOM_EVERY
+        async with self.lock:
+            await end_all({working for _, working in polled.values()}, LOOPS_END)
+            given = await process.life.queue.leases.hand_back(
+                [(task_id, run.task.fence.attempt) for task_id, (run, _) in polled.items()]
+            )
+        for task_id in given:
+            emit(TaskHandedBack(fence=polled[task_id][0].task.fence))

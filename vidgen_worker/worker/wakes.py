@@ -1,0 +1,28 @@
+"""What wakes the loops before their time: a NOTIFY, a free slot, a verdict of the heartbeat.
+
+Nothing here looks anything up.
+"""
+
+import asyncio
+
+
+class Wakes:
+    """One event for each loop that can be woken."""
+
+    def __init__(self) -> None:
+        self.claim = asyncio.Event()
+        self.cancel = asyncio.Event()
+        """A waiting task is to be cancelled: a claim of its own does that."""
+        self.beat = asyncio.Event()
+        self.gates = True
+        """A gate may have closed or opened since the janitor looked."""
+
+    def heard(self, payload: str) -> None:
+        """Take in a NOTIFY."""
+        if payload == "gate":
+            self.gates = True
+        if payload == "cancel":
+            # A waiting task is cancelled by a claim, one that runs here by a heartbeat's verdict.
+            self.cancel.set()
+            self.beat.set()
+        self.claim.set()
