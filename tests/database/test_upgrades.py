@@ -267,7 +267,7 @@ def test_what_has_ended_is_kept_column_by_column(ground: Ground) -> None:
     assert columns(ground, "public.video_generation_tasks") - free - kept == set()
 
 
-# Worker N-1. At a release, `former_queries.sql` becomes a copy of its queries.sql.
+# Worker N-1. At a release, `former_queries.sql` becomes the statements of its boxes.
 
 FORMER_QUERIES = read_queries(FORMER.read_text(), FORMER.name)
 

@@ -73,6 +73,20 @@ def test_every_box_says_what_it_is_for_and_what_it_never_does() -> None:
         assert len(docstring.splitlines()) >= 3, f"{folder}: what does it never do?"
 
 
+def test_the_layout_is_the_layers_and_says_what_each_box_says() -> None:
+    contracts = PROJECT["tool"]["importlinter"]["contracts"]
+    (layers,) = [one["layers"] for one in contracts if one.get("containers") == ["vidgen_worker"]]
+    rows = []
+    for layer in reversed(layers):
+        for name in re.findall(r"(?<!\()\b[a-z]+\b(?!\))", layer):
+            folder = ROOT / "vidgen_worker" / name
+            if folder.is_dir():
+                docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+                rows.append(f"| `{name}/` | {str(docstring).splitlines()[0]} |")
+    written = re.findall(r"^\| `\w+/` .*$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert written == rows, "the table in CONTRIBUTING.md is another one"
+
+
 def test_every_box_has_its_tests() -> None:
     boxes = {path.parent.name for path in (ROOT / "vidgen_worker").glob("*/__init__.py")}
     tested = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}

@@ -2,7 +2,7 @@
 
 `python -m tests.soak.run --seed N` plays one run, prints what happened as tables, and exits 1 on a
 violation. A seed decides the tasks, their faults and their cancels; the scheduler decides the rest.
-What must be true at the end is asked in `soak_audit.py`. It never touches a database not its own.
+What must be true at the end is asked in `audit.py`. It never touches a database not its own.
 """
 
 import argparse

@@ -129,7 +129,7 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
 def test_every_alert_reads_metrics_that_exist_and_is_in_the_runbook() -> None:
     docs = Path(__file__).parents[2] / "docs"
     rules = (docs / "alerts.yml").read_text()
-    worker_s = {"running", "concurrency", "lease_age_seconds"}  # named in worker.py
+    worker_s = {"running", "concurrency", "lease_age_seconds"}  # named in worker/worker.py
     served = {sample.name for metric in Metrics().registry.collect() for sample in metric.samples}
     served |= {metric.name for metric in Metrics().registry.collect()}
     served |= {f"{name}_total" for name in served} | {f"vidgen_{name}" for name in worker_s}

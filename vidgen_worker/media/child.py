@@ -1,9 +1,9 @@
 """The child process in which libav reads files from outside: look at one, conform it if needed.
 
-Started by `media.py` as a script of its own. It reads one job a line as JSON on standard input,
+Started by `outputs.py` as a script of its own. It reads one job a line as JSON on standard input,
 answers one line on standard output, and ends with its input, that is with its parent, also in the
 middle of a job. Each file is looked at by a process forked for it, with limits of memory, CPU and
-file size, no rights, no secrets, and only the file's own folder (`media_walls.py`): whatever a file
+file size, no rights, no secrets, and only the file's own folder (`walls.py`): whatever a file
 makes of libav, one job fails. It never talks to a network.
 """
 

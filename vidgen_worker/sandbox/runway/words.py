@@ -2,7 +2,7 @@
 
 One table, which the command line and the README print. `xN` says how often a word fires for the
 same prompt at the same endpoint; without it a transient word fires once and a lasting one always.
-It never decides what a word does: `runway.py` does.
+It never decides what a word does: `double.py` does.
 """
 
 import re
