@@ -26,7 +26,7 @@ create table vidgen.workers (
   -- The provider's account that a worker spends from: a label of the operator's, because the provider
   -- names none. And the scopes of the gates that concern the worker.
   account text not null default 'default',
-  scopes text[],
+  scopes text[] not null,
   constraint lease_is_positive check (lease > interval '0')
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
@@ -37,7 +37,7 @@ comment on column vidgen.workers.steady_since is
 comment on column vidgen.workers.account is
   'The label of the provider''s account (VIDGEN_ACCOUNT) whose key this worker uses.';
 comment on column vidgen.workers.scopes is
-  'Scopes of the gates that concern this worker; null: ''*'' and its key_fingerprint.';
+  'Scopes of the gates that concern this worker.';
 
 -- When each key was last heard of here. A worker's row tells while it is there; this one outlives it.
 create table vidgen.keys (

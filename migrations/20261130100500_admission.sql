@@ -106,7 +106,7 @@ comment on table vidgen.limits is
 comment on column vidgen.limits.read_at is
   'When the provider or a setting said so; null: nobody knows yet, and one at a time is safe.';
 comment on column vidgen.limits.key_fingerprint is
-  'The account''s label; of a worker of the version before, its key''s fingerprint.';
+  'The account''s label.';
 
 create table vidgen.slots (
   id bigint generated always as identity primary key,
@@ -210,7 +210,7 @@ as $$
 begin
   lock table public.video_generation_gates in share row exclusive mode;
   with working as (
-    select w.provider, coalesce(w.scopes, array['*', w.key_fingerprint]) as scopes
+    select w.provider, w.scopes
       from vidgen.workers as w
      where w.dead_at is null and w.concurrency > 0
   ),
@@ -305,7 +305,7 @@ select l.provider, l.key_fingerprint, l.model,
                  from public.video_generation_tasks as t
                  join vidgen.workers as w on w.id = t.worker_id
                 where t.status = 'processing'
-                  and w.provider = l.provider and l.key_fingerprint in (w.account, w.key_fingerprint)
+                  and w.provider = l.provider and w.account = l.key_fingerprint
                   and not exists (
                     select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
                   )
@@ -376,8 +376,8 @@ begin
      set max_generations = excluded.max_generations, read_at = excluded.read_at;
 
   if new_max is not null then
-    -- What is in flight without a slot here: begun while the model had no limit, or by a worker that
-    -- has the account's slots under another name.
+    -- What is in flight without a slot here: begun while the model had no limit, or with a key that had
+    -- another account's label then.
     insert into vidgen.slots (provider, key_fingerprint, model, task_id, submission_id, taken_at)
     select s.provider, of_key, s.model, s.task_id, s.id, s.sent_at
       from vidgen.submissions as s
@@ -387,13 +387,7 @@ begin
        -- Without an answer for long: given up, or about to be (see free_slots).
        and (s.answer = 'generation' or (s.answer is null and s.sent_at > now() - interval '10 minutes'))
        and s.provider = of_provider and s.model = of_model
-       and coalesce(
-             (
-               select same.account from vidgen.keys as same
-                where same.provider = of_provider and same.key_fingerprint = of_key
-             ),
-             of_key
-           ) in (s.account, k.account)
+       and of_key in (s.account, k.account)
        and not exists (
          select from vidgen.slots as taken
           where taken.submission_id = s.id and taken.key_fingerprint = of_key

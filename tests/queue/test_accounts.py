@@ -127,9 +127,12 @@ async def test_a_rotation_of_keys_loses_and_doubles_nothing(
 
 
 async def test_two_keys_of_one_account_share_its_tier(world: World) -> None:
-    """Nothing is ever throttled, because nothing is ever sent beyond the limit."""
-    world.environment = {}
-    world.runway.set(concurrency=2)
+    """Nothing is ever throttled, because nothing is ever sent beyond the limit.
+
+    Neither has places for three, so both work; together they have places for four.
+    """
+    world.environment = {"VIDGEN_CONCURRENCY": "2"}
+    world.runway.set(concurrency=3)
     async with world.worker(), world.worker(RUNWAYML_API_SECRET=world.runway.another_key()):
         rows = [await world.until(task) for task in orders(world, 6)]
     assert {row["status"] for row in rows} == {"completed"}

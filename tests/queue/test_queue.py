@@ -401,25 +401,6 @@ def test_a_stored_clip_is_anybody_s_to_conclude(ground: Ground) -> None:
     assert [one.id for one in stranger.claim(**OF_ANOTHER)] == [held.id]
 
 
-def test_what_an_older_worker_has_in_flight_takes_the_account_s_slots(ground: Ground) -> None:
-    """It has limits of its own under its key's fingerprint; either side counts the other's."""
-    old, new = ground.worker(scopes=None), ground.worker()
-    before: dict[str, Any] = {"account": "key"}
-    old("set_limit", model="gen4_image", max_generations=2, **before)
-    ground.order()
-    (held,) = old.claim(**before)
-    old.about(held, "start_task")
-    old.about(held, "begin_submission", **before)
-    ground.sql("update vidgen.submissions set account = 'default'")
-    new("set_limit", model="gen4_image", max_generations=2)
-    ground.order()
-    ground.order()
-    assert len(new.claim()) == 1, "one of two is taken"
-    old.about(held, "answer_submission")
-    old.about(held, "end_generation")
-    assert ground.none("select from vidgen.slots where submission_id is not null")
-
-
 # What users are told.
 
 
@@ -476,15 +457,6 @@ def test_two_gates_that_close_at_once_are_seen_by_the_second(ground: Ground) -> 
         late = other.later(lambda: other("close_gate", scope="key:another", model="*"))
         assert ground.waits(late)
     late.result()
-    assert [model for model, _ in shown_to_users(ground)] == ["*"]
-
-
-def test_a_worker_of_the_version_before_counts_with_its_key(ground: Ground) -> None:
-    ground.worker(scopes=None)
-    one = ground.worker(scopes=SCOPES)
-    one("close_gate", scope="key:key", model="*")
-    assert shown_to_users(ground) == []
-    one("close_gate", scope="key", model="*")
     assert [model for model, _ in shown_to_users(ground)] == ["*"]
 
 

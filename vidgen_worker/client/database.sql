@@ -252,8 +252,7 @@ select model,
  order by model;
 
 -- outlay_of_account --
--- Provider credits of all our generations of one account, and the reading before this one: readings
--- stand under the account's label, those of the version before under the key's fingerprint.
+-- Provider credits of all our generations of one account, and the reading before this one.
 select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
        + coalesce(
            (
@@ -264,7 +263,7 @@ select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
            0
          ) as outlay,
        (select to_jsonb(r) from vidgen.account_readings as r
-         where r.provider = %(provider)s and r.key_fingerprint in (%(account)s, %(key_fingerprint)s)
+         where r.provider = %(provider)s and r.key_fingerprint = %(account)s
          order by r.read_at desc limit 1) as reading
   from vidgen.submissions as s
  where s.provider = %(provider)s
@@ -279,8 +278,7 @@ returning id;
 
 -- provider_slots --
 -- How much of what the tier allows is taken, by account and model; without a limit, what is open. Only
--- of accounts that have a worker, or something in flight (a worker of the version before has its limits
--- under its key's fingerprint).
+-- of accounts that have a worker, or something in flight.
 select account, model, slots, taken
   from (
     select l.key_fingerprint as account, l.model, l.max_generations as slots,
@@ -290,7 +288,7 @@ select account, model, slots, taken
                  from vidgen.submissions as s
                 where s.ended_at is null and s.answer is distinct from 'unknown'
                   and s.provider = l.provider and s.model = l.model
-                  and l.key_fingerprint in (s.account, s.key_fingerprint)
+                  and s.account = l.key_fingerprint
              )
              else (
                select count(*)
@@ -303,8 +301,7 @@ select account, model, slots, taken
            exists (
              select from vidgen.workers as w
               where w.dead_at is null and w.provider = l.provider
-                and l.key_fingerprint
-                  = case when w.scopes is null then w.key_fingerprint else w.account end
+                and w.account = l.key_fingerprint
            ) as works
       from vidgen.limits as l
   ) as of_account

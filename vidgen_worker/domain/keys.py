@@ -73,12 +73,8 @@ class Scopes:
                 return Gate(f"machine:{self.machine}", ALL_MODELS)
 
     def all(self) -> list[str]:
-        """Every scope whose gates concern this worker.
-
-        The bare fingerprint is what a worker of the version before closed its gates for.
-        """
-        found = {self.gate(scope, ALL_MODELS).scope for scope in Scope}
-        return sorted(found | {OPERATOR, self.key})
+        """Every scope whose gates concern this worker."""
+        return sorted({self.gate(scope, ALL_MODELS).scope for scope in Scope} | {OPERATOR})
 
 
 def fingerprint(secret: str) -> str:

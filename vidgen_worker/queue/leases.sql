@@ -151,7 +151,7 @@ asked as materialized (
           and not exists (
             select from vidgen.gates as g
              where g.provider = w.provider
-               and g.key_fingerprint = any (coalesce(w.scopes, array['*', w.key_fingerprint]))
+               and g.key_fingerprint = any (w.scopes)
           )
      )
      and not exists (

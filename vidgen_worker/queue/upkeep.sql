@@ -15,15 +15,8 @@ returning w.id
 -- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
 delete from vidgen.gates as g
  where g.closed_at < now() - interval '1 hour'
-   and (
-     g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
-     -- Of a worker of the version before.
-     or exists (select from vidgen.keys as k where k.key_fingerprint = g.key_fingerprint)
-   )
-   and not exists (
-     select from vidgen.workers as w
-      where g.key_fingerprint = any (coalesce(w.scopes, array[w.key_fingerprint]))
-   )
+   and g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
+   and not exists (select from vidgen.workers as w where g.key_fingerprint = any (w.scopes))
 
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
@@ -133,7 +126,7 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
           from (
-            -- Of accounts that have a worker; one of the version before has its limits under its key.
+            -- Of accounts that have a worker.
             select l.model, sum(l.max_generations) as slots,
                    sum((select count(*) from vidgen.slots as s
                          where (s.provider, s.key_fingerprint, s.model)
@@ -144,8 +137,7 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
                and exists (
                  select from vidgen.workers as w
                   where w.dead_at is null and w.provider = l.provider
-                    and l.key_fingerprint
-                      = case when w.scopes is null then w.key_fingerprint else w.account end
+                    and w.account = l.key_fingerprint
                )
              group by l.model
           ) as of_model) as slots
