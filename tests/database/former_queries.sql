@@ -235,6 +235,8 @@ update vidgen.gates as g
 -- is read in this statement's own snapshot, beside which another claim may commit. The count before
 -- them only says how many turns are worth a lock.
 with
+-- use concern --
+,
 -- use opening --
 ,
 places as materialized (
@@ -335,12 +337,15 @@ reserved as (
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
+taken as materialized (
+  select array(select id from begun where refused is null) as ids
+),
 left_over as materialized (
   select line.user_id,
          row_number() over (order by line.waiting_since) as place,
-         count(begun.id) as taken,
+         count(*) filter (where waiting.id = any (taken.ids)) as taken,
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(begun.id)
+         count(waiting.id) > count(*) filter (where waiting.id = any (taken.ids))
          or line.arrivals is distinct from (
            select seen.arrivals
              from vidgen.turns as seen
@@ -349,11 +354,13 @@ left_over as materialized (
          bool_or(waiting.at_cap) as at_cap,
          -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
          -- stand in everybody's way.
-         bool_or(waiting.suspect or (chosen.id is not null and begun.id is null)) as passed
+         bool_or(
+           waiting.suspect
+           or (waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
+         ) as passed
     from line
+   cross join taken
     left join waiting on waiting.user_id = line.user_id
-    left join chosen on chosen.id = waiting.id
-    left join begun on begun.id = waiting.id and begun.refused is null
    group by line.user_id, line.waiting_since, line.arrivals
 ),
 moved as (
@@ -392,8 +399,15 @@ select c.*, false as alone,
 -- output that is to show that rows are taken again may be among it. It is left to others by a worker
 -- behind a gate of its own, which could not read it, or not store it.
 with
--- use opening --
+-- use concern --
 ,
+limited as materialized (
+  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
+         coalesce(bool_or(l.model = %(video_model)s), false) as videos
+    from vidgen.limits as l
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+     and l.max_generations is not null
+),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
@@ -428,14 +442,14 @@ alone as materialized (
   select begun.*, first.stage
     from (
       select suspect.task_id, suspect.stage
-        from suspect, gate, place
+        from suspect, gate, limited
        where %(idle)s
          and case
                when suspect.stage is null then not gate.aside
                when gate.closed then false
                when suspect.stage = 'video'
-               then not place.videos_limited or exists (select from video_slots)
-               else not place.images_limited or exists (select from image_slots)
+               then not limited.videos or exists (select from video_slots)
+               else not limited.images or exists (select from image_slots)
              end
        order by suspect.run_after
       offset 0
@@ -476,11 +490,15 @@ clips as materialized (
      select greatest(
               least(
                 %(slots)s - (select count(*) from living),
-                case when videos_limited then (select count(*) from video_slots) - video_kept end
+                case when limited.videos then
+                  (select count(*) from video_slots)
+                  -- One is left for a suspect.
+                  - (exists (select from suspect where stage = 'video') and not gate.images)::integer
+                end
               ),
               0
             )
-       from place
+       from limited, gate
    )
 ),
 begun as materialized (
@@ -516,6 +534,8 @@ select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_fa
 -- the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free: then nothing may
 -- start, and asking again costs a statement each time.
 with
+-- use concern --
+,
 -- use opening --
 select ready.suspects or ready.living or ready.clips as resumable,
        not gate.closed
@@ -742,8 +762,8 @@ coalesce(
   'infinity'
 )
 
--- fragment opening --
--- What this worker may begin now, and what goes first: docs/claim.md.
+-- fragment concern --
+-- The suspects that this worker may take, and the gates that keep it from something.
 suspect as materialized (
   select s.task_id, s.run_after, s.stage
     from vidgen.suspects as s
@@ -758,20 +778,26 @@ gate as materialized (
     from vidgen.gates as g
    where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
+)
+
+-- fragment opening --
+-- What this worker may begin now, and what goes first: docs/claim.md.
+alone as materialized (
+  select coalesce(bool_or(stage = 'image'), false) as images,
+         coalesce(bool_or(stage = 'video'), false) as videos,
+         coalesce(bool_or(stage is null), false) as living
+    from suspect
 ),
 place as materialized (
   -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
   -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
   -- (Two claims at once may take it all the same; then the next one that comes free is left.)
-  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
-         case when gate.videos then 0 else v.free - kept.video end as videos,
-         i.free is not null as images_limited, v.free is not null as videos_limited,
-         kept.video as video_kept
+  select case when gate.closed then 0 else least(i.free - alone.images::integer, v.room) end as images,
+         case when gate.videos then 0
+              else v.free - (alone.videos and not gate.images)::integer end as videos,
+         i.free is not null as images_limited, v.free is not null as videos_limited
     from gate
-   cross join lateral (
-     select exists (select from suspect where stage = 'image')::integer as image,
-            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
-   ) as kept
+   cross join alone
     left join vidgen.rooms as i
       on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
     left join vidgen.rooms as v
@@ -779,8 +805,9 @@ place as materialized (
 ),
 ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
-  select %(idle)s and exists (
-           select from suspect where case when stage is null then not gate.aside else not gate.closed end
+  select %(idle)s and (
+           (alone.living and not gate.aside)
+           or ((alone.images or alone.videos) and not gate.closed)
          ) as suspects,
          not gate.aside and exists (
            select from vidgen.due_resumes as r
@@ -793,7 +820,7 @@ ready as materialized (
             where r.lane = %(lane)s and r.stage = 'video'
               and not exists (select from suspect where suspect.task_id = r.task_id)
          ) as clips
-    from gate, place
+    from gate, alone, place
 )
 -- The leases of workers: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.

@@ -11,6 +11,8 @@
 -- is read in this statement's own snapshot, beside which another claim may commit. The count before
 -- them only says how many turns are worth a lock.
 with
+-- use concern --
+,
 -- use opening --
 ,
 places as materialized (
@@ -111,12 +113,15 @@ reserved as (
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
+taken as materialized (
+  select array(select id from begun where refused is null) as ids
+),
 left_over as materialized (
   select line.user_id,
          row_number() over (order by line.waiting_since) as place,
-         count(begun.id) as taken,
+         count(*) filter (where waiting.id = any (taken.ids)) as taken,
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(begun.id)
+         count(waiting.id) > count(*) filter (where waiting.id = any (taken.ids))
          or line.arrivals is distinct from (
            select seen.arrivals
              from vidgen.turns as seen
@@ -125,11 +130,13 @@ left_over as materialized (
          bool_or(waiting.at_cap) as at_cap,
          -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
          -- stand in everybody's way.
-         bool_or(waiting.suspect or (chosen.id is not null and begun.id is null)) as passed
+         bool_or(
+           waiting.suspect
+           or (waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
+         ) as passed
     from line
+   cross join taken
     left join waiting on waiting.user_id = line.user_id
-    left join chosen on chosen.id = waiting.id
-    left join begun on begun.id = waiting.id and begun.refused is null
    group by line.user_id, line.waiting_since, line.arrivals
 ),
 moved as (
@@ -168,8 +175,15 @@ select c.*, false as alone,
 -- output that is to show that rows are taken again may be among it. It is left to others by a worker
 -- behind a gate of its own, which could not read it, or not store it.
 with
--- use opening --
+-- use concern --
 ,
+limited as materialized (
+  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
+         coalesce(bool_or(l.model = %(video_model)s), false) as videos
+    from vidgen.limits as l
+   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+     and l.max_generations is not null
+),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
@@ -204,14 +218,14 @@ alone as materialized (
   select begun.*, first.stage
     from (
       select suspect.task_id, suspect.stage
-        from suspect, gate, place
+        from suspect, gate, limited
        where %(idle)s
          and case
                when suspect.stage is null then not gate.aside
                when gate.closed then false
                when suspect.stage = 'video'
-               then not place.videos_limited or exists (select from video_slots)
-               else not place.images_limited or exists (select from image_slots)
+               then not limited.videos or exists (select from video_slots)
+               else not limited.images or exists (select from image_slots)
              end
        order by suspect.run_after
       offset 0
@@ -252,11 +266,15 @@ clips as materialized (
      select greatest(
               least(
                 %(slots)s - (select count(*) from living),
-                case when videos_limited then (select count(*) from video_slots) - video_kept end
+                case when limited.videos then
+                  (select count(*) from video_slots)
+                  -- One is left for a suspect.
+                  - (exists (select from suspect where stage = 'video') and not gate.images)::integer
+                end
               ),
               0
             )
-       from place
+       from limited, gate
    )
 ),
 begun as materialized (
@@ -292,6 +310,8 @@ select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_fa
 -- the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free: then nothing may
 -- start, and asking again costs a statement each time.
 with
+-- use concern --
+,
 -- use opening --
 select ready.suspects or ready.living or ready.clips as resumable,
        not gate.closed

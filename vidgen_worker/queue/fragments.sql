@@ -18,8 +18,8 @@ coalesce(
   'infinity'
 )
 
--- fragment opening --
--- What this worker may begin now, and what goes first: docs/claim.md.
+-- fragment concern --
+-- The suspects that this worker may take, and the gates that keep it from something.
 suspect as materialized (
   select s.task_id, s.run_after, s.stage
     from vidgen.suspects as s
@@ -34,20 +34,26 @@ gate as materialized (
     from vidgen.gates as g
    where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
+)
+
+-- fragment opening --
+-- What this worker may begin now, and what goes first: docs/claim.md.
+alone as materialized (
+  select coalesce(bool_or(stage = 'image'), false) as images,
+         coalesce(bool_or(stage = 'video'), false) as videos,
+         coalesce(bool_or(stage is null), false) as living
+    from suspect
 ),
 place as materialized (
   -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
   -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
   -- (Two claims at once may take it all the same; then the next one that comes free is left.)
-  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
-         case when gate.videos then 0 else v.free - kept.video end as videos,
-         i.free is not null as images_limited, v.free is not null as videos_limited,
-         kept.video as video_kept
+  select case when gate.closed then 0 else least(i.free - alone.images::integer, v.room) end as images,
+         case when gate.videos then 0
+              else v.free - (alone.videos and not gate.images)::integer end as videos,
+         i.free is not null as images_limited, v.free is not null as videos_limited
     from gate
-   cross join lateral (
-     select exists (select from suspect where stage = 'image')::integer as image,
-            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
-   ) as kept
+   cross join alone
     left join vidgen.rooms as i
       on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
     left join vidgen.rooms as v
@@ -55,8 +61,9 @@ place as materialized (
 ),
 ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
-  select %(idle)s and exists (
-           select from suspect where case when stage is null then not gate.aside else not gate.closed end
+  select %(idle)s and (
+           (alone.living and not gate.aside)
+           or ((alone.images or alone.videos) and not gate.closed)
          ) as suspects,
          not gate.aside and exists (
            select from vidgen.due_resumes as r
@@ -69,5 +76,5 @@ ready as materialized (
             where r.lane = %(lane)s and r.stage = 'video'
               and not exists (select from suspect where suspect.task_id = r.task_id)
          ) as clips
-    from gate, place
+    from gate, alone, place
 )
