@@ -88,10 +88,12 @@ create table vidgen.submissions (
   rejected boolean not null default false,
   billed boolean not null default false,
   met_gate text,
+  late_at timestamptz,
   constraint stage_is_known check (stage in ('image', 'video')),
   constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
   constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
   constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
+  constraint only_a_generation_is_late check (late_at is null or answer = 'generation'),
   constraint followed_by_is_known check (followed_by in ('account', 'key', 'anyone'))
 ) with (fillfactor = 80);
 
@@ -108,6 +110,9 @@ comment on column vidgen.submissions.billed is
   'Its stage was stored, and charged where there are credits: it is no loss.';
 comment on column vidgen.submissions.met_gate is
   'The scope of the gate that its refusal was about: of the key, or of the account.';
+
+comment on column vidgen.submissions.late_at is
+  'When the answer came, after a worker had counted it as unknown: no task follows its generation.';
 
 create index submissions_by_task on vidgen.submissions (task_id, stage, sent_at);
 create index submissions_by_user on vidgen.submissions (user_id, sent_at);
@@ -1124,7 +1129,7 @@ grant insert (
 ) on vidgen.submissions to vidgen_worker;
 grant update (
   answer, answered_at, details, generation_id, estimated_cost, ended_state, ended_at, cost,
-  cost_read_at, looked_at, followed_by, rejected, met_gate
+  cost_read_at, looked_at, followed_by, rejected, met_gate, late_at
 ) on vidgen.submissions to vidgen_worker;
 grant select, delete on
   vidgen.checkpoints, vidgen.refusals, vidgen.uploads, vidgen.workers

@@ -945,12 +945,13 @@ select paid.submissions, mine.cancel, gate.reason as gate,
 with late as materialized (
   select from vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation'
-     and (s.answer = 'unknown' or s.details like 'late: %%')
+     and (s.answer = 'unknown' or s.late_at is not null)
 ),
 answered as (
   update vidgen.submissions as s
      set answer = %(answer)s, answered_at = now(), generation_id = %(generation_id)s,
          estimated_cost = %(estimated_cost)s,
+         late_at = case when s.answer = 'unknown' then now() end,
          details = case when s.answer = 'unknown' then 'late: ' || coalesce(s.details, '')
                         else %(details)s end,
          ended_at = case when %(answer)s = 'refused' then now() end,
@@ -1032,7 +1033,7 @@ select count(*) as submissions
 -- What has become of a submission whose answer another worker waits for. `late`: it came after
 -- somebody had counted it as unknown, and who recorded it ends its generation.
 select s.answer, s.generation_id, s.sent_at, now() as now,
-       coalesce(s.details like 'late: %%', false) as late
+       s.late_at is not null as late
   from vidgen.submissions as s
  where s.id = %(submission_id)s
 
@@ -1955,7 +1956,7 @@ with strays as materialized (
        where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
          and t.status in ('pending', 'processing')
          -- A late answer's checkpoint still names it where no other submission followed.
-         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+         and not (c.state = 'submitting' and s.late_at is not null)
     ) as follower on true
    where s.answer = 'generation' and s.ended_at is null
      and coalesce(follower.waits, true)
