@@ -1132,7 +1132,7 @@ grant update (
   cost_read_at, looked_at, followed_by, rejected, met_gate, late_at
 ) on vidgen.submissions to vidgen_worker;
 grant select, delete on
-  vidgen.checkpoints, vidgen.refusals, vidgen.uploads, vidgen.workers
+  vidgen.refusals, vidgen.uploads, vidgen.workers
   to vidgen_worker;
 grant insert (
   task_id, stage, state, request, inputs, submission_id
@@ -1142,7 +1142,8 @@ grant update (
   size, sha256, updated_at, verdict
 ) on vidgen.checkpoints to vidgen_worker;
 grant select on
-  vidgen.budgets, vidgen.keys, vidgen.scene_writes, vidgen.set_aside, vidgen.submissions
+  vidgen.budgets, vidgen.checkpoints, vidgen.keys, vidgen.scene_writes, vidgen.set_aside,
+  vidgen.submissions
   to vidgen_worker;
 grant insert (
   task_id, crashes, suspect, rejected_inputs, waiting_since, cancel_after
