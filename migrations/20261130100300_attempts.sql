@@ -752,19 +752,21 @@ exception
       from public.video_generation_tasks as t
      where t.id = of_task
         on conflict (task_id) do update set resume_at = excluded.resume_at;
-    return query select of_task, 0, for_worker, null::uuid, null::uuid, 0::smallint, 0::smallint,
-                        0::double precision, now(), now(), false, noted.error;
+    id := of_task;
+    refused := noted.error;
+    return next;
 end
 $$;
 
 -- Give one task back; no row where this worker doesn't hold that attempt (null: any) or a client
 -- holds the row, which is then left to the lease.
 create function vidgen.hand_back_task(of_task uuid, from_worker uuid, of_attempt integer)
-returns table (id uuid, refused text)
+returns table (id uuid, attempt integer, refused text)
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
 #variable_conflict use_variable
 declare
+  task record;
   noted vidgen.refusals;
 begin
   -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
@@ -781,19 +783,26 @@ begin
          and (of_attempt is null or l.attempt = of_attempt)
          for no key update skip locked
     ) as held
-   where t.id = held.id;
+   where t.id = held.id
+  returning t.id, t.attempt into task;
+  -- Not before here: what RETURN NEXT has returned, an exception does not take back.
   if found then
-    return query select of_task, null::text;
+    id := task.id;
+    attempt := task.attempt;
+    return next;
   end if;
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'hand back', format('%s %s', sqlstate, sqlerrm), null);
-    return query select of_task, noted.error;
+    id := of_task;
+    refused := noted.error;
+    return next;
 end
 $$;
 
 -- Take a task over from a dead worker: for this worker (`may_take`), else back to pending; at the
--- limit of deaths it ends here. A death counts only together with the change of the row.
+-- limit of deaths it ends here. A death counts only together with the change of the row. A row says
+-- 'taken' (all columns but `refused`), 'lost' (the attempt that ended and its worker) or 'refused'.
 create function vidgen.take_over_task(
   of_task uuid, from_worker uuid, to_worker uuid, max_crashes integer, may_take boolean,
   lost_message text, scene_updates boolean
@@ -815,7 +824,7 @@ begin
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
-  select t.id, t.user_id, t.scene_id into task
+  select t.id, t.attempt, t.user_id, t.scene_id into task
     from public.video_generation_tasks as t
    where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
      for no key update skip locked;
@@ -847,8 +856,11 @@ begin
     if scene_updates then
       perform vidgen.write_scene(task.scene_id, task.user_id, 'failed', null, null);
     end if;
-    return query select 'lost', of_task, 0, to_worker, task.user_id, task.scene_id, 0::smallint,
-                        0::smallint, 0::double precision, now(), false, null::text;
+    kind := 'lost';
+    id := of_task;
+    attempt := task.attempt;
+    worker_id := from_worker;
+    return next;
   elsif may_take and died < max_crashes - 1 then
     update public.video_generation_tasks as t
        set attempt = t.attempt + 1, worker_id = to_worker, stage_progress = null
@@ -867,8 +879,10 @@ begin
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'take over', format('%s %s', sqlstate, sqlerrm), null);
-    return query select 'refused', of_task, 0, to_worker, null::uuid, null::uuid, 0::smallint,
-                        0::smallint, 0::double precision, now(), false, noted.error;
+    kind := 'refused';
+    id := of_task;
+    refused := noted.error;
+    return next;
 end
 $$;
 

@@ -372,7 +372,7 @@ def test_a_suspect_that_is_locked_gives_its_place_up(
         assert hand.claim() == []
     assert hand.claim() == [], "it comes again after a pause"
     the_pauses_end(ground)
-    assert [row["kind"] for row in hand("take_over", idle=False)] == ["room"]
+    assert [row["kind"] for row in hand("take_over", idle=False)] == ["suspect waits"]
     assert [held.id for held in hand.claim()] == [suspect]
 
 

@@ -11,7 +11,7 @@ from vidgen_worker.database.pool import Row
 from vidgen_worker.domain.keys import Gate
 from vidgen_worker.domain.task import Task
 from vidgen_worker.queue.caller import Caller
-from vidgen_worker.queue.claims import LANE, tasks_of
+from vidgen_worker.queue.claims import LANE, taken_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Gates:
             "claim_trial", worker_id=self._caller.worker_id, **self._gate(gate), probes=probes,
             max_running_per_user=self._caller.settings.vidgen_max_running_per_user, lane=LANE,
         )  # fmt: skip
-        return tasks_of(rows)
+        return taken_of(rows)
 
     async def open(self, gate: Gate) -> float | None:
         """Open a gate; the seconds that it was closed, None when it was open."""

@@ -349,7 +349,7 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
             await queue.conclusions.cancel(fence)
             emit(TaskCancelled(fence=fence))
         case HandedBack():
-            if await queue.leases.hand_back([(run.task.id, fence.attempt)]):
+            if await queue.leases.hand_back([fence]):
                 emit(TaskHandedBack(fence=fence))
         case SetAside():
             tries, pause, became = await queue.conclusions.set_aside(fence, outcome)

@@ -27,7 +27,10 @@ class Attempts:
         self._freed = freed
 
     def start(self, claimed: Iterable[tuple[Task, float]], trial: Gate | None = None) -> None:
-        """Begin to work on what was claimed; `trial` is the gate that a task is let through."""
+        """Begin to work on what was claimed, and has waited so long.
+
+        `trial` is the gate that a task is let through.
+        """
         for task, waited in claimed:
             run = Run(task, trial=trial, alone=task.alone)
             if task.cancel_requested:

@@ -5,7 +5,6 @@ Generations at the provider go on; another worker follows them.
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError
 from vidgen_worker.domain.clock import boot_time
@@ -21,9 +20,6 @@ from vidgen_worker.worker.ending import EXIT_OK, end_all
 from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.reports import Reports
 from vidgen_worker.worker.systemd import sd_notify
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""
@@ -53,7 +49,7 @@ async def drain(
         await asyncio.wait(posting, timeout=_left(process))
     tasks = dict(held.tasks)
     await end_all({working for _, working in tasks.values()}, _left(process))
-    handed_back: list[UUID] = []
+    handed_back: list[Fence] = []
     try:
         async with asyncio.timeout(_left(process)):
             await reports.flush()
@@ -66,10 +62,7 @@ async def drain(
                     emit(GenerationLeftRunning(
                         fence=run.task.fence, stage=stage, generation=generation
                     ))  # fmt: skip
-    for task_id in handed_back:
-        fence = Fence(task_id, 0, process.life.queue.worker_id)
-        if task_id in tasks:
-            fence = tasks[task_id][0].task.fence
+    for fence in handed_back:
         emit(TaskHandedBack(fence=fence))
     for loop in loops:
         loop.cancel()
