@@ -93,6 +93,12 @@ create table vidgen.submissions (
   constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
   constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
   constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
+  -- 'refused' is the end of a submission that began no generation.
+  constraint ended_state_is_known check (
+    ended_state in (
+      'succeeded', 'failed', 'cancelled', 'gone', 'undecodable', 'given up', 'refused'
+    )
+  ),
   constraint only_a_generation_is_late check (late_at is null or answer = 'generation'),
   constraint followed_by_is_known check (followed_by in ('account', 'key', 'anyone'))
 ) with (fillfactor = 80);
@@ -550,6 +556,7 @@ $$;
 -- Make the owed writes of one scene, all at once. 'written', 'gone' (the scene), 'locked' (still, and
 -- met again after a pause that grows to a minute), or what the application's own rules said to it.
 -- What the scene says comes from its tasks as they are now: an owed write is never older than they are.
+-- Returns what the scene refused; null: it was written, or is locked still, or has gone.
 create function vidgen.write_owed_scene(of_scene uuid) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
@@ -560,7 +567,8 @@ declare
   owed_status text;
   owed_image text;
   owed_video text;
-  became text := 'written';
+  locked boolean := false;
+  refused text;
 begin
   with owed as (
     select w.id, w.user_id, w.status, w.image_url, w.video_url
@@ -579,7 +587,7 @@ begin
     into ids, owner, owed_status, owed_image, owed_video
     from owed;
   if ids is null then
-    return 'gone';
+    return null;
   end if;
 
   begin
@@ -622,22 +630,20 @@ begin
              ) end,
              updated_at = now()
        where s.id = of_scene and s.user_id = owner;
-    elsif exists (
-      select from public.video_scenes as s where s.id = of_scene and s.user_id = owner
-    ) then
-      became := 'locked';
     else
-      became := 'gone';
+      locked := exists (
+        select from public.video_scenes as s where s.id = of_scene and s.user_id = owner
+      );
     end if;
   exception
     when lock_not_available then
-      became := 'locked';
+      locked := true;
     when others or assert_failure or query_canceled then
       -- The application's rule: it would refuse again.
-      became := format('%s %s', sqlstate, sqlerrm);
+      refused := format('%s %s', sqlstate, sqlerrm);
   end;
 
-  if became = 'locked' then
+  if locked then
     update vidgen.scene_writes as w
        set due_at = now()
                     + least(greatest(now() - w.since, interval '1 second'), interval '1 minute')
@@ -645,7 +651,7 @@ begin
   else
     delete from vidgen.scene_writes as w where w.id = any (ids);
   end if;
-  return became;
+  return refused;
 end
 $$;
 
@@ -1011,7 +1017,7 @@ begin
     from public.video_generation_tasks as t where t.id = of_task;
   if not found then
     delete from vidgen.refusals as r where r.task_id = of_task;
-    return 'gone';
+    return 'deleted';
   end if;
   if refusal.tries >= (select s.max_refusals from vidgen.settings as s)
      and task.status in ('pending', 'processing') then

@@ -1489,7 +1489,7 @@ select owed.scene_id
 
 -- write_owed_scene --
 -- Make the owed writes of one scene, where its lock has gone.
-select vidgen.write_owed_scene(%(scene_id)s) as became
+select vidgen.write_owed_scene(%(scene_id)s) as refused
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate

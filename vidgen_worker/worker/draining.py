@@ -5,10 +5,10 @@ Generations at the provider go on; another worker follows them.
 
 import asyncio
 import contextlib
+from typing import TYPE_CHECKING
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError
 from vidgen_worker.domain.clock import boot_time
-from vidgen_worker.domain.task import Fence
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     GenerationLeftRunning,
@@ -20,6 +20,9 @@ from vidgen_worker.worker.ending import EXIT_OK, end_all
 from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.reports import Reports
 from vidgen_worker.worker.systemd import sd_notify
+
+if TYPE_CHECKING:
+    from vidgen_worker.domain.task import Fence
 
 IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""

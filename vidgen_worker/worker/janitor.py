@@ -17,7 +17,8 @@ from vidgen_worker.database.pool import Row
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import IN_A_ROW, PROVIDER_STORM, ROW_REFUSED, Fault, First
 from vidgen_worker.domain.keys import ALL_MODELS, Gate, Scope
-from vidgen_worker.pipeline.generating import GIVEN_UP, end_at_provider, was_rejected
+from vidgen_worker.domain.task import GenerationEnd
+from vidgen_worker.pipeline.generating import end_at_provider, end_of, was_rejected
 from vidgen_worker.queue.errors import NotOursError, RowRefusedError
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
@@ -388,27 +389,29 @@ class Janitor:
             if row["kept"]:
                 # Its task goes on later, and reads it then; only its end is booked now.
                 generation = await provider.poll(generation_id)
-                if not generation.state.terminal:
+                end, cost = end_of(generation), generation.cost
+                if end is None:
                     return
-                state, cost = generation.state.value, generation.cost
                 await queue.submissions.close_generation(
-                    task_id, generation_id, state, cost, rejected=was_rejected(generation)
+                    task_id, generation_id, end, cost, rejected=was_rejected(generation)
                 )
             else:
-                state, cost = await end_at_provider(provider, queue, task_id, generation_id)
+                end, cost = await end_at_provider(provider, queue, task_id, generation_id)
         except NotOursError:
             return  # another key can say; the row stays and is met by its workers
         except Fault as fault:
             if fault.rule.absent:
                 if await queue.submissions.is_gone(task_id, generation_id):
-                    await queue.submissions.close_generation(task_id, generation_id, "gone", None)
+                    await queue.submissions.close_generation(
+                        task_id, generation_id, GenerationEnd.GONE, None
+                    )
                 return
             if row["age"] < self._process.settings.vidgen_stage_hard_deadline.total_seconds():
                 return  # the provider can't be asked now; the row stays and is met again
             # It must be over by now: its slot is not kept for ever, its cost is looked for later.
-            state, cost = GIVEN_UP, None
-            await queue.submissions.close_generation(task_id, generation_id, state, cost)
-        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
+            end, cost = GenerationEnd.GIVEN_UP, None
+            await queue.submissions.close_generation(task_id, generation_id, end, cost)
+        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=end, cost=cost))
 
     async def remove_uploads(self) -> None:
         """Remove from Storage what was uploaded and will never be charged."""
@@ -454,9 +457,12 @@ class Janitor:
             return  # another key can say
         except Fault as fault:
             if fault.rule.absent and await queue.submissions.is_gone(task_id, generation_id):
-                await queue.submissions.close_generation(task_id, generation_id, "gone", None)
+                await queue.submissions.close_generation(
+                    task_id, generation_id, GenerationEnd.GONE, None
+                )
             return  # else it can't be asked now, and is met again
+        end = end_of(generation)  # None: it was booked as ended, and the provider goes on with it
         await queue.submissions.close_generation(
-            task_id, generation_id, generation.state.value, generation.cost,
-            rejected=generation.state.terminal and was_rejected(generation),
+            task_id, generation_id, end, generation.cost,
+            rejected=end is not None and was_rejected(generation),
         )  # fmt: skip
