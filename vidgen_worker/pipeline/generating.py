@@ -23,7 +23,6 @@ from vidgen_worker.queue.errors import NotOursError
 from vidgen_worker.queue.queue import Queue
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
-    GateClosed,
     GenerationEnded,
     GenerationNotOurs,
     GenerationOverdue,
@@ -191,11 +190,8 @@ class Generating:
             denied = Fault(FaultName.PROVIDER_DENIED, details=fault.details)
         else:
             return
-        gate = self._queue.key.scopes.gate(Scope.KEY, self._model)
-        if await self._gates.close(gate, denied.code, denied.message, denied.details):
-            emit(GateClosed(
-                scope=gate.scope, model=gate.model, code=denied.code, details=denied.details
-            ))  # fmt: skip
+        gate = self._gates.of(Scope.KEY, self._model)
+        await self._gates.close(gate, denied.code, denied.message, denied.details)
         if await self._gates.stands_aside():
             raise NotOursError(str(self._id)) from denied
 

@@ -24,7 +24,6 @@ from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     BooksDisagree,
     BucketNoted,
-    GateClosed,
     GateOpened,
     GateProbed,
     GenerationLeftAlone,
@@ -179,12 +178,8 @@ class Janitor:
 
     async def _close(self, scope: Scope, fault: Fault) -> None:
         gates = self._process.life.gates
-        gate = self._process.life.queue.key.scopes.gate(scope, ALL_MODELS)
         message = fault.rule.brake.message if fault.rule.brake else fault.message
-        if await gates.close(gate, fault.code, message, fault.details):
-            emit(GateClosed(
-                scope=gate.scope, model=gate.model, code=fault.code, details=fault.details
-            ))  # fmt: skip
+        await gates.close(gates.of(scope, ALL_MODELS), fault.code, message, fault.details)
 
     async def probe_closed(self) -> None:
         """Probe where something is closed, which is looked up only when it may have changed."""
