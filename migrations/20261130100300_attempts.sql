@@ -129,10 +129,9 @@ create index submissions_failed on vidgen.submissions (ended_at)
   where ended_state in ('failed', 'cancelled');
 -- Given up: the provider would neither tell how it goes nor end it. What it cost is read later.
 create index submissions_given_up on vidgen.submissions (ended_at) where ended_state = 'given up';
--- A BRIN finds old rows only while the table grows at its end; where rows go, new ones take their
--- place, and each range comes to hold every age.
+-- No BRIN: rows are deleted here and new rows take their place, so each range would hold rows of every age.
 create index submissions_by_sent_at on vidgen.submissions (sent_at);
--- A user with a hundred thousand charged stages a day has few that were not.
+-- Few rows, even of a user with a hundred thousand charged stages a day.
 create index submissions_unbilled on vidgen.submissions (user_id, sent_at)
  where not billed and cost is distinct from 0;
 -- Few rows: refusals that are about a key or an account.
@@ -175,7 +174,7 @@ comment on column vidgen.checkpoints.inputs is
 
 create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
 
--- Budgets that are nobody's business but ours.
+-- What a task's budgets have counted. No client reads them.
 create table vidgen.budgets (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
   crashes smallint not null default 0,
@@ -214,7 +213,7 @@ create table vidgen.uploads (
   removed_at timestamptz,
   constraint stage_is_known check (stage in ('image', 'video')),
   constraint a_place_is_used_once unique (bucket, path),
-  -- Whoever may write here has the janitor delete nothing of an application's.
+  -- The janitor deletes what is named here: a worker's role can't have it delete an application's file.
   constraint path_is_in_its_users_folder check (
     path ~ ('^(generated_images|video-files)/' || user_id::text || '/[-.0-9A-Za-z]{1,100}$')
   )
@@ -227,9 +226,9 @@ comment on column vidgen.uploads.removed_at is
   'When it was removed first. It is looked for again for a day: an upload of a worker that was frozen '
   'or cut off may arrive late.';
 
--- Writes to scenes that are owed, because another transaction held the scene: its owner can, for as
--- long as his statement runs. A row for each write, never changed but for its next turn: whoever owes
--- one waits for nobody. No foreign key: its check would take a lock on the very scene.
+-- Writes to scenes that could not be made because another transaction held the scene. (Its owner can hold
+-- it for as long as his statement runs.) Each write is a row, so the worker that adds one waits for no
+-- lock; only `due_at` changes. No foreign key: its check would take a lock on the same scene.
 create table vidgen.scene_writes (
   id bigint generated always as identity primary key,
   scene_id uuid not null,
@@ -266,15 +265,16 @@ comment on column vidgen.refusals.verdict is
 comment on column vidgen.refusals.attempt is
   'The attempt that reached the verdict while the task''s row was locked, and so its fence was not proven: only the next attempt believes it. Null: any.';
 
--- What is left alone now: those whose pause is not over, and those that have refused too often, which
--- nobody but the janitor meets again.
+-- Tasks that are left alone now: their pause is not over, or their row has refused too often. The latter
+-- only the janitor takes up again.
 create view vidgen.set_aside with (security_invoker = true) as
 select r.task_id, r.until
   from vidgen.refusals as r
  where r.until > now()
     or (r.until is not null and r.tries >= (select s.max_refusals from vidgen.settings as s));
 
--- Who comes or goes may be the one that still worked, or the only one that did not; and it was heard of.
+-- A worker that comes or goes changes which gates users are shown: it may be the only one that could still
+-- work, or the only one that could not. Its key was heard of as well.
 create function vidgen.worker_comes_or_goes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -282,7 +282,7 @@ as $$
 declare
   it vidgen.workers := case when tg_op = 'DELETE' then old else new end;
 begin
-  -- Its lock first: then no two of these wait for each other.
+  -- First, because it takes a lock: then two of these triggers can't wait for each other.
   perform vidgen.show_gates();
   insert into vidgen.keys as k (provider, key_fingerprint, account, heard_at)
   values (it.provider, it.key_fingerprint, it.account, it.heartbeat_at)
@@ -464,7 +464,7 @@ create trigger artifact_is_born_ours
   when (new.path is not null)
   execute function vidgen.artifact_is_ours();
 
--- Whoever may write here has the janitor remove nothing but what this attempt is about to store.
+-- The janitor deletes what is named here: only what this attempt is about to store may be named.
 create function vidgen.upload_is_due() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -553,10 +553,10 @@ as $$
    where u.id = any (uploads_removed.upload_ids) and u.taken_at is not null;
 $$;
 
--- Make the owed writes of one scene, all at once. 'written', 'gone' (the scene), 'locked' (still, and
--- met again after a pause that grows to a minute), or what the application's own rules said to it.
--- What the scene says comes from its tasks as they are now: an owed write is never older than they are.
--- Returns what the scene refused; null: it was written, or is locked still, or has gone.
+-- Make the owed writes of one scene, all at once. The values come from the scene's tasks as they are now,
+-- so that an owed write takes back nothing newer. Returns the error where an application's own rule refused
+-- the write. Null: the scene was written, was deleted, or is still locked; then its writes are due again
+-- after a pause that grows to a minute.
 create function vidgen.write_owed_scene(of_scene uuid) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
@@ -639,7 +639,7 @@ begin
     when lock_not_available then
       locked := true;
     when others or assert_failure or query_canceled then
-      -- The application's rule: it would refuse again.
+      -- An application's rule: it would refuse the write again.
       refused := format('%s %s', sqlstate, sqlerrm);
   end;
 
@@ -655,8 +655,8 @@ begin
 end
 $$;
 
--- A refused change is noted, with a pause that doubles. A lock passes, so it counts for nothing: its
--- pause grows with the time that it has lasted, up to half a minute, and it never ends a task.
+-- Note a refused change, with a pause that doubles. A lock passes by itself, so it is not counted and never
+-- ends a task; its pause grows with the time that the lock has lasted, up to half a minute.
 create function vidgen.note_refusal(
   of_task uuid, of_statement text, of_error text, of_verdict jsonb
 ) returns vidgen.refusals
@@ -691,9 +691,9 @@ begin
 end
 $$;
 
--- Begin an attempt at a waiting task; no row where it is not waiting any more, or another transaction
--- holds it. Locked and changed in one savepoint: a lock of the statement outside would make a multixact
--- of each.
+-- Begin an attempt at a waiting task. No row: the task is not waiting any more, or another transaction
+-- holds it. The row is locked and changed in one savepoint: a lock taken by the statement outside would
+-- make a multixact of each row.
 create function vidgen.begin_attempt(of_task uuid, for_worker uuid, to_cancel boolean)
 returns table (
   id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
@@ -707,9 +707,8 @@ declare
   task record;
   noted vidgen.refusals;
 begin
-  -- Rows with slow triggers: those that are left are left to the next statement.
-  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
-  -- after two seconds the rows that are left are left to the next statement.
+  -- Rows with slow triggers: after two seconds the next statement takes the rows that are left. A trigger
+  -- of four seconds on forty rows of one user would hold the turns of all users for minutes.
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
@@ -752,7 +751,7 @@ begin
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
-    -- What the claim skips and what is resumed later are rows of one table: no new condition there.
+    -- In this table the claim skips the task already: it needs no condition of its own for refusals.
     insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
     select t.id, t.user_id, t.lane, 'image', noted.until
       from public.video_generation_tasks as t
@@ -764,8 +763,8 @@ exception
 end
 $$;
 
--- Give one task back; no row where this worker doesn't hold that attempt (null: any) or a client
--- holds the row, which is then left to the lease.
+-- Give one task back. No row: this worker doesn't hold that attempt (null: any attempt), or a client holds
+-- the row; then the task is taken over when this worker's lease ends.
 create function vidgen.hand_back_task(of_task uuid, from_worker uuid, of_attempt integer)
 returns table (id uuid, attempt integer, refused text)
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
@@ -775,8 +774,7 @@ declare
   task record;
   noted vidgen.refusals;
 begin
-  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
-  -- after two seconds the rows that are left are left to the next statement.
+  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempt).
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
@@ -825,8 +823,7 @@ declare
   task record;
   noted vidgen.refusals;
 begin
-  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
-  -- after two seconds the rows that are left are left to the next statement.
+  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempt).
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
@@ -892,7 +889,7 @@ exception
 end
 $$;
 
--- The end of a task whose row has refused too often; whether its row took it.
+-- End a task whose row has refused too often. False: the row refuses this change too.
 create function vidgen.end_refused(of_task uuid, of_message text, scene_updates boolean)
 returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
@@ -931,13 +928,14 @@ exception
 end
 $$;
 
--- An attempt that can't be concluded, because the row refuses: noted, and back to pending until the
--- pause is over, or ended where it was refused too often. `became` is the status that the row has now;
--- 'processing' is a row that takes no change at all. No row: the lease is lost, nothing is noted.
+-- Set a task aside whose row refuses the end of an attempt. The refusal is noted; the task waits in
+-- 'pending' until its pause is over, or ends where it was refused too often. `became` is the status that
+-- the row has now; 'processing': the row takes no change at all. No row: the lease is lost, and nothing
+-- is noted.
 --
--- It waits for nobody's lock: a row that another transaction holds is noted as such, and stays with this
--- worker until the pause is over. (What holds it may be a take-over: then the note keeps nothing but the
--- next take-over away for that pause, and says how only the next attempt ends.)
+-- This function waits for no lock. A row that another transaction holds stays with this worker until the
+-- pause is over. Where a take-over holds it, the note only delays the next take-over by that pause, and its
+-- verdict is believed by the next attempt only.
 create function vidgen.set_aside_task(
   of_task uuid, of_attempt integer, of_worker uuid, of_statement text, of_error text,
   of_verdict jsonb, end_message text, scene_updates boolean
@@ -949,7 +947,7 @@ declare
   noted vidgen.refusals;
   held boolean;
 begin
-  -- The fence is looked at under the row's lock: who has lost the task notes nothing about it.
+  -- The fence is checked under the row's lock: a worker that has lost the task notes nothing about it.
   perform from public.video_generation_tasks as t
     where t.id = of_task and t.attempt = of_attempt and t.worker_id = of_worker
       and t.status = 'processing'
@@ -993,9 +991,9 @@ begin
 end
 $$;
 
--- When the pause is over: what was set aside before anything began goes back into the line, and what
--- has refused too often ends here. Anything else is met again by who holds it. Each row in a savepoint:
--- one that another transaction holds is met again after a pause, and keeps no other waiting.
+-- What follows when the pause of a refusal is over. A task that was set aside before anything began goes
+-- back into the line. A task that has refused too often ends. Any other task goes on with its next claim or
+-- take-over. Each row has a savepoint: one that another transaction holds gets another pause.
 create function vidgen.retry_refused(
   of_task uuid, end_message text, scene_updates boolean
 ) returns text
@@ -1045,13 +1043,13 @@ begin
   return task.status;
 exception
   when lock_not_available then
-    return 'locked';  -- held by its owner's call: the next turn meets it
+    return 'locked';  -- its owner's call holds it: the next run of this duty takes it up
 end
 $$;
 
--- A task that ends has nothing under way any more, whatever ended it: what still lives at the provider
--- belongs to nobody then, and the janitor's strays end it there, book it and free its slot. Deaths and
--- waits count while a task may still run: a retry begins anew.
+-- A task that has ended has nothing under way, whatever ended it. A generation that still runs at the
+-- provider is a stray from now on: the janitor ends it there, books its cost and frees its slot. Deaths
+-- and waits are forgotten: a retry begins with new budgets.
 create function vidgen.task_ends() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -1075,14 +1073,15 @@ create trigger task_ends
   )
   execute function vidgen.task_ends();
 
--- Returns what the row refused, null where it takes everything, nothing ('') where nothing was learned:
--- a client holds it. Triggers run as they would, and what they did in this database is taken back.
+-- Try whether a row takes the changes of an attempt, and undo them. Returns the error; null: the row takes
+-- everything; '': nothing was learned, because a client holds the row. An application's triggers run; what
+-- they did in this database is undone.
 create function vidgen.try_row(of_task uuid, for_worker uuid) returns text
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  -- Slow triggers: the statement tries what it can in two seconds.
+  -- Rows with slow triggers: the statement tries as many rows as it can in two seconds.
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return '';
   end if;

@@ -71,8 +71,8 @@ select 'cancel_waiting', null, null
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
--- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
--- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
+-- written in user order, so two of these can't deadlock; claims skip what is locked here. A user whom
+-- his own limit keeps waiting is not in the line until his pause is over.
 with mail as materialized (
   select ctid, user_id, lane, due_at
     from vidgen.arrivals
@@ -800,13 +800,13 @@ own as materialized (
      for update of s
 ),
 user_lock as materialized (
-  -- Of this user one statement at a time goes on from here. Who has to wait for him holds nothing yet
-  -- that others look for.
+  -- From here on one statement of this user runs at a time. A statement that waits here has locked nothing
+  -- that other users wait for.
   select vidgen.lock_limits(mine.user_id) from mine
 ),
 other as materialized (
-  -- Else a free one: of the video model only while nobody waits who had his image before, else the
-  -- first in that line could be passed by for ever.
+  -- Else a free slot. A slot of the video model only while no task waits whose image is done: else that
+  -- task could wait for ever.
   select s.id
     from vidgen.slots as s, mine, gate, user_lock
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
@@ -826,8 +826,9 @@ slot as materialized (
   select id from own union all select id from other
 ),
 braking as materialized (
-  -- A trouble shows: so many submissions more, counted under its row's lock. A repeat counts once. It
-  -- waits for no other that counts (`nowait`), holds nothing meanwhile, and comes again.
+  -- A trouble was noted: the submissions that may still begin are counted under its row's lock, a repeat
+  -- once. `nowait`: where another statement counts at this moment, this one fails, holds no lock, and is
+  -- sent again.
   select t.scope, t.part, t.model, t.reason, t.message, t.details, t.remaining
     from vidgen.troubles as t, mine, gate, user_lock
    where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[])
@@ -838,7 +839,7 @@ braking as materialized (
      for update of t nowait
 ),
 input as materialized (
-  -- A clip's still is told by its bytes: its address is another one each time that it is read.
+  -- A clip's still counts by its bytes: its signed URL is another one at each reading.
   select %(digest)s || coalesce(
            (
              select ':' || c.sha256
@@ -913,8 +914,8 @@ checkpointed as (
   returning c.task_id
 ),
 shown as (
-  -- Not while a trouble's row is locked, which others count by: an application's slow trigger would
-  -- keep it. The next report shows how it goes.
+  -- Not while a trouble's row is locked: an application's slow trigger on this row would keep it locked,
+  -- and other statements count by it. The next report shows the progress.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
@@ -984,8 +985,8 @@ progressed as (
    where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 ),
 over as materialized (
-  -- The provider takes what is sent: no trouble in a row any more. Who has the row just now relieves
-  -- it, or the next one does: a fact waits for nobody.
+  -- The provider accepts submissions: the trouble is over. A row that another statement holds is skipped,
+  -- because a fact waits for no lock; that statement or the next answer deletes it.
   select t.provider, t.scope, t.part, t.model
     from vidgen.troubles as t, vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation' and t.part = 'submit'
@@ -1064,9 +1065,8 @@ checkpointed as (
      and c.generation_id = %(generation_id)s
 ),
 progressed as (
-  -- A checkpoint that advances is a life well spent: deaths are counted from here anew. So is the
-  -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
-  -- that workers die of.
+  -- The checkpoint advances, so deaths and the time of waiting are counted from zero again. Not when a
+  -- later attempt books the same end again before it stores the output: workers may die of that file.
   update vidgen.budgets as b
      set crashes = 0, suspect = false,
          waiting_since = case
@@ -1788,14 +1788,14 @@ with stale as materialized (
      for update of s skip locked
 ),
 lost as materialized (
-  -- One that its user's own call holds is left, with its slot, to the next sweep.
+  -- A row that its user's own call holds is left, with its slot, to the next sweep.
   select sent.id
     from vidgen.submissions as sent
    where sent.id in (select stale.submission_id from stale) and sent.answer is null
    order by sent.id
      for no key update of sent skip locked
 ),
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+-- An answer that comes after this is late: the worker that records it ends the generation.
 given_up as (
   update vidgen.submissions as sent
      set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
@@ -1903,7 +1903,7 @@ with left_alone as materialized (
            s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
          )
 ),
--- What its user's own call holds is left to the next time, here and below.
+-- Rows that their user's own call holds are left to the next run, here and below.
 unheld as materialized (
   select s.id
     from vidgen.submissions as s
@@ -1919,7 +1919,7 @@ free as (
   returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
 ),
 waiting as (
-  -- Those that an earlier run has missed too: a task that moved just then.
+  -- Also tasks that an earlier run missed, because they changed at that moment.
   update vidgen.resumes as r
      set followers = null
     from (
@@ -1958,7 +1958,8 @@ with strays as materialized (
     ) as follower on true
    where s.answer = 'generation' and s.ended_at is null
      and coalesce(follower.waits, true)
-     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
+     -- The worker that records a late answer ends its generation itself; and the provider wants 5 s between
+     -- two polls.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
      and s.provider = %(provider)s
      and coalesce(
@@ -1977,8 +1978,8 @@ returning s.id, s.task_id, s.generation_id, strays.kept,
 
 -- give_up_submissions --
 -- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
--- One that its user's own call holds is left to the next sweep.
+-- An answer that comes after this is late: the worker that records it ends the generation. A row that its
+-- user's own call holds is left to the next sweep.
 with lost as materialized (
   select s.id
     from vidgen.submissions as s

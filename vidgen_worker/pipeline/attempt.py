@@ -109,8 +109,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         # Asked while nothing of it ran at the provider.
         return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
     except (ProvenError, NotOursError):
-        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or only
-        # workers that may follow it see it from now on.
+        # It goes back to pending at once: its deaths count no more, or only workers that may follow
+        # its generation see it from now on.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
@@ -119,7 +119,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
     except RowRefusedError as error:
         return SetAside(error.statement, error.error, locked=error.locked)
     except GateClosedError as error:
-        # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
+        # The gate closed while the task ran. The claim takes it up when the gate opens: no pause is
+        # needed.
         details = "the gate is closed"
         return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
     except BrakedError as error:
@@ -130,8 +131,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
     except UserLimitedError as error:
         return _user_limited(run, error)
     except NoSlotError:
-        # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
-        # only where the claim saw one for it and was wrong (another model in a frozen request).
+        # The claim takes it up again when a slot is free. It needs a pause only where the claim was
+        # wrong about the free slot, because the frozen request names another model.
         delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
         details = "no slot is free"
         return Requeued(delay, failed=False, code=NO_SLOT, details=details, waiting=False)
@@ -250,8 +251,8 @@ def _waited_out(fault: Fault, waited: timedelta) -> Fault:
 async def _watch_refusal(tools: Tools, run: Run, refusal: SetAside, tries: int) -> None:
     """Note a row that refuses what was paid for: it may be the first of all rows.
 
-    Its later tries are no news: a few rows that refuse for ever would stop everybody. A lock
-    passes, and is in its owner's hand.
+    Only the first try of a task counts: else a few rows that refuse for ever would close the gate
+    for all users. A lock doesn't count: it passes, and the task's owner can hold it as he likes.
     """
     if tries == 1 and not refusal.locked and (run.submitted or run.generations):
         refused = Fault(FaultName.ROW_REFUSED, details=f"{refusal.statement}: {refusal.error}")

@@ -44,7 +44,7 @@ class Submissions:
         self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
         submission_id: UUID,
     ) -> float:  # fmt: skip
-        """Record what is about to be paid for; returns when at the earliest, by `boot_time`.
+        """Record what is about to be paid for; returns when this was sent, by `boot_time`.
 
         Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, UserLimitedError,
         NoSlotError or LeaseLostError; nothing is written then.

@@ -1,6 +1,6 @@
 """Attempts in this process: begun for what a claim took, and their slots freed.
 
-Which task is next, is the claim's; what becomes of one, the pipeline's.
+The claim decides which task is next, the pipeline what becomes of it.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ from vidgen_worker.worker.reports import Reports
 
 CLAIM_AGAIN = timedelta(milliseconds=30)
 CLAIM_STATEMENTS = 8
-"""Statements in one turn of the claim loop at the most, and a heartbeat's to wait for."""
+"""The most statements in one round of the claim loop, and the heartbeat that it may wait for."""
 BECOME_IDLE_EVERY = 60.0
 """Seconds between two times that tasks are given back for a suspect."""
 MOST_EMPTY_CLAIMS = 10
@@ -119,7 +119,7 @@ class Claiming:
         return max(self._process.settings.vidgen_concurrency - len(held), 0)
 
     async def _claim(self) -> bool:
-        """Claim once; whether it got anywhere, so that the next one may do so at once."""
+        """Claim once; whether something was taken or cleared: then the next claim comes at once."""
         process = self._process
         slots = self._slots()
         if slots == 0:

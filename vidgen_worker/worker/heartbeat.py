@@ -48,7 +48,7 @@ class Heartbeat:
         process = self._process
         while True:
             began = boot_time()
-            # One pause, and one statement that is given up after as long.
+            # One pause, and one statement, which is given up after the same time.
             process.turns.turned("heartbeat", process.settings.heartbeat * 2)
             process.wakes.beat.clear()
             with contextlib.suppress(DatabaseUnavailableError):
@@ -121,7 +121,7 @@ class Heartbeat:
         emit(WorkerDeclaredDead(worker=dead, dropped=len(process.held)))
         process.held.drop_all()
         process.life = process.new_life()
-        # Nothing turns until the database has taken the new row, however long it is away.
+        # The watchdog expects no loop to run until the database has taken the new row.
         process.turns.all_rest()
         await self.register()
         process.wakes.claim.set()
