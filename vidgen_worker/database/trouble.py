@@ -94,11 +94,6 @@ def trouble_of(error: BaseException) -> Trouble:
     return Trouble.AWAY if ends_it else Trouble.PASSING
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may go through later."""
-    return trouble_of(error) is not Trouble.UNKNOWN
-
-
 def one_line(error: BaseException) -> str:
     """Kind and words of an error, on one line."""
     return printable(f"{type(error).__name__}: {error}", 500)
