@@ -579,7 +579,7 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
         return self.rule.disposition
 
     def visible(self) -> dict[str, Any]:
-        """What of the fault may be seen by the task's owner."""
+        """The part of the fault that the task's owner may see."""
         return {"field": self.field} if self.field else {}
 
 

@@ -309,6 +309,6 @@ async def end_at_provider(
         except Fault:
             # 404 after a cancel is the documented answer: then the estimate is all there is.
             cost = None
-    # Whoever cancels in time does not hide that.
+    # A cancel does not hide a rejection.
     await queue.submissions.close_generation(task_id, generation_id, end, cost, rejected=rejected)
     return end, cost

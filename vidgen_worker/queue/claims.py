@@ -70,7 +70,7 @@ class Claims:
             if claimed.tasks:
                 return claimed
         if not state["waiting"]:
-            # What was locked is passed over from now on: the next claim finds what is behind it.
+            # Locked rows are passed over from now on: the next claim finds those behind them.
             return Claimed([], more=claimed.more or bool(state["resumable"]))
         left = await self._caller.claims.once("clear_line", lane=LANE)
         return Claimed([], more=True, cleared=bool(left))

@@ -123,7 +123,7 @@ class Submissions:
         try:
             await self._caller.fenced("end_generation", fence, show=True, **values)
         except RowRefusedError as error:
-            # What the row would show is worth less than the facts; the row is met again soon.
+            # The facts come first; the row shows them after the next attempt.
             if error.locked:
                 await self.close_generation(
                     fence.task_id, generation_id, end, cost, rejected=rejected
@@ -181,7 +181,7 @@ class Submissions:
 
 
 def _braked(row: Row) -> BrakedError:
-    # What the gate is of, is in its row: one of a model closes for that model only.
+    # These parts of the work are about one model; the others are about all of them.
     model = row["model"] if row["part"] in ("submit", "generation", "output") else ALL_MODELS
     gate = Gate(row["scope"], model)
     return BrakedError(gate, row["reason"], row["message"], row["details"])

@@ -37,7 +37,7 @@ async def drain(
     held, queue = process.held, process.life.queue
     patience = process.settings.vidgen_drain_timeout.total_seconds()
     if not held and not held.posting:
-        # Nothing to hand back; and without a database nobody to hear of it.
+        # Nothing is handed back; and while the database is away, nobody can be told.
         patience = 0.0 if process.databases.outage.away else min(patience, IDLE_DRAIN)
     process.drain_deadline = boot_time() + patience
     emit(WorkerDraining(worker=queue.worker_id, running=len(held)))

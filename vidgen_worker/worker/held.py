@@ -91,7 +91,7 @@ class Held:
     def _posted(self, posting: "asyncio.Task[UUID]") -> None:
         self.posting.discard(posting)
         error = None if posting.cancelled() else posting.exception()
-        # Nobody awaits it any more; what is expected has said itself as an event.
+        # Nobody awaits it any more; expected errors were emitted as events.
         if error is not None and not isinstance(error, EXPECTED_OF_A_POST):
             emit(LoopFailed(
                 loop="the answer to a paid POST", error=one_line(error),

@@ -50,7 +50,7 @@ REFUSALS_POLLS = 5
 """The janitor looks at tasks that are set aside once in so many polls of the queue."""
 COUNT_EVERY = timedelta(seconds=15)
 PROVE_EVERY = timedelta(minutes=3)
-"""A bucket's settings are the dashboard's, and a disk fills: both are looked at again and again."""
+"""Both may change at any time: a bucket's settings in the dashboard, a disk's free room."""
 ROOM, MOST_ROOM = 2**20, 2**26
 """Free bytes that a small clip needs, and that are enough for most clips."""
 LIMITS_AGAIN = timedelta(seconds=5)
