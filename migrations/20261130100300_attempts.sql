@@ -88,10 +88,18 @@ create table vidgen.submissions (
   rejected boolean not null default false,
   billed boolean not null default false,
   met_gate text,
+  late_at timestamptz,
   constraint stage_is_known check (stage in ('image', 'video')),
   constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
   constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
   constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
+  -- 'refused' is the end of a submission that began no generation.
+  constraint ended_state_is_known check (
+    ended_state in (
+      'succeeded', 'failed', 'cancelled', 'gone', 'undecodable', 'given up', 'refused'
+    )
+  ),
+  constraint only_a_generation_is_late check (late_at is null or answer = 'generation'),
   constraint followed_by_is_known check (followed_by in ('account', 'key', 'anyone'))
 ) with (fillfactor = 80);
 
@@ -109,6 +117,9 @@ comment on column vidgen.submissions.billed is
 comment on column vidgen.submissions.met_gate is
   'The scope of the gate that its refusal was about: of the key, or of the account.';
 
+comment on column vidgen.submissions.late_at is
+  'When the answer came, after a worker had counted it as unknown: no task follows its generation.';
+
 create index submissions_by_task on vidgen.submissions (task_id, stage, sent_at);
 create index submissions_by_user on vidgen.submissions (user_id, sent_at);
 -- Generations whose end nobody has booked yet.
@@ -118,10 +129,9 @@ create index submissions_failed on vidgen.submissions (ended_at)
   where ended_state in ('failed', 'cancelled');
 -- Given up: the provider would neither tell how it goes nor end it. What it cost is read later.
 create index submissions_given_up on vidgen.submissions (ended_at) where ended_state = 'given up';
--- A BRIN finds old rows only while the table grows at its end; where rows go, new ones take their
--- place, and each range comes to hold every age.
+-- No BRIN: rows are deleted here and new rows take their place, so each range would hold rows of every age.
 create index submissions_by_sent_at on vidgen.submissions (sent_at);
--- A user with a hundred thousand charged stages a day has few that were not.
+-- Few rows, even of a user with a hundred thousand charged stages a day.
 create index submissions_unbilled on vidgen.submissions (user_id, sent_at)
  where not billed and cost is distinct from 0;
 -- Few rows: refusals that are about a key or an account.
@@ -164,7 +174,7 @@ comment on column vidgen.checkpoints.inputs is
 
 create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
 
--- Budgets that are nobody's business but ours.
+-- What a task's budgets have counted. No client reads them.
 create table vidgen.budgets (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
   crashes smallint not null default 0,
@@ -203,7 +213,7 @@ create table vidgen.uploads (
   removed_at timestamptz,
   constraint stage_is_known check (stage in ('image', 'video')),
   constraint a_place_is_used_once unique (bucket, path),
-  -- Whoever may write here has the janitor delete nothing of an application's.
+  -- The janitor deletes what is named here: a worker's role can't have it delete an application's file.
   constraint path_is_in_its_users_folder check (
     path ~ ('^(generated_images|video-files)/' || user_id::text || '/[-.0-9A-Za-z]{1,100}$')
   )
@@ -216,9 +226,9 @@ comment on column vidgen.uploads.removed_at is
   'When it was removed first. It is looked for again for a day: an upload of a worker that was frozen '
   'or cut off may arrive late.';
 
--- Writes to scenes that are owed, because another transaction held the scene: its owner can, for as
--- long as his statement runs. A row for each write, never changed but for its next turn: whoever owes
--- one waits for nobody. No foreign key: its check would take a lock on the very scene.
+-- Writes to scenes that could not be made because another transaction held the scene. (Its owner can hold
+-- it for as long as his statement runs.) Each write is a row, so the worker that adds one waits for no
+-- lock; only `due_at` changes. No foreign key: its check would take a lock on the same scene.
 create table vidgen.scene_writes (
   id bigint generated always as identity primary key,
   scene_id uuid not null,
@@ -255,15 +265,16 @@ comment on column vidgen.refusals.verdict is
 comment on column vidgen.refusals.attempt is
   'The attempt that reached the verdict while the task''s row was locked, and so its fence was not proven: only the next attempt believes it. Null: any.';
 
--- What is left alone now: those whose pause is not over, and those that have refused too often, which
--- nobody but the janitor meets again.
+-- Tasks that are left alone now: their pause is not over, or their row has refused too often. The latter
+-- only the janitor takes up again.
 create view vidgen.set_aside with (security_invoker = true) as
 select r.task_id, r.until
   from vidgen.refusals as r
  where r.until > now()
     or (r.until is not null and r.tries >= (select s.max_refusals from vidgen.settings as s));
 
--- Who comes or goes may be the one that still worked, or the only one that did not; and it was heard of.
+-- A worker that comes or goes changes which gates users are shown: it may be the only one that could still
+-- work, or the only one that could not. Its key was heard of as well.
 create function vidgen.worker_comes_or_goes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -271,7 +282,7 @@ as $$
 declare
   it vidgen.workers := case when tg_op = 'DELETE' then old else new end;
 begin
-  -- Its lock first: then no two of these wait for each other.
+  -- First, because it takes a lock: then two of these triggers can't wait for each other.
   perform vidgen.show_gates();
   insert into vidgen.keys as k (provider, key_fingerprint, account, heard_at)
   values (it.provider, it.key_fingerprint, it.account, it.heartbeat_at)
@@ -453,7 +464,7 @@ create trigger artifact_is_born_ours
   when (new.path is not null)
   execute function vidgen.artifact_is_ours();
 
--- Whoever may write here has the janitor remove nothing but what this attempt is about to store.
+-- The janitor deletes what is named here: only what this attempt is about to store may be named.
 create function vidgen.upload_is_due() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -542,9 +553,10 @@ as $$
    where u.id = any (uploads_removed.upload_ids) and u.taken_at is not null;
 $$;
 
--- Make the owed writes of one scene, all at once. 'written', 'gone' (the scene), 'locked' (still, and
--- met again after a pause that grows to a minute), or what the application's own rules said to it.
--- What the scene says comes from its tasks as they are now: an owed write is never older than they are.
+-- Make the owed writes of one scene, all at once. The values come from the scene's tasks as they are now,
+-- so that an owed write takes back nothing newer. Returns the error where an application's own rule refused
+-- the write. Null: the scene was written, was deleted, or is still locked; then its writes are due again
+-- after a pause that grows to a minute.
 create function vidgen.write_owed_scene(of_scene uuid) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
@@ -555,7 +567,8 @@ declare
   owed_status text;
   owed_image text;
   owed_video text;
-  became text := 'written';
+  locked boolean := false;
+  refused text;
 begin
   with owed as (
     select w.id, w.user_id, w.status, w.image_url, w.video_url
@@ -574,7 +587,7 @@ begin
     into ids, owner, owed_status, owed_image, owed_video
     from owed;
   if ids is null then
-    return 'gone';
+    return null;
   end if;
 
   begin
@@ -617,22 +630,20 @@ begin
              ) end,
              updated_at = now()
        where s.id = of_scene and s.user_id = owner;
-    elsif exists (
-      select from public.video_scenes as s where s.id = of_scene and s.user_id = owner
-    ) then
-      became := 'locked';
     else
-      became := 'gone';
+      locked := exists (
+        select from public.video_scenes as s where s.id = of_scene and s.user_id = owner
+      );
     end if;
   exception
     when lock_not_available then
-      became := 'locked';
+      locked := true;
     when others or assert_failure or query_canceled then
-      -- The application's rule: it would refuse again.
-      became := format('%s %s', sqlstate, sqlerrm);
+      -- An application's rule: it would refuse the write again.
+      refused := format('%s %s', sqlstate, sqlerrm);
   end;
 
-  if became = 'locked' then
+  if locked then
     update vidgen.scene_writes as w
        set due_at = now()
                     + least(greatest(now() - w.since, interval '1 second'), interval '1 minute')
@@ -640,12 +651,12 @@ begin
   else
     delete from vidgen.scene_writes as w where w.id = any (ids);
   end if;
-  return became;
+  return refused;
 end
 $$;
 
--- A refused change is noted, with a pause that doubles. A lock passes, so it counts for nothing: its
--- pause grows with the time that it has lasted, up to half a minute, and it never ends a task.
+-- Note a refused change, with a pause that doubles. A lock passes by itself, so it is not counted and never
+-- ends a task; its pause grows with the time that the lock has lasted, up to half a minute.
 create function vidgen.note_refusal(
   of_task uuid, of_statement text, of_error text, of_verdict jsonb
 ) returns vidgen.refusals
@@ -680,9 +691,9 @@ begin
 end
 $$;
 
--- Begin an attempt at a waiting task; no row where it is not waiting any more, or another transaction
--- holds it. Locked and changed in one savepoint: a lock of the statement outside would make a multixact
--- of each.
+-- Begin an attempt at a waiting task. No row: the task is not waiting any more, or another transaction
+-- holds it. The row is locked and changed in one savepoint: a lock taken by the statement outside would
+-- make a multixact of each row.
 create function vidgen.begin_attempt(of_task uuid, for_worker uuid, to_cancel boolean)
 returns table (
   id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
@@ -696,9 +707,8 @@ declare
   task record;
   noted vidgen.refusals;
 begin
-  -- Rows with slow triggers: those that are left are left to the next statement.
-  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
-  -- after two seconds the rows that are left are left to the next statement.
+  -- Rows with slow triggers: after two seconds the next statement takes the rows that are left. A trigger
+  -- of four seconds on forty rows of one user would hold the turns of all users for minutes.
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
@@ -741,29 +751,30 @@ begin
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
-    -- What the claim skips and what is resumed later are rows of one table: no new condition there.
+    -- In this table the claim skips the task already: it needs no condition of its own for refusals.
     insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
     select t.id, t.user_id, t.lane, 'image', noted.until
       from public.video_generation_tasks as t
      where t.id = of_task
         on conflict (task_id) do update set resume_at = excluded.resume_at;
-    return query select of_task, 0, for_worker, null::uuid, null::uuid, 0::smallint, 0::smallint,
-                        0::double precision, now(), now(), false, noted.error;
+    id := of_task;
+    refused := noted.error;
+    return next;
 end
 $$;
 
--- Give one task back; no row where this worker doesn't hold that attempt (null: any) or a client
--- holds the row, which is then left to the lease.
+-- Give one task back. No row: this worker doesn't hold that attempt (null: any attempt), or a client holds
+-- the row; then the task is taken over when this worker's lease ends.
 create function vidgen.hand_back_task(of_task uuid, from_worker uuid, of_attempt integer)
-returns table (id uuid, refused text)
+returns table (id uuid, attempt integer, refused text)
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
 #variable_conflict use_variable
 declare
+  task record;
   noted vidgen.refusals;
 begin
-  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
-  -- after two seconds the rows that are left are left to the next statement.
+  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempt).
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
@@ -776,19 +787,26 @@ begin
          and (of_attempt is null or l.attempt = of_attempt)
          for no key update skip locked
     ) as held
-   where t.id = held.id;
+   where t.id = held.id
+  returning t.id, t.attempt into task;
+  -- Not before here: what RETURN NEXT has returned, an exception does not take back.
   if found then
-    return query select of_task, null::text;
+    id := task.id;
+    attempt := task.attempt;
+    return next;
   end if;
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'hand back', format('%s %s', sqlstate, sqlerrm), null);
-    return query select of_task, noted.error;
+    id := of_task;
+    refused := noted.error;
+    return next;
 end
 $$;
 
 -- Take a task over from a dead worker: for this worker (`may_take`), else back to pending; at the
--- limit of deaths it ends here. A death counts only together with the change of the row.
+-- limit of deaths it ends here. A death counts only together with the change of the row. A row says
+-- 'taken' (all columns but `refused`), 'lost' (the attempt that ended and its worker) or 'refused'.
 create function vidgen.take_over_task(
   of_task uuid, from_worker uuid, to_worker uuid, max_crashes integer, may_take boolean,
   lost_message text, scene_updates boolean
@@ -805,12 +823,11 @@ declare
   task record;
   noted vidgen.refusals;
 begin
-  -- A trigger of four seconds on forty rows of one user would hold everybody's turns for minutes:
-  -- after two seconds the rows that are left are left to the next statement.
+  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempt).
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
-  select t.id, t.user_id, t.scene_id into task
+  select t.id, t.attempt, t.user_id, t.scene_id into task
     from public.video_generation_tasks as t
    where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
      for no key update skip locked;
@@ -842,8 +859,11 @@ begin
     if scene_updates then
       perform vidgen.write_scene(task.scene_id, task.user_id, 'failed', null, null);
     end if;
-    return query select 'lost', of_task, 0, to_worker, task.user_id, task.scene_id, 0::smallint,
-                        0::smallint, 0::double precision, now(), false, null::text;
+    kind := 'lost';
+    id := of_task;
+    attempt := task.attempt;
+    worker_id := from_worker;
+    return next;
   elsif may_take and died < max_crashes - 1 then
     update public.video_generation_tasks as t
        set attempt = t.attempt + 1, worker_id = to_worker, stage_progress = null
@@ -862,12 +882,14 @@ begin
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'take over', format('%s %s', sqlstate, sqlerrm), null);
-    return query select 'refused', of_task, 0, to_worker, null::uuid, null::uuid, 0::smallint,
-                        0::smallint, 0::double precision, now(), false, noted.error;
+    kind := 'refused';
+    id := of_task;
+    refused := noted.error;
+    return next;
 end
 $$;
 
--- The end of a task whose row has refused too often; whether its row took it.
+-- End a task whose row has refused too often. False: the row refuses this change too.
 create function vidgen.end_refused(of_task uuid, of_message text, scene_updates boolean)
 returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
@@ -906,13 +928,14 @@ exception
 end
 $$;
 
--- An attempt that can't be concluded, because the row refuses: noted, and back to pending until the
--- pause is over, or ended where it was refused too often. `became` is the status that the row has now;
--- 'processing' is a row that takes no change at all. No row: the lease is lost, nothing is noted.
+-- Set a task aside whose row refuses the end of an attempt. The refusal is noted; the task waits in
+-- 'pending' until its pause is over, or ends where it was refused too often. `became` is the status that
+-- the row has now; 'processing': the row takes no change at all. No row: the lease is lost, and nothing
+-- is noted.
 --
--- It waits for nobody's lock: a row that another transaction holds is noted as such, and stays with this
--- worker until the pause is over. (What holds it may be a take-over: then the note keeps nothing but the
--- next take-over away for that pause, and says how only the next attempt ends.)
+-- This function waits for no lock. A row that another transaction holds stays with this worker until the
+-- pause is over. Where a take-over holds it, the note only delays the next take-over by that pause, and its
+-- verdict is believed by the next attempt only.
 create function vidgen.set_aside_task(
   of_task uuid, of_attempt integer, of_worker uuid, of_statement text, of_error text,
   of_verdict jsonb, end_message text, scene_updates boolean
@@ -924,7 +947,7 @@ declare
   noted vidgen.refusals;
   held boolean;
 begin
-  -- The fence is looked at under the row's lock: who has lost the task notes nothing about it.
+  -- The fence is checked under the row's lock: a worker that has lost the task notes nothing about it.
   perform from public.video_generation_tasks as t
     where t.id = of_task and t.attempt = of_attempt and t.worker_id = of_worker
       and t.status = 'processing'
@@ -968,9 +991,9 @@ begin
 end
 $$;
 
--- When the pause is over: what was set aside before anything began goes back into the line, and what
--- has refused too often ends here. Anything else is met again by who holds it. Each row in a savepoint:
--- one that another transaction holds is met again after a pause, and keeps no other waiting.
+-- What follows when the pause of a refusal is over. A task that was set aside before anything began goes
+-- back into the line. A task that has refused too often ends. Any other task goes on with its next claim or
+-- take-over. Each row has a savepoint: one that another transaction holds gets another pause.
 create function vidgen.retry_refused(
   of_task uuid, end_message text, scene_updates boolean
 ) returns text
@@ -992,7 +1015,7 @@ begin
     from public.video_generation_tasks as t where t.id = of_task;
   if not found then
     delete from vidgen.refusals as r where r.task_id = of_task;
-    return 'gone';
+    return 'deleted';
   end if;
   if refusal.tries >= (select s.max_refusals from vidgen.settings as s)
      and task.status in ('pending', 'processing') then
@@ -1020,13 +1043,13 @@ begin
   return task.status;
 exception
   when lock_not_available then
-    return 'locked';  -- held by its owner's call: the next turn meets it
+    return 'locked';  -- its owner's call holds it: the next run of this duty takes it up
 end
 $$;
 
--- A task that ends has nothing under way any more, whatever ended it: what still lives at the provider
--- belongs to nobody then, and the janitor's strays end it there, book it and free its slot. Deaths and
--- waits count while a task may still run: a retry begins anew.
+-- A task that has ended has nothing under way, whatever ended it. A generation that still runs at the
+-- provider is a stray from now on: the janitor ends it there, books its cost and frees its slot. Deaths
+-- and waits are forgotten: a retry begins with new budgets.
 create function vidgen.task_ends() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -1050,14 +1073,15 @@ create trigger task_ends
   )
   execute function vidgen.task_ends();
 
--- Returns what the row refused, null where it takes everything, nothing ('') where nothing was learned:
--- a client holds it. Triggers run as they would, and what they did in this database is taken back.
+-- Try whether a row takes the changes of an attempt, and undo them. Returns the error; null: the row takes
+-- everything; '': nothing was learned, because a client holds the row. An application's triggers run; what
+-- they did in this database is undone.
 create function vidgen.try_row(of_task uuid, for_worker uuid) returns text
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  -- Slow triggers: the statement tries what it can in two seconds.
+  -- Rows with slow triggers: the statement tries as many rows as it can in two seconds.
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return '';
   end if;
@@ -1124,10 +1148,10 @@ grant insert (
 ) on vidgen.submissions to vidgen_worker;
 grant update (
   answer, answered_at, details, generation_id, estimated_cost, ended_state, ended_at, cost,
-  cost_read_at, looked_at, followed_by, rejected, met_gate
+  cost_read_at, looked_at, followed_by, rejected, met_gate, late_at
 ) on vidgen.submissions to vidgen_worker;
 grant select, delete on
-  vidgen.checkpoints, vidgen.refusals, vidgen.uploads, vidgen.workers
+  vidgen.refusals, vidgen.uploads, vidgen.workers
   to vidgen_worker;
 grant insert (
   task_id, stage, state, request, inputs, submission_id
@@ -1137,7 +1161,8 @@ grant update (
   size, sha256, updated_at, verdict
 ) on vidgen.checkpoints to vidgen_worker;
 grant select on
-  vidgen.budgets, vidgen.keys, vidgen.scene_writes, vidgen.set_aside, vidgen.submissions
+  vidgen.budgets, vidgen.checkpoints, vidgen.keys, vidgen.scene_writes, vidgen.set_aside,
+  vidgen.submissions
   to vidgen_worker;
 grant insert (
   task_id, crashes, suspect, rejected_inputs, waiting_since, cancel_after

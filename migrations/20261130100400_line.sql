@@ -1,9 +1,9 @@
 -- The line: whose turn it is, what has arrived, what goes on.
 
--- Turns: users with waiting tasks take turns, however many rows each has, in each lane (a pair of models)
--- by itself: what one lane has no place for keeps no other waiting. `waiting_since` is the user's place
--- in the line; null means nothing is due before `due_at`. `arrivals` tells a claim
--- that a new row came in after its snapshot, so that it doesn't send the user away.
+-- Turns: users with waiting tasks take turns, however many rows each has. Each lane (a pair of models) has
+-- its own line, so that a full lane keeps no other waiting. `waiting_since` is the user's place in the line;
+-- null: nothing is due before `due_at`. `arrivals` tells a claim that a row came in after its snapshot, so
+-- that it doesn't take the user out of the line.
 create table vidgen.turns (
   user_id uuid not null,
   lane smallint not null,
@@ -36,8 +36,8 @@ create table vidgen.resumes (
   resume_at timestamptz not null,
   -- VIDGEN_MAX_RUNNING_PER_USER counts what a user has begun and not ended: what runs, and what waits
   -- to go on. So nothing that goes on can break the cap, and only the claim, which holds the user's
-  -- turn, can begin more. A task that is retried waits for its turn again, whatever it has to go on
-  -- from: else retrying many would go around the cap, and past everybody in the line.
+  -- turn, can begin more. A retried task waits for its user's turn again, even where a stage of it is done:
+  -- else a user could pass the cap, and the line, by retrying many tasks.
   user_id uuid not null,
   -- Who may take up a waiting task; null: any worker.
   followers text[],
@@ -50,10 +50,10 @@ comment on column vidgen.resumes.followers is
 create index resumes_in_order on vidgen.resumes (stage, resume_at);
 create index resumes_by_user on vidgen.resumes (user_id);
 
--- A task that waits to go on keeps a place: a suspect one generation, a task past its image room before
--- the clips. Where its row is locked nobody can begin it, so the place goes to the next one for a while.
--- A table of its own, without a foreign key: an owner who cancels in an open transaction holds his task's
--- row and what its triggers write, and no row of this one.
+-- A task that waits to go on reserves something: a suspect one slot, a task whose image is done some room.
+-- While its row is locked no worker can begin it, so it reserves nothing for a while. This is a table of its
+-- own, without a foreign key: an owner who cancels in an open transaction holds his task's row and what its
+-- triggers write, and no row of this table.
 create table vidgen.passed_over (
   task_id uuid primary key,
   times smallint not null default 1,
@@ -79,10 +79,10 @@ select r.task_id, r.user_id, r.lane, r.stage, r.resume_at, r.followers
 comment on view vidgen.due_resumes is
   'Tasks that may go on now; not those whose rows another transaction was found to hold.';
 
--- A task that keeps a place and whose row is locked gives it up, for a pause that grows from three
--- seconds, which is longer than workers leave between two looks, to half a minute. What holds the row may
--- also be another claim, which then begins the task: that costs nothing, it waits no more. Whoever notes
--- the same task just now does it for this one too.
+-- Note that a task's row was found locked: it reserves nothing for a pause that grows from three seconds
+-- (longer than the pause between two polls of the queue) to half a minute. Where another claim holds the
+-- row, that claim begins the task, and this note has no effect. Where another transaction notes the same
+-- task at this moment, its note is enough.
 create function vidgen.pass_over(of_task uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -176,7 +176,7 @@ begin
      order by of_stage.stage nulls first
      limit 1;
     if old.status in ('failed', 'cancelled') then
-      -- Retried by its owner: it waits for its turn, and begins with a clean slate.
+      -- Retried by its owner: it waits for his turn, and begins with new budgets.
       goes_on := false;
       delete from vidgen.refusals as r where r.task_id = new.id;
     end if;
@@ -209,9 +209,8 @@ create trigger task_moves
   )
   execute function vidgen.task_moves();
 
--- Tasks that waited too often for a worker's death, and wait again: each runs alone. `stage` as in
--- resumes. Few; the fence keeps a plan from beginning at what waits, however little that was when it
--- was made.
+-- Waiting tasks under which so many workers died that they run alone. `stage` is as in resumes. Rows are
+-- few: the optimization fence makes every plan begin with them, and never with all that waits.
 create view vidgen.suspects with (security_invoker = true) as
 select b.task_id, t.lane, t.run_after, r.followers,
        case when r.task_id is null then 'image' else r.stage end as stage
@@ -228,7 +227,7 @@ select b.task_id, t.lane, t.run_after, r.followers,
      select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
    );
 
--- Whether nobody is left who may follow a generation, and nobody has been for so long.
+-- Whether for so long no worker has been alive that may follow a generation.
 create function vidgen.is_left_alone(
   of_provider text, of_account text, of_key text, followed_by text, since interval
 ) returns boolean

@@ -6,10 +6,9 @@
 -- transaction may be changing. A slot is reserved by the claim for its task, goes over to the
 -- submission, and so belongs to the generation, whoever lives or dies meanwhile.
 --
--- Limits of one user are looked at where the money is spent. Two rows of a user are locked, and never
--- by the same side. `user_locks` is what his own statements wait for (inserts, cancels, retries): he may
--- hold it as long as he likes, so no worker waits for it. `user_limits` is what workers wait for, for
--- the length of one short statement: no client can lock it.
+-- A user's limits are checked where the money is spent. A user has two rows that are locked. His own
+-- statements (inserts, cancels, retries) lock `user_locks`: he may hold it as long as he likes, so no
+-- worker waits for it. Workers lock `user_limits` for one short statement: no client can lock it.
 
 -- A closed gate: nothing paid of this model starts with this key. No row means open; model '*' is
 -- all models, key_fingerprint '*' all keys (an operator's hand).
@@ -62,9 +61,9 @@ alter table public.video_generation_gates enable row level security;
 comment on table public.video_generation_gates is
   'A row while video generation is paused for a model (* = all), with a sentence for the user.';
 
--- A trouble that lasts, shared by all workers: a memory of each would pay for it once per worker. From
--- the first time that it shows, only so many submissions more begin until a stage of this model is
--- stored again: then the row goes. Without any, the table is empty, and asking it costs nothing.
+-- Troubles that last, shared by all workers: if each worker counted for itself, each would pay for the
+-- trouble. After its first appearance only so many more submissions begin until a stage of this model is
+-- stored; that deletes the row.
 create table vidgen.troubles (
   provider text not null,
   scope text not null,
@@ -258,7 +257,7 @@ create trigger show_gate
   after insert or update or delete on vidgen.gates
   for each row execute function vidgen.show_gate();
 
--- Whoever opens a gate, a probe or an operator: one submission tries it before more are paid for.
+-- After a gate was opened, by a probe or an operator, one submission tries it before more are paid for.
 create function vidgen.gate_opens() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -323,8 +322,8 @@ comment on column vidgen.rooms.free is 'Slots that nobody has.';
 comment on column vidgen.rooms.room is
   'For how many new tasks there is room before this model, were it the one that makes the clips.';
 
--- Whether a worker stands behind a gate of its own (its key's, file store's or machine's) while another
--- works on: then it leaves to that one what waits to go on, which it could not finish.
+-- Whether a gate of this worker's own (its key's, file store's or machine's) is closed while another worker
+-- goes on. Then it leaves waiting tasks that have begun to the other worker: it could not finish them.
 create function vidgen.stands_aside(worker_id uuid) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -516,10 +515,10 @@ exception
 end
 $$;
 
--- Lock what limits a user, for the statement that is to look at it. Asked for before anything of others
--- is locked: a user's own statement may hold it as long as an application's trigger on his task takes,
--- and who waits for him must keep nobody else waiting. Refused after a moment, to come again: a worker's
--- few connections are not for waiting.
+-- Lock a user's limits for the statement that is about to check them. The statement calls this before it
+-- locks anything of other users: an application's slow trigger on this user's task may hold the row, and
+-- other users must not wait for that. After a moment the wait is refused and the statement comes again: a
+-- worker has few connections.
 create function vidgen.lock_limits(of_user uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
 as $$
@@ -533,7 +532,7 @@ begin
 end
 $$;
 
--- Count what a user does in an hour, and refuse what is too much. What is rolled back has not happened.
+-- Count what a user does in an hour, and refuse what is too much. What is rolled back is not counted.
 create function vidgen.count_user(owner uuid, more_inserts bigint, more_changes bigint) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -634,8 +633,8 @@ as $$
          ) as u;
 $$;
 
--- Keep a user's tasks out of the line until then: his turn, and what could go on with his next clip.
--- What a claim holds just now is skipped; each of those meets its limit by itself.
+-- Keep a user's tasks waiting until then: his turn in the line, and his tasks that wait to make a clip.
+-- Rows that a claim holds at this moment are skipped; those tasks meet the limit when they submit.
 create function vidgen.pause_user(of_user uuid, until_then timestamptz, of_reason text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -665,7 +664,7 @@ begin
 end
 $$;
 
--- Nothing keeps him back any more: what waits comes at once.
+-- End a user's pause: his waiting tasks are due at once.
 create function vidgen.unpause_user(of_user uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -913,7 +912,7 @@ create trigger stage_is_stored
   when (new.state = 'done' and old.state <> 'done')
   execute function vidgen.stage_is_stored();
 
--- An input was rejected, whatever has become of its task: a cancel in time hides nothing.
+-- An input was rejected. It counts whatever became of its task: a cancel doesn't hide it.
 create function vidgen.submission_is_rejected() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
@@ -1046,7 +1045,7 @@ begin
 end
 $$;
 
--- An operator's hand: the user begins anew, and what waits comes at once.
+-- Lift a user's limits, for an operator: he begins anew, and his waiting tasks are due at once.
 create function vidgen.lift_limits(of_user uuid) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

@@ -82,9 +82,7 @@ create table vidgen.charges (
   user_id uuid not null,
   charged_at timestamptz not null default now(),
   primary key (task_id, stage),
-  -- Credits. Whoever has the worker's role can call what moves them, so each of these looks at the task
-  -- itself. An application that has replaced the three begins its own with the same checks.
-  -- Which charges were taken from a hold: each once. Those that are there were.
+  -- When the charge was taken from its hold, which happens once.
   settled_at timestamptz,
   constraint stage_is_known check (stage in ('image', 'video'))
 );

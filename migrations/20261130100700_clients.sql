@@ -1,11 +1,10 @@
 -- What clients call and what keeps one of them from hurting the others: RPCs, quotas, the storage
 -- policy, Realtime.
 
--- Cancel and retry: a stranger's call neither waits for the row's lock nor makes anybody wait for it;
--- the user's own lock comes before the row's, so that nobody waits long behind a row; and a cancel that
--- was asked for already writes nothing and wakes nobody, however often it is repeated. The role decides
--- whom the limits bind, each cancel counts, and what a cancel would throw away is looked at in every
--- state: an output that waits to be stored was paid for, too.
+-- Cancel and retry. A call for another user's task neither takes nor waits for the row's lock. The user's
+-- own lock is taken before the row's, so that nobody waits long for a row. A repeated cancel writes nothing
+-- and wakes no worker. The caller's role decides whether the limits apply; each cancel counts. What a cancel
+-- would throw away is checked in every state: an output that waits to be stored was paid for as well.
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -180,9 +179,9 @@ end;
 comment on function public.grant_video_credits(uuid, integer, text) is
   'For a payment webhook (service_role): add credits, once per reference.';
 
--- Limits for browsers, exact under overlapping transactions: after the lock, which nobody else can take,
--- the count's own snapshot sees whatever the one before it committed. A bare count lets two
--- transactions through.
+-- Limits for browsers, exact under overlapping transactions: the count runs after the lock, in a snapshot of
+-- its own, and sees what the transaction before it committed. A count without the lock would let two
+-- transactions pass.
 create function vidgen.check_limits(owner uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

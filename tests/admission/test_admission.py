@@ -544,8 +544,12 @@ def test_a_submission_that_died_without_an_answer_is_given_up_for_good(ground: G
     ground.order()
     assert len(hand.claim()) == 1
     hand.about(held, "answer_submission")
-    (late,) = ground.sql("select answer, details from vidgen.submissions")
-    assert late == {"answer": "generation", "details": "late: nobody recorded an answer"}
+    (late,) = ground.sql(
+        "select answer, details, late_at is not null as is_late from vidgen.submissions"
+    )
+    assert late == {
+        "answer": "generation", "details": "late: nobody recorded an answer", "is_late": True
+    }  # fmt: skip
 
 
 def test_a_limit_that_goes_down_waits_for_an_end_that_is_being_booked(ground: Ground) -> None:

@@ -380,7 +380,7 @@ moved as (
    where t.user_id = o.user_id and t.lane = %(lane)s
   returning t.waiting_since
 )
-select c.*, false as alone,
+select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
        exists (select from moved where waiting_since is not null)
        or exists (
@@ -576,7 +576,7 @@ with asked as materialized (
    order by t.cancel_requested_at
    limit 100
 )
-select begun.*, false as alone, 0.0::float as waited
+select begun.*
   from asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
 -- How an attempt ends: named blocks, one statement each (see database/statements.py).
@@ -741,7 +741,7 @@ select owed.scene_id
 
 -- write_owed_scene --
 -- Make the owed writes of one scene, where its lock has gone.
-select vidgen.write_owed_scene(%(scene_id)s) as became
+select vidgen.write_owed_scene(%(scene_id)s) as refused
 -- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
 
 -- fragment next_due --
@@ -841,8 +841,8 @@ select vidgen.share_buckets(%(images_bucket)s, %(videos_bucket)s) as shared
 
 -- heartbeat --
 -- One row written however many tasks are held; no task's row is written or locked, so that the lease
--- depends on none of them. Zero rows of kind 'alive': declared dead. Then the verdict on each held
--- task, and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
+-- depends on none of them. No row of kind 'alive': declared dead. Then the verdict on each held
+-- task ('lost' or 'cancel'), and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
 -- that it doesn't run (a claim whose answer was lost, a coroutine that died, a row that refused to be
 -- handed back and whose pause is over).
 with beat as (
@@ -855,7 +855,7 @@ with beat as (
 held as materialized (
   select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
 )
-select 'alive' as kind, beat.id, null::integer as attempt from beat
+select 'alive' as kind, null::uuid as task_id, null::integer as attempt from beat
 union all
 select case
          when t.id is null then 'lost'
@@ -903,9 +903,8 @@ select w.id, w.heartbeat_at, extract(epoch from now() - w.heartbeat_at)::float a
 -- where the worker had left; at the limit the task ends as WORKER_LOST. What this worker has no slot
 -- for goes back to pending, where the claim finds it before anything new; so does what another
 -- account's workers have to follow, what a worker behind a gate of its own could not finish, and a
--- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of
--- kind 'room' asks this worker to become one: it is
--- the one of the fleet to do so, and a suspect waits.
+-- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. The row
+-- 'suspect waits' names no task: it asks this worker, one of the fleet, to become idle for a suspect.
 with died as (
   update vidgen.workers as w
      set dead_at = now()
@@ -1005,16 +1004,15 @@ moved as materialized (
      v.id, v.worker_id, %(worker_id)s, %(max_crashes)s, v.mine, %(lost_message)s, %(scene_updates)s
    ) as one
 )
-select m.*, false as alone, 0.0::float as waited from moved as m
+select m.* from moved as m
 union all
-select 'room', asked.id, 0, asked.id, asked.id, null, 0, 0, 0, now(), false, null, false, 0.0
-  from asked
+select 'suspect waits', null, null, null, null, null, null, null, null, null, null, null
  where exists (select from suspects)
 
 -- hand_back --
 -- Tasks of this worker (null: all) wait for another one, which resumes at their checkpoints. Each on its
 -- own: a row that refuses, or that a client holds, is left to the lease and keeps no other waiting.
-select back.id, back.refused
+select back.id, back.attempt, back.refused
   from (
     select t.id, given.attempt
       from public.video_generation_tasks as t
@@ -1046,8 +1044,8 @@ update vidgen.workers as w
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
--- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
--- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
+-- written in user order, so two of these can't deadlock; claims skip what is locked here. A user whom
+-- his own limit keeps waiting is not in the line until his pause is over.
 with mail as materialized (
   select ctid, user_id, lane, due_at
     from vidgen.arrivals
@@ -1174,13 +1172,13 @@ own as materialized (
      for update of s
 ),
 user_lock as materialized (
-  -- Of this user one statement at a time goes on from here. Who has to wait for him holds nothing yet
-  -- that others look for.
+  -- From here on one statement of this user runs at a time. A statement that waits here has locked nothing
+  -- that other users wait for.
   select vidgen.lock_limits(mine.user_id) from mine
 ),
 other as materialized (
-  -- Else a free one: of the video model only while nobody waits who had his image before, else the
-  -- first in that line could be passed by for ever.
+  -- Else a free slot. A slot of the video model only while no task waits whose image is done: else that
+  -- task could wait for ever.
   select s.id
     from vidgen.slots as s, mine, gate, user_lock
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
@@ -1200,8 +1198,9 @@ slot as materialized (
   select id from own union all select id from other
 ),
 braking as materialized (
-  -- A trouble shows: so many submissions more, counted under its row's lock. A repeat counts once. It
-  -- waits for no other that counts (`nowait`), holds nothing meanwhile, and comes again.
+  -- A trouble was noted: the submissions that may still begin are counted under its row's lock, a repeat
+  -- once. `nowait`: where another statement counts at this moment, this one fails, holds no lock, and is
+  -- sent again.
   select t.scope, t.part, t.model, t.reason, t.message, t.details, t.remaining
     from vidgen.troubles as t, mine, gate, user_lock
    where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[])
@@ -1212,7 +1211,7 @@ braking as materialized (
      for update of t nowait
 ),
 input as materialized (
-  -- A clip's still is told by its bytes: its address is another one each time that it is read.
+  -- A clip's still counts by its bytes: its signed URL is another one at each reading.
   select %(digest)s || coalesce(
            (
              select ':' || c.sha256
@@ -1287,8 +1286,8 @@ checkpointed as (
   returning c.task_id
 ),
 shown as (
-  -- Not while a trouble's row is locked, which others count by: an application's slow trigger would
-  -- keep it. The next report shows how it goes.
+  -- Not while a trouble's row is locked: an application's slow trigger on this row would keep it locked,
+  -- and other statements count by it. The next report shows the progress.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
@@ -1317,12 +1316,13 @@ select paid.submissions, mine.cancel, gate.reason as gate,
 with late as materialized (
   select from vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation'
-     and (s.answer = 'unknown' or s.details like 'late: %%')
+     and (s.answer = 'unknown' or s.late_at is not null)
 ),
 answered as (
   update vidgen.submissions as s
      set answer = %(answer)s, answered_at = now(), generation_id = %(generation_id)s,
          estimated_cost = %(estimated_cost)s,
+         late_at = case when s.answer = 'unknown' then now() end,
          details = case when s.answer = 'unknown' then 'late: ' || coalesce(s.details, '')
                         else %(details)s end,
          ended_at = case when %(answer)s = 'refused' then now() end,
@@ -1357,8 +1357,8 @@ progressed as (
    where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 ),
 over as materialized (
-  -- The provider takes what is sent: no trouble in a row any more. Who has the row just now relieves
-  -- it, or the next one does: a fact waits for nobody.
+  -- The provider accepts submissions: the trouble is over. A row that another statement holds is skipped,
+  -- because a fact waits for no lock; that statement or the next answer deletes it.
   select t.provider, t.scope, t.part, t.model
     from vidgen.troubles as t, vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation' and t.part = 'submit'
@@ -1404,7 +1404,7 @@ select count(*) as submissions
 -- What has become of a submission whose answer another worker waits for. `late`: it came after
 -- somebody had counted it as unknown, and who recorded it ends its generation.
 select s.answer, s.generation_id, s.sent_at, now() as now,
-       coalesce(s.details like 'late: %%', false) as late
+       s.late_at is not null as late
   from vidgen.submissions as s
  where s.id = %(submission_id)s
 
@@ -1437,9 +1437,8 @@ checkpointed as (
      and c.generation_id = %(generation_id)s
 ),
 progressed as (
-  -- A checkpoint that advances is a life well spent: deaths are counted from here anew. So is the
-  -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
-  -- that workers die of.
+  -- The checkpoint advances, so deaths and the time of waiting are counted from zero again. Not when a
+  -- later attempt books the same end again before it stores the output: workers may die of that file.
   update vidgen.budgets as b
      set crashes = 0, suspect = false,
          waiting_since = case
@@ -1509,7 +1508,7 @@ with left_alone as materialized (
            s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
          )
 ),
--- What its user's own call holds is left to the next time, here and below.
+-- Rows that their user's own call holds are left to the next run, here and below.
 unheld as materialized (
   select s.id
     from vidgen.submissions as s
@@ -1525,7 +1524,7 @@ free as (
   returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
 ),
 waiting as (
-  -- Those that an earlier run has missed too: a task that moved just then.
+  -- Also tasks that an earlier run missed, because they changed at that moment.
   update vidgen.resumes as r
      set followers = null
     from (
@@ -1560,11 +1559,12 @@ with strays as materialized (
        where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
          and t.status in ('pending', 'processing')
          -- A late answer's checkpoint still names it where no other submission followed.
-         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+         and not (c.state = 'submitting' and s.late_at is not null)
     ) as follower on true
    where s.answer = 'generation' and s.ended_at is null
      and coalesce(follower.waits, true)
-     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
+     -- The worker that records a late answer ends its generation itself; and the provider wants 5 s between
+     -- two polls.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
      and s.provider = %(provider)s
      and coalesce(
@@ -1674,14 +1674,14 @@ with stale as materialized (
      for update of s skip locked
 ),
 lost as materialized (
-  -- One that its user's own call holds is left, with its slot, to the next sweep.
+  -- A row that its user's own call holds is left, with its slot, to the next sweep.
   select sent.id
     from vidgen.submissions as sent
    where sent.id in (select stale.submission_id from stale) and sent.answer is null
    order by sent.id
      for no key update of sent skip locked
 ),
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+-- An answer that comes after this is late: the worker that records it ends the generation.
 given_up as (
   update vidgen.submissions as sent
      set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
@@ -1698,8 +1698,8 @@ select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_i
 
 -- give_up_submissions --
 -- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
--- One that its user's own call holds is left to the next sweep.
+-- An answer that comes after this is late: the worker that records it ends the generation. A row that its
+-- user's own call holds is left to the next sweep.
 with lost as materialized (
   select s.id
     from vidgen.submissions as s
@@ -2080,7 +2080,7 @@ marked as (
      and (g.provider, g.key_fingerprint, g.model)
        = (gate.provider, gate.key_fingerprint, gate.model)
 )
-select c.*, false as alone,
+select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
   from begun as c
 

@@ -352,5 +352,5 @@ def test_each_release_takes_over_from_the_other(ground: Ground, *, old_dies: boo
     ground.silent(dead.worker_id)
     assert [row["id"] for row in successor("take_over")] == [held.id]
     assert dead("heartbeat", task_ids=[held.id], attempts=[held.attempt]) in ([], [
-        {"kind": "lost", "id": held.id, "attempt": held.attempt}
+        {"kind": "lost", "task_id": held.id, "attempt": held.attempt}
     ])  # fmt: skip

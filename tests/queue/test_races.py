@@ -410,7 +410,7 @@ class Interleavings:
         player.fresh += [
             Held(row["id"], row["attempt"], row["worker_id"])
             for row in rows or []
-            if row.get("kind") != "lost"
+            if row.get("kind", "taken") == "taken" and not row["refused"]
         ]
         if not player.open:
             player.commit()
@@ -523,7 +523,7 @@ class Interleavings:
         )  # fmt: skip
         if rows is None:
             return
-        lost = {(row["id"], row["attempt"]) for row in rows if row["kind"] == "lost"}
+        lost = {(row["task_id"], row["attempt"]) for row in rows if row["kind"] == "lost"}
         player.stale += [h for h in player.held if (h.id, h.attempt) in lost]
         player.held = [h for h in player.held if (h.id, h.attempt) not in lost]
         if not any(row["kind"] == "alive" for row in rows):

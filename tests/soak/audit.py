@@ -250,7 +250,7 @@ def _admission(ledger: Ledger, world: World) -> list[str]:
     found = []
     ours = {
         row["generation_id"] for rows in ledger.submissions.values() for row in rows
-        if row["answer"] == "generation" and not str(row["details"]).startswith("late: ")
+        if row["answer"] == "generation" and row["late_at"] is None
     }  # fmt: skip
     for stage in PRICES:
         lives = [
@@ -278,9 +278,10 @@ def _may_cost(generation: Generation) -> bool:
 
 def _explained(submission: Row) -> bool:
     """Whether a generation that nobody follows has a reason in our records."""
-    return submission["ended_state"] in {"failed", "gone", "cancelled", "undecodable"} or str(
-        submission["details"]
-    ).startswith("late: ")
+    return (
+        submission["ended_state"] in {"failed", "gone", "cancelled", "undecodable"}
+        or submission["late_at"] is not None
+    )
 
 
 def _objects(ledger: Ledger) -> list[str]:
@@ -368,7 +369,7 @@ def _counts(ledger: Ledger) -> dict[str, int]:
         "attempts": sum(row["attempt"] for row in ledger.tasks),
         "paid POSTs": len(submissions),
         "  without an answer": sum(row["answer"] == "unknown" for row in submissions),
-        "  answered too late": sum(str(row["details"]).startswith("late: ") for row in submissions),
+        "  answered too late": sum(row["late_at"] is not None for row in submissions),
         "stages generated": len(paid),
         "  more than once": sum(count > 1 for count in paid),
         "  extra generations": sum(count - 1 for count in paid if count),

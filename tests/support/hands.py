@@ -6,12 +6,12 @@ For tests of the database alone: no event loop, no provider. A `Hand` is one wor
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import MappingProxyType
-from typing import Any, LiteralString, Self
+from types import MappingProxyType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, LiteralString, Self, TypeVar, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -19,7 +19,14 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
+from tests.support.application import Application
 from vidgen_worker.database.pool import QUERIES
+from vidgen_worker.queue.claims import Claimed, Claims
+
+if TYPE_CHECKING:
+    from vidgen_worker.queue.caller import Caller
+
+T = TypeVar("T")
 
 # A claim of the one whose connection's number is locked by the test waits where it has its snapshot
 # and no lock yet. Stable, the function is asked once, whether a gate stands there or not.
@@ -151,17 +158,16 @@ class Hand:
         return self
 
     def claim(self, slots: int = 20, **parameters: object) -> list[Held]:
-        """Claim as a worker does; what was taken, in the order in which it was returned."""
-        self("line_up")
-        rows = self("claim", slots=slots, **parameters)
-        if not rows and self("still_waiting", **parameters)[0]["resumable"]:
-            rows = self("resume", slots=slots, **parameters)
-            if not rows:
-                self("line_up")
-                rows = self("claim", slots=slots, **{**parameters, "resumed": True})
-        # What refused is told as such, and never as taken.
-        assert len({row["id"] for row in rows}) == len(rows)
-        return [Held(r["id"], r["attempt"], r["worker_id"]) for r in rows if not r.get("refused")]
+        """Claim as a worker does; what was taken, in the order in which it was returned.
+
+        Which statements these are, and in which order, is the queue's own code.
+        """
+        idle = bool(parameters.pop("idle", USUAL["idle"]))
+        claims = Claims(cast("Caller", AtOnce(self, parameters)))
+        claimed: Claimed = at_once(claims.take(slots, idle=idle))
+        assert len({task.id for task, _ in claimed.tasks}) == len(claimed.tasks)
+        fences = [task.fence for task, _ in claimed.tasks]
+        return [Held(fence.task_id, fence.attempt, fence.worker_id) for fence in fences]
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
@@ -201,8 +207,41 @@ class Hand:
         return later
 
 
-KNOWN = "insert into vidgen.user_limits (user_id, first_stored_at) values (%s, now())"
-"""A stage of this user's was stored before: he is no newcomer, who has few under way."""
+class AtOnce:
+    """A caller of the queue whose statements run on a hand's connection, at once.
+
+    What a test says counts before what the queue says; who the worker is, is the hand's to say.
+    """
+
+    def __init__(self, hand: Hand, parameters: Mapping[str, object]) -> None:
+        self._hand = hand
+        self._parameters = parameters
+        self.worker_id = hand.worker_id
+        self.claims = self
+        self.settings = SimpleNamespace(vidgen_max_running_per_user=USUAL["max_running_per_user"])
+        self.key = SimpleNamespace(
+            names=dict, image_model=USUAL["image_model"], video_model=USUAL["video_model"]
+        )
+
+    async def once(self, name: str, **parameters: object) -> list[Row]:
+        """One statement."""
+        return self._hand(name, **{**parameters, **self._parameters})
+
+    async def pair(self, first: str, second: str, **parameters: object) -> list[Row]:
+        """Two statements; the rows of the second."""
+        await self.once(first, **parameters)
+        return await self.once(second, **parameters)
+
+
+def at_once(verb: Coroutine[Any, Any, T]) -> T:
+    """What a verb of the queue returns that has nothing to wait for."""
+    try:
+        verb.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    verb.close()
+    raise AssertionError("the verb waits for something: it needs an event loop")
+
 
 STAGE = (
     "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
@@ -254,8 +293,8 @@ class Later(threading.Thread):
 
 
 @dataclass
-class Ground:
-    """One test's database."""
+class Ground(Application):
+    """One test's database, for tests of the SQL alone."""
 
     database: Database
     admin: Connection
@@ -278,31 +317,9 @@ class Ground:
         """Whether a query finds nothing. (`select from` shows no rows to the driver.)"""
         return self.one(f"select not exists ({query}) as none", *parameters)["none"] is True
 
-    def one(self, statement: str, *parameters: object) -> Row:
-        """The only row of a statement."""
-        (row,) = self.sql(statement, *parameters)
-        return row
-
-    def user(self, credits_: int = 1000, *, new: bool = False) -> UUID:
-        """Make a user with credits, for whom a stage was stored before unless he is new."""
-        user_id = uuid4()
-        if not new:
-            self.sql(KNOWN, user_id)
-        if credits_:
-            self.sql(
-                "select public.grant_video_credits(%s, %s, %s)", user_id, credits_, str(uuid4())
-            )
-        return user_id
-
     def scene(self, user_id: UUID) -> UUID:
         """Make a scene of the user."""
-        scene_id = uuid4()
-        self.sql(
-            "insert into public.video_scenes (id, user_id, scenario_id, visual_prompt)"
-            " values (%s, %s, %s, 'a bottle')",
-            scene_id, user_id, uuid4(),
-        )  # fmt: skip
-        return scene_id
+        return self.insert_scene(user_id, visual_prompt="a bottle")
 
     def order(
         self, user_id: UUID | None = None, *, priority: int = 0, due: timedelta = timedelta(0)
@@ -352,19 +369,6 @@ class Ground:
         if name == "complete":
             hand.walk(Held(held.id, held.attempt, held.worker_id), *STAGE, stage="video")
         return held
-
-    def task(self, task_id: UUID) -> Row:
-        """The task's row."""
-        return self.one("select * from public.video_generation_tasks where id = %s", task_id)
-
-    def credits(self, user_id: UUID) -> tuple[int, int]:
-        """Balance and held."""
-        row = self.one("select balance, held from public.user_credits where user_id = %s", user_id)
-        return row["balance"], row["held"]
-
-    def books_balance(self) -> bool:
-        """Whether balances, holds and ledger agree."""
-        return self.sql("select * from vidgen.credit_discrepancies") == []
 
     def silent(self, *worker_ids: UUID) -> None:
         """Let the last heartbeat of these workers be long ago."""

@@ -23,7 +23,8 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.conftest import Database
-from tests.support.hands import KNOWN, Ground, ground_of, refuse
+from tests.support.application import Application
+from tests.support.hands import Ground, ground_of, refuse
 from vidgen_worker.config import Settings
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 from vidgen_worker.telemetry import bus
@@ -54,7 +55,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class World:
+class World(Application):
     """One test's database and doubles."""
 
     database: Database
@@ -128,50 +129,29 @@ class World:
         """A superuser's connection, in autocommit."""
         return psycopg.connect(self.database.admin_url, autocommit=True, row_factory=dict_row)
 
-    def sql(self, statement: LiteralString, *parameters: object) -> list[Row]:
+    def sql(self, statement: str, *parameters: object) -> list[Row]:
         """Run one statement as superuser."""
         with self.admin() as conn:
             cursor = conn.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
-    def one(self, statement: LiteralString, *parameters: object) -> Row:
-        """The only row of a statement."""
-        (row,) = self.sql(statement, *parameters)
-        return row
-
-    def user(self, credits_: int = 1000, *, new: bool = False) -> UUID:
-        """A user with credits, for whom a stage was stored before unless he is new."""
-        user_id = uuid4()
-        if not new:
-            self.sql(KNOWN, user_id)
-        if credits_:
-            self.sql(
-                "select public.grant_video_credits(%s, %s, %s)", user_id, credits_, str(uuid4())
-            )
-        return user_id
-
     def scene(
         self, user_id: UUID, *, resolution: str | None = "1280:720", **columns: object
     ) -> UUID:
         """A scene of the user, in a scenario of its own (None: the scenario is missing)."""
-        scenario_id, scene_id = uuid4(), uuid4()
+        scenario_id, name = uuid4(), uuid4()
         if resolution is not None:
             self.sql(
                 "insert into video_scenarios (id, resolution) values (%s, %s)",
                 scenario_id, resolution,
             )  # fmt: skip
-        scene = {
-            "id": scene_id, "user_id": user_id, "scenario_id": scenario_id,
-            "image_prompt": f"A bottle on a stone {scene_id}",
-            "visual_prompt": f"The camera moves around it {scene_id}",
-            "duration": 2, **columns,
-        }  # fmt: skip
-        names = psycopg.sql.SQL(", ").join(map(psycopg.sql.Identifier, scene))
-        values = psycopg.sql.SQL(", ").join([psycopg.sql.Placeholder()] * len(scene))
-        statement = psycopg.sql.SQL("insert into public.video_scenes ({}) values ({})")
-        with self.admin() as conn:
-            conn.execute(statement.format(names, values), list(scene.values()))
-        return scene_id
+        prompts = {
+            "image_prompt": f"A bottle on a stone {name}",
+            "visual_prompt": f"The camera moves around it {name}",
+        }
+        return self.insert_scene(
+            user_id, **{"scenario_id": scenario_id, "duration": 2, **prompts, **columns}
+        )
 
     def as_user(self, user_id: UUID, statement: LiteralString, *parameters: object) -> list[Row]:
         """Run one statement as PostgREST would for a signed-in user."""
@@ -197,15 +177,6 @@ class World:
         )  # fmt: skip
         return task_id
 
-    def task(self, task_id: UUID) -> Row:
-        """The task's row."""
-        return self.one("select * from public.video_generation_tasks where id = %s", task_id)
-
-    def credits(self, user_id: UUID) -> tuple[int, int]:
-        """Balance and held."""
-        row = self.one("select balance, held from user_credits where user_id = %s", user_id)
-        return row["balance"], row["held"]
-
     def ground(self) -> AbstractContextManager[Ground]:
         """The same database for the SQL's own hands."""
         return ground_of(self.database)
@@ -219,10 +190,6 @@ class World:
             one for one in self.runway.generations()
             if one["id"] in ids and one["state"].upper() in ("THROTTLED", "PENDING", "RUNNING")
         ]  # fmt: skip
-
-    def books_balance(self) -> bool:
-        """Balances, holds and ledger agree."""
-        return self.sql("select * from vidgen.credit_discrepancies") == []
 
     # Waiting for what happens.
 

@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 from vidgen_worker.database.pool import Row
-from vidgen_worker.domain.keys import Gate
+from vidgen_worker.domain.keys import Gate, Scope
 from vidgen_worker.domain.task import Task
 from vidgen_worker.queue.caller import Caller
-from vidgen_worker.queue.claims import LANE, tasks_of
+from vidgen_worker.queue.claims import LANE, taken_of
+from vidgen_worker.telemetry.bus import emit
+from vidgen_worker.telemetry.events import GateClosed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ class Gates:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
+    def of(self, scope: Scope, model: str) -> Gate:
+        """The gate of this worker's that a trouble of this scope closes."""
+        return self._caller.key.scopes.gate(scope, model)
+
     async def is_troubled(self, gate: Gate, reason: str) -> bool:
         """Whether what closed a gate has shown, without a stage that went well since."""
         rows = await self._caller.once(
@@ -51,14 +57,18 @@ class Gates:
 
     async def close(
         self, gate: Gate, reason: str, message: str, details: str, *, probe: timedelta | None = None
-    ) -> bool:
-        """Close a gate; False when it was closed already. `probe` is the pause before the first."""
+    ) -> None:
+        """Close a gate, and say so unless it was closed already.
+
+        `probe` is the pause before the first probe.
+        """
         rows = await self._caller.run(
             "close_gate", **self._gate(gate), reason=reason, message=message,
             details=details[:2000],
             probe=self._caller.settings.vidgen_gate_probe if probe is None else probe,
         )  # fmt: skip
-        return bool(rows)
+        if rows:
+            emit(GateClosed(scope=gate.scope, model=gate.model, code=reason, details=details))
 
     async def meet(self, task: Task, gate: Gate, model: str) -> tuple[bool, float]:
         """Note that a submission was refused for what a gate is about.
@@ -104,7 +114,7 @@ class Gates:
             "claim_trial", worker_id=self._caller.worker_id, **self._gate(gate), probes=probes,
             max_running_per_user=self._caller.settings.vidgen_max_running_per_user, lane=LANE,
         )  # fmt: skip
-        return tasks_of(rows)
+        return taken_of(rows)
 
     async def open(self, gate: Gate) -> float | None:
         """Open a gate; the seconds that it was closed, None when it was open."""

@@ -277,7 +277,7 @@ marked as (
      and (g.provider, g.key_fingerprint, g.model)
        = (gate.provider, gate.key_fingerprint, gate.model)
 )
-select c.*, false as alone,
+select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
   from begun as c
 

@@ -199,7 +199,7 @@ class Database:
         except Exception as error:
             trouble = trouble_of(error)
             if sent is not None:
-                # Who got no connection has learned nothing new: a try to make one tells by itself.
+                # Without a connection nothing new is known: making one reports its own trouble.
                 if trouble is Trouble.AWAY:
                     self.outage.met(error)
                 elif isinstance(error, psycopg.Error) and error.sqlstate is not None:

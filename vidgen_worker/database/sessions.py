@@ -37,7 +37,7 @@ PINNED: Mapping[str, str] = MappingProxyType(
         "default_transaction_isolation": "read committed",
         "default_transaction_read_only": "off",
         "default_transaction_deferrable": "off",
-        # What was paid for is on the disk when we are told so.
+        # A record of money is on the disk before the server confirms it.
         "synchronous_commit": "on",
         "row_security": "on",
         "idle_session_timeout": "0",

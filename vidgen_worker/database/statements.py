@@ -24,7 +24,7 @@ def load_queries(*boxes: str) -> Mapping[str, LiteralString]:
     ]
     files.sort(key=lambda file: file.name)
     texts = [file.read_text(encoding="utf-8") for file in files]
-    # What stands above the first block is about the file.
+    # The text above the first block describes the file.
     blocks = [text[found.start() :] for text in texts if (found := _BLOCK.search(text))]
     return read_queries("\n".join(blocks), ", ".join(boxes))
 

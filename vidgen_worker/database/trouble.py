@@ -89,14 +89,9 @@ def trouble_of(error: BaseException) -> Trouble:
     of_a_pooler = state == "XX000" and _OF_A_POOLER.search(str(error)) is not None
     if not (of_a_pooler or state[:2] in PASSING_CLASSES or state in PASSING_STATES):
         return Trouble.UNKNOWN
-    # What ends the connection is not about the statement; a trigger can raise any state.
+    # An error that ends the connection is not about the statement; a trigger can raise any state.
     ends_it = of_a_pooler or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
     return Trouble.AWAY if ends_it else Trouble.PASSING
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may go through later."""
-    return trouble_of(error) is not Trouble.UNKNOWN
 
 
 def one_line(error: BaseException) -> str:

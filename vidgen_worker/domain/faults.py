@@ -99,7 +99,7 @@ class First(StrEnum):
 
 
 class Pause(StrEnum):
-    """How long a task waits that waits for others to get well."""
+    """How long a task waits for a service to recover."""
 
     USUAL = "usual"
     LONG = "long"
@@ -137,9 +137,9 @@ class Brake:
 
 
 IN_A_ROW = 3
-"""So many users, without a stage that went well between them, close a gate."""
+"""A gate closes when so many users met a trouble and no stage went well between them."""
 ALLOWANCE = 3
-"""So many paid submissions may still begin then, where no input is to blame."""
+"""How many paid submissions may still begin after that, where no input is to blame."""
 
 PROVIDER_STORM = "PROVIDER_STORM"
 ROW_REFUSED = "ROW_REFUSED"
@@ -579,7 +579,7 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
         return self.rule.disposition
 
     def visible(self) -> dict[str, Any]:
-        """What of the fault may be seen by the task's owner."""
+        """The part of the fault that the task's owner may see."""
         return {"field": self.field} if self.field else {}
 
 

@@ -71,7 +71,7 @@ def printable(text: str, longest: int = LONGEST, *, lines: bool = False) -> str:
     """
     size = len(text)
     if size > longest:
-        # What stands far behind is not looked at; a secret across the cut is hidden as a whole.
+        # Text far beyond the cut is not read; a secret across the cut is hidden as a whole.
         text = text[: longest + LONGEST]
     text = masked(text)
     if not (text.isascii() and text.isprintable()):

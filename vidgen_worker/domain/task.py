@@ -51,6 +51,20 @@ class Answer(StrEnum):
     UNKNOWN = "unknown"
 
 
+class GenerationEnd(StrEnum):
+    """How a generation ended, as its submission's `ended_state` has it."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    GONE = "gone"
+    """The provider knows it no more."""
+    UNDECODABLE = "undecodable"
+    """It succeeded, and its output is of no use."""
+    GIVEN_UP = "given up"
+    """The provider could not be asked for too long, or would not end it."""
+
+
 class Fate(StrEnum):
     """What becomes of a generation whose id has just been recorded."""
 
@@ -59,6 +73,22 @@ class Fate(StrEnum):
     """For a later attempt: this one has lost the task."""
     SUPERSEDED = "superseded"
     """Another generation is followed: this one is to be ended at the provider."""
+
+
+class Met(StrEnum):
+    """What a task was found to be when the pause after its row's refusal was over."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    """Its row has refused too often, and took its end."""
+    CANCELLED = "cancelled"
+    KEPT = "kept"
+    """Its row has refused too often, and refuses even its end."""
+    LOCKED = "locked"
+    """Another transaction holds its row."""
+    DELETED = "deleted"
 
 
 class Funding(StrEnum):

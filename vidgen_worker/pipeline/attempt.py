@@ -9,18 +9,11 @@ import traceback
 from datetime import timedelta
 from typing import assert_never
 
+from vidgen_worker.admission import storms
 from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.config import format_duration
 from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
-from vidgen_worker.domain.faults import (
-    ALLOWANCE,
-    IN_A_ROW,
-    Disposition,
-    Fault,
-    FaultName,
-    Pause,
-    backoff,
-)
+from vidgen_worker.domain.faults import Disposition, Fault, FaultName, Pause, backoff
 from vidgen_worker.domain.keys import Gate, Scope
 from vidgen_worker.domain.task import (
     Abandoned,
@@ -50,7 +43,6 @@ from vidgen_worker.queue.errors import (
 )
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
-    GateClosed,
     LeaseLost,
     RowRefused,
     TaskCancelled,
@@ -59,7 +51,6 @@ from vidgen_worker.telemetry.events import (
     TaskHandedBack,
     TaskRequeued,
     UnexpectedError,
-    UserBraked,
     UserLimited,
 )
 
@@ -118,8 +109,8 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
         # Asked while nothing of it ran at the provider.
         return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
     except (ProvenError, NotOursError):
-        # Handed back, it waits for nothing and blocks nobody: its deaths are forgiven, or only
-        # workers that may follow it see it from now on.
+        # It goes back to pending at once: its deaths count no more, or only workers that may follow
+        # its generation see it from now on.
         return HandedBack()
     except SubmissionCapError:
         details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
@@ -128,25 +119,26 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
     except RowRefusedError as error:
         return SetAside(error.statement, error.error, locked=error.locked)
     except GateClosedError as error:
-        # Met in the middle: the claim leaves it alone until the gate opens, so no pause is needed.
+        # The gate closed while the task ran. The claim takes it up when the gate opens: no pause is
+        # needed.
         details = "the gate is closed"
         return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
     except BrakedError as error:
         details = f"nothing has gone well since: {error.details}"
-        await shut(tools, error.gate, error.reason, error.message, details)
+        await tools.gates.close(error.gate, error.reason, error.message, details)
         delay = tools.settings.vidgen_queue_poll
         return Requeued(delay, failed=False, code=error.reason, details=details, waiting=False)
     except UserLimitedError as error:
         return _user_limited(run, error)
     except NoSlotError:
-        # The claim takes it up again, in its turn, when there is a slot for it. It needs a pause
-        # only where the claim saw one for it and was wrong (another model in a frozen request).
+        # The claim takes it up again when a slot is free. It needs a pause only where the claim was
+        # wrong about the free slot, because the frozen request names another model.
         delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
         details = "no slot is free"
         return Requeued(delay, failed=False, code=NO_SLOT, details=details, waiting=False)
     except Fault as met:
         fault = await blame(tools, run, met)
-        await watch(tools, run, fault)
+        await storms.watch(tools.gates, run.task, _model(tools, run), fault)
         return await follow(tools, run, fault)
     except StatementStuckError as error:
         return await follow(tools, run, Fault(FaultName.DATABASE_TRANSIENT, details=str(error)))
@@ -157,7 +149,7 @@ async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a 
             traceback=traceback.format_exc(),
         ))  # fmt: skip
         unexpected = Fault(FaultName.INTERNAL_ERROR, details=details)
-        await watch(tools, run, unexpected)
+        await storms.watch(tools.gates, run.task, _model(tools, run), unexpected)
         return await follow(tools, run, unexpected)
 
 
@@ -209,7 +201,9 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
         case Disposition.WAIT | Disposition.IN_PLACE:
             return await _wait(tools, run, fault)
         case Disposition.GATE:
-            await close_gate(tools, run, fault)
+            # The task that met it just waits.
+            gate = _gate(tools, run, fault)
+            await tools.gates.close(gate, fault.code, fault.message, fault.details)
             # Others may go on at once where the trouble is this worker's own: it leaves it to them.
             aside = await tools.gates.stands_aside()
             return Requeued(
@@ -254,43 +248,15 @@ def _waited_out(fault: Fault, waited: timedelta) -> Fault:
     )  # fmt: skip
 
 
-async def watch(tools: Tools, run: Run, fault: Fault) -> None:
-    """Note a fault that may be the first of many; close the gate where it is one too many."""
-    brake = fault.rule.brake
-    if brake is None:
-        return
-    model = _model(tools, run)
-    gate = tools.queue.key.scopes.gate(brake.scope, model)
-    noted = await tools.gates.note_trouble(
-        run.task, gate, brake.part, brake.reason, brake.message, f"{fault.name}: {fault.details}",
-        model=model, allowance=None if brake.input_to_blame else ALLOWANCE,
-    )  # fmt: skip
-    if noted.braked:
-        emit(UserBraked(
-            fence=run.task.fence, user=str(run.task.user_id), code=brake.reason,
-            details=fault.details,
-        ))  # fmt: skip
-    users = noted.weighed if brake.input_to_blame else noted.users
-    if not brake.at_once and users < IN_A_ROW:
-        return
-    met = f"{users} user(s)"
-    # Where inputs may be to blame, another user's task tries the gate at once.
-    await shut(
-        tools, gate, brake.reason, brake.message,
-        f"met by {met} in a row, the last time: {fault.name}: {fault.details}",
-        probe=timedelta() if brake.input_to_blame else None,
-    )  # fmt: skip
-
-
 async def _watch_refusal(tools: Tools, run: Run, refusal: SetAside, tries: int) -> None:
     """Note a row that refuses what was paid for: it may be the first of all rows.
 
-    Its later tries are no news: a few rows that refuse for ever would stop everybody. A lock
-    passes, and is in its owner's hand.
+    Only the first try of a task counts: else a few rows that refuse for ever would close the gate
+    for all users. A lock doesn't count: it passes, and the task's owner can hold it as he likes.
     """
     if tries == 1 and not refusal.locked and (run.submitted or run.generations):
-        details = f"{refusal.statement}: {refusal.error}"
-        await watch(tools, run, Fault(FaultName.ROW_REFUSED, details=details))
+        refused = Fault(FaultName.ROW_REFUSED, details=f"{refusal.statement}: {refusal.error}")
+        await storms.watch(tools.gates, run.task, _model(tools, run), refused)
 
 
 async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
@@ -301,22 +267,8 @@ async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
     return paid >= tools.settings.vidgen_max_submissions
 
 
-async def close_gate(tools: Tools, run: Run, fault: Fault) -> None:
-    """Close the gate for everybody whom the fault concerns; the task that met it just waits."""
-    await shut(tools, _gate(tools, run, fault), fault.code, fault.message, fault.details)
-
-
-async def shut(  # noqa: PLR0913 - one value of the row each
-    tools: Tools, gate: Gate, reason: str, message: str, details: str, *,
-    probe: timedelta | None = None,
-) -> None:  # fmt: skip
-    """Close a gate, and say so unless it was closed already."""
-    if await tools.gates.close(gate, reason, message, details, probe=probe):
-        emit(GateClosed(scope=gate.scope, model=gate.model, code=reason, details=details))
-
-
 def _gate(tools: Tools, run: Run, fault: Fault) -> Gate:
-    return tools.queue.key.scopes.gate(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
+    return tools.gates.of(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
 
 
 def _stage(run: Run) -> StageName:
@@ -349,7 +301,7 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
             await queue.conclusions.cancel(fence)
             emit(TaskCancelled(fence=fence))
         case HandedBack():
-            if await queue.leases.hand_back([(run.task.id, fence.attempt)]):
+            if await queue.leases.hand_back([fence]):
                 emit(TaskHandedBack(fence=fence))
         case SetAside():
             tries, pause, became = await queue.conclusions.set_aside(fence, outcome)

@@ -9,11 +9,12 @@ for anything, or looks at an output.
 import random
 import time
 from datetime import timedelta
+from typing import assert_never
 from uuid import UUID
 
 from vidgen_worker.domain.faults import Disposition, Fault, FaultName, First, failure_fault
 from vidgen_worker.domain.keys import Scope
-from vidgen_worker.domain.task import Checkpoint, CheckpointState, Failed
+from vidgen_worker.domain.task import Checkpoint, CheckpointState, Failed, GenerationEnd
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation, GenerationState, Provider
@@ -22,7 +23,6 @@ from vidgen_worker.queue.errors import NotOursError
 from vidgen_worker.queue.queue import Queue
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
-    GateClosed,
     GenerationEnded,
     GenerationNotOurs,
     GenerationOverdue,
@@ -38,13 +38,6 @@ LONGEST_RETRY_AFTER = timedelta(minutes=5)
 LAST_READS = 5
 """So often reading fails in a row before the hard deadline counts, and before a finished generation
 goes on waiting without a slot: what has ended meanwhile is not thrown away for one bad answer."""
-
-
-GIVEN_UP = "given up"
-"""The end that is booked for a generation which the provider would not let us end."""
-
-
-"""The row of the fault table that counts against the user."""
 
 
 class Generating:
@@ -93,9 +86,10 @@ class Generating:
                     raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=fault.details) from fault
                 asked = min(fault.retry_after or timedelta(), LONGEST_RETRY_AFTER)
                 generation = Generation(self._id, GenerationState.UNKNOWN)
-            if generation.state.terminal:
+            end = end_of(generation)
+            if end is not None:
                 ended_by = _fault_of(generation)
-                await self.end(generation.state.value, generation.cost, seconds, ended_by)
+                await self.end(end, generation.cost, seconds, ended_by)
                 if ended_by is not None:
                     raise ended_by
                 return generation
@@ -125,31 +119,31 @@ class Generating:
 
     async def cancel(self, checkpoint: Checkpoint) -> None:
         """End it at the provider, where it still runs."""
-        state, cost = await end_at_provider(
+        end, cost = await end_at_provider(
             self._provider, self._queue, self._fence.task_id, self._id
         )
-        if state == "succeeded":
+        if end is GenerationEnd.SUCCEEDED:
             # Paid and finished: its output is kept for a retry.
-            await self.end(state, cost, _age(checkpoint))
+            await self.end(end, cost, _age(checkpoint))
         else:
-            self._say_ended(state, cost, _age(checkpoint))
+            self._say_ended(end, cost, _age(checkpoint))
 
     async def end(
-        self, state: str, cost: float | None, seconds: float, fault: Fault | None = None
+        self, end: GenerationEnd, cost: float | None, seconds: float, fault: Fault | None = None
     ) -> None:
         """Book its end, and the task's where `fault` is that. Raises LeaseLostError."""
-        self._say_ended(state, cost, seconds)
+        self._say_ended(end, cost, seconds)
         fatal = fault is not None and fault.disposition is Disposition.FAIL
         await self._queue.submissions.end_generation(
-            self._fence, self._stage.name, self._id, state, cost, self._stage.storing,
+            self._fence, self._stage.name, self._id, end, cost, self._stage.storing,
             failed(fault) if fault is not None and fatal else None,
             rejected=fault is not None and fault.rule.rejected,
         )  # fmt: skip
 
-    def _say_ended(self, state: str, cost: float | None, seconds: float) -> None:
+    def _say_ended(self, end: GenerationEnd, cost: float | None, seconds: float) -> None:
         emit(GenerationEnded(
             fence=self._fence, stage=self._stage.name, model=self._model, generation=self._id,
-            state=state, cost=cost, seconds=round(seconds, 3), repeated=self._booked or None,
+            state=end, cost=cost, seconds=round(seconds, 3), repeated=self._booked or None,
         ))  # fmt: skip
         self._booked = True
 
@@ -175,7 +169,7 @@ class Generating:
                     account=self._queue.key.scopes.account,
                 ))  # fmt: skip
                 raise NotOursError(str(self._id)) from fault
-            await self.end("gone", cost, seconds)
+            await self.end(GenerationEnd.GONE, cost, seconds)
             raise fault
         emit(PollFailed(
             fence=self._fence, stage=self._stage.name, generation=self._id, details=fault.details,
@@ -196,23 +190,21 @@ class Generating:
             denied = Fault(FaultName.PROVIDER_DENIED, details=fault.details)
         else:
             return
-        gate = self._queue.key.scopes.gate(Scope.KEY, self._model)
-        if await self._gates.close(gate, denied.code, denied.message, denied.details):
-            emit(GateClosed(
-                scope=gate.scope, model=gate.model, code=denied.code, details=denied.details
-            ))  # fmt: skip
+        gate = self._gates.of(Scope.KEY, self._model)
+        await self._gates.close(gate, denied.code, denied.message, denied.details)
         if await self._gates.stands_aside():
             raise NotOursError(str(self._id)) from denied
 
     async def _give_up(self, seconds: float) -> None:
         """The hard deadline has passed: end it at the provider and let the stage begin anew."""
-        state, details = "cancelled", f"{self._id} after {seconds:.0f} s"
+        end, details = GenerationEnd.CANCELLED, f"{self._id} after {seconds:.0f} s"
         try:
             await self._provider.cancel(self._id)
         except Fault as fault:
             # Nobody can say what becomes of it: booked with its estimate, its cost read later.
-            state, details = GIVEN_UP, f"{details}, and it can't be cancelled: {fault.details}"
-        await self.end(state, None, seconds)
+            end = GenerationEnd.GIVEN_UP
+            details = f"{details}, and it can't be cancelled: {fault.details}"
+        await self.end(end, None, seconds)
         raise Fault(FaultName.GENERATION_OVERDUE, details=details)
 
     def _show(self, generation: Generation) -> None:
@@ -252,6 +244,26 @@ def _fault_of(generation: Generation) -> Fault | None:
             return failure_fault(generation.failure_code, generation.failure or "", generation.cost)
 
 
+def end_of(generation: Generation) -> GenerationEnd | None:
+    """How a generation ended; None while it may go on."""
+    match generation.state:
+        case GenerationState.SUCCEEDED:
+            return GenerationEnd.SUCCEEDED
+        case GenerationState.FAILED:
+            return GenerationEnd.FAILED
+        case GenerationState.CANCELLED:
+            return GenerationEnd.CANCELLED
+        case (
+            GenerationState.THROTTLED
+            | GenerationState.PENDING
+            | GenerationState.RUNNING
+            | GenerationState.UNKNOWN
+        ):
+            return None
+        case _:
+            assert_never(generation.state)
+
+
 def was_rejected(generation: Generation) -> bool:
     """Whether content rules ended it."""
     fault = _fault_of(generation)
@@ -271,8 +283,8 @@ def _age(checkpoint: Checkpoint) -> float:
 
 async def end_at_provider(
     provider: Provider, queue: Queue, task_id: UUID, generation_id: UUID
-) -> tuple[str, float | None]:
-    """Read a generation, cancel it if it still runs, and book its end: (state, cost).
+) -> tuple[GenerationEnd, float | None]:
+    """Read a generation, cancel it if it still runs, and book its end: (end, cost).
 
     Read first: on a finished generation the same verb destroys its output, and after a cancel the
     cost may not be readable any more. Raises Fault when the provider can't be asked, NotOursError
@@ -285,18 +297,18 @@ async def end_at_provider(
             raise
         if not await queue.submissions.is_gone(task_id, generation_id):
             raise NotOursError(str(generation_id)) from fault
-        await queue.submissions.close_generation(task_id, generation_id, "gone", None)
-        return "gone", None
-    state, cost = generation.state.value, generation.cost
-    rejected = generation.state.terminal and was_rejected(generation)
-    if not generation.state.terminal:
+        await queue.submissions.close_generation(task_id, generation_id, GenerationEnd.GONE, None)
+        return GenerationEnd.GONE, None
+    end, cost = end_of(generation), generation.cost
+    rejected = end is not None and was_rejected(generation)
+    if end is None:
         await provider.cancel(generation_id)
-        state = "cancelled"
+        end = GenerationEnd.CANCELLED
         try:
             cost = (await provider.poll(generation_id)).cost
         except Fault:
             # 404 after a cancel is the documented answer: then the estimate is all there is.
             cost = None
-    # Whoever cancels in time does not hide that.
-    await queue.submissions.close_generation(task_id, generation_id, state, cost, rejected=rejected)
-    return state, cost
+    # A cancel does not hide a rejection.
+    await queue.submissions.close_generation(task_id, generation_id, end, cost, rejected=rejected)
+    return end, cost

@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from vidgen_worker.domain.faults import PROVIDER_STORM, Fault, FaultName, First
-from vidgen_worker.domain.task import Artifact
+from vidgen_worker.domain.task import Artifact, GenerationEnd
 from vidgen_worker.pipeline.generating import Generating
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, Order, Stage
@@ -123,14 +123,16 @@ class Storing:
                 if fault.rule.first is First.COMPARE:
                     if sha256 in broken:
                         broken_twice = Fault(FaultName.OUTPUT_BROKEN, details=fault.details)
-                        await self._generating.end("undecodable", generation.cost, 0, broken_twice)
+                        await self._generating.end(
+                            GenerationEnd.UNDECODABLE, generation.cost, 0, broken_twice
+                        )
                         raise broken_twice from fault
                     broken.add(sha256)
                 elif fault.rule.first is not First.FETCH_AGAIN:
                     raise
                 if tries >= FETCH_TRIES:
                     if fault.rule.first is First.COMPARE:
-                        await self._generating.end("undecodable", generation.cost, 0)
+                        await self._generating.end(GenerationEnd.UNDECODABLE, generation.cost, 0)
                     raise
                 await self._run.pause(timedelta(seconds=min(0.25 * 2**tries, 4)))
             else:

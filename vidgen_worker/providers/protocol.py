@@ -50,11 +50,6 @@ class GenerationState(StrEnum):
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
 
-    @property
-    def terminal(self) -> bool:
-        """Whether it can no longer change."""
-        return self in (self.SUCCEEDED, self.FAILED, self.CANCELLED)
-
 
 @dataclass(frozen=True, slots=True)
 class Accepted:

@@ -1,4 +1,4 @@
-"""Who speaks to the queue: one life of a worker, with its connections and its fence.
+"""The caller of the queue: one life of a worker, with its connections and its fence.
 
 Every write about a task carries its fence; a write that hits no row raises `LeaseLostError`, and
 the worker falls silent about that task. Nothing here knows what a statement is for.

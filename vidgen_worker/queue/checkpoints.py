@@ -123,7 +123,7 @@ class Checkpoints:
     async def begin_upload(
         self, fence: Fence, stage: StageName, upload_id: UUID, artifact: Artifact
     ) -> float:
-        """Record where an output is about to be put; returns when at the earliest, by `boot_time`.
+        """Record where an output is about to be put; returns when this was sent, by `boot_time`.
 
         Raises CancelAskedError (nothing is written then) or LeaseLostError.
         """

@@ -27,12 +27,17 @@ class Claimed:
     """Whether users left the line who had nothing due any more: the next claim may find others."""
 
 
-def tasks_of(rows: Sequence[Row]) -> list[tuple[Task, float]]:
-    """The tasks that were begun; says which rows refused."""
+def begun_of(rows: Sequence[Row]) -> list[Row]:
+    """The rows of attempts that began; says which tasks' rows refused."""
     for row in rows:
         if row["refused"]:
             emit(RowRefused(task=str(row["id"]), statement="claim", error=row["refused"]))
-    return [task_of(row) for row in rows if not row["refused"]]
+    return [row for row in rows if not row["refused"]]
+
+
+def taken_of(rows: Sequence[Row]) -> list[tuple[Task, float]]:
+    """The tasks that were begun, and for how many seconds each was due."""
+    return [(task_of(row), max(float(row["waited"]), 0.0)) for row in begun_of(rows)]
 
 
 class Claims:
@@ -59,13 +64,13 @@ class Claims:
                 **self._models_claimed(),
             )
             if rows:
-                return Claimed(tasks_of(rows), more=True)
+                return Claimed(taken_of(rows), more=True)
             # They were not for this worker, or another one has just taken them.
             claimed = await self._begin(slots, idle=idle, resumed=True)
             if claimed.tasks:
                 return claimed
         if not state["waiting"]:
-            # What was locked is passed over from now on: the next claim finds what is behind it.
+            # Locked rows are passed over from now on: the next claim finds those behind them.
             return Claimed([], more=claimed.more or bool(state["resumable"]))
         left = await self._caller.claims.once("clear_line", lane=LANE)
         return Claimed([], more=True, cleared=bool(left))
@@ -77,17 +82,17 @@ class Claims:
             resumed=resumed, max_running_per_user=self._caller.settings.vidgen_max_running_per_user,
             **self._models_claimed(),
         )  # fmt: skip
-        taken = tasks_of(rows)
+        taken = taken_of(rows)
         # A row that refused is set aside now: the next claim finds others.
         more = any(row["more"] for row in rows) or len(taken) < len(rows)
         return Claimed(taken, more=more)
 
-    async def take_cancelled(self) -> list[tuple[Task, float]]:
+    async def take_cancelled(self) -> list[Task]:
         """Take waiting tasks that are to be cancelled at the provider."""
         rows = await self._caller.claims.once(
             "claim_cancelled", worker_id=self._caller.worker_id, **self._caller.key.names()
         )
-        return tasks_of(rows)
+        return [task_of(row) for row in begun_of(rows)]
 
     def _models_claimed(self) -> dict[str, Any]:
         return {
@@ -98,9 +103,9 @@ class Claims:
         }
 
 
-def task_of(row: Row) -> tuple[Task, float]:
-    """A task as a claim returns it, and how long it has waited."""
-    task = Task(
+def task_of(row: Row) -> Task:
+    """A task whose attempt has begun; only `resume` says that it runs alone."""
+    return Task(
         fence=Fence(row["id"], row["attempt"], row["worker_id"]),
         user_id=row["user_id"],
         scene_id=row["scene_id"],
@@ -109,6 +114,5 @@ def task_of(row: Row) -> tuple[Task, float]:
         progress=row["progress"],
         created_at=row["created_at"],
         cancel_requested=row["cancel_requested"],
-        alone=row["alone"],
+        alone=row.get("alone", False),
     )
-    return task, max(float(row["waited"]), 0.0)

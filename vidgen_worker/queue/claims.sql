@@ -156,7 +156,7 @@ moved as (
    where t.user_id = o.user_id and t.lane = %(lane)s
   returning t.waiting_since
 )
-select c.*, false as alone,
+select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
        exists (select from moved where waiting_since is not null)
        or exists (
@@ -352,6 +352,6 @@ with asked as materialized (
    order by t.cancel_requested_at
    limit 100
 )
-select begun.*, false as alone, 0.0::float as waited
+select begun.*
   from asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun

@@ -5,6 +5,7 @@ Which outcome it is, is decided in the pipeline.
 
 import contextlib
 from datetime import timedelta
+from typing import assert_never
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -12,7 +13,7 @@ from psycopg.types.json import Jsonb
 from vidgen_worker.database.trouble import LockedError
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import FAULTS, FaultName
-from vidgen_worker.domain.task import Completed, Failed, Fence, Requeued, SetAside
+from vidgen_worker.domain.task import Completed, Failed, Fence, Met, Requeued, SetAside, Status
 from vidgen_worker.queue.caller import Caller, scene_said
 from vidgen_worker.queue.verdicts import kept
 from vidgen_worker.telemetry.bus import emit
@@ -63,7 +64,7 @@ class Conclusions:
         )
         scene_said(fence, rows[0])
 
-    async def set_aside(self, fence: Fence, outcome: SetAside) -> tuple[int, timedelta, str]:
+    async def set_aside(self, fence: Fence, outcome: SetAside) -> tuple[int, timedelta, Status]:
         """Leave a task alone whose row refuses: (tries, pause, the status that its row has now).
 
         Raises LeaseLostError.
@@ -75,7 +76,7 @@ class Conclusions:
             # It skips what is locked: what it meets all the same is a lock on everything.
             lock_patience=None,
         )  # fmt: skip
-        return int(rows[0]["tries"]), rows[0]["pause"], str(rows[0]["became"])
+        return int(rows[0]["tries"]), rows[0]["pause"], Status(rows[0]["became"])
 
     async def retry_refused(self) -> None:
         """Put tasks back into the line whose pause is over; end those that refused too often."""
@@ -84,16 +85,25 @@ class Conclusions:
             scene_updates=self._caller.settings.vidgen_scene_updates,
         )  # fmt: skip
         for row in rows:
-            if row["became"] in ("failed", "kept"):
-                emit(RowRefused(
-                    task=str(row["task_id"]), statement=row["statement"], error=row["error"],
-                    tries=row["tries"], became=row["became"],
-                ))  # fmt: skip
+            if row["became"] is None:
+                continue  # another worker has met it, or its turn is the next time
+            match met := Met(row["became"]):
+                case Met.FAILED | Met.KEPT:
+                    emit(RowRefused(
+                        task=str(row["task_id"]), statement=row["statement"], error=row["error"],
+                        tries=row["tries"], became=met,
+                    ))  # fmt: skip
+                case Met.PENDING | Met.PROCESSING | Met.COMPLETED | Met.CANCELLED:
+                    pass  # it goes on, or has ended otherwise
+                case Met.LOCKED | Met.DELETED:
+                    pass  # it is met again, or never
+                case _:
+                    assert_never(met)
 
     async def write_owed_scenes(self) -> None:
         """Make the writes to scenes that another transaction's lock has kept from being made."""
         for row in await self._caller.once("owed_scenes"):
             with contextlib.suppress(LockedError):  # another worker is at it
                 (made,) = await self._caller.once("write_owed_scene", scene_id=row["scene_id"])
-                if made["became"] not in ("written", "gone", "locked"):
-                    emit(OwedSceneRefused(scene=str(row["scene_id"]), error=made["became"]))
+                if made["refused"] is not None:
+                    emit(OwedSceneRefused(scene=str(row["scene_id"]), error=made["refused"]))

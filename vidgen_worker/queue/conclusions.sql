@@ -160,4 +160,4 @@ select owed.scene_id
 
 -- write_owed_scene --
 -- Make the owed writes of one scene, where its lock has gone.
-select vidgen.write_owed_scene(%(scene_id)s) as became
+select vidgen.write_owed_scene(%(scene_id)s) as refused

@@ -44,7 +44,7 @@ class GateClosedError(Exception):
 
 
 class BrakedError(Exception):
-    """A trouble shows that has let through as many submissions as it may: its gate is to close."""
+    """A trouble lasts, and as many submissions as it allows have begun: its gate is to close."""
 
     def __init__(self, gate: Gate, reason: str, message: str, details: str) -> None:
         self.gate = gate

@@ -4,8 +4,10 @@ A worker's row is its lease. Nothing here judges who is silent: that is the obse
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
+from typing import assert_never
 from uuid import UUID
 
 from vidgen_worker.database.pool import LOCK_PATIENCE
@@ -18,16 +20,46 @@ from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import RowRefused
 
 
-@dataclass(frozen=True, slots=True)
+class Beat(StrEnum):
+    """What a row of a heartbeat's answer says; the first and the last name no task."""
+
+    ALIVE = "alive"
+    LOST = "lost"
+    CANCEL = "cancel"
+    ORPHAN = "orphan"
+    CANCEL_WAITING = "cancel_waiting"
+
+
+@dataclass(slots=True)
 class Verdict:
     """What a heartbeat came back with."""
 
-    alive: bool
-    lost: list[tuple[UUID, int]]
-    cancel: list[tuple[UUID, int]]
-    orphans: list[tuple[UUID, int]]
-    cancel_waiting: bool
+    alive: bool = False
+    lost: list[Fence] = field(default_factory=list)
+    cancel: list[Fence] = field(default_factory=list)
+    orphans: list[Fence] = field(default_factory=list)
+    cancel_waiting: bool = False
     """Whether a waiting task is to be cancelled at the provider."""
+
+
+class Takeover(StrEnum):
+    """What a row of a take-over's answer says; the last names no task."""
+
+    TAKEN = "taken"
+    LOST = "lost"
+    REFUSED = "refused"
+    SUSPECT_WAITS = "suspect waits"
+
+
+@dataclass(slots=True)
+class TakenOver:
+    """What became of the tasks of the dead."""
+
+    taken: list[Task] = field(default_factory=list)
+    lost: list[Fence] = field(default_factory=list)
+    """Ended as WORKER_LOST: the attempts that their workers died of."""
+    suspect_waits: bool = False
+    """Whether this worker is asked to claim nothing until it is idle: a suspect runs alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +98,7 @@ class Leases:
         await self._caller.run(
             "register_worker", worker_id=self._caller.worker_id, host=host, pid=pid,
             version=version, **self._caller.key.names(),
-            # 0: never asked to make room for a task that is to run alone.
+            # 0: never asked to become idle for a suspect.
             concurrency=settings.vidgen_concurrency if settings.runwayml_enabled else 0,
             lease=settings.vidgen_lease,
         )  # fmt: skip
@@ -81,16 +113,26 @@ class Leases:
             attempts=[fence.attempt for fence in held],
         )  # fmt: skip
 
-        def pick(kind: str) -> list[tuple[UUID, int]]:
-            return [(row["id"], row["attempt"]) for row in rows if row["kind"] == kind]
+        verdict = Verdict()
+        for row in rows:
+            match kind := Beat(row["kind"]):
+                case Beat.ALIVE:
+                    verdict.alive = True
+                case Beat.LOST:
+                    verdict.lost.append(self._fence(row["task_id"], row["attempt"]))
+                case Beat.CANCEL:
+                    verdict.cancel.append(self._fence(row["task_id"], row["attempt"]))
+                case Beat.ORPHAN:
+                    verdict.orphans.append(self._fence(row["task_id"], row["attempt"]))
+                case Beat.CANCEL_WAITING:
+                    verdict.cancel_waiting = True
+                case _:
+                    assert_never(kind)
+        return verdict
 
-        return Verdict(
-            alive=bool(pick("alive")),
-            lost=pick("lost"),
-            cancel=pick("cancel"),
-            orphans=pick("orphan"),
-            cancel_waiting=bool(pick("cancel_waiting")),
-        )
+    def _fence(self, task_id: UUID, attempt: int) -> Fence:
+        """The fence of an attempt of this worker's."""
+        return Fence(task_id, attempt, self._caller.worker_id)
 
     async def heartbeats(self) -> list[Heartbeat]:
         """When every other worker was last heard of."""
@@ -99,11 +141,8 @@ class Leases:
 
     async def take_over(
         self, slots: int, silent: Sequence[Heartbeat], *, idle: bool, steady: bool
-    ) -> tuple[list[tuple[Task, float]], list[tuple[Task, float]], bool]:
-        """Declare the silent dead and take their tasks: (taken, ended as WORKER_LOST, make room).
-
-        "Make room" asks this worker to claim nothing until it is idle: a task is to run alone.
-        """
+    ) -> TakenOver:
+        """Declare the silent dead and take their tasks."""
         rows = await self._caller.claims.once(
             "take_over", worker_id=self._caller.worker_id, slots=slots, idle=idle, steady=steady,
             silent_ids=[one.worker_id for one in silent], silent_beats=[one.beat for one in silent],
@@ -111,27 +150,36 @@ class Leases:
             scene_updates=self._caller.settings.vidgen_scene_updates,
             lost_message=FAULTS[FaultName.WORKER_LOST].message,
         )  # fmt: skip
+        result = TakenOver()
         for row in rows:
-            if row["kind"] == "refused":
-                emit(RowRefused(task=str(row["id"]), statement="take over", error=row["refused"]))
-        taken = [task_of(row) for row in rows if row["kind"] == "taken"]
-        lost = [task_of(row) for row in rows if row["kind"] == "lost"]
-        return taken, lost, any(row["kind"] == "room" for row in rows)
+            match kind := Takeover(row["kind"]):
+                case Takeover.TAKEN:
+                    result.taken.append(task_of(row))
+                case Takeover.LOST:
+                    result.lost.append(Fence(row["id"], row["attempt"], row["worker_id"]))
+                case Takeover.REFUSED:
+                    task, error = str(row["id"]), row["refused"]
+                    emit(RowRefused(task=task, statement="take over", error=error))
+                case Takeover.SUSPECT_WAITS:
+                    result.suspect_waits = True
+                case _:
+                    assert_never(kind)
+        return result
 
-    async def hand_back(self, held: Sequence[tuple[UUID, int]] | None = None) -> list[UUID]:
+    async def hand_back(self, held: Sequence[Fence] | None = None) -> list[Fence]:
         """Give back what this worker holds (all of it, or these attempts), for others to resume.
 
         What a client holds, or what refuses, is not among those returned: the lease has it.
         """
         rows = await self._caller.run(
             "hand_back", lock_patience=LOCK_PATIENCE, worker_id=self._caller.worker_id,
-            task_ids=None if held is None else [task_id for task_id, _ in held],
-            attempts=None if held is None else [attempt for _, attempt in held],
+            task_ids=None if held is None else [fence.task_id for fence in held],
+            attempts=None if held is None else [fence.attempt for fence in held],
         )  # fmt: skip
         for row in rows:
             if row["refused"]:
                 emit(RowRefused(task=str(row["id"]), statement="hand back", error=row["refused"]))
-        return [row["id"] for row in rows if not row["refused"]]
+        return [self._fence(row["id"], row["attempt"]) for row in rows if not row["refused"]]
 
     async def leave(self) -> None:
         """Delete the worker's row, or say in it that its tasks are to be taken over at once."""

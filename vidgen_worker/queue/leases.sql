@@ -17,8 +17,8 @@ select vidgen.share_buckets(%(images_bucket)s, %(videos_bucket)s) as shared
 
 -- heartbeat --
 -- One row written however many tasks are held; no task's row is written or locked, so that the lease
--- depends on none of them. Zero rows of kind 'alive': declared dead. Then the verdict on each held
--- task, and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
+-- depends on none of them. No row of kind 'alive': declared dead. Then the verdict on each held
+-- task ('lost' or 'cancel'), and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
 -- that it doesn't run (a claim whose answer was lost, a coroutine that died, a row that refused to be
 -- handed back and whose pause is over).
 with beat as (
@@ -31,7 +31,7 @@ with beat as (
 held as materialized (
   select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
 )
-select 'alive' as kind, beat.id, null::integer as attempt from beat
+select 'alive' as kind, null::uuid as task_id, null::integer as attempt from beat
 union all
 select case
          when t.id is null then 'lost'
@@ -79,9 +79,8 @@ select w.id, w.heartbeat_at, extract(epoch from now() - w.heartbeat_at)::float a
 -- where the worker had left; at the limit the task ends as WORKER_LOST. What this worker has no slot
 -- for goes back to pending, where the claim finds it before anything new; so does what another
 -- account's workers have to follow, what a worker behind a gate of its own could not finish, and a
--- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. A row of
--- kind 'room' asks this worker to become one: it is
--- the one of the fleet to do so, and a suspect waits.
+-- suspect, one death below the limit: the claim gives it to a worker that runs nothing else. The row
+-- 'suspect waits' names no task: it asks this worker, one of the fleet, to become idle for a suspect.
 with died as (
   update vidgen.workers as w
      set dead_at = now()
@@ -181,16 +180,15 @@ moved as materialized (
      v.id, v.worker_id, %(worker_id)s, %(max_crashes)s, v.mine, %(lost_message)s, %(scene_updates)s
    ) as one
 )
-select m.*, false as alone, 0.0::float as waited from moved as m
+select m.* from moved as m
 union all
-select 'room', asked.id, 0, asked.id, asked.id, null, 0, 0, 0, now(), false, null, false, 0.0
-  from asked
+select 'suspect waits', null, null, null, null, null, null, null, null, null, null, null
  where exists (select from suspects)
 
 -- hand_back --
 -- Tasks of this worker (null: all) wait for another one, which resumes at their checkpoints. Each on its
 -- own: a row that refuses, or that a client holds, is left to the lease and keeps no other waiting.
-select back.id, back.refused
+select back.id, back.attempt, back.refused
   from (
     select t.id, given.attempt
       from public.video_generation_tasks as t

@@ -3,8 +3,8 @@
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
--- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
--- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
+-- written in user order, so two of these can't deadlock; claims skip what is locked here. A user whom
+-- his own limit keeps waiting is not in the line until his pause is over.
 with mail as materialized (
   select ctid, user_id, lane, due_at
     from vidgen.arrivals

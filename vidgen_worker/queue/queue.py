@@ -1,4 +1,4 @@
-"""The queue's verbs together, as one life of a worker speaks them.
+"""The queue's verbs together, as one life of a worker calls them.
 
 Typed and thin: what a row means is decided once, in the part that reads it; what follows from it,
 elsewhere.

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from vidgen_worker.database.pool import LOCK_PATIENCE, Row
 from vidgen_worker.database.trouble import LockedError
 from vidgen_worker.domain.keys import ALL_MODELS, Gate
-from vidgen_worker.domain.task import Answer, Failed, Fate, Fence, StageName
+from vidgen_worker.domain.task import Answer, Failed, Fate, Fence, GenerationEnd, StageName
 from vidgen_worker.providers.protocol import Accepted, Request
 from vidgen_worker.queue.caller import Caller, fenced_by
 from vidgen_worker.queue.checkpoints import Step, _shown
@@ -44,7 +44,7 @@ class Submissions:
         self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
         submission_id: UUID,
     ) -> float:  # fmt: skip
-        """Record what is about to be paid for; returns when at the earliest, by `boot_time`.
+        """Record what is about to be paid for; returns when this was sent, by `boot_time`.
 
         Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, UserLimitedError,
         NoSlotError or LeaseLostError; nothing is written then.
@@ -108,7 +108,7 @@ class Submissions:
         return rows[0] if rows else None
 
     async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
-        self, fence: Fence, stage: StageName, generation_id: UUID, ended_state: str,
+        self, fence: Fence, stage: StageName, generation_id: UUID, end: GenerationEnd,
         cost: float | None, step: Step, verdict: Failed | None = None, *, rejected: bool = False,
     ) -> None:  # fmt: skip
         """Book a generation's end, and how the task must end because of it, if it must.
@@ -117,16 +117,16 @@ class Submissions:
         are written.
         """
         values: dict[str, Any] = {
-            "stage": stage, "generation_id": generation_id, "ended_state": ended_state,
+            "stage": stage, "generation_id": generation_id, "ended_state": end,
             "cost": cost, "verdict": kept(verdict), "rejected": rejected, **_shown(step),
         }  # fmt: skip
         try:
             await self._caller.fenced("end_generation", fence, show=True, **values)
         except RowRefusedError as error:
-            # What the row would show is worth less than the facts; the row is met again soon.
+            # The facts come first; the row shows them after the next attempt.
             if error.locked:
                 await self.close_generation(
-                    fence.task_id, generation_id, ended_state, cost, rejected=rejected
+                    fence.task_id, generation_id, end, cost, rejected=rejected
                 )
                 raise
             await self._caller.fenced("end_generation", fence, paid=True, show=False, **values)
@@ -147,17 +147,18 @@ class Submissions:
         return bool(rows[0]["gone"])
 
     async def close_generation(
-        self, task_id: UUID, generation_id: UUID, ended_state: str, cost: float | None, *,
+        self, task_id: UUID, generation_id: UUID, end: GenerationEnd | None, cost: float | None, *,
         rejected: bool = False,
     ) -> None:  # fmt: skip
         """Book the end of a generation that nobody follows; `rejected`: by content rules.
 
+        Without an `end` only its cost is booked: its end was booked before.
         Raises RowRefusedError where its row is locked: it is read, and booked, again later.
         """
         try:
             await self._caller.run(
                 "close_generation", paid=True, lock_patience=LOCK_PATIENCE,
-                task_id=task_id, generation_id=generation_id, ended_state=ended_state, cost=cost,
+                task_id=task_id, generation_id=generation_id, ended_state=end, cost=cost,
                 rejected=rejected,
             )  # fmt: skip
         except LockedError as error:
@@ -180,7 +181,7 @@ class Submissions:
 
 
 def _braked(row: Row) -> BrakedError:
-    # What the gate is of, is in its row: one of a model closes for that model only.
+    # These parts of the work are about one model; the others are about all of them.
     model = row["model"] if row["part"] in ("submit", "generation", "output") else ALL_MODELS
     gate = Gate(row["scope"], model)
     return BrakedError(gate, row["reason"], row["message"], row["details"])

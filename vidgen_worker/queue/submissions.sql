@@ -43,13 +43,13 @@ own as materialized (
      for update of s
 ),
 user_lock as materialized (
-  -- Of this user one statement at a time goes on from here. Who has to wait for him holds nothing yet
-  -- that others look for.
+  -- From here on one statement of this user runs at a time. A statement that waits here has locked nothing
+  -- that other users wait for.
   select vidgen.lock_limits(mine.user_id) from mine
 ),
 other as materialized (
-  -- Else a free one: of the video model only while nobody waits who had his image before, else the
-  -- first in that line could be passed by for ever.
+  -- Else a free slot. A slot of the video model only while no task waits whose image is done: else that
+  -- task could wait for ever.
   select s.id
     from vidgen.slots as s, mine, gate, user_lock
    where s.provider = %(provider)s and s.key_fingerprint = %(account)s
@@ -69,8 +69,9 @@ slot as materialized (
   select id from own union all select id from other
 ),
 braking as materialized (
-  -- A trouble shows: so many submissions more, counted under its row's lock. A repeat counts once. It
-  -- waits for no other that counts (`nowait`), holds nothing meanwhile, and comes again.
+  -- A trouble was noted: the submissions that may still begin are counted under its row's lock, a repeat
+  -- once. `nowait`: where another statement counts at this moment, this one fails, holds no lock, and is
+  -- sent again.
   select t.scope, t.part, t.model, t.reason, t.message, t.details, t.remaining
     from vidgen.troubles as t, mine, gate, user_lock
    where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[])
@@ -81,7 +82,7 @@ braking as materialized (
      for update of t nowait
 ),
 input as materialized (
-  -- A clip's still is told by its bytes: its address is another one each time that it is read.
+  -- A clip's still counts by its bytes: its signed URL is another one at each reading.
   select %(digest)s || coalesce(
            (
              select ':' || c.sha256
@@ -156,8 +157,8 @@ checkpointed as (
   returning c.task_id
 ),
 shown as (
-  -- Not while a trouble's row is locked, which others count by: an application's slow trigger would
-  -- keep it. The next report shows how it goes.
+  -- Not while a trouble's row is locked: an application's slow trigger on this row would keep it locked,
+  -- and other statements count by it. The next report shows the progress.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0
@@ -186,12 +187,13 @@ select paid.submissions, mine.cancel, gate.reason as gate,
 with late as materialized (
   select from vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation'
-     and (s.answer = 'unknown' or s.details like 'late: %%')
+     and (s.answer = 'unknown' or s.late_at is not null)
 ),
 answered as (
   update vidgen.submissions as s
      set answer = %(answer)s, answered_at = now(), generation_id = %(generation_id)s,
          estimated_cost = %(estimated_cost)s,
+         late_at = case when s.answer = 'unknown' then now() end,
          details = case when s.answer = 'unknown' then 'late: ' || coalesce(s.details, '')
                         else %(details)s end,
          ended_at = case when %(answer)s = 'refused' then now() end,
@@ -226,8 +228,8 @@ progressed as (
    where b.task_id = followed.task_id and (b.crashes > 0 or b.waiting_since is not null)
 ),
 over as materialized (
-  -- The provider takes what is sent: no trouble in a row any more. Who has the row just now relieves
-  -- it, or the next one does: a fact waits for nobody.
+  -- The provider accepts submissions: the trouble is over. A row that another statement holds is skipped,
+  -- because a fact waits for no lock; that statement or the next answer deletes it.
   select t.provider, t.scope, t.part, t.model
     from vidgen.troubles as t, vidgen.submissions as s
    where s.id = %(submission_id)s and %(answer)s = 'generation' and t.part = 'submit'
@@ -273,7 +275,7 @@ select count(*) as submissions
 -- What has become of a submission whose answer another worker waits for. `late`: it came after
 -- somebody had counted it as unknown, and who recorded it ends its generation.
 select s.answer, s.generation_id, s.sent_at, now() as now,
-       coalesce(s.details like 'late: %%', false) as late
+       s.late_at is not null as late
   from vidgen.submissions as s
  where s.id = %(submission_id)s
 
@@ -306,9 +308,8 @@ checkpointed as (
      and c.generation_id = %(generation_id)s
 ),
 progressed as (
-  -- A checkpoint that advances is a life well spent: deaths are counted from here anew. So is the
-  -- time of waiting. Not when the same end is booked again by who comes to store it: it may be its file
-  -- that workers die of.
+  -- The checkpoint advances, so deaths and the time of waiting are counted from zero again. Not when a
+  -- later attempt books the same end again before it stores the output: workers may die of that file.
   update vidgen.budgets as b
      set crashes = 0, suspect = false,
          waiting_since = case
@@ -378,7 +379,7 @@ with left_alone as materialized (
            s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
          )
 ),
--- What its user's own call holds is left to the next time, here and below.
+-- Rows that their user's own call holds are left to the next run, here and below.
 unheld as materialized (
   select s.id
     from vidgen.submissions as s
@@ -394,7 +395,7 @@ free as (
   returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
 ),
 waiting as (
-  -- Those that an earlier run has missed too: a task that moved just then.
+  -- Also tasks that an earlier run missed, because they changed at that moment.
   update vidgen.resumes as r
      set followers = null
     from (
@@ -429,11 +430,12 @@ with strays as materialized (
        where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
          and t.status in ('pending', 'processing')
          -- A late answer's checkpoint still names it where no other submission followed.
-         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+         and not (c.state = 'submitting' and s.late_at is not null)
     ) as follower on true
    where s.answer = 'generation' and s.ended_at is null
      and coalesce(follower.waits, true)
-     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
+     -- The worker that records a late answer ends its generation itself; and the provider wants 5 s between
+     -- two polls.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
      and s.provider = %(provider)s
      and coalesce(

@@ -41,7 +41,7 @@ class Upkeep:
             ("sweep_limits", {}),
             ("free_slots", patience), ("give_up_submissions", patience),
         ):  # fmt: skip
-            # What is locked now is swept the next time, and keeps no other from being swept.
+            # A locked row is left to the next sweep; the other sweeps go on.
             with contextlib.suppress(LockedError):
                 await self._caller.once(name, **parameters)
 

@@ -65,14 +65,14 @@ with stale as materialized (
      for update of s skip locked
 ),
 lost as materialized (
-  -- One that its user's own call holds is left, with its slot, to the next sweep.
+  -- A row that its user's own call holds is left, with its slot, to the next sweep.
   select sent.id
     from vidgen.submissions as sent
    where sent.id in (select stale.submission_id from stale) and sent.answer is null
    order by sent.id
      for no key update of sent skip locked
 ),
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+-- An answer that comes after this is late: the worker that records it ends the generation.
 given_up as (
   update vidgen.submissions as sent
      set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
@@ -89,8 +89,8 @@ select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_i
 
 -- give_up_submissions --
 -- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
--- One that its user's own call holds is left to the next sweep.
+-- An answer that comes after this is late: the worker that records it ends the generation. A row that its
+-- user's own call holds is left to the next sweep.
 with lost as materialized (
   select s.id
     from vidgen.submissions as s

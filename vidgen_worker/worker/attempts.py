@@ -1,6 +1,6 @@
 """Attempts in this process: begun for what a claim took, and their slots freed.
 
-Which task is next, is the claim's; what becomes of one, the pipeline's.
+The claim decides which task is next, the pipeline what becomes of it.
 """
 
 import asyncio
@@ -27,7 +27,10 @@ class Attempts:
         self._freed = freed
 
     def start(self, claimed: Iterable[tuple[Task, float]], trial: Gate | None = None) -> None:
-        """Begin to work on what was claimed; `trial` is the gate that a task is let through."""
+        """Begin to work on what was claimed, and has waited so long.
+
+        `trial` is the gate that a task is let through.
+        """
         for task, waited in claimed:
             run = Run(task, trial=trial, alone=task.alone)
             if task.cancel_requested:

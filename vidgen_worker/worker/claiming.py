@@ -22,9 +22,9 @@ from vidgen_worker.worker.reports import Reports
 
 CLAIM_AGAIN = timedelta(milliseconds=30)
 CLAIM_STATEMENTS = 8
-"""Statements in one turn of the claim loop at the most, and a heartbeat's to wait for."""
-ROOM_EVERY = 60.0
-"""Seconds between two times that tasks are given back for one that is to run alone."""
+"""The most statements in one round of the claim loop, and the heartbeat that it may wait for."""
+BECOME_IDLE_EVERY = 60.0
+"""Seconds between two times that tasks are given back for a suspect."""
 MOST_EMPTY_CLAIMS = 10
 
 
@@ -38,10 +38,10 @@ class Claiming:
         self._observer = Observer()
         self.lock = asyncio.Lock()
         self._more = True
-        self._making_room = False
-        """Claim nothing until idle: a task waits that is to run alone."""
+        self._suspect_waits = False
+        """Claim nothing until idle: a suspect runs alone."""
         self._sweep_due = 0.0
-        self._room_due = 0.0
+        self._become_idle_due = 0.0
 
     async def loop(self) -> None:
         """One claim, then wait for a reason for the next: NOTIFY, a free slot, the poll."""
@@ -59,7 +59,8 @@ class Claiming:
             if wakes.cancel.is_set():
                 wakes.cancel.clear()
                 async with self.lock:
-                    self._attempts.start(await process.life.queue.claims.take_cancelled())
+                    cancelled = await process.life.queue.claims.take_cancelled()
+                    self._attempts.start((task, 0.0) for task in cancelled)
             if polled:
                 await self._take_over()
             progress = await self._claim()
@@ -113,12 +114,12 @@ class Claiming:
             return 0
         if any(run.alone for run in held.runs()):
             return 0
-        if self._making_room and held:
+        if self._suspect_waits and held:
             return 0
         return max(self._process.settings.vidgen_concurrency - len(held), 0)
 
     async def _claim(self) -> bool:
-        """Claim once; whether it got anywhere, so that the next one may do so at once."""
+        """Claim once; whether something was taken or cleared: then the next claim comes at once."""
         process = self._process
         slots = self._slots()
         if slots == 0:
@@ -145,33 +146,33 @@ class Claiming:
             sent = boot_time()
             beats = await process.life.queue.leases.heartbeats()
             self._observer.look(beats, sent, boot_time())
-            taken, lost, self._making_room = await process.life.queue.leases.take_over(
+            found = await process.life.queue.leases.take_over(
                 slots, self._observer.silent(), idle=not process.held,
                 steady=process.life.lease.steady(),
             )  # fmt: skip
-            self._attempts.start(taken)
-        if self._making_room:
-            await self._make_room()
-        for task, _ in lost:
+            self._suspect_waits = found.suspect_waits
+            # They were at work: none of them has waited to be claimed.
+            self._attempts.start((task, 0.0) for task in found.taken)
+        if self._suspect_waits:
+            await self._become_idle()
+        for fence in found.lost:
             emit(TaskFailed(
-                fence=task.fence, code="WORKER_LOST", message="The worker died several times",
+                fence=fence, code="WORKER_LOST", message="The worker died several times",
                 details=f"{process.settings.vidgen_max_crashes} deaths without progress",
             ))  # fmt: skip
 
-    async def _make_room(self) -> None:
-        """Give back what is only polled, which may take hours: a task waits that is to run alone.
+    async def _become_idle(self) -> None:
+        """Give back what is only polled, which may take hours: a suspect waits for an idle worker.
 
-        Now and then only: without a slot for that task, this worker takes them again.
+        Now and then only: without a slot for the suspect, this worker takes them again.
         """
         process = self._process
-        polled = {task_id: held for task_id, held in process.held.tasks.items() if held[0].polling}
-        if not polled or boot_time() < self._room_due:
+        polled = [held for held in process.held.tasks.values() if held[0].polling]
+        if not polled or boot_time() < self._become_idle_due:
             return
-        self._room_due = boot_time() + ROOM_EVERY
+        self._become_idle_due = boot_time() + BECOME_IDLE_EVERY
         async with self.lock:
-            await end_all({working for _, working in polled.values()}, LOOPS_END)
-            given = await process.life.queue.leases.hand_back(
-                [(task_id, run.task.fence.attempt) for task_id, (run, _) in polled.items()]
-            )
-        for task_id in given:
-            emit(TaskHandedBack(fence=polled[task_id][0].task.fence))
+            await end_all({working for _, working in polled}, LOOPS_END)
+            given = await process.life.queue.leases.hand_back([run.task.fence for run, _ in polled])
+        for fence in given:
+            emit(TaskHandedBack(fence=fence))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError
 from vidgen_worker.domain.clock import boot_time
-from vidgen_worker.domain.task import Fence
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     GenerationLeftRunning,
@@ -23,7 +22,7 @@ from vidgen_worker.worker.reports import Reports
 from vidgen_worker.worker.systemd import sd_notify
 
 if TYPE_CHECKING:
-    from uuid import UUID
+    from vidgen_worker.domain.task import Fence
 
 IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""
@@ -38,7 +37,7 @@ async def drain(
     held, queue = process.held, process.life.queue
     patience = process.settings.vidgen_drain_timeout.total_seconds()
     if not held and not held.posting:
-        # Nothing to hand back; and without a database nobody to hear of it.
+        # Nothing is handed back; and while the database is away, nobody can be told.
         patience = 0.0 if process.databases.outage.away else min(patience, IDLE_DRAIN)
     process.drain_deadline = boot_time() + patience
     emit(WorkerDraining(worker=queue.worker_id, running=len(held)))
@@ -53,7 +52,7 @@ async def drain(
         await asyncio.wait(posting, timeout=_left(process))
     tasks = dict(held.tasks)
     await end_all({working for _, working in tasks.values()}, _left(process))
-    handed_back: list[UUID] = []
+    handed_back: list[Fence] = []
     try:
         async with asyncio.timeout(_left(process)):
             await reports.flush()
@@ -66,10 +65,7 @@ async def drain(
                     emit(GenerationLeftRunning(
                         fence=run.task.fence, stage=stage, generation=generation
                     ))  # fmt: skip
-    for task_id in handed_back:
-        fence = Fence(task_id, 0, process.life.queue.worker_id)
-        if task_id in tasks:
-            fence = tasks[task_id][0].task.fence
+    for fence in handed_back:
         emit(TaskHandedBack(fence=fence))
     for loop in loops:
         loop.cancel()

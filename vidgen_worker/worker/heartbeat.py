@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 import traceback
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from vidgen_worker import __version__
 from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
@@ -17,6 +17,9 @@ from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import LoopFailed, OrphansHandedBack, WorkerDeclaredDead
 from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.systemd import sd_notify
+
+if TYPE_CHECKING:
+    from vidgen_worker.domain.task import Fence
 
 SOONEST_BEAT = 0.05
 """Seconds between two heartbeats at least: a burst of cancels is one beat."""
@@ -45,7 +48,7 @@ class Heartbeat:
         process = self._process
         while True:
             began = boot_time()
-            # One pause, and one statement that is given up after as long.
+            # One pause, and one statement, which is given up after the same time.
             process.turns.turned("heartbeat", process.settings.heartbeat * 2)
             process.wakes.beat.clear()
             with contextlib.suppress(DatabaseUnavailableError):
@@ -84,10 +87,10 @@ class Heartbeat:
             return
         life.lease.renewed(sent, boot_time())
         process.renewed.set()
-        for task_id, number in verdict.lost:
-            process.held.drop(task_id, number)
-        for task_id, number in verdict.cancel:
-            run = process.held.find(task_id, number)
+        for fence in verdict.lost:
+            process.held.drop(fence)
+        for fence in verdict.cancel:
+            run = process.held.find(fence)
             if run:
                 run.cancel.set()
         if verdict.cancel_waiting:
@@ -97,7 +100,7 @@ class Heartbeat:
             # Beside the heartbeat: the lease waits for no task's row.
             self.returning = asyncio.create_task(self._return(verdict.orphans))
 
-    async def _return(self, orphans: list[tuple[UUID, int]]) -> None:
+    async def _return(self, orphans: "list[Fence]") -> None:
         """Give rows back that nobody runs; what fails is an orphan of the next heartbeat too."""
         try:
             back = await self._process.life.queue.leases.hand_back(orphans)
@@ -109,7 +112,7 @@ class Heartbeat:
             ))  # fmt: skip
             return
         if back:
-            emit(OrphansHandedBack(tasks=[str(task_id) for task_id in back]))
+            emit(OrphansHandedBack(tasks=[str(fence.task_id) for fence in back]))
 
     async def _start_over(self) -> None:
         """Declared dead: drop everything and begin a new life under a new id."""
@@ -118,7 +121,7 @@ class Heartbeat:
         emit(WorkerDeclaredDead(worker=dead, dropped=len(process.held)))
         process.held.drop_all()
         process.life = process.new_life()
-        # Nothing turns until the database has taken the new row, however long it is away.
+        # The watchdog expects no loop to run until the database has taken the new row.
         process.turns.all_rest()
         await self.register()
         process.wakes.claim.set()

@@ -6,7 +6,6 @@ It starts no attempt and writes nothing.
 import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
 from vidgen_worker.domain.faults import Fault
@@ -26,6 +25,7 @@ from vidgen_worker.telemetry.events import LeaseLost, LoopFailed
 
 if TYPE_CHECKING:
     import asyncio
+    from uuid import UUID
 
 EXPECTED_OF_A_POST = (
     Fault, LeaseLostError, CancelAskedError, GateClosedError, BrakedError, NoSlotError,
@@ -54,16 +54,16 @@ class Held:
         """The fences of all of them."""
         return [run.task.fence for run in self.runs()]
 
-    def find(self, task_id: UUID, number: int) -> Run | None:
+    def find(self, fence: Fence) -> Run | None:
         """The run of this very attempt."""
-        held = self.tasks.get(task_id)
-        return held[0] if held and held[0].task.fence.attempt == number else None
+        held = self.tasks.get(fence.task_id)
+        return held[0] if held and held[0].task.fence.attempt == fence.attempt else None
 
-    def drop(self, task_id: UUID, number: int) -> None:
+    def drop(self, fence: Fence) -> None:
         """The task is somebody else's: stop working on it, write nothing."""
-        run = self.find(task_id, number)
+        run = self.find(fence)
         if run is not None and not run.concluding:
-            _, working = self.tasks.pop(task_id)
+            _, working = self.tasks.pop(fence.task_id)
             emit(LeaseLost(fence=run.task.fence))
             working.cancel()
 
@@ -91,7 +91,7 @@ class Held:
     def _posted(self, posting: "asyncio.Task[UUID]") -> None:
         self.posting.discard(posting)
         error = None if posting.cancelled() else posting.exception()
-        # Nobody awaits it any more; what is expected has said itself as an event.
+        # Nobody awaits it any more; expected errors were emitted as events.
         if error is not None and not isinstance(error, EXPECTED_OF_A_POST):
             emit(LoopFailed(
                 loop="the answer to a paid POST", error=one_line(error),

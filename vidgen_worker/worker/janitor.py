@@ -17,13 +17,13 @@ from vidgen_worker.database.pool import Row
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import IN_A_ROW, PROVIDER_STORM, ROW_REFUSED, Fault, First
 from vidgen_worker.domain.keys import ALL_MODELS, Gate, Scope
-from vidgen_worker.pipeline.generating import GIVEN_UP, end_at_provider, was_rejected
+from vidgen_worker.domain.task import GenerationEnd
+from vidgen_worker.pipeline.generating import end_at_provider, end_of, was_rejected
 from vidgen_worker.queue.errors import NotOursError, RowRefusedError
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     BooksDisagree,
     BucketNoted,
-    GateClosed,
     GateOpened,
     GateProbed,
     GenerationLeftAlone,
@@ -45,14 +45,14 @@ TryGate = Callable[[Gate, int], Awaitable[bool]]
 
 SWEEP_EVERY = timedelta(seconds=60)
 STRAYS_EVERY = timedelta(seconds=15)
-"""A slot at the provider is taken as long as a stray lives: a tier of one has no other."""
+"""A stray keeps its slot until it has ended, and a small tier has only one."""
 REFUSALS_POLLS = 5
-"""Tasks that are set aside are met again once in so many polls of the queue."""
+"""The janitor looks at tasks that are set aside once in so many polls of the queue."""
 COUNT_EVERY = timedelta(seconds=15)
 PROVE_EVERY = timedelta(minutes=3)
-"""A bucket's settings are the dashboard's, and a disk fills: both are looked at again and again."""
+"""Both may change at any time: a bucket's settings in the dashboard, a disk's free room."""
 ROOM, MOST_ROOM = 2**20, 2**26
-"""With less free than the first not even a small clip gets through, with the second most do."""
+"""Free bytes that a small clip needs, and that are enough for most clips."""
 LIMITS_AGAIN = timedelta(seconds=5)
 """After a reading that failed."""
 LIMITS_EVERY = timedelta(minutes=1)
@@ -66,7 +66,7 @@ FORGET_EVERY = timedelta(minutes=5)
 FORGET_BATCH = 1000
 """Submissions or holds in one statement."""
 MOST_BATCHES = 40
-"""In one turn: eleven million submissions a day, where there is a backlog."""
+"""In one run: with a backlog, eleven million submissions a day."""
 BETWEEN_BATCHES = timedelta(seconds=1)
 
 
@@ -81,7 +81,7 @@ class Duty:
     every: timedelta
     do: Callable[[], Awaitable[timedelta | None]]
     at_once: bool = True
-    """Whether it begins with a turn, and not with a part of its pause: the fleet spreads out."""
+    """Whether its first run comes at once, and not after a part of its pause, at random."""
 
 
 class Janitor:
@@ -178,12 +178,8 @@ class Janitor:
 
     async def _close(self, scope: Scope, fault: Fault) -> None:
         gates = self._process.life.gates
-        gate = self._process.life.queue.key.scopes.gate(scope, ALL_MODELS)
         message = fault.rule.brake.message if fault.rule.brake else fault.message
-        if await gates.close(gate, fault.code, message, fault.details):
-            emit(GateClosed(
-                scope=gate.scope, model=gate.model, code=fault.code, details=fault.details
-            ))  # fmt: skip
+        await gates.close(gates.of(scope, ALL_MODELS), fault.code, message, fault.details)
 
     async def probe_closed(self) -> None:
         """Probe where something is closed, which is looked up only when it may have changed."""
@@ -210,11 +206,11 @@ class Janitor:
         gate = Gate(due["scope"], due["model"])
         problem = await self._problem(due["reason"], gate)
         if problem is None and due["reason"] == PROVIDER_STORM:
-            # Reading the account is free and says little: the gate opens when one task went well.
+            # Reading the account shows little: the gate opens when a stage of a task is stored.
             tried = await self._try_gate(gate, due["probes"])
             problem = "one task tries it" if tried else "no task waits that could try it"
         elif problem is None and not self._is_machine(gate) and await gates.try_kept(gate):
-            # Free too, and it tells more than any probe: it is what the trouble was met with.
+            # It is free and shows more than a probe: the trouble was met with such an output.
             problem = "one output that is kept tries it"
         elif (
             problem is None
@@ -222,7 +218,7 @@ class Janitor:
             and await gates.is_troubled(gate, ROW_REFUSED)
             and await self._try_gate(gate, due["probes"])
         ):
-            # Its row would take it; what else a paid stage needs is only known when one is stored.
+            # A row takes changes again; whether a paid stage goes well is known when one is stored.
             problem = "one task tries it"
         if problem is None:
             seconds = await gates.open(gate)
@@ -249,7 +245,7 @@ class Janitor:
         models, others_unknown = await process.life.limits.ask(LIMITS_EVERY)
         said = process.life.limits.of_settings()
         for model in said.keys() & set(models):
-            # Again and again: that mends whatever the number of slots has drifted to.
+            # At every run: that corrects a number of slots that is not the limit.
             await process.life.limits.set_limit(model, said[model])
         unset = [model for model in models if model not in said]
         if not unset:
@@ -340,7 +336,7 @@ class Janitor:
             return None
         if found["tried"]:
             return f"the rows of {found['tried']} waiting tasks refuse changes: {found['refused']}"
-        # What is set aside tries it again and again, and pays nothing.
+        # Tasks that are set aside try their rows again after each pause, and pay nothing.
         users = found["refusing"]
         return f"rows of {users} users refuse changes" if users >= IN_A_ROW else None
 
@@ -358,7 +354,7 @@ class Janitor:
         await self._process.life.queue.upkeep.sweep()
 
     async def retry_refused(self) -> None:
-        """Meet the tasks again that are set aside and whose pause is over."""
+        """Take up tasks that were set aside and whose pause is over."""
         await self._process.life.queue.conclusions.retry_refused()
 
     async def write_owed_scenes(self) -> None:
@@ -377,7 +373,7 @@ class Janitor:
         await asyncio.gather(*[self._end_unlocked(row) for row in strays])
 
     async def _end_unlocked(self, row: Row) -> None:
-        """End one, unless somebody else's transaction holds it: then it is met again."""
+        """End one; where another transaction holds its row, the next run does."""
         with contextlib.suppress(RowRefusedError):
             await self._end_stray(row)
 
@@ -388,27 +384,29 @@ class Janitor:
             if row["kept"]:
                 # Its task goes on later, and reads it then; only its end is booked now.
                 generation = await provider.poll(generation_id)
-                if not generation.state.terminal:
+                end, cost = end_of(generation), generation.cost
+                if end is None:
                     return
-                state, cost = generation.state.value, generation.cost
                 await queue.submissions.close_generation(
-                    task_id, generation_id, state, cost, rejected=was_rejected(generation)
+                    task_id, generation_id, end, cost, rejected=was_rejected(generation)
                 )
             else:
-                state, cost = await end_at_provider(provider, queue, task_id, generation_id)
+                end, cost = await end_at_provider(provider, queue, task_id, generation_id)
         except NotOursError:
             return  # another key can say; the row stays and is met by its workers
         except Fault as fault:
             if fault.rule.absent:
                 if await queue.submissions.is_gone(task_id, generation_id):
-                    await queue.submissions.close_generation(task_id, generation_id, "gone", None)
+                    await queue.submissions.close_generation(
+                        task_id, generation_id, GenerationEnd.GONE, None
+                    )
                 return
             if row["age"] < self._process.settings.vidgen_stage_hard_deadline.total_seconds():
                 return  # the provider can't be asked now; the row stays and is met again
-            # It must be over by now: its slot is not kept for ever, its cost is looked for later.
-            state, cost = GIVEN_UP, None
-            await queue.submissions.close_generation(task_id, generation_id, state, cost)
-        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=state, cost=cost))
+            # It must have ended by now: its slot is freed, and its cost is read later.
+            end, cost = GenerationEnd.GIVEN_UP, None
+            await queue.submissions.close_generation(task_id, generation_id, end, cost)
+        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=end, cost=cost))
 
     async def remove_uploads(self) -> None:
         """Remove from Storage what was uploaded and will never be charged."""
@@ -438,7 +436,7 @@ class Janitor:
     async def read_costs_again(self) -> None:
         """Refunds come some minutes after a failure; what the provider tells then is the truth."""
         for row in await self._process.life.queue.submissions.costs_to_read_again():
-            # One that somebody else's transaction holds is met again.
+            # The next run reads those whose row another transaction holds.
             with contextlib.suppress(RowRefusedError):
                 await self._read_cost_again(row)
 
@@ -454,9 +452,12 @@ class Janitor:
             return  # another key can say
         except Fault as fault:
             if fault.rule.absent and await queue.submissions.is_gone(task_id, generation_id):
-                await queue.submissions.close_generation(task_id, generation_id, "gone", None)
+                await queue.submissions.close_generation(
+                    task_id, generation_id, GenerationEnd.GONE, None
+                )
             return  # else it can't be asked now, and is met again
+        end = end_of(generation)  # None: it was booked as ended, and the provider goes on with it
         await queue.submissions.close_generation(
-            task_id, generation_id, generation.state.value, generation.cost,
-            rejected=generation.state.terminal and was_rejected(generation),
+            task_id, generation_id, end, generation.cost,
+            rejected=end is not None and was_rejected(generation),
         )  # fmt: skip

@@ -36,7 +36,7 @@ class Lease:
         self._sent = sent
 
     def missed(self) -> None:
-        """Note a heartbeat without an answer: it says nothing but that we can't judge others."""
+        """Note a heartbeat without an answer: this worker may not judge others now."""
         self._unbroken_since = None
 
     @property
