@@ -26,7 +26,6 @@ from tests.support.statements import grants, needs_of_the_worker
 from tests.support.world import World, posts
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.domain.scene import SCENE_BYTES_MAX, scene_of
-from vidgen_worker.domain.task import StageName
 from vidgen_worker.providers.protocol import Request
 from vidgen_worker.providers.runway.answers import submit_refused
 
@@ -733,7 +732,7 @@ DAILY = "Your daily task limit has been reached."
 
 
 def fault_of(status: int, body: object, prompt: str = "a bottle") -> str:
-    request = Request(StageName.IMAGE, "gen4_image", {
+    request = Request("/v1/text_to_image", "gen4_image", {
         "promptText": prompt, "referenceImages": [{"uri": f"https://x.test/{prompt}"}],
     })  # fmt: skip
     return submit_refused("/v1/text_to_image", request, httpx.Response(status, json=body)).name

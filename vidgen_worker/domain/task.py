@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NewType
 from uuid import UUID
 
 
@@ -27,11 +27,8 @@ class Status(StrEnum):
         return self in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 
-class StageName(StrEnum):
-    """The paid steps, in the order in which the pipeline walks them."""
-
-    IMAGE = "image"
-    VIDEO = "video"
+StageName = NewType("StageName", str)
+"""A stage's name; which there are, and in which order, says `pipeline.stages.PIPELINE`."""
 
 
 class CheckpointState(StrEnum):

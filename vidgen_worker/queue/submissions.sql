@@ -81,13 +81,12 @@ braking as materialized (
      for update of t nowait
 ),
 input as materialized (
-  -- A clip's still is told by its bytes: its address is another one each time that it is read.
+  -- What it is made from is told by its bytes: the address is another one each time that it is read.
   select %(digest)s || coalesce(
            (
              select ':' || c.sha256
                from vidgen.checkpoints as c
-              where c.task_id = mine.id and c.stage = 'image' and c.state = 'done'
-                and %(stage)s = 'video'
+              where c.task_id = mine.id and c.stage = %(made_from)s::text and c.state = 'done'
            ),
            ''
          ) as digest
