@@ -88,7 +88,7 @@ create table vidgen.submissions (
   rejected boolean not null default false,
   billed boolean not null default false,
   met_gate text,
-  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
   constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
   constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
@@ -150,7 +150,7 @@ create table vidgen.checkpoints (
   -- What the provider's answer about a generation means for the task, kept with the checkpoint: a
   -- restart between that answer and the task's end must not pay for the same input again.
   verdict jsonb,
-  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint state_is_known check (state in ('submitting', 'generating', 'storing', 'done')),
   constraint a_generation_is_followed_by_id check (state = 'submitting' or generation_id is not null),
   constraint done_has_an_artifact check (
@@ -201,7 +201,7 @@ create table vidgen.uploads (
   look_at timestamptz not null default now(),
   taken_at timestamptz,
   removed_at timestamptz,
-  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint a_place_is_used_once unique (bucket, path),
   -- Whoever may write here has the janitor delete nothing of an application's.
   constraint path_is_in_its_users_folder check (
@@ -427,8 +427,7 @@ begin
   if not vidgen.is_operator() and not exists (
     select
       from public.video_generation_tasks as t
-     cross join vidgen.settings as s
-     where t.id = new.task_id and new.bucket in (s.images_bucket, s.videos_bucket)
+     where t.id = new.task_id and new.bucket = any (vidgen.our_buckets())
        and new.path ~ ('^(generated_images|video-files)/' || t.user_id::text || '/[-.0-9A-Za-z]{1,100}$')
   ) then
     raise exception 'task %: % in bucket % is no place of its files', new.task_id, new.path, new.bucket
@@ -462,10 +461,9 @@ begin
   if not vidgen.is_operator() and not exists (
     select
       from public.video_generation_tasks as t
-     cross join vidgen.settings as s
      where t.id = new.task_id and t.user_id = new.user_id and t.attempt = new.attempt
        and t.worker_id = new.worker_id and t.status = 'processing'
-       and new.bucket in (s.images_bucket, s.videos_bucket)
+       and new.bucket = any (vidgen.our_buckets())
   ) then
     raise exception 'task %: no worker is about to store % in bucket %', new.task_id, new.path, new.bucket
       using errcode = 'insufficient_privilege';

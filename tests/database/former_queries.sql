@@ -1,188 +1,232 @@
--- What only the worker runs: named blocks, one statement each (see statements.load_queries).
+-- An attempt on its way: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 --
 -- The fence is (id, attempt, worker_id, status = 'processing'). A write outside the task's row
 -- begins with `mine`, which locks that row (for no key update: `for share` deadlocks when the
 -- statement also updates it), and takes its rows from `mine`: a fence in the WHERE of another
 -- table's UPDATE would be re-checked against that table only and let a zombie through.
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
--- register_worker --
--- A worker's row, once per id: a repeated INSERT finds its own.
-insert into vidgen.workers
-  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)
-values
-  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s, %(account)s,
-   %(scopes)s::text[], %(concurrency)s, %(lease)s)
-on conflict (id) do nothing
-
--- share_buckets --
--- The storage policy reads the buckets' names from here. An operator's role writes them where they
--- differ; the worker's own may not, and is told so.
-select vidgen.share_buckets(%(images_bucket)s, %(videos_bucket)s) as shared
-
--- heartbeat --
--- One row written however many tasks are held; no task's row is written or locked, so that the lease
--- depends on none of them. Zero rows of kind 'alive': declared dead. Then the verdict on each held
--- task, and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
--- that it doesn't run (a claim whose answer was lost, a coroutine that died, a row that refused to be
--- handed back and whose pause is over).
-with beat as (
-  update vidgen.workers
-     set heartbeat_at = now(), running = %(running)s,
-         steady_since = case when %(steady)s then coalesce(steady_since, now()) end
-   where id = %(worker_id)s and dead_at is null
-  returning id
-),
-held as materialized (
-  select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
-)
-select 'alive' as kind, beat.id, null::integer as attempt from beat
-union all
-select case
-         when t.id is null then 'lost'
-         else 'cancel'
-       end,
-       held.task_id, held.attempt
-  from held
-  left join public.video_generation_tasks as t
-    on t.id = held.task_id and t.attempt = held.attempt
-       and t.worker_id = %(worker_id)s and t.status = 'processing'
- where t.id is null or t.cancel_requested_at is not null
-union all
-select 'orphan', t.id, t.attempt
+-- load_task --
+-- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
+-- end where that is known already.
+select t.cancel_requested_at is not null as cancel_requested,
+       extract(epoch from now() - t.cancel_requested_at)::float as cancel_age,
+       scene.found as scene, md5(scene.found::text) as inputs,
+       c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
+       c.bucket, c.path, c.media_type, c.size, c.sha256,
+       s.sent_at, s.answer, s.ended_at, s.account, now() as now,
+       coalesce(
+         case
+           when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
+         end,
+         c.verdict
+       ) as verdict,
+       coalesce(
+         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+       ) as followed_here
   from public.video_generation_tasks as t
- where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
-   and not exists (
-     select from held where held.task_id = t.id and held.attempt = t.attempt
-   )
-   and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-union all
--- Waiting tasks to be cancelled at the provider: what claim_cancelled takes.
-select 'cancel_waiting', null, null
- where exists (
-   select
-     from public.video_generation_tasks as t
-    where t.status = 'pending' and t.cancel_requested_at is not null
-      and not exists (
-        select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-      )
-      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
- )
+ cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+  left join vidgen.refusals as refusal on refusal.task_id = t.id
+  left join vidgen.checkpoints as c on c.task_id = t.id
+  left join vidgen.submissions as s on s.id = c.submission_id
+ where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+   and t.status = 'processing'
 
--- line_up --
--- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
--- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
--- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
-with mail as materialized (
-  select ctid, user_id, lane, due_at
-    from vidgen.arrivals
-   order by id
-   limit 2000
-     for update skip locked
-),
-emptied as (
-  -- Locked, and never updated: they stay where they are.
-  delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
+-- start_task --
+-- Hold the user's credits for the stages that are not stored yet (prices are read here and copied into
+-- the hold), show what was looked up, and tell the scene. Nothing of it when the hold is refused.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
 ),
 due as materialized (
-  select user_id, lane, due_at
-    from vidgen.turns
-   where waiting_since is null and due_at <= now()
-   order by due_at
-   limit 500
-     for update skip locked
+  select coalesce(jsonb_object_agg(st.name, p.credits), '{}') as prices,
+         coalesce(bool_or(p.credits is null), false) as missing
+    from mine
+   cross join vidgen.stages as st
+    left join public.credit_prices as p on p.action = st.action
+   where not exists (
+     select from vidgen.checkpoints as c
+      where c.task_id = mine.id and c.stage = st.name and c.state = 'done'
+   )
+),
+hold as materialized (
+  select mine.id, mine.user_id, mine.scene_id,
+         case
+           when not %(credits)s then 'held'
+           -- It has its own prices: one that has gone from the table meanwhile ends no running task.
+           when exists (
+             select from vidgen.holds as h where h.task_id = mine.id and h.closed_at is null
+           ) then 'held'
+           when due.missing then 'price_missing'
+           when vidgen.hold_credits(mine.id, mine.user_id, due.prices) then 'held'
+           else 'refused'
+         end as verdict
+    from mine, due
+),
+shown as (
+  update public.video_generation_tasks as t
+     set resolution = coalesce(%(resolution)s, t.resolution),
+         video_ratio = coalesce(%(video_ratio)s, t.video_ratio),
+         image_ratio = coalesce(%(image_ratio)s, t.image_ratio),
+         progress = greatest(t.progress, 15),
+         current_step = 'Fetching scene configuration and prompts',
+         message = 'Scene configuration loaded'
+    from hold
+   where t.id = hold.id and hold.verdict = 'held'
+  returning t.id
 )
-insert into vidgen.turns as t (user_id, lane, waiting_since, due_at, arrivals)
-select user_id, lane, case when due_at <= now() then clock_timestamp() end,
-       case when due_at <= now() then 'infinity' else due_at end, 1
-  from (
-    select b.user_id, b.lane, greatest(min(b.due_at), min(u.paused_until)) as due_at
-      from (
-        select user_id, lane, due_at from mail union all select user_id, lane, due_at from due
-      ) as b
-      left join vidgen.user_limits as u on u.user_id = b.user_id
-     group by b.user_id, b.lane
-  ) as comes
- order by user_id, lane
-on conflict (user_id, lane) do update
-   set waiting_since = coalesce(t.waiting_since, excluded.waiting_since),
-       due_at = case
-                  when excluded.waiting_since is not null then 'infinity'
-                  else least(t.due_at, excluded.due_at)
-                end,
-       arrivals = t.arrivals + 1
+select hold.verdict, due.prices,
+       case when %(scene_updates)s and hold.verdict = 'held'
+         then vidgen.write_scene(hold.scene_id, hold.user_id, 'processing', null, null)
+       end as scene_refused
+  from hold, due
 
--- fragment next_due --
--- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
-coalesce(
-  (
-    select min(later.run_after)
-      from generate_series(10, -10, -1) as p (priority)
-     cross join lateral (
-       select l.run_after
-         from public.video_generation_tasks as l
-        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
-          and l.status = 'pending' and l.run_after > now()
-        order by l.run_after
-        limit 1
-     ) as later
-  ),
-  'infinity'
+-- begin_upload --
+-- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
+-- not begun where the task's owner has asked to cancel.
+with mine as materialized (
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+begun as (
+  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
+         %(path)s
+    from mine
+   where not mine.cancel
+  on conflict (id) do nothing
 )
+select mine.cancel from mine
 
--- fragment opening --
--- What this worker may begin now, and what goes first: docs/claim.md.
-suspect as materialized (
-  select s.task_id, s.run_after, s.stage
-    from vidgen.suspects as s
-   where (s.stage is null or s.lane = %(lane)s)
-     and (s.followers is null or s.followers && %(scopes)s::text[])
+-- finish_stage --
+-- The artifact is stored: checkpoint `done`, the user's charge (written first; its primary key lets
+-- a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
+-- checkpoint done and charges nothing. From here on the owner may read the object, and it is no upload
+-- any more that somebody has to remove.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
 ),
-gate as materialized (
-  select count(*) > 0 as closed,
-         coalesce(bool_or(g.model in ('*', %(image_model)s)), false) as images,
-         coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
-         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
-    from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
-     and g.model in ('*', %(image_model)s, %(video_model)s)
+open_stage as materialized (
+  select c.task_id, c.stage, mine.user_id
+    from vidgen.checkpoints as c
+    join mine on mine.id = c.task_id
+   where c.stage = %(stage)s and c.state <> 'done'
+     for no key update of c
 ),
-place as materialized (
-  -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
-  -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
-  -- (Two claims at once may take it all the same; then the next one that comes free is left.)
-  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
-         case when gate.videos then 0 else v.free - kept.video end as videos,
-         i.free is not null as images_limited, v.free is not null as videos_limited,
-         kept.video as video_kept
-    from gate
-   cross join lateral (
-     select exists (select from suspect where stage = 'image')::integer as image,
-            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
-   ) as kept
-    left join vidgen.rooms as i
-      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
-    left join vidgen.rooms as v
-      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+charged as (
+  insert into vidgen.charges (task_id, stage, user_id)
+  select task_id, stage, user_id from open_stage where %(credits)s
+  returning task_id, stage
 ),
-ready as materialized (
-  -- A generation of another account is its workers' to follow: it isn't seen here.
-  select %(idle)s and exists (
-           select from suspect where case when stage is null then not gate.aside else not gate.closed end
-         ) as suspects,
-         not gate.aside and exists (
-           select from vidgen.due_resumes as r
-            where r.stage is null
-              and (r.followers is null or r.followers && %(scopes)s::text[])
-              and not exists (select from suspect where suspect.task_id = r.task_id)
-         ) as living,
-         coalesce(place.videos > 0, true) and exists (
-           select from vidgen.due_resumes as r
-            where r.lane = %(lane)s and r.stage = 'video'
-              and not exists (select from suspect where suspect.task_id = r.task_id)
-         ) as clips
-    from gate, place
+settled as materialized (
+  select vidgen.settle_credits(charged.task_id, charged.stage) from charged
+),
+done as (
+  update vidgen.checkpoints as c
+     set state = 'done', bucket = %(bucket)s, path = %(path)s, media_type = %(media_type)s,
+         size = %(size)s, sha256 = %(sha256)s, updated_at = now()
+    from open_stage
+   where c.task_id = open_stage.task_id and c.stage = open_stage.stage
+),
+kept as (
+  delete from vidgen.uploads as u
+   using open_stage
+   where u.id = %(upload_id)s and u.task_id = open_stage.task_id
+),
+progressed as (
+  update vidgen.budgets as b
+     set waiting_since = null
+    from open_stage
+   where b.task_id = open_stage.task_id and b.waiting_since is not null
+),
+shown as (
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
+         message = %(message)s, stage_progress = null,
+         -- What is paid for stays where it is.
+         image_path = coalesce(t.image_path, %(image_path)s),
+         image_url = coalesce(t.image_url, %(image_url)s),
+         video_path = coalesce(t.video_path, %(video_path)s)
+    from mine
+   where t.id = mine.id
 )
+select (select count(*) from settled) as settled,
+       -- In credits, for the metrics; an application with credits of its own has no holds here.
+       coalesce((
+         select (h.prices ->> %(stage)s)::integer
+           from settled
+           join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
+       ), 0) as charged,
+       -- Of the scene as it is now: what a stage not begun is made from.
+       md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
+       exists (
+         select from vidgen.troubles as t
+          where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+       ) as troubled,
+       case when %(scene_updates)s and %(image_url)s::text is not null
+         then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
+       end as scene_refused
+  from mine
+
+-- report --
+-- Progress of many tasks in one statement, in id order, never downwards. A row that a client holds
+-- is left for the next report: one user's slow DELETE of a scene must not stop everybody's bar.
+with reported as materialized (
+  select * from unnest(
+    %(task_ids)s::uuid[], %(attempts)s::integer[], %(progress)s::float8[],
+    %(stage_progress)s::float8[], %(messages)s::text[]
+  ) as r (task_id, attempt, progress, stage_progress, message)
+),
+mine as materialized (
+  select t.id, r.progress, r.stage_progress, r.message
+    from public.video_generation_tasks as t
+    join reported as r on r.task_id = t.id and r.attempt = t.attempt
+   where t.worker_id = %(worker_id)s and t.status = 'processing'
+   order by t.id
+     for no key update of t skip locked
+)
+update public.video_generation_tasks as t
+   set progress = greatest(t.progress, mine.progress), stage_progress = mine.stage_progress,
+       message = mine.message
+  from mine
+ where t.id = mine.id
+
+-- relieve --
+-- A stage of this model went well from end to end: nothing about it goes wrong in a row any more, and a
+-- gate that closed for it is probed at once. Not a part of finish_stage, which an application's slow
+-- trigger may keep: everybody whose submissions are counted would wait for these rows. Who has one just
+-- now relieves it, or the next stage that goes well does.
+with over as materialized (
+  select t.provider, t.scope, t.part, t.model
+    from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
+     for update of t skip locked
+),
+relieved as (
+  delete from vidgen.troubles as t
+   using over
+   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
+  returning t.scope
+)
+-- Also a gate that seems due: a probe may be under way that still saw the trouble, and has put the next
+-- one off.
+update vidgen.gates as g
+   set probe_at = now(), until = now()
+ where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
+   and g.probe_at is not null
+-- Claims: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
@@ -490,49 +534,6 @@ select ready.suspects or ready.living or ready.clips as resumable,
        ) as waiting
   from gate, place, ready
 
--- clear_line --
--- Users at the head of the line who have nothing due any more (cancelled meanwhile) leave it, many at
--- once: the claim lets go of no more than it has places, and with one place a thousand of them would
--- keep everybody waiting. A row that came in after our snapshot shows in `arrivals`, now or when the
--- mailbox is emptied.
-with line as materialized (
-  select user_id, lane, arrivals
-    from vidgen.turns
-   where lane = %(lane)s and waiting_since is not null
-   order by waiting_since
-   limit 500
-     for update skip locked
-),
-idle as materialized (
-  select line.user_id, line.lane
-    from line
-   where line.arrivals = (
-           select seen.arrivals
-             from vidgen.turns as seen
-            where seen.user_id = line.user_id and seen.lane = line.lane
-         )
-     and not exists (
-       select
-         from generate_series(10, -10, -1) as p (priority)
-        cross join lateral (
-          select
-            from public.video_generation_tasks as t
-           where t.user_id = line.user_id and t.lane = line.lane and t.priority = p.priority
-             and t.status = 'pending' and t.run_after <= now()
-             and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-           order by t.run_after
-           limit 1
-        ) as due
-     )
-)
-update vidgen.turns as t
-   set waiting_since = null,
-       due_at =
-         -- use next_due --
-  from idle
- where t.user_id = idle.user_id and t.lane = idle.lane
-returning t.user_id
-
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
 -- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
@@ -561,6 +562,309 @@ with asked as materialized (
 select begun.*, false as alone, 0.0::float as waited
   from asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
+-- How an attempt ends: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+-- `mine` is the fence: see checkpoints.sql.
+
+-- complete --
+-- The end of a task that went well: row, scene and whatever is left of the hold, in one statement.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+ended as (
+  update public.video_generation_tasks as t
+     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
+         stage_progress = null, current_step = 'Completed',
+         message = 'Video generation completed successfully',
+         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
+    from mine
+   where t.id = mine.id
+  returning t.id, t.user_id, t.scene_id,
+            extract(epoch from now() - t.started_at)::float as seconds
+)
+select vidgen.release_credits(ended.id), ended.seconds,
+       case when %(scene_updates)s
+         then vidgen.write_scene(ended.scene_id, ended.user_id, 'completed', null, %(video_url)s)
+       end as scene_refused
+  from ended
+
+-- requeue --
+-- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to
+-- answer, which is counted from the first time on (true); it waits for its turn, or for an operator,
+-- which is no such waiting (false); neither (null).
+with mine as (
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, stage_progress = null,
+         run_after = now() + %(delay)s, message = %(message)s,
+         failures = least(t.failures + %(failures)s, 100)::smallint
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+  returning t.id, t.run_after, t.cancel_requested_at is not null as cancel
+),
+counted as (
+  insert into vidgen.budgets as b (task_id, waiting_since, cancel_after)
+  select mine.id, case when %(waiting)s then now() end, case when mine.cancel then mine.run_after end
+    from mine
+   where %(waiting)s or mine.cancel
+      or exists (
+        select from vidgen.budgets as w where w.task_id = mine.id and w.waiting_since is not null
+      )
+  on conflict (task_id) do update
+     set waiting_since = case
+           when %(waiting)s then coalesce(b.waiting_since, excluded.waiting_since)
+           when %(waiting)s is null then b.waiting_since
+         end,
+         cancel_after = excluded.cancel_after
+)
+select mine.id from mine
+
+-- waited --
+-- How long a task has only waited by now, in seconds; no row: not at all.
+select extract(epoch from now() - b.waiting_since)::float as seconds
+  from vidgen.budgets as b
+ where b.task_id = %(task_id)s and b.waiting_since is not null
+
+-- fail --
+-- The end of a task that can't go on, with the reason in the row; the hold is released.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+rejected as (
+  -- Rejected content is retried only when the scene has changed.
+  insert into vidgen.budgets as b (task_id, rejected_inputs)
+  select mine.id, (
+           select c.inputs
+             from vidgen.checkpoints as c
+             join vidgen.stages as st on st.name = c.stage
+            where c.task_id = mine.id and c.state <> 'done' order by st.place desc limit 1
+         )
+    from mine
+   where %(code)s = 'CONTENT_REJECTED'
+  on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs
+),
+ended as (
+  update public.video_generation_tasks as t
+     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+         failures = least(t.failures + %(failures)s, 100)::smallint,
+         current_step = 'Failed', message = %(message)s,
+         error_code = %(code)s, error_message = %(message)s,
+         error = jsonb_build_object(
+           'error', 'Video generation failed', 'details', %(message)s::text,
+           'code', %(code)s::text, 'timestamp', now()
+         ) || %(visible)s::jsonb
+    from mine
+   where t.id = mine.id
+  returning t.id, t.user_id, t.scene_id
+)
+select vidgen.release_credits(ended.id),
+       case when %(scene_updates)s
+         then vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null)
+       end as scene_refused
+  from ended
+
+-- cancel --
+-- The end its owner asked for: what is stored and settled stays, the rest of the hold goes back.
+with mine as materialized (
+  select t.id, t.user_id, t.scene_id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+ended as (
+  update public.video_generation_tasks as t
+     set status = 'cancelled', worker_id = null, completed_at = now(), stage_progress = null,
+         current_step = 'Cancelled', message = 'Video generation cancelled'
+    from mine
+   where t.id = mine.id
+  returning t.id, t.user_id, t.scene_id
+)
+select vidgen.release_credits(ended.id),
+       case when %(scene_updates)s
+         then vidgen.write_scene(ended.scene_id, ended.user_id, 'pending', null, null)
+       end as scene_refused
+  from ended
+
+-- set_aside --
+-- An attempt that can't be concluded, because the task's row refuses what is to be written.
+select tries, pause, became
+  from vidgen.set_aside_task(
+         %(task_id)s, %(attempt)s, %(worker_id)s, %(statement)s, %(error)s, %(verdict)s,
+         %(message)s, %(scene_updates)s
+       )
+
+-- retry_refused --
+-- Tasks that were set aside and whose pause is over: back into the line, or ended at the limit.
+select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s) as became,
+       r.tries, r.statement, r.error
+  from vidgen.refusals as r
+ where r.until <= now()
+ order by r.until
+ limit 100
+
+-- owed_scenes --
+-- Scenes with owed writes that are due, the oldest of each user first: one user's many scenes keep
+-- nobody else's waiting.
+select owed.scene_id
+  from (
+    select w.scene_id, min(w.due_at) as due_at,
+           row_number() over (partition by w.user_id order by min(w.due_at)) as turn
+      from vidgen.scene_writes as w
+     group by w.scene_id, w.user_id
+    having min(w.due_at) <= now()
+  ) as owed
+ order by owed.turn, owed.due_at
+ limit 100
+
+-- write_owed_scene --
+-- Make the owed writes of one scene, where its lock has gone.
+select vidgen.write_owed_scene(%(scene_id)s) as became
+-- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
+
+-- fragment next_due --
+-- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
+coalesce(
+  (
+    select min(later.run_after)
+      from generate_series(10, -10, -1) as p (priority)
+     cross join lateral (
+       select l.run_after
+         from public.video_generation_tasks as l
+        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
+          and l.status = 'pending' and l.run_after > now()
+        order by l.run_after
+        limit 1
+     ) as later
+  ),
+  'infinity'
+)
+
+-- fragment opening --
+-- What this worker may begin now, and what goes first: docs/claim.md.
+suspect as materialized (
+  select s.task_id, s.run_after, s.stage
+    from vidgen.suspects as s
+   where (s.stage is null or s.lane = %(lane)s)
+     and (s.followers is null or s.followers && %(scopes)s::text[])
+),
+gate as materialized (
+  select count(*) > 0 as closed,
+         coalesce(bool_or(g.model in ('*', %(image_model)s)), false) as images,
+         coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
+         count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
+    from vidgen.gates as g
+   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+     and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+place as materialized (
+  -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
+  -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
+  -- (Two claims at once may take it all the same; then the next one that comes free is left.)
+  select case when gate.closed then 0 else least(i.free - kept.image, v.room) end as images,
+         case when gate.videos then 0 else v.free - kept.video end as videos,
+         i.free is not null as images_limited, v.free is not null as videos_limited,
+         kept.video as video_kept
+    from gate
+   cross join lateral (
+     select exists (select from suspect where stage = 'image')::integer as image,
+            (not gate.images and exists (select from suspect where stage = 'video'))::integer as video
+   ) as kept
+    left join vidgen.rooms as i
+      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
+    left join vidgen.rooms as v
+      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+),
+ready as materialized (
+  -- A generation of another account is its workers' to follow: it isn't seen here.
+  select %(idle)s and exists (
+           select from suspect where case when stage is null then not gate.aside else not gate.closed end
+         ) as suspects,
+         not gate.aside and exists (
+           select from vidgen.due_resumes as r
+            where r.stage is null
+              and (r.followers is null or r.followers && %(scopes)s::text[])
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as living,
+         coalesce(place.videos > 0, true) and exists (
+           select from vidgen.due_resumes as r
+            where r.lane = %(lane)s and r.stage = 'video'
+              and not exists (select from suspect where suspect.task_id = r.task_id)
+         ) as clips
+    from gate, place
+)
+-- The leases of workers: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+
+-- register_worker --
+-- A worker's row, once per id: a repeated INSERT finds its own.
+insert into vidgen.workers
+  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)
+values
+  (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s, %(account)s,
+   %(scopes)s::text[], %(concurrency)s, %(lease)s)
+on conflict (id) do nothing
+
+-- share_buckets --
+-- The storage policy reads the buckets' names from here. An operator's role writes them where they
+-- differ; the worker's own may not, and is told so.
+select vidgen.share_buckets(%(images_bucket)s, %(videos_bucket)s) as shared
+
+-- heartbeat --
+-- One row written however many tasks are held; no task's row is written or locked, so that the lease
+-- depends on none of them. Zero rows of kind 'alive': declared dead. Then the verdict on each held
+-- task, and, when `sweep` says that no claim is in flight, the orphans: rows that name this worker but
+-- that it doesn't run (a claim whose answer was lost, a coroutine that died, a row that refused to be
+-- handed back and whose pause is over).
+with beat as (
+  update vidgen.workers
+     set heartbeat_at = now(), running = %(running)s,
+         steady_since = case when %(steady)s then coalesce(steady_since, now()) end
+   where id = %(worker_id)s and dead_at is null
+  returning id
+),
+held as materialized (
+  select * from unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as h (task_id, attempt)
+)
+select 'alive' as kind, beat.id, null::integer as attempt from beat
+union all
+select case
+         when t.id is null then 'lost'
+         else 'cancel'
+       end,
+       held.task_id, held.attempt
+  from held
+  left join public.video_generation_tasks as t
+    on t.id = held.task_id and t.attempt = held.attempt
+       and t.worker_id = %(worker_id)s and t.status = 'processing'
+ where t.id is null or t.cancel_requested_at is not null
+union all
+select 'orphan', t.id, t.attempt
+  from public.video_generation_tasks as t
+ where t.worker_id = %(worker_id)s and t.status = 'processing' and %(sweep)s
+   and not exists (
+     select from held where held.task_id = t.id and held.attempt = t.attempt
+   )
+   and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+union all
+-- Waiting tasks to be cancelled at the provider: what claim_cancelled takes.
+select 'cancel_waiting', null, null
+ where exists (
+   select
+     from public.video_generation_tasks as t
+    where t.status = 'pending' and t.cancel_requested_at is not null
+      and not exists (
+        select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+      )
+      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+ )
 
 -- heartbeats --
 -- What an observer compares with what it saw before (see lease.Observer): the last heartbeat of every
@@ -685,81 +989,127 @@ select 'room', asked.id, 0, asked.id, asked.id, null, 0, 0, 0, now(), false, nul
   from asked
  where exists (select from suspects)
 
--- load_task --
--- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
--- end where that is known already.
-select t.cancel_requested_at is not null as cancel_requested,
-       extract(epoch from now() - t.cancel_requested_at)::float as cancel_age,
-       scene.found as scene, md5(scene.found::text) as inputs,
-       c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
-       c.bucket, c.path, c.media_type, c.size, c.sha256,
-       s.sent_at, s.answer, s.ended_at, s.account, now() as now,
-       coalesce(
-         case
-           when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
-         end,
-         c.verdict
-       ) as verdict,
-       coalesce(
-         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       ) as followed_here
-  from public.video_generation_tasks as t
- cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
-  left join vidgen.refusals as refusal on refusal.task_id = t.id
-  left join vidgen.checkpoints as c on c.task_id = t.id
-  left join vidgen.submissions as s on s.id = c.submission_id
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
+-- hand_back --
+-- Tasks of this worker (null: all) wait for another one, which resumes at their checkpoints. Each on its
+-- own: a row that refuses, or that a client holds, is left to the lease and keeps no other waiting.
+select back.id, back.refused
+  from (
+    select t.id, given.attempt
+      from public.video_generation_tasks as t
+      left join unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as given (id, attempt)
+        on given.id = t.id
+     where t.worker_id = %(worker_id)s and t.status = 'processing'
+       and (%(task_ids)s::uuid[] is null or given.id is not null)
+     order by t.id
+  ) as held
+ cross join lateral vidgen.hand_back_task(held.id, %(worker_id)s, held.attempt) as back
 
--- start_task --
--- Hold the user's credits for the stages still to do (prices are read here and copied into the
--- hold), show what was looked up, and tell the scene. Nothing of it when the hold is refused.
-with mine as materialized (
-  select t.id, t.user_id, t.scene_id
-    from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
-     for no key update
-),
-price as materialized (
-  select case when %(image_due)s
-           then (select credits from public.credit_prices where action = 'generate_image') else 0
-         end as image,
-         case when %(video_due)s
-           then (select credits from public.credit_prices where action = 'generate_scene') else 0
-         end as video
-),
-hold as materialized (
-  select mine.id, mine.user_id, mine.scene_id,
-         case
-           when not %(credits)s then 'held'
-           -- It has its own prices: one that has gone from the table meanwhile ends no running task.
-           when exists (
-             select from vidgen.holds as h where h.task_id = mine.id and h.closed_at is null
-           ) then 'held'
-           when price.image is null or price.video is null then 'price_missing'
-           when vidgen.hold_credits(mine.id, mine.user_id, price.image, price.video) then 'held'
-           else 'refused'
-         end as verdict
-    from mine, price
-),
-shown as (
-  update public.video_generation_tasks as t
-     set resolution = coalesce(%(resolution)s, t.resolution),
-         video_ratio = coalesce(%(video_ratio)s, t.video_ratio),
-         image_ratio = coalesce(%(image_ratio)s, t.image_ratio),
-         progress = greatest(t.progress, 15),
-         current_step = 'Fetching scene configuration and prompts',
-         message = 'Scene configuration loaded'
-    from hold
-   where t.id = hold.id and hold.verdict = 'held'
-  returning t.id
+-- leave --
+-- The last word of a worker: its row goes, or, where it still names tasks (they could not be handed
+-- back), says so, and they are taken over at once, without a death being counted.
+with gone as (
+  delete from vidgen.workers as w
+   where w.id = %(worker_id)s
+     and not exists (
+       select from public.video_generation_tasks as t
+        where t.worker_id = w.id and t.status = 'processing'
+     )
+  returning w.id
 )
-select hold.verdict, price.image as image_price, price.video as video_price,
-       case when %(scene_updates)s and hold.verdict = 'held'
-         then vidgen.write_scene(hold.scene_id, hold.user_id, 'processing', null, null)
-       end as scene_refused
-  from hold, price
+update vidgen.workers as w
+   set dead_at = coalesce(w.dead_at, now()), left_at = now()
+ where w.id = %(worker_id)s and not exists (select from gone)
+-- The line of turns: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+
+-- line_up --
+-- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
+-- written in user order, so two of these can't deadlock; claims skip what is locked here. Who is kept
+-- back by a limit of his own stands in nobody's way: his turn comes when his pause is over.
+with mail as materialized (
+  select ctid, user_id, lane, due_at
+    from vidgen.arrivals
+   order by id
+   limit 2000
+     for update skip locked
+),
+emptied as (
+  -- Locked, and never updated: they stay where they are.
+  delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
+),
+due as materialized (
+  select user_id, lane, due_at
+    from vidgen.turns
+   where waiting_since is null and due_at <= now()
+   order by due_at
+   limit 500
+     for update skip locked
+)
+insert into vidgen.turns as t (user_id, lane, waiting_since, due_at, arrivals)
+select user_id, lane, case when due_at <= now() then clock_timestamp() end,
+       case when due_at <= now() then 'infinity' else due_at end, 1
+  from (
+    select b.user_id, b.lane, greatest(min(b.due_at), min(u.paused_until)) as due_at
+      from (
+        select user_id, lane, due_at from mail union all select user_id, lane, due_at from due
+      ) as b
+      left join vidgen.user_limits as u on u.user_id = b.user_id
+     group by b.user_id, b.lane
+  ) as comes
+ order by user_id, lane
+on conflict (user_id, lane) do update
+   set waiting_since = coalesce(t.waiting_since, excluded.waiting_since),
+       due_at = case
+                  when excluded.waiting_since is not null then 'infinity'
+                  else least(t.due_at, excluded.due_at)
+                end,
+       arrivals = t.arrivals + 1
+
+-- clear_line --
+-- Users at the head of the line who have nothing due any more (cancelled meanwhile) leave it, many at
+-- once: the claim lets go of no more than it has places, and with one place a thousand of them would
+-- keep everybody waiting. A row that came in after our snapshot shows in `arrivals`, now or when the
+-- mailbox is emptied.
+with line as materialized (
+  select user_id, lane, arrivals
+    from vidgen.turns
+   where lane = %(lane)s and waiting_since is not null
+   order by waiting_since
+   limit 500
+     for update skip locked
+),
+idle as materialized (
+  select line.user_id, line.lane
+    from line
+   where line.arrivals = (
+           select seen.arrivals
+             from vidgen.turns as seen
+            where seen.user_id = line.user_id and seen.lane = line.lane
+         )
+     and not exists (
+       select
+         from generate_series(10, -10, -1) as p (priority)
+        cross join lateral (
+          select
+            from public.video_generation_tasks as t
+           where t.user_id = line.user_id and t.lane = line.lane and t.priority = p.priority
+             and t.status = 'pending' and t.run_after <= now()
+             and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+           order by t.run_after
+           limit 1
+        ) as due
+     )
+)
+update vidgen.turns as t
+   set waiting_since = null,
+       due_at =
+         -- use next_due --
+  from idle
+ where t.user_id = idle.user_id and t.lane = idle.lane
+returning t.user_id
+-- Paid POSTs and what they brought: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+-- `mine` is the fence: see checkpoints.sql.
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
@@ -840,13 +1190,12 @@ braking as materialized (
      for update of t nowait
 ),
 input as materialized (
-  -- A clip's still is told by its bytes: its address is another one each time that it is read.
+  -- What it is made from is told by its bytes: the address is another one each time that it is read.
   select %(digest)s || coalesce(
            (
              select ':' || c.sha256
                from vidgen.checkpoints as c
-              where c.task_id = mine.id and c.stage = 'image' and c.state = 'done'
-                and %(stage)s = 'video'
+              where c.task_id = mine.id and c.stage = %(made_from)s::text and c.state = 'done'
            ),
            ''
          ) as digest
@@ -1098,399 +1447,347 @@ update vidgen.submissions as s
        cost = coalesce(%(cost)s, s.cost), cost_read_at = now(), rejected = s.rejected or %(rejected)s
  where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 
--- begin_upload --
--- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
--- not begun where the task's owner has asked to cancel.
-with mine as materialized (
-  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
-    from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+-- is_gone --
+-- The provider knows no such generation under this worker's key. It is gone where that is the key
+-- which made it, and where nobody is left who may know better. Else the two keys may belong to two
+-- accounts: from now on only workers with its own key follow it.
+with asked as materialized (
+  select s.id, s.key_fingerprint = %(key_fingerprint)s or s.followed_by = 'anyone' as gone
+    from vidgen.submissions as s
+   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
      for no key update
 ),
-begun as (
-  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
-  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
-         %(path)s
-    from mine
-   where not mine.cancel
-  on conflict (id) do nothing
+left_to_its_key as (
+  update vidgen.submissions as s
+     set followed_by = 'key'
+    from asked
+   where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
 )
-select mine.cancel from mine
+select coalesce(bool_and(gone), true) as gone from asked
 
--- finish_stage --
--- The artifact is stored: checkpoint `done`, the user's charge (written first; its primary key lets
--- a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
--- checkpoint done and charges nothing. From here on the owner may read the object, and it is no upload
--- any more that somebody has to remove.
-with mine as materialized (
-  select t.id, t.user_id, t.scene_id
-    from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
-     for no key update
-),
-open_stage as materialized (
-  select c.task_id, c.stage, mine.user_id
-    from vidgen.checkpoints as c
-    join mine on mine.id = c.task_id
-   where c.stage = %(stage)s and c.state <> 'done'
-     for no key update of c
-),
-charged as (
-  insert into vidgen.charges (task_id, stage, user_id)
-  select task_id, stage, user_id from open_stage where %(credits)s
-  returning task_id, stage
-),
-settled as materialized (
-  select vidgen.settle_credits(charged.task_id, charged.stage) from charged
-),
-done as (
-  update vidgen.checkpoints as c
-     set state = 'done', bucket = %(bucket)s, path = %(path)s, media_type = %(media_type)s,
-         size = %(size)s, sha256 = %(sha256)s, updated_at = now()
-    from open_stage
-   where c.task_id = open_stage.task_id and c.stage = open_stage.stage
-),
-kept as (
-  delete from vidgen.uploads as u
-   using open_stage
-   where u.id = %(upload_id)s and u.task_id = open_stage.task_id
-),
-progressed as (
-  update vidgen.budgets as b
-     set waiting_since = null
-    from open_stage
-   where b.task_id = open_stage.task_id and b.waiting_since is not null
-),
-shown as (
-  update public.video_generation_tasks as t
-     set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
-         message = %(message)s, stage_progress = null,
-         -- What is paid for stays where it is.
-         image_path = coalesce(t.image_path, %(image_path)s),
-         image_url = coalesce(t.image_url, %(image_url)s),
-         video_path = coalesce(t.video_path, %(video_path)s)
-    from mine
-   where t.id = mine.id
-)
-select (select count(*) from settled) as settled,
-       -- In credits, for the metrics; an application with credits of its own has no holds here.
-       coalesce((
-         select case %(stage)s when 'image' then h.image_price else h.video_price end
-           from settled
-           join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
-       ), 0) as charged,
-       -- Of the scene as it is now: what a stage not begun is made from.
-       md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
-       exists (
-         select from vidgen.troubles as t
-          where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
-       ) as troubled,
-       case when %(scene_updates)s and %(image_url)s::text is not null
-         then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
-       end as scene_refused
-  from mine
-
--- relieve --
--- A stage of this model went well from end to end: nothing about it goes wrong in a row any more, and a
--- gate that closed for it is probed at once. Not a part of finish_stage, which an application's slow
--- trigger may keep: everybody whose submissions are counted would wait for these rows. Who has one just
--- now relieves it, or the next stage that goes well does.
-with over as materialized (
-  select t.provider, t.scope, t.part, t.model
-    from vidgen.troubles as t
-   where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
-     for update of t skip locked
-),
-relieved as (
-  delete from vidgen.troubles as t
-   using over
-   where (t.provider, t.scope, t.part, t.model) = (over.provider, over.scope, over.part, over.model)
-  returning t.scope
-)
--- Also a gate that seems due: a probe may be under way that still saw the trouble, and has put the next
--- one off.
-update vidgen.gates as g
-   set probe_at = now(), until = now()
- where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
-   and g.probe_at is not null
-
--- report --
--- Progress of many tasks in one statement, in id order, never downwards. A row that a client holds
--- is left for the next report: one user's slow DELETE of a scene must not stop everybody's bar.
-with reported as materialized (
-  select * from unnest(
-    %(task_ids)s::uuid[], %(attempts)s::integer[], %(progress)s::float8[],
-    %(stage_progress)s::float8[], %(messages)s::text[]
-  ) as r (task_id, attempt, progress, stage_progress, message)
-),
-mine as materialized (
-  select t.id, r.progress, r.stage_progress, r.message
-    from public.video_generation_tasks as t
-    join reported as r on r.task_id = t.id and r.attempt = t.attempt
-   where t.worker_id = %(worker_id)s and t.status = 'processing'
-   order by t.id
-     for no key update of t skip locked
-)
-update public.video_generation_tasks as t
-   set progress = greatest(t.progress, mine.progress), stage_progress = mine.stage_progress,
-       message = mine.message
-  from mine
- where t.id = mine.id
-
--- complete --
--- The end of a task that went well: row, scene and whatever is left of the hold, in one statement.
-with mine as materialized (
-  select t.id, t.user_id, t.scene_id
-    from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
-     for no key update
-),
-ended as (
-  update public.video_generation_tasks as t
-     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
-         stage_progress = null, current_step = 'Completed',
-         message = 'Video generation completed successfully',
-         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
-    from mine
-   where t.id = mine.id
-  returning t.id, t.user_id, t.scene_id,
-            extract(epoch from now() - t.started_at)::float as seconds
-)
-select vidgen.release_credits(ended.id), ended.seconds,
-       case when %(scene_updates)s
-         then vidgen.write_scene(ended.scene_id, ended.user_id, 'completed', null, %(video_url)s)
-       end as scene_refused
-  from ended
-
--- requeue --
--- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to
--- answer, which is counted from the first time on (true); it waits for its turn, or for an operator,
--- which is no such waiting (false); neither (null).
-with mine as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, stage_progress = null,
-         run_after = now() + %(delay)s, message = %(message)s,
-         failures = least(t.failures + %(failures)s, 100)::smallint
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
-  returning t.id, t.run_after, t.cancel_requested_at is not null as cancel
-),
-counted as (
-  insert into vidgen.budgets as b (task_id, waiting_since, cancel_after)
-  select mine.id, case when %(waiting)s then now() end, case when mine.cancel then mine.run_after end
-    from mine
-   where %(waiting)s or mine.cancel
-      or exists (
-        select from vidgen.budgets as w where w.task_id = mine.id and w.waiting_since is not null
-      )
-  on conflict (task_id) do update
-     set waiting_since = case
-           when %(waiting)s then coalesce(b.waiting_since, excluded.waiting_since)
-           when %(waiting)s is null then b.waiting_since
-         end,
-         cancel_after = excluded.cancel_after
-)
-select mine.id from mine
-
--- waited --
--- How long a task has only waited by now, in seconds; no row: not at all.
-select extract(epoch from now() - b.waiting_since)::float as seconds
-  from vidgen.budgets as b
- where b.task_id = %(task_id)s and b.waiting_since is not null
-
--- fail --
--- The end of a task that can't go on, with the reason in the row; the hold is released.
-with mine as materialized (
-  select t.id, t.user_id, t.scene_id
-    from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
-     for no key update
-),
-rejected as (
-  -- Rejected content is retried only when the scene has changed.
-  insert into vidgen.budgets as b (task_id, rejected_inputs)
-  select mine.id, (
-           select c.inputs from vidgen.checkpoints as c
-            where c.task_id = mine.id and c.state <> 'done' order by c.stage desc limit 1
+-- let_anyone_follow --
+-- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,
+-- and a 404 is the end of it. Else their tasks would wait, and their slots be taken, for good.
+with left_alone as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.ended_at is null and s.followed_by <> 'anyone' and s.sent_at < now() - %(absence)s::interval
+     and (s.answer is null or s.answer = 'generation')
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
          )
-    from mine
-   where %(code)s = 'CONTENT_REJECTED'
-  on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs
+  union
+  select s.id
+    from vidgen.resumes as r
+    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state <> 'done'
+    join vidgen.submissions as s on s.id = c.submission_id
+   where r.followers is not null and s.followed_by <> 'anyone'
+     and vidgen.is_left_alone(
+           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
+         )
 ),
-ended as (
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         failures = least(t.failures + %(failures)s, 100)::smallint,
-         current_step = 'Failed', message = %(message)s,
-         error_code = %(code)s, error_message = %(message)s,
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', %(message)s::text,
-           'code', %(code)s::text, 'timestamp', now()
-         ) || %(visible)s::jsonb
-    from mine
-   where t.id = mine.id
-  returning t.id, t.user_id, t.scene_id
-)
-select vidgen.release_credits(ended.id),
-       case when %(scene_updates)s
-         then vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null)
-       end as scene_refused
-  from ended
-
--- cancel --
--- The end its owner asked for: what is stored and settled stays, the rest of the hold goes back.
-with mine as materialized (
-  select t.id, t.user_id, t.scene_id
-    from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
-     for no key update
+-- What its user's own call holds is left to the next time, here and below.
+unheld as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.id in (select left_alone.id from left_alone)
+   order by s.id
+     for no key update of s skip locked
 ),
-ended as (
-  update public.video_generation_tasks as t
-     set status = 'cancelled', worker_id = null, completed_at = now(), stage_progress = null,
-         current_step = 'Cancelled', message = 'Video generation cancelled'
-    from mine
-   where t.id = mine.id
-  returning t.id, t.user_id, t.scene_id
-)
-select vidgen.release_credits(ended.id),
-       case when %(scene_updates)s
-         then vidgen.write_scene(ended.scene_id, ended.user_id, 'pending', null, null)
-       end as scene_refused
-  from ended
-
--- hand_back --
--- Tasks of this worker (null: all) wait for another one, which resumes at their checkpoints. Each on its
--- own: a row that refuses, or that a client holds, is left to the lease and keeps no other waiting.
-select back.id, back.refused
-  from (
-    select t.id, given.attempt
-      from public.video_generation_tasks as t
-      left join unnest(%(task_ids)s::uuid[], %(attempts)s::integer[]) as given (id, attempt)
-        on given.id = t.id
-     where t.worker_id = %(worker_id)s and t.status = 'processing'
-       and (%(task_ids)s::uuid[] is null or given.id is not null)
-     order by t.id
-  ) as held
- cross join lateral vidgen.hand_back_task(held.id, %(worker_id)s, held.attempt) as back
-
--- leave --
--- The last word of a worker: its row goes, or, where it still names tasks (they could not be handed
--- back), says so, and they are taken over at once, without a death being counted.
-with gone as (
-  delete from vidgen.workers as w
-   where w.id = %(worker_id)s
-     and not exists (
-       select from public.video_generation_tasks as t
-        where t.worker_id = w.id and t.status = 'processing'
-     )
-  returning w.id
-)
-update vidgen.workers as w
-   set dead_at = coalesce(w.dead_at, now()), left_at = now()
- where w.id = %(worker_id)s and not exists (select from gone)
-
--- set_aside --
--- An attempt that can't be concluded, because the task's row refuses what is to be written.
-select tries, pause, became
-  from vidgen.set_aside_task(
-         %(task_id)s, %(attempt)s, %(worker_id)s, %(statement)s, %(error)s, %(verdict)s,
-         %(message)s, %(scene_updates)s
-       )
-
--- retry_refused --
--- Tasks that were set aside and whose pause is over: back into the line, or ended at the limit.
-select r.task_id, vidgen.retry_refused(r.task_id, %(message)s, %(scene_updates)s) as became,
-       r.tries, r.statement, r.error
-  from vidgen.refusals as r
- where r.until <= now()
- order by r.until
- limit 100
-
--- is_troubled --
--- Whether what closed a gate has shown, without a stage that went well since.
-select exists (
-  select from vidgen.troubles as t
-   where t.provider = %(provider)s and t.scope = %(scope)s and t.reason = %(reason)s
-) as troubled
-
--- try_rows --
--- Is it all rows that refuse? A waiting task of up to six users, of whom none is set aside, says so for
--- free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
--- that were so for the first time in the last half hour: one that never takes its end keeps no gate
--- closed. A lock passes, and says nothing of the row.
-with aside as materialized (
-  select distinct t.user_id, r.since > now() - interval '30 minutes' and r.error not like '55P03%%' as of_late
-    from vidgen.set_aside as a
-    join vidgen.refusals as r on r.task_id = a.task_id
-    join public.video_generation_tasks as t on t.id = a.task_id
+free as (
+  update vidgen.submissions as s
+     set followed_by = 'anyone'
+    from unheld
+   where s.id = unheld.id
+  returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
 ),
-waiting as materialized (
-  -- At random: nobody's rows stand in front at every probe.
-  select of_user.user_id, of_user.task_id
+waiting as (
+  -- Those that an earlier run has missed too: a task that moved just then.
+  update vidgen.resumes as r
+     set followers = null
     from (
-      select distinct on (r.user_id) r.user_id, r.task_id
-        from vidgen.resumes as r
-       where r.stage = 'video' and r.resume_at <= now()
-         and r.user_id not in (select aside.user_id from aside)
-       order by r.user_id, r.resume_at
-    ) as of_user
-   order by random()
-   limit 3
-),
-line as materialized (
-  select n.user_id, n.lane
-    from vidgen.turns as n
-   where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
-     and n.user_id not in (select waiting.user_id from waiting)
-   order by random()
-   limit 3
-),
-chosen as materialized (
-  select waiting.user_id, waiting.task_id from waiting
-  union all
-  select line.user_id, first.id
-    from line
-   cross join lateral (
-     select t.id
-       from public.video_generation_tasks as t
-      where t.user_id = line.user_id and t.lane = line.lane
-        and t.status = 'pending' and t.run_after <= now()
-        and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-      order by t.priority desc, t.run_after, t.created_at
-      limit 1
-   ) as first
-),
-tried as materialized (
-  select vidgen.try_row(chosen.task_id, %(worker_id)s) as refused from chosen
+      select w.task_id
+        from vidgen.resumes as w
+        join vidgen.checkpoints as c on c.task_id = w.task_id and c.state <> 'done'
+        join vidgen.submissions as s on s.id = c.submission_id
+       where w.followers is not null
+         and (s.followed_by = 'anyone' or s.id in (select left_alone.id from left_alone))
+       order by w.task_id
+         for no key update of w skip locked
+    ) as left_to_anyone
+   where r.task_id = left_to_anyone.task_id
 )
-select (select count(*) from tried where refused is distinct from '') as tried,
-       (select count(*) from tried where refused is null) as taken,
-       (select min(refused) from tried where refused <> '') as refused,
-       (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
+select id, task_id, generation_id, account, key_fingerprint from free
 
--- owed_scenes --
--- Scenes with owed writes that are due, the oldest of each user first: one user's many scenes keep
--- nobody else's waiting.
-select owed.scene_id
-  from (
-    select w.scene_id, min(w.due_at) as due_at,
-           row_number() over (partition by w.user_id order by min(w.due_at)) as turn
-      from vidgen.scene_writes as w
-     group by w.scene_id, w.user_id
-    having min(w.due_at) <= now()
-  ) as owed
- order by owed.turn, owed.due_at
- limit 100
+-- stray_submissions --
+-- Generations that nobody follows and whose end nobody has booked: answers that came too late, and
+-- whatever a task has left behind by the way it ended. `kept`: its task only waits, or is set aside; it
+-- is read, so that its slot is free once it is over, and not ended. One worker looks at a time.
+with strays as materialized (
+  select s.id, coalesce(follower.waits, false) as kept
+    from vidgen.submissions as s
+    left join lateral (
+      select exists (
+               select from vidgen.resumes as r
+                where r.task_id = t.id and r.resume_at > now() and t.status = 'pending'
+             )
+             or exists (select from vidgen.set_aside as a where a.task_id = t.id) as waits
+        from vidgen.checkpoints as c
+        join public.video_generation_tasks as t on t.id = c.task_id
+       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+         and t.status in ('pending', 'processing')
+         -- A late answer's checkpoint still names it where no other submission followed.
+         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
+    ) as follower on true
+   where s.answer = 'generation' and s.ended_at is null
+     and coalesce(follower.waits, true)
+     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
+     and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by s.looked_at nulls first, s.sent_at
+   limit 50
+     for no key update of s skip locked
+)
+update vidgen.submissions as s
+   set looked_at = now()
+  from strays
+ where s.id = strays.id
+returning s.id, s.task_id, s.generation_id, strays.kept,
+          extract(epoch from now() - s.answered_at)::float as age
 
--- write_owed_scene --
--- Make the owed writes of one scene, where its lock has gone.
-select vidgen.write_owed_scene(%(scene_id)s) as became
+-- costs_to_read_again --
+-- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
+-- What was given up may live on: it is looked for again, and ended, for a day.
+(select s.task_id, s.generation_id, false as given_up
+   from vidgen.submissions as s
+  where s.ended_state in ('failed', 'cancelled')
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by s.ended_at
+  limit 20)
+union all
+(select s.task_id, s.generation_id, true
+   from vidgen.submissions as s
+  where s.ended_state = 'given up'
+    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+    and s.cost_read_at < s.ended_at + interval '5 minutes'
+    and s.provider = %(provider)s
+    and coalesce(
+          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+        )
+  order by random()
+  limit 20)
+-- Sweeps, duties, audits, uploads, counts: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+
+-- sweep_workers --
+-- Rows of dead workers that hold nothing any more, an hour after their death.
+delete from vidgen.workers as w
+ where w.dead_at < now() - interval '1 hour'
+   and not exists (
+     select from public.video_generation_tasks as t
+      where t.worker_id = w.id and t.status = 'processing'
+   )
+returning w.id
+
+-- sweep_gates --
+-- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
+delete from vidgen.gates as g
+ where g.closed_at < now() - interval '1 hour'
+   and (
+     g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
+     -- Of a worker of the version before.
+     or exists (select from vidgen.keys as k where k.key_fingerprint = g.key_fingerprint)
+   )
+   and not exists (
+     select from vidgen.workers as w
+      where g.key_fingerprint = any (coalesce(w.scopes, array[w.key_fingerprint]))
+   )
+
+-- sweep_turns --
+-- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
+delete from vidgen.turns as t
+ using (
+   select user_id, lane
+     from vidgen.turns
+    where waiting_since is null and due_at = 'infinity'
+      for update skip locked
+ ) as idle
+ where t.user_id = idle.user_id and t.lane = idle.lane
+
+-- sweep_limits --
+-- Rejections that are old enough to be forgotten, and troubles of users that nobody met again.
+select vidgen.sweep_limits()
+
+-- sweep_passed --
+-- Tasks that were found locked once, an hour later.
+delete from vidgen.passed_over as p
+ using (
+   select o.task_id
+     from vidgen.passed_over as o
+    where o.until < now() - interval '1 hour'
+      for update skip locked
+ ) as old
+ where p.task_id = old.task_id
+
+-- free_slots --
+-- Slots that nobody will free: of a submission without a generation to ask about, once whatever it
+-- began must be over; of tasks that are gone. Only those taken a while ago: the re-check of a locked
+-- row compares its new self with the old rows beside it.
+with stale as materialized (
+  select s.id, s.model, s.task_id, s.submission_id
+    from vidgen.slots as s
+    left join vidgen.submissions as sent on sent.id = s.submission_id
+    left join public.video_generation_tasks as t on t.id = s.task_id
+   where s.taken_at < now() - interval '1 minute'
+     and case
+           -- Or its task is set aside, and its row takes no other status; it finds another slot.
+           when s.submission_id is null then t.status is distinct from 'processing'
+                or exists (select from vidgen.set_aside as a where a.task_id = s.task_id)
+           else sent.id is null or sent.ended_at is not null
+                or (sent.answer is distinct from 'generation'
+                    and sent.sent_at < now() - %(patience)s::interval)
+         end
+     for update of s skip locked
+),
+lost as materialized (
+  -- One that its user's own call holds is left, with its slot, to the next sweep.
+  select sent.id
+    from vidgen.submissions as sent
+   where sent.id in (select stale.submission_id from stale) and sent.answer is null
+   order by sent.id
+     for no key update of sent skip locked
+),
+-- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+given_up as (
+  update vidgen.submissions as sent
+     set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+    from lost
+   where sent.id = lost.id
+)
+select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id)
+  from stale
+ where not exists (
+   select from vidgen.submissions as sent
+    where sent.id = stale.submission_id and sent.answer is null
+      and sent.id not in (select lost.id from lost)
+ )
+
+-- give_up_submissions --
+-- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
+-- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
+-- One that its user's own call holds is left to the next sweep.
+with lost as materialized (
+  select s.id
+    from vidgen.submissions as s
+   where s.answer is null and s.ended_at is null and s.sent_at < now() - %(patience)s::interval
+     and not exists (
+       select
+         from vidgen.checkpoints as c
+         join public.video_generation_tasks as t on t.id = c.task_id
+        where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
+          and t.status in ('pending', 'processing')
+     )
+   order by s.id
+     for no key update of s skip locked
+)
+update vidgen.submissions as s
+   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+  from lost
+ where s.id = lost.id
+
+-- fleet --
+-- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
+select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
+       q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
+       extract(epoch from now())::float as fleet_read_at_seconds,
+       (select count(*) from vidgen.set_aside) as tasks_set_aside,
+       (
+         select count(*) from vidgen.uploads as u
+          where u.removed_at is null and u.since < now() - interval '1 hour'
+       ) as uploads_left,
+       (select coalesce(jsonb_agg(jsonb_build_object(
+                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
+               )), '[]')
+          from vidgen.gates as g) as gates,
+       (select coalesce(jsonb_agg(of_model), '[]')
+          from (
+            -- Of accounts that have a worker; one of the version before has its limits under its key.
+            select l.model, sum(l.max_generations) as slots,
+                   sum((select count(*) from vidgen.slots as s
+                         where (s.provider, s.key_fingerprint, s.model)
+                             = (l.provider, l.key_fingerprint, l.model)
+                           and s.task_id is not null)) as taken
+              from vidgen.limits as l
+             where l.max_generations is not null
+               and exists (
+                 select from vidgen.workers as w
+                  where w.dead_at is null and w.provider = l.provider
+                    and l.key_fingerprint
+                      = case when w.scopes is null then w.key_fingerprint else w.account end
+               )
+             group by l.model
+          ) as of_model) as slots
+  from vidgen.queue_health as q
+
+-- take_duty --
+-- Whether this worker is the one of the fleet to do this now. A turn that began in the future was
+-- written before the clock stepped back.
+insert into vidgen.duties as d (name, began_at)
+values (%(duty)s, now())
+on conflict (name) do update
+   set began_at = excluded.began_at
+ where d.began_at not between now() - %(every)s::interval and now()
+returning d.name
+
+-- take_uploads --
+-- Objects to be removed from Storage, of uploads that nobody has charged or will (see the function).
+select taken.upload_id, taken.of_bucket as bucket, taken.of_path as path, taken.first_time
+  from vidgen.take_uploads(%(batch)s) as taken
+
+-- uploads_removed --
+-- They are gone from Storage; they are looked for again for a while (see the function).
+select vidgen.uploads_removed(%(upload_ids)s)
+
+-- uploads_left --
+-- Uploads of more than an hour ago that are neither charged nor removed, and the age of the oldest.
+select count(*) as uploads,
+       coalesce(extract(epoch from now() - min(u.since)), 0)::float as oldest_seconds
+  from vidgen.uploads as u
+ where u.removed_at is null and u.since < now() - interval '1 hour'
+
+-- forget_tasks --
+-- Remove the private rows of a batch of tasks that ended long ago (see the function).
+select tasks, through from vidgen.forget_tasks(%(keep)s::interval, %(after)s::timestamptz, %(batch)s)
+
+-- forget_holds --
+-- Remove a batch of holds that were closed long ago.
+select vidgen.forget_holds(%(keep)s::interval, %(batch)s) as holds
+
+-- audit_entries --
+-- Add the next entries of the ledger to their users' totals.
+select vidgen.audit_entries(%(batch)s) as entries
+
+-- audit_users --
+-- Compare the next users' totals with their balances and holds.
+select discrepancies, through from vidgen.audit_users(%(after)s::uuid, %(batch)s)
+
+-- note_audit --
+-- What the audit has found, for every worker's metrics.
+select vidgen.note_audit(%(discrepancies)s)
+
+-- read_audit --
+-- What the last audit of the fleet has found.
+select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a
+-- Gates: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
@@ -1556,6 +1853,68 @@ select tasks, users, weighed, braked
          %(provider)s, %(scope)s, %(part)s, %(model)s, %(reason)s, %(message)s, %(details)s,
          %(task_id)s, %(user_id)s, %(allowance)s, %(probe)s
        )
+
+-- is_troubled --
+-- Whether what closed a gate has shown, without a stage that went well since.
+select exists (
+  select from vidgen.troubles as t
+   where t.provider = %(provider)s and t.scope = %(scope)s and t.reason = %(reason)s
+) as troubled
+
+-- try_rows --
+-- Is it all rows that refuse? A waiting task of up to six users, of whom none is set aside, says so for
+-- free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
+-- that were so for the first time in the last half hour: one that never takes its end keeps no gate
+-- closed. A lock passes, and says nothing of the row.
+with aside as materialized (
+  select distinct t.user_id, r.since > now() - interval '30 minutes' and r.error not like '55P03%%' as of_late
+    from vidgen.set_aside as a
+    join vidgen.refusals as r on r.task_id = a.task_id
+    join public.video_generation_tasks as t on t.id = a.task_id
+),
+waiting as materialized (
+  -- At random: nobody's rows stand in front at every probe.
+  select of_user.user_id, of_user.task_id
+    from (
+      select distinct on (r.user_id) r.user_id, r.task_id
+        from vidgen.resumes as r
+       where r.stage = 'video' and r.resume_at <= now()
+         and r.user_id not in (select aside.user_id from aside)
+       order by r.user_id, r.resume_at
+    ) as of_user
+   order by random()
+   limit 3
+),
+line as materialized (
+  select n.user_id, n.lane
+    from vidgen.turns as n
+   where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
+     and n.user_id not in (select waiting.user_id from waiting)
+   order by random()
+   limit 3
+),
+chosen as materialized (
+  select waiting.user_id, waiting.task_id from waiting
+  union all
+  select line.user_id, first.id
+    from line
+   cross join lateral (
+     select t.id
+       from public.video_generation_tasks as t
+      where t.user_id = line.user_id and t.lane = line.lane
+        and t.status = 'pending' and t.run_after <= now()
+        and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+      order by t.priority desc, t.run_after, t.created_at
+      limit 1
+   ) as first
+),
+tried as materialized (
+  select vidgen.try_row(chosen.task_id, %(worker_id)s) as refused from chosen
+)
+select (select count(*) from tried where refused is distinct from '') as tried,
+       (select count(*) from tried where refused is null) as taken,
+       (select min(refused) from tried where refused <> '') as refused,
+       (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
 
 -- try_kept --
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
@@ -1732,6 +2091,12 @@ select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.clos
  where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
  order by g.model
 
+-- stands_aside --
+-- Whether this worker is behind a gate of its own while another one works on.
+select vidgen.stands_aside(%(worker_id)s) as aside
+-- Limits of a model at the provider: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+
 -- ask_limits --
 -- Whether this worker is the one to read the account's limits now: one of the fleet does, every
 -- minute, and sooner while nobody knows them. Of all models that this key was ever used with: tasks
@@ -1767,345 +2132,3 @@ select vidgen.set_limit(%(provider)s, %(account)s, m.model, 1, false)
     where l.provider = %(provider)s and l.key_fingerprint = %(account)s
       and l.model = m.model
  )
-
--- free_slots --
--- Slots that nobody will free: of a submission without a generation to ask about, once whatever it
--- began must be over; of tasks that are gone. Only those taken a while ago: the re-check of a locked
--- row compares its new self with the old rows beside it.
-with stale as materialized (
-  select s.id, s.model, s.task_id, s.submission_id
-    from vidgen.slots as s
-    left join vidgen.submissions as sent on sent.id = s.submission_id
-    left join public.video_generation_tasks as t on t.id = s.task_id
-   where s.taken_at < now() - interval '1 minute'
-     and case
-           -- Or its task is set aside, and its row takes no other status; it finds another slot.
-           when s.submission_id is null then t.status is distinct from 'processing'
-                or exists (select from vidgen.set_aside as a where a.task_id = s.task_id)
-           else sent.id is null or sent.ended_at is not null
-                or (sent.answer is distinct from 'generation'
-                    and sent.sent_at < now() - %(patience)s::interval)
-         end
-     for update of s skip locked
-),
-lost as materialized (
-  -- One that its user's own call holds is left, with its slot, to the next sweep.
-  select sent.id
-    from vidgen.submissions as sent
-   where sent.id in (select stale.submission_id from stale) and sent.answer is null
-   order by sent.id
-     for no key update of sent skip locked
-),
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
-given_up as (
-  update vidgen.submissions as sent
-     set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-    from lost
-   where sent.id = lost.id
-)
-select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id)
-  from stale
- where not exists (
-   select from vidgen.submissions as sent
-    where sent.id = stale.submission_id and sent.answer is null
-      and sent.id not in (select lost.id from lost)
- )
-
--- sweep_workers --
--- Rows of dead workers that hold nothing any more, an hour after their death.
-delete from vidgen.workers as w
- where w.dead_at < now() - interval '1 hour'
-   and not exists (
-     select from public.video_generation_tasks as t
-      where t.worker_id = w.id and t.status = 'processing'
-   )
-returning w.id
-
--- sweep_gates --
--- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
-delete from vidgen.gates as g
- where g.closed_at < now() - interval '1 hour'
-   and (
-     g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
-     -- Of a worker of the version before.
-     or exists (select from vidgen.keys as k where k.key_fingerprint = g.key_fingerprint)
-   )
-   and not exists (
-     select from vidgen.workers as w
-      where g.key_fingerprint = any (coalesce(w.scopes, array[w.key_fingerprint]))
-   )
-
--- sweep_turns --
--- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
-delete from vidgen.turns as t
- using (
-   select user_id, lane
-     from vidgen.turns
-    where waiting_since is null and due_at = 'infinity'
-      for update skip locked
- ) as idle
- where t.user_id = idle.user_id and t.lane = idle.lane
-
--- sweep_passed --
--- Tasks that were found locked once, an hour later.
-delete from vidgen.passed_over as p
- using (
-   select o.task_id
-     from vidgen.passed_over as o
-    where o.until < now() - interval '1 hour'
-      for update skip locked
- ) as old
- where p.task_id = old.task_id
-
--- sweep_limits --
--- Rejections that are old enough to be forgotten, and troubles of users that nobody met again.
-select vidgen.sweep_limits()
-
--- is_gone --
--- The provider knows no such generation under this worker's key. It is gone where that is the key
--- which made it, and where nobody is left who may know better. Else the two keys may belong to two
--- accounts: from now on only workers with its own key follow it.
-with asked as materialized (
-  select s.id, s.key_fingerprint = %(key_fingerprint)s or s.followed_by = 'anyone' as gone
-    from vidgen.submissions as s
-   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
-     for no key update
-),
-left_to_its_key as (
-  update vidgen.submissions as s
-     set followed_by = 'key'
-    from asked
-   where s.id = asked.id and not asked.gone and s.followed_by <> 'key'
-)
-select coalesce(bool_and(gone), true) as gone from asked
-
--- stands_aside --
--- Whether this worker is behind a gate of its own while another one works on.
-select vidgen.stands_aside(%(worker_id)s) as aside
-
--- let_anyone_follow --
--- Generations whose account, or only key, has had no worker for so long: anyone may ask for them now,
--- and a 404 is the end of it. Else their tasks would wait, and their slots be taken, for good.
-with left_alone as materialized (
-  select s.id
-    from vidgen.submissions as s
-   where s.ended_at is null and s.followed_by <> 'anyone' and s.sent_at < now() - %(absence)s::interval
-     and (s.answer is null or s.answer = 'generation')
-     and vidgen.is_left_alone(
-           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
-         )
-  union
-  select s.id
-    from vidgen.resumes as r
-    join vidgen.checkpoints as c on c.task_id = r.task_id and c.state <> 'done'
-    join vidgen.submissions as s on s.id = c.submission_id
-   where r.followers is not null and s.followed_by <> 'anyone'
-     and vidgen.is_left_alone(
-           s.provider, s.account, s.key_fingerprint, s.followed_by, %(absence)s::interval
-         )
-),
--- What its user's own call holds is left to the next time, here and below.
-unheld as materialized (
-  select s.id
-    from vidgen.submissions as s
-   where s.id in (select left_alone.id from left_alone)
-   order by s.id
-     for no key update of s skip locked
-),
-free as (
-  update vidgen.submissions as s
-     set followed_by = 'anyone'
-    from unheld
-   where s.id = unheld.id
-  returning s.id, s.task_id, s.generation_id, s.account, s.key_fingerprint
-),
-waiting as (
-  -- Those that an earlier run has missed too: a task that moved just then.
-  update vidgen.resumes as r
-     set followers = null
-    from (
-      select w.task_id
-        from vidgen.resumes as w
-        join vidgen.checkpoints as c on c.task_id = w.task_id and c.state <> 'done'
-        join vidgen.submissions as s on s.id = c.submission_id
-       where w.followers is not null
-         and (s.followed_by = 'anyone' or s.id in (select left_alone.id from left_alone))
-       order by w.task_id
-         for no key update of w skip locked
-    ) as left_to_anyone
-   where r.task_id = left_to_anyone.task_id
-)
-select id, task_id, generation_id, account, key_fingerprint from free
-
--- stray_submissions --
--- Generations that nobody follows and whose end nobody has booked: answers that came too late, and
--- whatever a task has left behind by the way it ended. `kept`: its task only waits, or is set aside; it
--- is read, so that its slot is free once it is over, and not ended. One worker looks at a time.
-with strays as materialized (
-  select s.id, coalesce(follower.waits, false) as kept
-    from vidgen.submissions as s
-    left join lateral (
-      select exists (
-               select from vidgen.resumes as r
-                where r.task_id = t.id and r.resume_at > now() and t.status = 'pending'
-             )
-             or exists (select from vidgen.set_aside as a where a.task_id = t.id) as waits
-        from vidgen.checkpoints as c
-        join public.video_generation_tasks as t on t.id = c.task_id
-       where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
-         and t.status in ('pending', 'processing')
-         -- A late answer's checkpoint still names it where no other submission followed.
-         and not (c.state = 'submitting' and coalesce(s.details like 'late: %%', false))
-    ) as follower on true
-   where s.answer = 'generation' and s.ended_at is null
-     and coalesce(follower.waits, true)
-     -- Who records a late answer ends its generation; and the provider is asked every 5 s at most.
-     and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
-   order by s.looked_at nulls first, s.sent_at
-   limit 50
-     for no key update of s skip locked
-)
-update vidgen.submissions as s
-   set looked_at = now()
-  from strays
- where s.id = strays.id
-returning s.id, s.task_id, s.generation_id, strays.kept,
-          extract(epoch from now() - s.answered_at)::float as age
-
--- give_up_submissions --
--- Paid POSTs whose answer nobody recorded and nobody waits for any more: they count as possibly paid.
--- An answer that comes after all finds itself counted, and its generation is ended by its recorder.
--- One that its user's own call holds is left to the next sweep.
-with lost as materialized (
-  select s.id
-    from vidgen.submissions as s
-   where s.answer is null and s.ended_at is null and s.sent_at < now() - %(patience)s::interval
-     and not exists (
-       select
-         from vidgen.checkpoints as c
-         join public.video_generation_tasks as t on t.id = c.task_id
-        where c.task_id = s.task_id and c.stage = s.stage and c.submission_id = s.id
-          and t.status in ('pending', 'processing')
-     )
-   order by s.id
-     for no key update of s skip locked
-)
-update vidgen.submissions as s
-   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-  from lost
- where s.id = lost.id
-
--- costs_to_read_again --
--- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
--- What was given up may live on: it is looked for again, and ended, for a day.
-(select s.task_id, s.generation_id, false as given_up
-   from vidgen.submissions as s
-  where s.ended_state in ('failed', 'cancelled')
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by s.ended_at
-  limit 20)
-union all
-(select s.task_id, s.generation_id, true
-   from vidgen.submissions as s
-  where s.ended_state = 'given up'
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by random()
-  limit 20)
-
--- fleet --
--- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
-select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing as queue_processing,
-       q.oldest_seconds as queue_oldest_pending_seconds, q.workers_alive, q.workers_steady,
-       extract(epoch from now())::float as fleet_read_at_seconds,
-       (select count(*) from vidgen.set_aside) as tasks_set_aside,
-       (
-         select count(*) from vidgen.uploads as u
-          where u.removed_at is null and u.since < now() - interval '1 hour'
-       ) as uploads_left,
-       (select coalesce(jsonb_agg(jsonb_build_object(
-                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
-               )), '[]')
-          from vidgen.gates as g) as gates,
-       (select coalesce(jsonb_agg(of_model), '[]')
-          from (
-            -- Of accounts that have a worker; one of the version before has its limits under its key.
-            select l.model, sum(l.max_generations) as slots,
-                   sum((select count(*) from vidgen.slots as s
-                         where (s.provider, s.key_fingerprint, s.model)
-                             = (l.provider, l.key_fingerprint, l.model)
-                           and s.task_id is not null)) as taken
-              from vidgen.limits as l
-             where l.max_generations is not null
-               and exists (
-                 select from vidgen.workers as w
-                  where w.dead_at is null and w.provider = l.provider
-                    and l.key_fingerprint
-                      = case when w.scopes is null then w.key_fingerprint else w.account end
-               )
-             group by l.model
-          ) as of_model) as slots
-  from vidgen.queue_health as q
-
--- take_duty --
--- Whether this worker is the one of the fleet to do this now. A turn that began in the future was
--- written before the clock stepped back.
-insert into vidgen.duties as d (name, began_at)
-values (%(duty)s, now())
-on conflict (name) do update
-   set began_at = excluded.began_at
- where d.began_at not between now() - %(every)s::interval and now()
-returning d.name
-
--- take_uploads --
--- Objects to be removed from Storage, of uploads that nobody has charged or will (see the function).
-select taken.upload_id, taken.of_bucket as bucket, taken.of_path as path, taken.first_time
-  from vidgen.take_uploads(%(batch)s) as taken
-
--- uploads_removed --
--- They are gone from Storage; they are looked for again for a while (see the function).
-select vidgen.uploads_removed(%(upload_ids)s)
-
--- uploads_left --
--- Uploads of more than an hour ago that are neither charged nor removed, and the age of the oldest.
-select count(*) as uploads,
-       coalesce(extract(epoch from now() - min(u.since)), 0)::float as oldest_seconds
-  from vidgen.uploads as u
- where u.removed_at is null and u.since < now() - interval '1 hour'
-
--- forget_tasks --
--- Remove the private rows of a batch of tasks that ended long ago (see the function).
-select tasks, through from vidgen.forget_tasks(%(keep)s::interval, %(after)s::timestamptz, %(batch)s)
-
--- forget_holds --
--- Remove a batch of holds that were closed long ago.
-select vidgen.forget_holds(%(keep)s::interval, %(batch)s) as holds
-
--- audit_entries --
--- Add the next entries of the ledger to their users' totals.
-select vidgen.audit_entries(%(batch)s) as entries
-
--- audit_users --
--- Compare the next users' totals with their balances and holds.
-select discrepancies, through from vidgen.audit_users(%(after)s::uuid, %(batch)s)
-
--- note_audit --
--- What the audit has found, for every worker's metrics.
-select vidgen.note_audit(%(discrepancies)s)
-
--- read_audit --
--- What the last audit of the fleet has found.
-select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a

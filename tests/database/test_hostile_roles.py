@@ -256,7 +256,10 @@ def thief(postgres_server: PostgresServer, database: Database, loot: Loot) -> It
         yield conn
 
 
-HOLD = "select vidgen.hold_credits(%(task)s, %(user)s, %(image)s, %(video)s)"
+HOLD = (
+    "select vidgen.hold_credits(%(task)s, %(user)s,"
+    " jsonb_build_object('image', %(image)s::integer, 'video', %(video)s::integer))"
+)
 SETTLE = "select vidgen.settle_credits(%(task)s, %(stage)s)"
 RELEASE = "select vidgen.release_credits(%(task)s)"
 CHARGE = (
@@ -277,6 +280,19 @@ MONEY: dict[str, tuple[str, str, dict[str, object], str]] = {
     "hold at no price": (HOLD, "running", {"image": 0, "video": 0}, "VG002"),
     "hold at a negative price": (HOLD, "running", {"image": -5, "video": 25}, "VG002"),
     "hold at null": (HOLD, "running", {"image": None, "video": 25}, "VG002"),
+    "hold for no stage": (HOLD.replace("'video'", "'sound'"), "running", {}, "VG002"),
+    "hold for one stage of two": (
+        "select vidgen.hold_credits(%(task)s, %(user)s, '{\"image\": 5}')",
+        "running",
+        {},
+        "VG002",
+    ),
+    "hold for nothing": (
+        "select vidgen.hold_credits(%(task)s, %(user)s, null)",
+        "running",
+        {},
+        "VG002",
+    ),
     "settle for no task": (SETTLE, "absent", {}, "VG003"),
     "settle without a hold": (SETTLE, "running", {}, "VG003"),
     "settle without a charge": (SETTLE, "generated", {}, "VG004"),

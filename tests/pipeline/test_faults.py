@@ -766,7 +766,7 @@ async def test_a_task_under_which_workers_die_ends_as_lost(world: World) -> None
         "started_at = now() where id = %s",
         dead, task,
     )  # fmt: skip
-    world.sql("select vidgen.hold_credits(%s, %s, 5, 25)", task, user)
+    world.sql("""select vidgen.hold_credits(%s, %s, '{"image": 5, "video": 25}')""", task, user)
     async with world.worker():
         row = await world.until(task)
     assert (row["status"], row["error_code"]) == ("failed", "WORKER_LOST")

@@ -26,8 +26,8 @@ def test_a_hold_reserves_the_stages_still_to_do(ground: Ground) -> None:
     user, hand = ground.user(100), ground.worker()
     held = claimed(ground, hand, user)
     (row,) = hand.about(held, "start_task")
-    assert (row["verdict"], row["image_price"], row["video_price"]) == (
-        "held", IMAGE_PRICE, VIDEO_PRICE,
+    assert (row["verdict"], row["prices"]) == (
+        "held", {"image": IMAGE_PRICE, "video": VIDEO_PRICE},
     )  # fmt: skip
     assert ground.credits(user) == (100, BOTH)
     assert ground.books_balance()
@@ -38,7 +38,7 @@ def test_a_hold_for_the_video_alone_leaves_the_image_out(ground: Ground) -> None
     held = claimed(ground, hand, user)
     for step in ("start_task", *STAGE):
         hand.about(held, step, credits=False)
-    hand.about(held, "start_task", image_due=False)
+    hand.about(held, "start_task")
     assert ground.credits(user) == (100, VIDEO_PRICE)
 
 
@@ -255,7 +255,7 @@ def test_a_retry_holds_only_what_is_left_to_pay(ground: Ground) -> None:
     hand.about(held, "fail")
     ground.sql("select public.retry_video_generation_task(%s)", held.id)
     (again,) = hand.claim()
-    assert hand.about(again, "start_task", image_due=False)[0]["verdict"] == "held"
+    assert hand.about(again, "start_task")[0]["verdict"] == "held"
     assert ground.credits(user) == (VIDEO_PRICE, VIDEO_PRICE)
     hand.walk(again, *STAGE, stage="video")
     assert ground.credits(user) == (0, 0)
@@ -363,7 +363,7 @@ def test_replaced_functions_survive_another_migrate(ground: Ground) -> None:
     hand = ground.hand()
     hand.conn.execute(
         "create or replace function vidgen.hold_credits("
-        "  task_id uuid, user_id uuid, image integer, video integer"
+        "  task_id uuid, user_id uuid, prices jsonb"
         ") returns boolean language sql as 'select true'"
     )
     assert migrate(ground.database.url) == []
@@ -407,8 +407,8 @@ def lose_the_balance(ground: Ground, user: UUID) -> None:
 
 def hold_behind_its_back(ground: Ground, user: UUID) -> None:
     ground.sql(
-        "insert into vidgen.holds (task_id, user_id, image_price, video_price, amount)"
-        " values (%s, %s, 5, 25, 30)",
+        "insert into vidgen.holds (task_id, user_id, prices, amount)"
+        """ values (%s, %s, '{"image": 5, "video": 25}', 30)""",
         uuid4(), user,
     )  # fmt: skip
 

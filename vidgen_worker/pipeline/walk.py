@@ -136,9 +136,7 @@ class Pipeline:
                 orders[stage.name] = stage.order(
                     scene, resolution, self._settings, self._tools.provider
                 )
-        done = {c.stage for c in loaded.checkpoints.values() if c.state is CheckpointState.DONE}
-        due = frozenset(stage.name for stage in self._stages if stage.name not in done)
-        verdict = await self._queue.checkpoints.start(self._fence, resolution, due)
+        verdict = await self._queue.checkpoints.start(self._fence, resolution)
         if verdict is Funding.REFUSED:
             raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
         if verdict is Funding.PRICE_MISSING:

@@ -113,16 +113,12 @@ class Checkpoints:
             verdict=next((verdict_of(r["verdict"]) for r in rows if r["verdict"]), None),
         )
 
-    async def start(
-        self, fence: Fence, resolution: Resolution | None,
-        due: frozenset[StageName],
-    ) -> Funding:  # fmt: skip
-        """Hold credits for the stages `due`."""
+    async def start(self, fence: Fence, resolution: Resolution | None) -> Funding:
+        """Hold credits for the stages that are not stored yet."""
         rows = await self._caller.fenced(
             "start_task", fence, resolution=resolution.resolution if resolution else None,
             video_ratio=resolution.video_ratio if resolution else None,
             image_ratio=resolution.image_ratio if resolution else None,
-            image_due="image" in due, video_due="video" in due,
             credits=self._caller.settings.credits,
             scene_updates=self._caller.settings.vidgen_scene_updates,
         )  # fmt: skip
