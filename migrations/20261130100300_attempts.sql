@@ -136,7 +136,7 @@ create table vidgen.checkpoints (
   state text not null,
   request jsonb not null,
   inputs text not null,
-  submission_id uuid not null references vidgen.submissions (id),
+  submission_id uuid references vidgen.submissions (id),
   generation_id uuid,
   generation_started_at timestamptz,
   bucket text,
@@ -152,7 +152,12 @@ create table vidgen.checkpoints (
   verdict jsonb,
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint state_is_known check (state in ('submitting', 'generating', 'storing', 'done')),
-  constraint a_generation_is_followed_by_id check (state = 'submitting' or generation_id is not null),
+  constraint a_generation_is_followed_by_id check (
+    state = 'submitting' or generation_id is not null or submission_id is null
+  ),
+  constraint without_a_submission_nothing_is_generated check (
+    submission_id is not null or (generation_id is null and state in ('storing', 'done'))
+  ),
   constraint done_has_an_artifact check (
     (state = 'done') = (path is not null) and (path is null) = (bucket is null)
     and (path is null) = (sha256 is null) and (path is null) = (size is null)
@@ -161,6 +166,9 @@ create table vidgen.checkpoints (
 
 comment on column vidgen.checkpoints.inputs is
   'Digest of the scene that the frozen request was made from: a rejected scene is retried only when it differs.';
+
+comment on column vidgen.checkpoints.submission_id is
+  'What was paid for it; null: it was made here, and is not charged.';
 
 create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
 
@@ -384,6 +392,7 @@ $$;
 create trigger checkpoint_is_born_following_its_own
   after insert on vidgen.checkpoints
   for each row
+  when (new.submission_id is not null)
   execute function vidgen.checkpoint_follows_its_own();
 
 create trigger checkpoint_follows_its_own

@@ -179,7 +179,7 @@ begin
       into goes_on, stage, followers
       from vidgen.checkpoints as c
       join vidgen.stages as of_stage on of_stage.name = c.stage
-      join vidgen.submissions as s on s.id = c.submission_id
+      left join vidgen.submissions as s on s.id = c.submission_id
      where c.task_id = new.id
        and (
          c.state <> 'submitting'

@@ -106,8 +106,8 @@ begun as (
 select mine.cancel from mine
 
 -- finish_stage --
--- The artifact is stored: checkpoint `done`, the user's charge (written first; its primary key lets
--- a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
+-- The artifact is stored: checkpoint `done`, the user's charge for what was paid (written first; its
+-- primary key lets a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
 -- checkpoint done and charges nothing. From here on the owner may read the object, and it is no upload
 -- any more that somebody has to remove.
 with mine as materialized (
@@ -118,7 +118,7 @@ with mine as materialized (
      for no key update
 ),
 open_stage as materialized (
-  select c.task_id, c.stage, mine.user_id
+  select c.task_id, c.stage, c.submission_id, mine.user_id
     from vidgen.checkpoints as c
     join mine on mine.id = c.task_id
    where c.stage = %(stage)s and c.state <> 'done'
@@ -126,7 +126,7 @@ open_stage as materialized (
 ),
 charged as (
   insert into vidgen.charges (task_id, stage, user_id)
-  select task_id, stage, user_id from open_stage where %(credits)s
+  select task_id, stage, user_id from open_stage where %(credits)s and submission_id is not null
   returning task_id, stage
 ),
 settled as materialized (

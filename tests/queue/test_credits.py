@@ -356,6 +356,43 @@ def test_the_ledger_is_append_only_even_for_its_owner(ground: Ground, statement:
         hand.conn.execute(statement.encode())
 
 
+# What is made here and not paid.
+
+
+def made_here(hand: Hand, held: Held, state: str = "storing") -> None:
+    """A checkpoint of the still without a submission."""
+    hand.conn.execute(
+        "insert into vidgen.checkpoints (task_id, stage, state, request, inputs, submission_id)"
+        " values (%s, 'image', %s, '{}', '', null)",
+        [held.id, state],
+    )
+
+
+def test_what_is_made_here_is_stored_and_not_charged(ground: Ground) -> None:
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    made_here(hand, held)
+    hand.walk(held, "begin_upload", "finish_stage")
+    done = ground.one("select state, generation_id from vidgen.checkpoints")
+    assert (done["state"], done["generation_id"]) == ("done", None)
+    assert ground.sql("select stage from vidgen.charges") == []
+    assert ground.credits(user) == (100, BOTH)
+    hand.about(held, "requeue")
+    assert ground.one("select stage from vidgen.resumes")["stage"] == "video"
+    (again,) = hand.claim()
+    (loaded,) = hand.about(again, "load_task")
+    assert (loaded["state"], loaded["followed_here"]) == ("done", True)
+
+
+@pytest.mark.parametrize("state", ["submitting", "generating"])
+def test_nothing_is_submitted_or_generated_without_a_submission(ground: Ground, state: str) -> None:
+    hand = ground.worker()
+    held = claimed(ground, hand, ground.user(100))
+    with pytest.raises(errors.CheckViolation, match="without_a_submission_nothing_is_generated"):
+        made_here(hand, held, state)
+
+
 # What an application replaces, and what tells that the books are wrong.
 
 

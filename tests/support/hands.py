@@ -217,7 +217,7 @@ def stage_of(stage: str) -> dict[str, Any]:
         return {"stage": "image"}
     return {
         "stage": "video", "model": "gen4_turbo", "progress": 70.0, "bucket": "video-files",
-        "media_type": "video/mp4", "image_url": None,
+        "media_type": "video/mp4", "image_url": None, "made_from": "image",
     }  # fmt: skip
 
 

@@ -132,12 +132,13 @@ class Checkpoint:
     `generating` on, `artifact` when the stage is `done`. `sent_at` and `now` are the database's
     clock, so that their difference needs no agreement between machines. `account` is the label of
     the one that paid, `followed_here` whether this worker may follow the generation.
+    `submission_id` is None, and `account` empty, where the output was made here.
     """
 
     stage: StageName
     state: CheckpointState
     request: Mapping[str, Any]
-    submission_id: UUID
+    submission_id: UUID | None
     sent_at: datetime
     answer: Answer | None
     generation_id: UUID | None

@@ -159,8 +159,9 @@ class Pipeline:
                 generation=checkpoint.generation_id,
             ))  # fmt: skip
             generation_id = checkpoint.generation_id
-            if generation_id is None and stage.name not in loaded.closed:
-                generation_id = await submitting.late_answer(checkpoint.submission_id)
+            submission_id = checkpoint.submission_id
+            if generation_id is None and submission_id and stage.name not in loaded.closed:
+                generation_id = await submitting.late_answer(submission_id)
         if generation_id is None:
             generation_id = await submitting.submit(loaded, artifacts)
             if self._task.alone:

@@ -213,6 +213,6 @@ def _checkpoint(row: Row) -> Checkpoint:
         if row["path"]
         else None,
         now=row["now"],
-        account=row["account"],
+        account=row["account"] or "",
         followed_here=row["followed_here"],
     )
