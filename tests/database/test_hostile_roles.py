@@ -362,6 +362,7 @@ REFUSED = (
     "update vidgen.checkpoints set request = '{\"promptText\": \"mine\"}' where state = 'storing'",
     "update vidgen.submissions set generation_id = gen_random_uuid() where answer = 'generation'",
     "update vidgen.submissions set generation_id = null, answer = 'unknown'",
+    "update vidgen.checkpoints set submission_id = null, generation_id = null where path is null",
     "update vidgen.submissions set fingerprint = 'mine'",
     "update vidgen.submissions set digest = 'mine'",
     "update vidgen.submissions set billed = true",
@@ -391,6 +392,8 @@ REFUSED = (
     BEGIN_UPLOAD.format(of="t.worker_id, 'documents'", where="t.status = 'processing'"),
     BEGIN_UPLOAD.format(of="t.worker_id, 'video-files'", where="t.status = 'cancelled'"),
     BEGIN_UPLOAD.format(of="gen_random_uuid(), 'video-files'", where="t.status = 'processing'"),
+    "insert into vidgen.stages (name, place, action) values ('free', 9, 'nothing')",
+    "update vidgen.stages set bucket = 'private-documents'",
     "update vidgen.settings set videos_bucket = 'private-documents'",
     "update vidgen.settings set images_bucket = 'private-documents', videos_bucket = 'x'",
     "update vidgen.settings set max_unfinished_per_user = 1000000",
@@ -524,6 +527,19 @@ def test_a_thief_has_no_worker_follow_what_belongs_to_another(
     }  # fmt: skip
     assert found == {name: state for name, (_, state) in FOLLOWS.items()}
     assert ground.dump() == before
+
+
+@pytest.mark.usefixtures("loot")
+def test_a_stage_may_have_a_bucket_of_its_own(ground: Ground, thief: Connection) -> None:
+    """Its row is an operator's to write; then a worker stores there and nowhere else."""
+    begin = BEGIN_UPLOAD.format(of="t.worker_id, %(bucket)s", where="t.status = 'processing'")
+    assert state_of(thief, begin, {"bucket": "posters"}) == "42501"
+    ground.sql(
+        "insert into vidgen.stages (name, place, action, bucket)"
+        " values ('poster', 3, 'generate_poster', 'posters')"
+    )
+    assert state_of(thief, begin, {"bucket": "posters"}) == "done"
+    assert state_of(thief, begin, {"bucket": "documents"}) == "42501"
 
 
 def test_a_thief_does_not_point_the_policy_elsewhere_and_a_worker_is_told(
