@@ -31,7 +31,7 @@ USUAL: dict[str, Any] = {
     "resumed": False,
     "max_crashes": 3, "max_running_per_user": None, "max_submissions": 2, "credits": True,
     "scene_updates": True, "resolution": "1280:720", "video_ratio": "1280:720",
-    "image_ratio": "1920:1080", "image_due": True, "video_due": True, "message": "At work",
+    "image_ratio": "1920:1080", "message": "At work",
     "current_step": "Generating scene image with AI", "fingerprint": "0123456789abcdef",
     "inputs": "0" * 32, "request": Jsonb({"promptText": PROMPT * 3, "ratio": "1920:1080"}),
     "digest": "0" * 64, "rejected": False, "probe": timedelta(seconds=30),

@@ -90,9 +90,11 @@ FILL = (
     """,
     """
     insert into vidgen.holds (
-      task_id, user_id, image_price, video_price, amount, opened_at, closed_at
+      task_id, user_id, prices, amount, opened_at, closed_at
     )
-    select id, user_id, 5, 25, 0, started_at, started_at + interval '90 seconds' from seeded
+    select id, user_id, '{"image": 5, "video": 25}', 0, started_at,
+           started_at + interval '90 seconds'
+      from seeded
     """,
     """
     insert into public.user_credits (user_id, balance)

@@ -119,6 +119,28 @@ comment on column vidgen.settings.rejection_memory is
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 
+-- The paid steps. A stage is a row here and a declaration in vidgen_worker/pipeline/stages/.
+create table vidgen.stages (
+  name text primary key,
+  place smallint not null,
+  action text not null,
+  reserved boolean not null default false,
+  bucket text,
+  constraint a_place_has_one_stage unique (place),
+  constraint an_action_is_the_price_of_one_stage unique (action)
+);
+
+comment on column vidgen.stages.place is 'A task walks the stages in this order.';
+comment on column vidgen.stages.action is 'The action of credit_prices whose price it has.';
+comment on column vidgen.stages.reserved is
+  'The claim reserves a slot for it; a task that comes to another stage takes a free slot by itself.';
+comment on column vidgen.stages.bucket is
+  'Where its outputs are stored; null: in one of the two buckets of vidgen.settings.';
+
+insert into vidgen.stages (name, place, action, reserved) values
+  ('image', 1, 'generate_image', true),
+  ('video', 2, 'generate_scene', true);
+
 -- Turns of the fleet: what one worker does for all of them, now and then. No advisory lock: any role
 -- may take those.
 create table vidgen.duties (
@@ -311,7 +333,11 @@ $$;
 -- about a place that the caller has named. The most expensive condition: asked last.
 create function vidgen.our_buckets() returns text[]
 language sql stable security definer set search_path = pg_catalog, pg_temp
-as $$ select array[s.images_bucket, s.videos_bucket] from vidgen.settings as s $$;
+as $$
+  select array[s.images_bucket, s.videos_bucket]
+         || array(select st.bucket from vidgen.stages as st where st.bucket is not null)
+    from vidgen.settings as s
+$$;
 
 -- Scenes are read column by column. Three texts of 40 MB cost a backend 1.4 GB when the row is made
 -- JSON of before it is cut. The size of a text is known without reading it, so what is larger than
@@ -595,7 +621,7 @@ revoke all on function
   from public, anon, authenticated, service_role;
 
 grant update (images_bucket, videos_bucket) on vidgen.settings to vidgen_worker;
-grant select on vidgen.duties, vidgen.settings to vidgen_worker;
+grant select on vidgen.duties, vidgen.settings, vidgen.stages to vidgen_worker;
 grant insert (name, began_at) on vidgen.duties to vidgen_worker;
 grant update (began_at) on vidgen.duties to vidgen_worker;
 grant execute on function vidgen.our_buckets() to anon;
@@ -603,7 +629,8 @@ grant execute on function
   vidgen.signed_in_user(), vidgen.our_buckets(), vidgen.owns_scene(uuid)
   to authenticated;
 grant execute on function
-  vidgen.is_operator(), vidgen.share_buckets(text, text), vidgen.read_scene(uuid, uuid),
+  vidgen.is_operator(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
+  vidgen.read_scene(uuid, uuid),
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.scene_digest(uuid, uuid)
   to vidgen_worker;
 

@@ -89,7 +89,7 @@ create table vidgen.submissions (
   billed boolean not null default false,
   met_gate text,
   late_at timestamptz,
-  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
   constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
   constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
@@ -146,7 +146,7 @@ create table vidgen.checkpoints (
   state text not null,
   request jsonb not null,
   inputs text not null,
-  submission_id uuid not null references vidgen.submissions (id),
+  submission_id uuid references vidgen.submissions (id),
   generation_id uuid,
   generation_started_at timestamptz,
   bucket text,
@@ -160,9 +160,14 @@ create table vidgen.checkpoints (
   -- What the provider's answer about a generation means for the task, kept with the checkpoint: a
   -- restart between that answer and the task's end must not pay for the same input again.
   verdict jsonb,
-  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint state_is_known check (state in ('submitting', 'generating', 'storing', 'done')),
-  constraint a_generation_is_followed_by_id check (state = 'submitting' or generation_id is not null),
+  constraint a_generation_is_followed_by_id check (
+    state = 'submitting' or generation_id is not null or submission_id is null
+  ),
+  constraint without_a_submission_nothing_is_generated check (
+    submission_id is not null or (generation_id is null and state in ('storing', 'done'))
+  ),
   constraint done_has_an_artifact check (
     (state = 'done') = (path is not null) and (path is null) = (bucket is null)
     and (path is null) = (sha256 is null) and (path is null) = (size is null)
@@ -171,6 +176,9 @@ create table vidgen.checkpoints (
 
 comment on column vidgen.checkpoints.inputs is
   'Digest of the scene that the frozen request was made from: a rejected scene is retried only when it differs.';
+
+comment on column vidgen.checkpoints.submission_id is
+  'What was paid for it; null: it was made here, and is not charged.';
 
 create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
 
@@ -211,7 +219,7 @@ create table vidgen.uploads (
   look_at timestamptz not null default now(),
   taken_at timestamptz,
   removed_at timestamptz,
-  constraint stage_is_known check (stage in ('image', 'video')),
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint a_place_is_used_once unique (bucket, path),
   -- The janitor deletes what is named here: a worker's role can't have it delete an application's file.
   constraint path_is_in_its_users_folder check (
@@ -395,6 +403,7 @@ $$;
 create trigger checkpoint_is_born_following_its_own
   after insert on vidgen.checkpoints
   for each row
+  when (new.submission_id is not null)
   execute function vidgen.checkpoint_follows_its_own();
 
 create trigger checkpoint_follows_its_own
@@ -438,8 +447,7 @@ begin
   if not vidgen.is_operator() and not exists (
     select
       from public.video_generation_tasks as t
-     cross join vidgen.settings as s
-     where t.id = new.task_id and new.bucket in (s.images_bucket, s.videos_bucket)
+     where t.id = new.task_id and new.bucket = any (vidgen.our_buckets())
        and new.path ~ ('^(generated_images|video-files)/' || t.user_id::text || '/[-.0-9A-Za-z]{1,100}$')
   ) then
     raise exception 'task %: % in bucket % is no place of its files', new.task_id, new.path, new.bucket
@@ -473,10 +481,9 @@ begin
   if not vidgen.is_operator() and not exists (
     select
       from public.video_generation_tasks as t
-     cross join vidgen.settings as s
      where t.id = new.task_id and t.user_id = new.user_id and t.attempt = new.attempt
        and t.worker_id = new.worker_id and t.status = 'processing'
-       and new.bucket in (s.images_bucket, s.videos_bucket)
+       and new.bucket = any (vidgen.our_buckets())
   ) then
     raise exception 'task %: no worker is about to store % in bucket %', new.task_id, new.path, new.bucket
       using errcode = 'insufficient_privilege';

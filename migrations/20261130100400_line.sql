@@ -26,9 +26,10 @@ create table vidgen.arrivals (
   due_at timestamptz not null
 ) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 
--- Waiting tasks that don't wait for their user's turn. `stage` is what they submit next. Null: nothing is
--- left to pay for now, because a generation lives at the provider or the clip is stored. 'video': the
--- still is done. Both go on before anything new begins. 'image': set aside before anything began.
+-- Waiting tasks that don't wait for their user's turn. `stage` is what they submit next with a slot that
+-- the claim reserves. Null: no slot is reserved, because a generation lives at the provider, the next
+-- stage has none reserved or all stages are done. 'video': the still is done. Both go on before anything
+-- new begins. 'image': set aside before anything began.
 create table vidgen.resumes (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
   lane smallint not null,
@@ -41,7 +42,7 @@ create table vidgen.resumes (
   user_id uuid not null,
   -- Who may take up a waiting task; null: any worker.
   followers text[],
-  constraint stage_is_known check (stage in ('image', 'video'))
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name)
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on column vidgen.resumes.followers is
@@ -159,21 +160,32 @@ declare
   followers text[];
 begin
   if new.status = 'pending' then
-    select true, of_stage.stage, of_stage.followers into goes_on, stage, followers
+    -- The last stage that has come somewhere says what is next: to follow it, or the stage after it.
+    select true,
+           case
+             when c.state = 'done' then (
+               select next.name
+                 from vidgen.stages as next
+                where next.place > of_stage.place and next.reserved
+                  and not exists (
+                    select from vidgen.stages as other
+                     where other.place > of_stage.place and other.place < next.place
+                  )
+             )
+           end,
+           case
+             when c.state <> 'done' then vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+           end
+      into goes_on, stage, followers
       from vidgen.checkpoints as c
-      join vidgen.submissions as s on s.id = c.submission_id
-     cross join lateral (
-       select c.state <> 'submitting'
-              or (s.ended_at is null and (s.answer is null or s.answer = 'generation')) as goes_on,
-              -- The clip is stored: what is left costs nothing either.
-              case when c.state = 'done' and c.stage = 'image' then 'video' end as stage,
-              case
-                when c.state <> 'done'
-                then vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-              end as followers
-     ) as of_stage
-     where c.task_id = new.id and of_stage.goes_on
-     order by of_stage.stage nulls first
+      join vidgen.stages as of_stage on of_stage.name = c.stage
+      left join vidgen.submissions as s on s.id = c.submission_id
+     where c.task_id = new.id
+       and (
+         c.state <> 'submitting'
+         or (s.ended_at is null and (s.answer is null or s.answer = 'generation'))
+       )
+     order by of_stage.place desc
      limit 1;
     if old.status in ('failed', 'cancelled') then
       -- Retried by its owner: it waits for his turn, and begins with new budgets.

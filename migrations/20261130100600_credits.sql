@@ -6,7 +6,7 @@
 create table public.credit_prices (
   action text primary key,
   credits integer not null,
-  constraint action_is_known check (action in ('generate_image', 'generate_scene')),
+  constraint action_is_known foreign key (action) references vidgen.stages (action),
   constraint price_is_not_negative check (credits >= 0)
 );
 
@@ -62,14 +62,17 @@ create table vidgen.holds (
   id bigint generated always as identity primary key,
   task_id uuid not null,
   user_id uuid not null,
-  image_price integer not null,
-  video_price integer not null,
+  prices jsonb not null,
   amount integer not null,
   opened_at timestamptz not null default now(),
   closed_at timestamptz,
-  constraint amount_is_not_negative check (amount >= 0 and image_price >= 0 and video_price >= 0),
+  constraint amount_is_not_negative check (amount >= 0),
+  constraint prices_are_an_object check (jsonb_typeof(prices) = 'object'),
   constraint closed_holds_nothing check (closed_at is null or amount = 0)
 );
+
+comment on column vidgen.holds.prices is
+  'Credits by stage, as they were when it was opened. A stage that it does not name costs nothing.';
 
 create unique index holds_one_open_per_task on vidgen.holds (task_id) where closed_at is null;
 create index holds_closed on vidgen.holds (closed_at) where closed_at is not null;
@@ -84,7 +87,7 @@ create table vidgen.charges (
   primary key (task_id, stage),
   -- When the charge was taken from its hold, which happens once.
   settled_at timestamptz,
-  constraint stage_is_known check (stage in ('image', 'video'))
+  constraint stage_is_known foreign key (stage) references vidgen.stages (name)
 );
 
 comment on column vidgen.charges.settled_at is
@@ -129,9 +132,8 @@ create trigger ledger_is_append_only
   before update or delete on public.credit_entries
   for each row execute function vidgen.ledger_is_append_only();
 
--- What a hold may be for: a running task, at the listed prices, and nothing for a stage that is stored.
-create function vidgen.check_hold(of_task uuid, of_user uuid, image integer, video integer)
-returns void
+-- What a hold may be for: a running task, and each of its stages that is not stored, at its price.
+create function vidgen.check_hold(of_task uuid, of_user uuid, prices jsonb) returns void
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
@@ -139,24 +141,22 @@ declare
   wrong text;
 begin
   perform vidgen.check_running(of_task, of_user);
-  select asked.stage into wrong
+  select coalesce(due.stage, asked.stage) into wrong
     from (
-      values ('image', 'generate_image', image), ('video', 'generate_scene', video)
-    ) as asked (stage, action, price)
-    left join public.credit_prices as p on p.action = asked.action
-   where asked.price is distinct from p.credits
-     and not (
-       asked.price = 0
-       and exists (
+      select st.name as stage, p.credits
+        from vidgen.stages as st
+        left join public.credit_prices as p on p.action = st.action
+       where not exists (
          select from vidgen.checkpoints as c
-          where c.task_id = of_task and c.stage = asked.stage and c.state = 'done'
+          where c.task_id = of_task and c.stage = st.name and c.state = 'done'
        )
-     )
+    ) as due
+    full join jsonb_each(prices) as asked (stage, price) on asked.stage = due.stage
+   where due.credits is null or asked.price is distinct from to_jsonb(due.credits)
    limit 1;
-  if wrong is not null then
-    raise exception 'task %: % and % credits are not what its image and video cost now',
-      of_task, image, video
-      using errcode = 'VG002', hint = 'See public.credit_prices.';
+  if wrong is not null or prices is null then
+    raise exception 'task %: % is not what its stages cost now', of_task, coalesce(prices::text, 'null')
+      using errcode = 'VG002', hint = 'See public.credit_prices and vidgen.stages.';
   end if;
 end
 $$;
@@ -264,13 +264,12 @@ $$;
 
 -- The three that an application with credits of its own replaces (create or replace function, same
 -- signature). Later migrations leave them alone: they are made here, once.
-create function vidgen.hold_credits(
-  task_id uuid, user_id uuid, image integer, video integer
-)
-returns boolean
+create function vidgen.hold_credits(task_id uuid, user_id uuid, prices jsonb) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
     #variable_conflict use_variable
+    declare
+      total integer;
     begin
       -- Idempotent: an open hold stands, with the prices it was opened with.
       perform from vidgen.holds as h
@@ -278,17 +277,19 @@ as $$
       if found then
         return true;
       end if;
-      perform vidgen.check_hold(hold_credits.task_id, hold_credits.user_id, image, video);
-      if image + video > 0 then
+      perform vidgen.check_hold(hold_credits.task_id, hold_credits.user_id, prices);
+      select coalesce(sum(p.credits::integer), 0) into total
+        from jsonb_each_text(prices) as p (stage, credits);
+      if total > 0 then
         update public.user_credits as u
-           set held = u.held + image + video, updated_at = now()
-         where u.user_id = hold_credits.user_id and u.balance - u.held >= image + video;
+           set held = u.held + total, updated_at = now()
+         where u.user_id = hold_credits.user_id and u.balance - u.held >= total;
         if not found then
           return false;
         end if;
       end if;
-      insert into vidgen.holds (task_id, user_id, image_price, video_price, amount)
-      values (hold_credits.task_id, hold_credits.user_id, image, video, image + video);
+      insert into vidgen.holds (task_id, user_id, prices, amount)
+      values (hold_credits.task_id, hold_credits.user_id, prices, total);
       return true;
     end
     $$;
@@ -312,7 +313,8 @@ as $$
           using errcode = 'VG003';
       end if;
       perform vidgen.take_charge(settle_credits.task_id, settle_credits.stage, hold.user_id);
-      price := case settle_credits.stage when 'image' then hold.image_price else hold.video_price end;
+      -- A stage that was added after the hold was opened was not promised a price: it costs nothing.
+      price := coalesce((hold.prices ->> settle_credits.stage)::integer, 0);
       -- The balance before the hold and the ledger: what is gone is restored from both.
       if price > 0 then
         update public.user_credits as u
@@ -583,10 +585,10 @@ revoke all on
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function
-  vidgen.ledger_is_append_only(), vidgen.check_hold(uuid, uuid, integer, integer),
+  vidgen.ledger_is_append_only(), vidgen.check_hold(uuid, uuid, jsonb),
   vidgen.take_charge(uuid, text, uuid), vidgen.check_release(uuid), vidgen.charge_is_due(),
   vidgen.restore_credits(uuid), vidgen.try_to_restore_credits(uuid),
-  vidgen.hold_credits(uuid, uuid, integer, integer), vidgen.settle_credits(uuid, text),
+  vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
   vidgen.release_credits(uuid), vidgen.grant_credits(uuid, integer, text), vidgen.task_goes(),
   vidgen.audit_entries(integer), vidgen.audit_users(uuid, integer), vidgen.note_audit(bigint),
   vidgen.forget_holds(interval, integer)
@@ -605,7 +607,7 @@ grant select on
 grant insert (task_id, stage, user_id) on vidgen.charges to vidgen_worker;
 grant execute on function vidgen.grant_credits(uuid, integer, text) to service_role;
 grant execute on function
-  vidgen.hold_credits(uuid, uuid, integer, integer), vidgen.settle_credits(uuid, text),
+  vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
   vidgen.release_credits(uuid), vidgen.audit_entries(integer), vidgen.audit_users(uuid, integer),
   vidgen.note_audit(bigint), vidgen.forget_holds(interval, integer)
   to vidgen_worker;

@@ -15,7 +15,6 @@ from psycopg import sql
 from tests.support.films import size_of
 from tests.support.world import World, recorded
 from vidgen_worker.domain.resolution import RATIOS
-from vidgen_worker.domain.task import StageName
 from vidgen_worker.telemetry import bus, events
 
 IMAGE_PRICE, VIDEO_PRICE = 5, 25
@@ -364,7 +363,7 @@ def edited_while_the_still_is_made(world: World, scene: UUID, **columns: object)
     """Change the scene between two stages: once the still's generation has ended."""
 
     def edit(event: bus.Event) -> None:
-        if isinstance(event, events.GenerationEnded) and event.stage is StageName.IMAGE:
+        if isinstance(event, events.GenerationEnded) and event.stage == "image":
             for name, value in columns.items():
                 with world.admin() as conn:
                     change = sql.SQL("update public.video_scenes set {} = %s where id = %s")
@@ -429,7 +428,7 @@ async def test_an_unchanged_scene_is_read_once_and_a_begun_stage_keeps_its_reque
     scene = world.scene(user)
 
     def edit(event: bus.Event) -> None:
-        if isinstance(event, events.SubmissionBegun) and event.stage is StageName.VIDEO:
+        if isinstance(event, events.SubmissionBegun) and event.stage == "video":
             world.sql("update video_scenes set visual_prompt = 'too late' where id = %s", scene)
 
     with recorded() as heard, bus.subscribed(edit):

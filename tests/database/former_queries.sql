@@ -33,8 +33,8 @@ select t.cancel_requested_at is not null as cancel_requested,
    and t.status = 'processing'
 
 -- start_task --
--- Hold the user's credits for the stages still to do (prices are read here and copied into the
--- hold), show what was looked up, and tell the scene. Nothing of it when the hold is refused.
+-- Hold the user's credits for the stages that are not stored yet (prices are read here and copied into
+-- the hold), show what was looked up, and tell the scene. Nothing of it when the hold is refused.
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
@@ -42,13 +42,16 @@ with mine as materialized (
      and t.status = 'processing'
      for no key update
 ),
-price as materialized (
-  select case when %(image_due)s
-           then (select credits from public.credit_prices where action = 'generate_image') else 0
-         end as image,
-         case when %(video_due)s
-           then (select credits from public.credit_prices where action = 'generate_scene') else 0
-         end as video
+due as materialized (
+  select coalesce(jsonb_object_agg(st.name, p.credits), '{}') as prices,
+         coalesce(bool_or(p.credits is null), false) as missing
+    from mine
+   cross join vidgen.stages as st
+    left join public.credit_prices as p on p.action = st.action
+   where not exists (
+     select from vidgen.checkpoints as c
+      where c.task_id = mine.id and c.stage = st.name and c.state = 'done'
+   )
 ),
 hold as materialized (
   select mine.id, mine.user_id, mine.scene_id,
@@ -58,11 +61,11 @@ hold as materialized (
            when exists (
              select from vidgen.holds as h where h.task_id = mine.id and h.closed_at is null
            ) then 'held'
-           when price.image is null or price.video is null then 'price_missing'
-           when vidgen.hold_credits(mine.id, mine.user_id, price.image, price.video) then 'held'
+           when due.missing then 'price_missing'
+           when vidgen.hold_credits(mine.id, mine.user_id, due.prices) then 'held'
            else 'refused'
          end as verdict
-    from mine, price
+    from mine, due
 ),
 shown as (
   update public.video_generation_tasks as t
@@ -76,11 +79,11 @@ shown as (
    where t.id = hold.id and hold.verdict = 'held'
   returning t.id
 )
-select hold.verdict, price.image as image_price, price.video as video_price,
+select hold.verdict, due.prices,
        case when %(scene_updates)s and hold.verdict = 'held'
          then vidgen.write_scene(hold.scene_id, hold.user_id, 'processing', null, null)
        end as scene_refused
-  from hold, price
+  from hold, due
 
 -- begin_upload --
 -- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
@@ -103,8 +106,8 @@ begun as (
 select mine.cancel from mine
 
 -- finish_stage --
--- The artifact is stored: checkpoint `done`, the user's charge (written first; its primary key lets
--- a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
+-- The artifact is stored: checkpoint `done`, the user's charge for what was paid (written first; its
+-- primary key lets a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
 -- checkpoint done and charges nothing. From here on the owner may read the object, and it is no upload
 -- any more that somebody has to remove.
 with mine as materialized (
@@ -115,7 +118,7 @@ with mine as materialized (
      for no key update
 ),
 open_stage as materialized (
-  select c.task_id, c.stage, mine.user_id
+  select c.task_id, c.stage, c.submission_id, mine.user_id
     from vidgen.checkpoints as c
     join mine on mine.id = c.task_id
    where c.stage = %(stage)s and c.state <> 'done'
@@ -123,7 +126,7 @@ open_stage as materialized (
 ),
 charged as (
   insert into vidgen.charges (task_id, stage, user_id)
-  select task_id, stage, user_id from open_stage where %(credits)s
+  select task_id, stage, user_id from open_stage where %(credits)s and submission_id is not null
   returning task_id, stage
 ),
 settled as materialized (
@@ -161,7 +164,7 @@ shown as (
 select (select count(*) from settled) as settled,
        -- In credits, for the metrics; an application with credits of its own has no holds here.
        coalesce((
-         select case %(stage)s when 'image' then h.image_price else h.video_price end
+         select (h.prices ->> %(stage)s)::integer
            from settled
            join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
        ), 0) as charged,
@@ -658,8 +661,10 @@ rejected as (
   -- Rejected content is retried only when the scene has changed.
   insert into vidgen.budgets as b (task_id, rejected_inputs)
   select mine.id, (
-           select c.inputs from vidgen.checkpoints as c
-            where c.task_id = mine.id and c.state <> 'done' order by c.stage desc limit 1
+           select c.inputs
+             from vidgen.checkpoints as c
+             join vidgen.stages as st on st.name = c.stage
+            where c.task_id = mine.id and c.state <> 'done' order by st.place desc limit 1
          )
     from mine
    where %(code)s = 'CONTENT_REJECTED'
@@ -1211,13 +1216,12 @@ braking as materialized (
      for update of t nowait
 ),
 input as materialized (
-  -- A clip's still counts by its bytes: its signed URL is another one at each reading.
+  -- What it is made from counts by its bytes: its signed URL is another one at each reading.
   select %(digest)s || coalesce(
            (
              select ':' || c.sha256
                from vidgen.checkpoints as c
-              where c.task_id = mine.id and c.stage = 'image' and c.state = 'done'
-                and %(stage)s = 'video'
+              where c.task_id = mine.id and c.stage = %(made_from)s::text and c.state = 'done'
            ),
            ''
          ) as digest

@@ -272,8 +272,8 @@ def test_the_audit_in_parts_finds_what_the_whole_ledger_says(ground: Ground, siz
     ground.sql("update public.user_credits set held = held + 1 where user_id = %s", users[1])
     ground.sql("delete from public.user_credits where user_id = %s", users[3])
     ground.sql(
-        "insert into vidgen.holds (task_id, user_id, image_price, video_price, amount)"
-        " values (%s, %s, 5, 25, 30)",
+        "insert into vidgen.holds (task_id, user_id, prices, amount)"
+        """ values (%s, %s, '{"image": 5, "video": 25}', 30)""",
         uuid4(), uuid4(),
     )  # fmt: skip
     assert agreed(ground, hand, entries=size, users=size) == 4

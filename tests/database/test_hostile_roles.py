@@ -26,7 +26,6 @@ from tests.support.statements import grants, needs_of_the_worker
 from tests.support.world import World, posts
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.domain.scene import SCENE_BYTES_MAX, scene_of
-from vidgen_worker.domain.task import StageName
 from vidgen_worker.providers.protocol import Request
 from vidgen_worker.providers.runway.answers import submit_refused
 
@@ -257,7 +256,10 @@ def thief(postgres_server: PostgresServer, database: Database, loot: Loot) -> It
         yield conn
 
 
-HOLD = "select vidgen.hold_credits(%(task)s, %(user)s, %(image)s, %(video)s)"
+HOLD = (
+    "select vidgen.hold_credits(%(task)s, %(user)s,"
+    " jsonb_build_object('image', %(image)s::integer, 'video', %(video)s::integer))"
+)
 SETTLE = "select vidgen.settle_credits(%(task)s, %(stage)s)"
 RELEASE = "select vidgen.release_credits(%(task)s)"
 CHARGE = (
@@ -278,6 +280,19 @@ MONEY: dict[str, tuple[str, str, dict[str, object], str]] = {
     "hold at no price": (HOLD, "running", {"image": 0, "video": 0}, "VG002"),
     "hold at a negative price": (HOLD, "running", {"image": -5, "video": 25}, "VG002"),
     "hold at null": (HOLD, "running", {"image": None, "video": 25}, "VG002"),
+    "hold for no stage": (HOLD.replace("'video'", "'sound'"), "running", {}, "VG002"),
+    "hold for one stage of two": (
+        "select vidgen.hold_credits(%(task)s, %(user)s, '{\"image\": 5}')",
+        "running",
+        {},
+        "VG002",
+    ),
+    "hold for nothing": (
+        "select vidgen.hold_credits(%(task)s, %(user)s, null)",
+        "running",
+        {},
+        "VG002",
+    ),
     "settle for no task": (SETTLE, "absent", {}, "VG003"),
     "settle without a hold": (SETTLE, "running", {}, "VG003"),
     "settle without a charge": (SETTLE, "generated", {}, "VG004"),
@@ -347,6 +362,7 @@ REFUSED = (
     "update vidgen.checkpoints set request = '{\"promptText\": \"mine\"}' where state = 'storing'",
     "update vidgen.submissions set generation_id = gen_random_uuid() where answer = 'generation'",
     "update vidgen.submissions set generation_id = null, answer = 'unknown'",
+    "update vidgen.checkpoints set submission_id = null, generation_id = null where path is null",
     "update vidgen.submissions set fingerprint = 'mine'",
     "update vidgen.submissions set digest = 'mine'",
     "update vidgen.submissions set billed = true",
@@ -376,6 +392,8 @@ REFUSED = (
     BEGIN_UPLOAD.format(of="t.worker_id, 'documents'", where="t.status = 'processing'"),
     BEGIN_UPLOAD.format(of="t.worker_id, 'video-files'", where="t.status = 'cancelled'"),
     BEGIN_UPLOAD.format(of="gen_random_uuid(), 'video-files'", where="t.status = 'processing'"),
+    "insert into vidgen.stages (name, place, action) values ('free', 9, 'nothing')",
+    "update vidgen.stages set bucket = 'private-documents'",
     "update vidgen.settings set videos_bucket = 'private-documents'",
     "update vidgen.settings set images_bucket = 'private-documents', videos_bucket = 'x'",
     "update vidgen.settings set max_unfinished_per_user = 1000000",
@@ -509,6 +527,19 @@ def test_a_thief_has_no_worker_follow_what_belongs_to_another(
     }  # fmt: skip
     assert found == {name: state for name, (_, state) in FOLLOWS.items()}
     assert ground.dump() == before
+
+
+@pytest.mark.usefixtures("loot")
+def test_a_stage_may_have_a_bucket_of_its_own(ground: Ground, thief: Connection) -> None:
+    """Its row is an operator's to write; then a worker stores there and nowhere else."""
+    begin = BEGIN_UPLOAD.format(of="t.worker_id, %(bucket)s", where="t.status = 'processing'")
+    assert state_of(thief, begin, {"bucket": "posters"}) == "42501"
+    ground.sql(
+        "insert into vidgen.stages (name, place, action, bucket)"
+        " values ('poster', 3, 'generate_poster', 'posters')"
+    )
+    assert state_of(thief, begin, {"bucket": "posters"}) == "done"
+    assert state_of(thief, begin, {"bucket": "documents"}) == "42501"
 
 
 def test_a_thief_does_not_point_the_policy_elsewhere_and_a_worker_is_told(
@@ -733,7 +764,7 @@ DAILY = "Your daily task limit has been reached."
 
 
 def fault_of(status: int, body: object, prompt: str = "a bottle") -> str:
-    request = Request(StageName.IMAGE, "gen4_image", {
+    request = Request("/v1/text_to_image", "gen4_image", {
         "promptText": prompt, "referenceImages": [{"uri": f"https://x.test/{prompt}"}],
     })  # fmt: skip
     return submit_refused("/v1/text_to_image", request, httpx.Response(status, json=body)).name

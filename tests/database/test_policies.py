@@ -86,6 +86,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.settings": {
         "vidgen_worker": Rights(select=ALL, update=frozenset({"images_bucket", "videos_bucket"})),
     },
+    "vidgen.stages": {"vidgen_worker": READ},
     "vidgen.workers": WORKER_ONLY,
     "vidgen.turns": WORKER_ONLY,
     "vidgen.arrivals": WORKER_ONLY,
@@ -142,7 +143,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     # What policies ask.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.signed_in_user()": frozenset({"authenticated"}),
-    "vidgen.our_buckets()": frozenset({"anon", "authenticated"}),
+    "vidgen.our_buckets()": frozenset({"anon", "authenticated", "vidgen_worker"}),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
     "vidgen.is_unpaid(text,text)": frozenset({"anon", "authenticated"}),
     # What the worker's statements call.
@@ -153,7 +154,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.write_scene(uuid,uuid,text,text,text)": WORKER,
     "vidgen.write_owed_scene(uuid)": WORKER,
     "vidgen.scene_digest(uuid,uuid)": WORKER,
-    "vidgen.hold_credits(uuid,uuid,integer,integer)": WORKER,
+    "vidgen.hold_credits(uuid,uuid,jsonb)": WORKER,
     "vidgen.settle_credits(uuid,text)": WORKER,
     "vidgen.release_credits(uuid)": WORKER,
     "vidgen.take_uploads(integer)": WORKER,
@@ -207,7 +208,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.retry_is_asked_for()": NONE,
     "vidgen.charge_is_due()": NONE,
     "vidgen.submission_is_due()": NONE,
-    "vidgen.check_hold(uuid,uuid,integer,integer)": NONE,
+    "vidgen.check_hold(uuid,uuid,jsonb)": NONE,
     "vidgen.take_charge(uuid,text,uuid)": NONE,
     "vidgen.check_release(uuid)": NONE,
     "vidgen.read_column(regclass,name,name,regtype,text)": NONE,
@@ -264,7 +265,7 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     # What it tells is who asks.
     "vidgen.signed_in_user()": "pg_has_role(session_user, 'service_role', 'member')",
     # A bucket's name is the same for everybody.
-    "vidgen.our_buckets()": "select array[s.images_bucket, s.videos_bucket] from vidgen.settings",
+    "vidgen.our_buckets()": "select array[s.images_bucket, s.videos_bucket]",
     "vidgen.is_paid(text,text)": "t.user_id = (select vidgen.signed_in_user())",
     # Of a place that its caller must name, and nobody is told of before it is charged.
     "vidgen.is_unpaid(text,text)": "not vidgen.is_charged(is_unpaid.of_path)",

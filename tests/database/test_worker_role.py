@@ -315,24 +315,26 @@ def test_an_adopted_scene_that_is_hidden_from_its_user_can_still_be_ordered(
 OWN_CREDITS = """
 create table public.wallets (user_id uuid primary key, coins integer not null check (coins >= 0));
 create table public.reserved (task_id uuid primary key, user_id uuid, coins integer not null);
-create or replace function vidgen.hold_credits(task_id uuid, user_id uuid, image integer,
-  video integer) returns boolean language plpgsql security definer set search_path = '' as $$
+create or replace function vidgen.hold_credits(task_id uuid, user_id uuid, prices jsonb)
+  returns boolean language plpgsql security definer set search_path = '' as $$
+declare
+  total integer := (select coalesce(sum(p.value::integer), 0) from jsonb_each_text(prices) as p);
 begin
   if exists (select from public.reserved as r where r.task_id = hold_credits.task_id) then
     return true;
   end if;
-  update public.wallets as w set coins = coins - image - video
-   where w.user_id = hold_credits.user_id and coins >= image + video;
+  update public.wallets as w set coins = coins - total
+   where w.user_id = hold_credits.user_id and coins >= total;
   if not found then return false; end if;
-  insert into public.reserved values (hold_credits.task_id, hold_credits.user_id, image + video);
+  insert into public.reserved values (hold_credits.task_id, hold_credits.user_id, total);
   return true;
 end $$;
 create or replace function vidgen.settle_credits(task_id uuid, stage text) returns void
   language sql security definer set search_path = '' as $$
   update public.reserved as r
-     set coins = coins - (select p.credits from public.credit_prices as p where p.action =
-                          case settle_credits.stage when 'image' then 'generate_image'
-                                                    else 'generate_scene' end)
+     set coins = coins - (select p.credits from public.credit_prices as p
+                           join vidgen.stages as s on s.action = p.action
+                          where s.name = settle_credits.stage)
    where r.task_id = settle_credits.task_id $$;
 create or replace function vidgen.release_credits(task_id uuid) returns void
   language sql security definer set search_path = '' as $$

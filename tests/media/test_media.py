@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -949,7 +950,9 @@ async def test_the_doubles_outputs_pass(
     frame = (await provider.poll((await provider.submit(still)).generation_id)).outputs[0]
     await media.download(frame, tmp_path / "a.png", MEGABYTE)
     assert not (await media.check_image(tmp_path / "a.png", "1280:720")).conformed
-    clip = video_request(video_models()["gen4_turbo"], "p", frame, "1280:720", 5)
+    clip = replace(
+        video_request(video_models()["gen4_turbo"], "p", "1280:720", 5), source=frame
+    )  # fmt: skip
     output = (await provider.poll((await provider.submit(clip)).generation_id)).outputs[0]
     await media.download(output, tmp_path / "a.mp4", MEGABYTE)
     found = await media.check_video(tmp_path / "a.mp4", "1280:720", 5)

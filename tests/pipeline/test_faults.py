@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,6 +21,7 @@ import pytest
 from tests.support.watching import until_true, watch
 from tests.support.world import Row, World, hearing, recorded
 from vidgen_worker.domain.faults import FAULTS
+from vidgen_worker.pipeline.stages import IMAGE, VIDEO
 from vidgen_worker.telemetry import bus, events
 
 CREDITS, IMAGE_PRICE, PRICE = 100, 5, 30
@@ -646,15 +647,14 @@ async def test_an_unexpected_error_that_stays_ends_the_task_and_what_it_has_begu
 @contextlib.contextmanager
 def small_clips_bucket(world: World, limit: int) -> Iterator[None]:
     """A bucket for clips of so many bytes, and a worker that finds this enough."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Else a bucket as small as the double's films is refused before anything is paid.
-        patch.setattr("vidgen_worker.worker.worker.LEAST_VIDEO_BYTES", 1000)
-        world.sql(
-            "insert into storage.buckets (id, name, public, file_size_limit)"
-            " values ('video-files', 'video-files', false, %s)",
-            limit,
-        )
-        yield
+    # Else a bucket as small as the double's films is refused before anything is paid.
+    world.stages = (IMAGE, replace(VIDEO, least_bytes=1000))
+    world.sql(
+        "insert into storage.buckets (id, name, public, file_size_limit)"
+        " values ('video-files', 'video-files', false, %s)",
+        limit,
+    )
+    yield
 
 
 @acts("storage_refused")
@@ -766,7 +766,7 @@ async def test_a_task_under_which_workers_die_ends_as_lost(world: World) -> None
         "started_at = now() where id = %s",
         dead, task,
     )  # fmt: skip
-    world.sql("select vidgen.hold_credits(%s, %s, 5, 25)", task, user)
+    world.sql("""select vidgen.hold_credits(%s, %s, '{"image": 5, "video": 25}')""", task, user)
     async with world.worker():
         row = await world.until(task)
     assert (row["status"], row["error_code"]) == ("failed", "WORKER_LOST")

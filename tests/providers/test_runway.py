@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from vidgen_worker.domain.faults import FAULTS, Fault, FaultName
 from vidgen_worker.domain.resolution import image_models, video_models
-from vidgen_worker.domain.task import StageName
 from vidgen_worker.providers.protocol import GenerationState, ModelLimits, Provider, Request
 from vidgen_worker.providers.runway.adapter import (
     Runway,
@@ -24,15 +23,15 @@ from vidgen_worker.providers.runway.adapter import (
     check_prompt,
     image_request,
     video_request,
-    with_frame,
 )
+from vidgen_worker.providers.runway.inputs import TEXT_TO_IMAGE, body_of
 from vidgen_worker.sandbox.control import RunwayControl
 
 GEN4_IMAGE = image_models()["gen4_image"]
 GEN4_TURBO = video_models()["gen4_turbo"]
 FRAME = "https://cdn.example.com/frame.png"
 IMAGE = image_request(GEN4_IMAGE, "a bottle", "1920:1080", None)
-VIDEO = video_request(GEN4_TURBO, "it turns", FRAME, "1280:720", 5)
+VIDEO = replace(video_request(GEN4_TURBO, "it turns", "1280:720", 5), source=FRAME)
 GENERATION = UUID("17f20503-6c24-4c16-946b-35dbbce2af2f")
 OTHER = "355e42da-4d6a-4f4a-8d1e-6a2c3f6d1b0a"
 CREATED = "2026-11-22T10:00:00.000Z"
@@ -146,7 +145,7 @@ async def submit_fault(act: Act, request: Request = IMAGE, *, seconds: float = 5
         with pytest.raises(Fault) as raised:
             await runway.submit(request)
         assert [method for method, *_ in server.requests] == ["POST"]
-        assert server.bodies == [dict(request.body)]
+        assert server.bodies == [body_of(request)]
     return raised.value
 
 
@@ -276,7 +275,7 @@ async def test_an_answer_that_drips_is_cut_off_at_the_submit_time_out() -> None:
 async def test_a_body_that_is_no_json_is_refused_before_it_is_sent() -> None:
     async with wire(drops) as server, adapter(server.url) as runway:
         with pytest.raises(Fault) as raised:
-            await runway.submit(Request(StageName.IMAGE, "gen4_image", {"promptText": "\ud83d"}))
+            await runway.submit(Request(TEXT_TO_IMAGE, "gen4_image", {"promptText": "\ud83d"}))
     assert (raised.value.name, server.requests) == ("request_refused", [])
 
 
@@ -766,9 +765,9 @@ def test_a_model_that_needs_a_reference_says_so() -> None:
 
 
 def test_a_prompt_is_optional_for_gen4_turbo_and_not_for_gen45() -> None:
-    assert "promptText" not in video_request(GEN4_TURBO, None, FRAME, "1280:720", 5).body
+    assert "promptText" not in video_request(GEN4_TURBO, None, "1280:720", 5).body
     with pytest.raises(Fault) as raised:
-        video_request(video_models()["gen4.5"], " ", FRAME, "1280:720", 5)
+        video_request(video_models()["gen4.5"], " ", "1280:720", 5)
     assert raised.value.field == "visual_prompt"
 
 
@@ -780,14 +779,24 @@ def test_a_still_without_a_prompt_is_refused() -> None:
 
 def test_a_ratio_that_the_model_does_not_take_is_refused() -> None:
     with pytest.raises(Fault) as raised:
-        video_request(GEN4_TURBO, "p", FRAME, "1280:768", 5)
+        video_request(GEN4_TURBO, "p", "1280:768", 5)
     assert raised.value.name == "resolution_unsupported"
 
 
-def test_with_frame_changes_the_frame_only() -> None:
-    other = with_frame(VIDEO, "https://other.example/f.png")
-    assert other.body == {**VIDEO.body, "promptImage": "https://other.example/f.png"}
-    assert (other.stage, other.model, VIDEO.body["promptImage"]) == ("video", "gen4_turbo", FRAME)
+def test_a_source_is_put_where_the_endpoint_takes_it() -> None:
+    assert body_of(VIDEO) == {**VIDEO.body, "promptImage": FRAME}
+    assert body_of(IMAGE) == IMAGE.body
+    referring = image_request(GEN4_IMAGE, "p", "1920:1080", "https://example.com/p.png")
+    assert body_of(replace(referring, source=FRAME))["referenceImages"] == [
+        {"uri": "https://example.com/p.png", "tag": "product"}, {"uri": FRAME},
+    ]  # fmt: skip
+
+
+def test_a_digest_says_nothing_of_the_source_and_a_fingerprint_does() -> None:
+    other = replace(VIDEO, source="https://other.example/f.png")
+    assert other.digest() == VIDEO.digest()
+    assert other.fingerprint() != VIDEO.fingerprint()
+    assert len({IMAGE.digest(), VIDEO.digest()}) == 2
 
 
 # Against the double
@@ -799,7 +808,9 @@ async def test_the_double_walks_from_submit_to_an_output(runway: RunwayControl) 
         found = await provider.poll(still.generation_id)
         assert found.state is GenerationState.SUCCEEDED
         frame = found.outputs[0]
-        clip = await provider.submit(video_request(GEN4_TURBO, None, frame, "1280:720", 5))
+        clip = await provider.submit(
+            replace(video_request(GEN4_TURBO, None, "1280:720", 5), source=frame)
+        )
         assert (await provider.poll(clip.generation_id)).cost == clip.estimated_cost == 25.0
         await provider.cancel(clip.generation_id)
         await provider.cancel(clip.generation_id)

@@ -26,8 +26,8 @@ def test_a_hold_reserves_the_stages_still_to_do(ground: Ground) -> None:
     user, hand = ground.user(100), ground.worker()
     held = claimed(ground, hand, user)
     (row,) = hand.about(held, "start_task")
-    assert (row["verdict"], row["image_price"], row["video_price"]) == (
-        "held", IMAGE_PRICE, VIDEO_PRICE,
+    assert (row["verdict"], row["prices"]) == (
+        "held", {"image": IMAGE_PRICE, "video": VIDEO_PRICE},
     )  # fmt: skip
     assert ground.credits(user) == (100, BOTH)
     assert ground.books_balance()
@@ -38,7 +38,7 @@ def test_a_hold_for_the_video_alone_leaves_the_image_out(ground: Ground) -> None
     held = claimed(ground, hand, user)
     for step in ("start_task", *STAGE):
         hand.about(held, step, credits=False)
-    hand.about(held, "start_task", image_due=False)
+    hand.about(held, "start_task")
     assert ground.credits(user) == (100, VIDEO_PRICE)
 
 
@@ -255,7 +255,7 @@ def test_a_retry_holds_only_what_is_left_to_pay(ground: Ground) -> None:
     hand.about(held, "fail")
     ground.sql("select public.retry_video_generation_task(%s)", held.id)
     (again,) = hand.claim()
-    assert hand.about(again, "start_task", image_due=False)[0]["verdict"] == "held"
+    assert hand.about(again, "start_task")[0]["verdict"] == "held"
     assert ground.credits(user) == (VIDEO_PRICE, VIDEO_PRICE)
     hand.walk(again, *STAGE, stage="video")
     assert ground.credits(user) == (0, 0)
@@ -356,6 +356,43 @@ def test_the_ledger_is_append_only_even_for_its_owner(ground: Ground, statement:
         hand.conn.execute(statement.encode())
 
 
+# What is made here and not paid.
+
+
+def made_here(hand: Hand, held: Held, state: str = "storing") -> None:
+    """A checkpoint of the still without a submission."""
+    hand.conn.execute(
+        "insert into vidgen.checkpoints (task_id, stage, state, request, inputs, submission_id)"
+        " values (%s, 'image', %s, '{}', '', null)",
+        [held.id, state],
+    )
+
+
+def test_what_is_made_here_is_stored_and_not_charged(ground: Ground) -> None:
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.about(held, "start_task")
+    made_here(hand, held)
+    hand.walk(held, "begin_upload", "finish_stage")
+    done = ground.one("select state, generation_id from vidgen.checkpoints")
+    assert (done["state"], done["generation_id"]) == ("done", None)
+    assert ground.sql("select stage from vidgen.charges") == []
+    assert ground.credits(user) == (100, BOTH)
+    hand.about(held, "requeue")
+    assert ground.one("select stage from vidgen.resumes")["stage"] == "video"
+    (again,) = hand.claim()
+    (loaded,) = hand.about(again, "load_task")
+    assert (loaded["state"], loaded["followed_here"]) == ("done", True)
+
+
+@pytest.mark.parametrize("state", ["submitting", "generating"])
+def test_nothing_is_submitted_or_generated_without_a_submission(ground: Ground, state: str) -> None:
+    hand = ground.worker()
+    held = claimed(ground, hand, ground.user(100))
+    with pytest.raises(errors.CheckViolation, match="without_a_submission_nothing_is_generated"):
+        made_here(hand, held, state)
+
+
 # What an application replaces, and what tells that the books are wrong.
 
 
@@ -363,7 +400,7 @@ def test_replaced_functions_survive_another_migrate(ground: Ground) -> None:
     hand = ground.hand()
     hand.conn.execute(
         "create or replace function vidgen.hold_credits("
-        "  task_id uuid, user_id uuid, image integer, video integer"
+        "  task_id uuid, user_id uuid, prices jsonb"
         ") returns boolean language sql as 'select true'"
     )
     assert migrate(ground.database.url) == []
@@ -407,8 +444,8 @@ def lose_the_balance(ground: Ground, user: UUID) -> None:
 
 def hold_behind_its_back(ground: Ground, user: UUID) -> None:
     ground.sql(
-        "insert into vidgen.holds (task_id, user_id, image_price, video_price, amount)"
-        " values (%s, %s, 5, 25, 30)",
+        "insert into vidgen.holds (task_id, user_id, prices, amount)"
+        """ values (%s, %s, '{"image": 5, "video": 25}', 30)""",
         uuid4(), user,
     )  # fmt: skip
 

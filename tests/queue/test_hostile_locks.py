@@ -585,7 +585,7 @@ async def test_an_answer_is_recorded_while_its_task_is_locked(world: World) -> N
                 with locked(ground, "select from video_generation_tasks for update"):
                     with pytest.raises(RowRefusedError) as refused:
                         await queue.submissions.answer(
-                            Fence(held.id, held.attempt, held.worker_id), StageName.IMAGE,
+                            Fence(held.id, held.attempt, held.worker_id), StageName("image"),
                             held.submission_id, Answer.REFUSED, None, "no",
                         )  # fmt: skip
                     assert refused.value.locked
@@ -610,7 +610,7 @@ async def test_the_end_of_a_generation_is_booked_while_its_task_is_locked(
                 with locked(ground, "select from video_generation_tasks for update"):
                     with pytest.raises(RowRefusedError):
                         await queue.submissions.end_generation(
-                            Fence(held.id, held.attempt, held.worker_id), StageName.IMAGE,
+                            Fence(held.id, held.attempt, held.worker_id), StageName("image"),
                             held.generation_id, GenerationEnd(state), 5, A_STEP, rejected=rejected,
                         )  # fmt: skip
                     row = ground.one("select ended_state, cost, rejected from vidgen.submissions")

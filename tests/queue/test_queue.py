@@ -245,6 +245,20 @@ def test_the_stage_of_a_resume_is_what_it_submits_next(
     assert ground.none("select from vidgen.resumes")
 
 
+@pytest.mark.parametrize(("clip", "expected"), [((), "video"), (STAGE[:2], None), (STAGE, None)])
+def test_a_stage_that_the_claim_reserves_no_slot_for_goes_on_without_one(
+    ground: Ground, clip: tuple[str, ...], expected: str | None
+) -> None:
+    ground.sql("insert into vidgen.stages (name, place, action) values ('poster', 3, 'poster')")
+    ground.sql("insert into public.credit_prices values ('poster', 0)")
+    worker = ground.worker()
+    held = ground.held(worker, "start_task", *STAGE)
+    worker.walk(Held(held.id, held.attempt, held.worker_id), *clip, stage="video")
+    worker.about(held, "requeue")
+    assert ground.one("select stage from vidgen.resumes")["stage"] == expected
+    assert [again.id for again in worker.claim()] == [held.id]
+
+
 def test_a_refused_submission_leaves_nothing_to_resume(ground: Ground) -> None:
     worker = ground.worker()
     held = ground.held(worker, "start_task", "begin_submission")

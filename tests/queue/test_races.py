@@ -452,10 +452,7 @@ class Interleavings:
         reached = {row["stage"]: row for row in rows}
         done = {stage for stage, row in reached.items() if row["state"] == "done"}
         if hold is None:
-            return "start_task", {
-                "image_due": "image" not in done,
-                "video_due": "video" not in done,
-            }
+            return "start_task", {}
         for stage in ("image", "video"):
             if stage in done:
                 continue

@@ -16,7 +16,7 @@ from vidgen_worker.sandbox.runway.double import RunwayDouble
 from vidgen_worker.sandbox.runway.words import spoken_in
 from vidgen_worker.sandbox.supabase.storage import Kind, StorageDouble, StorageFault
 
-IMAGE, VIDEO = StageName.IMAGE, StageName.VIDEO
+IMAGE, VIDEO = StageName("image"), StageName("video")
 AFTER_THE_TIMEOUT = "6s"
 """Longer than the soak's VIDGEN_SUBMIT_TIMEOUT."""
 

@@ -50,7 +50,7 @@ class Order:
 
     def prompt(self, stage: StageName) -> str:
         """The prompt of a stage: its own for each task, because words count by prompt."""
-        words = f" [[{self.fault.words}]]" if self.fault and stage is self.stage else ""
+        words = f" [[{self.fault.words}]]" if self.fault and stage == self.stage else ""
         return f"{stage} of {self.task_id}{words}"
 
 
@@ -69,7 +69,7 @@ def orders_of(plan: Plan) -> list[Order]:
         turn = faulty.get(number)
         fault = None if turn is None else PROVIDER_FAULTS[turn % len(PROVIDER_FAULTS)]
         first = turn is not None and turn < len(PROVIDER_FAULTS)
-        stages = (StageName.IMAGE,) if fault is None else fault.stages
+        stages = (StageName("image"),) if fault is None else fault.stages
         refuses = fault is None and chance.random() < plan.refusal_share
         orders.append(Order(
             _uuid(chance), _uuid(chance), chance.choice(users), fault,

@@ -135,8 +135,8 @@ class Clients:
             cursor.executemany(
                 "insert into video_scenes (id, user_id, scenario_id, image_prompt, visual_prompt, "
                 "duration) values (%s, %s, %s, %s, %s, 2)",
-                [(o.scene_id, o.user_id, o.scene_id, o.prompt(StageName.IMAGE),
-                  o.prompt(StageName.VIDEO)) for o in self.orders],
+                [(o.scene_id, o.user_id, o.scene_id, o.prompt(StageName("image")),
+                  o.prompt(StageName("video"))) for o in self.orders],
             )  # fmt: skip
 
     def insert(self, orders: list[Order]) -> None:

@@ -225,8 +225,9 @@ class Round:
 
     async def play(self, tools: Tools, file: Path) -> None:
         """Store an output as an attempt does, while its owner cancels and looks at it."""
-        order = Order.thawed(self.stage.name, {
-            "model": "gen4_image", "body": {}, "ratio": "1920:1080", "seconds": 5,
+        order = Order.thawed({
+            "endpoint": "", "model": "gen4_image", "body": {}, "source": None,
+            "ratio": "1920:1080", "seconds": 5,
         })  # fmt: skip
         generating = Generating(tools, self.run, self.stage, order, self.held.generation_id)
         output = Storing(tools, self.run, self.stage, order, generating)
@@ -266,6 +267,7 @@ def tools_of(worker: Worker) -> Iterator[Tools]:
             settings=worker.settings, queue=process.life.queue, gates=process.life.gates,
             provider=process.provider, storage=process.storage, media=process.media,
             license=process.license, report=lambda _: None, turns=process.turns, scratch=folder,
+            stages=process.stages,
         )  # fmt: skip
 
 

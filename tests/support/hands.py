@@ -66,7 +66,8 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "every": timedelta(minutes=1), "absence": timedelta(hours=1),
     "scene_updates": True, "credits": True,
     "lost_message": "The worker was lost.", "resolution": "1280:720", "video_ratio": "1280:720",
-    "image_ratio": "1920:1080", "image_due": True, "video_due": True, "stage": "image",
+    "image_ratio": "1920:1080", "stage": "image",
+    "made_from": None,
     "model": "gen4_image", "fingerprint": "body", "request": Jsonb({"promptText": "a bottle"}),
     "inputs": "digest", "max_submissions": 2, "progress": 35.0, "stage_progress": [50.0],
     "messages": ["at work"], "current_step": "Generating scene image with AI",
@@ -255,7 +256,7 @@ def stage_of(stage: str) -> dict[str, Any]:
         return {"stage": "image"}
     return {
         "stage": "video", "model": "gen4_turbo", "progress": 70.0, "bucket": "video-files",
-        "media_type": "video/mp4", "image_url": None,
+        "media_type": "video/mp4", "image_url": None, "made_from": "image",
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from tests.conftest import Database
 from tests.support.application import Application
 from tests.support.hands import Ground, ground_of, refuse
 from vidgen_worker.config import Settings
+from vidgen_worker.pipeline.stages import PIPELINE, Stage
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 from vidgen_worker.telemetry import bus
 from vidgen_worker.worker.serve import open_worker
@@ -62,6 +63,8 @@ class World(Application):
     runway: RunwayControl
     storage: StorageControl
     environment: dict[str, str] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = PIPELINE
+    """What workers in this process walk."""
 
     def __post_init__(self) -> None:
         """Let every change of a task's row be heard by the test."""
@@ -96,7 +99,7 @@ class World(Application):
     @asynccontextmanager
     async def worker(self, **overrides: str) -> AsyncIterator[Worker]:
         """A worker in this process, drained at the end of the block."""
-        async with open_worker(self.settings(**overrides)) as worker:
+        async with open_worker(self.settings(**overrides), self.stages) as worker:
             running = asyncio.create_task(worker.run())
             try:
                 yield worker

@@ -354,8 +354,12 @@ select at, what, stage, attempt, details
       from public.video_generation_tasks where id = %(task_id)s and started_at is not null
     union all
     select 3, opened_at, 'credits held', null, null,
-           format('%%s for the image, %%s for the video', image_price, video_price)
-      from vidgen.holds where task_id = %(task_id)s
+           (
+             select string_agg(format('%%s for the %%s', p.credits, p.stage), ', ' order by st.place)
+               from jsonb_each_text(h.prices) as p (stage, credits)
+               left join vidgen.stages as st on st.name = p.stage
+           )
+      from vidgen.holds as h where h.task_id = %(task_id)s
     union all
     select 4, sent_at, 'submitted', stage, attempt, format('%%s with key %%s of account %%s, by worker %%s', model, key_fingerprint, account,
                   worker_id)
@@ -423,8 +427,10 @@ select * from vidgen.queue_health;
 select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks
   from public.video_generation_tasks as t
   left join lateral (
-    select stage, state from vidgen.checkpoints
-     where task_id = t.id order by stage desc limit 1
+    select c.stage, c.state
+      from vidgen.checkpoints as c
+      join vidgen.stages as st on st.name = c.stage
+     where c.task_id = t.id order by st.place desc limit 1
   ) as c on true
  where t.status = 'processing'
  group by 1, 2

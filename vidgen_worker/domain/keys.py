@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from vidgen_worker.domain.task import StageName
-
 ALL_MODELS = "*"
 OPERATOR = "*"
 """The scope of an operator's hand: it concerns everybody."""
@@ -114,7 +112,3 @@ class Key:
             "key_fingerprint": self.scopes.key,
             "scopes": self.scopes.all(),
         }
-
-    def model(self, stage: StageName) -> str:
-        """The model of a stage."""
-        return self.image_model if stage is StageName.IMAGE else self.video_model

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NewType
 from uuid import UUID
 
 
@@ -27,11 +27,8 @@ class Status(StrEnum):
         return self in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 
-class StageName(StrEnum):
-    """The paid steps, in the order in which the pipeline walks them."""
-
-    IMAGE = "image"
-    VIDEO = "video"
+StageName = NewType("StageName", str)
+"""A stage's name; which there are, and in which order, says `pipeline.stages.PIPELINE`."""
 
 
 class CheckpointState(StrEnum):
@@ -165,12 +162,13 @@ class Checkpoint:
     `generating` on, `artifact` when the stage is `done`. `sent_at` and `now` are the database's
     clock, so that their difference needs no agreement between machines. `account` is the label of
     the one that paid, `followed_here` whether this worker may follow the generation.
+    `submission_id` is None, and `account` empty, where the output was made here.
     """
 
     stage: StageName
     state: CheckpointState
     request: Mapping[str, Any]
-    submission_id: UUID
+    submission_id: UUID | None
     sent_at: datetime
     answer: Answer | None
     generation_id: UUID | None

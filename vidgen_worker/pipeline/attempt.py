@@ -24,10 +24,10 @@ from vidgen_worker.domain.task import (
     Outcome,
     Requeued,
     SetAside,
-    StageName,
 )
 from vidgen_worker.pipeline.generating import failed
 from vidgen_worker.pipeline.run import Run, Tools
+from vidgen_worker.pipeline.stages import Stage
 from vidgen_worker.pipeline.walk import Pipeline, ProvenError
 from vidgen_worker.queue.errors import (
     BrakedError,
@@ -263,7 +263,7 @@ async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
     """Whether another try would need a submission that the cap forbids."""
     if not fault.rule.another_submission:
         return False
-    paid = await tools.queue.submissions.paid(run.task.id, _stage(run))
+    paid = await tools.queue.submissions.paid(run.task.id, _stage(tools, run).name)
     return paid >= tools.settings.vidgen_max_submissions
 
 
@@ -271,12 +271,13 @@ def _gate(tools: Tools, run: Run, fault: Fault) -> Gate:
     return tools.gates.of(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
 
 
-def _stage(run: Run) -> StageName:
-    return StageName.VIDEO if StageName.IMAGE in run.done else StageName.IMAGE
+def _stage(tools: Tools, run: Run) -> Stage:
+    """The stage that the attempt is at: the first that it has not done."""
+    return next((stage for stage in tools.stages if stage.name not in run.done), tools.stages[-1])
 
 
 def _model(tools: Tools, run: Run) -> str:
-    return tools.queue.key.model(_stage(run))
+    return _stage(tools, run).model(tools.settings)
 
 
 async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:

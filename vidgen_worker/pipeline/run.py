@@ -17,6 +17,7 @@ from vidgen_worker.domain.keys import Gate
 from vidgen_worker.domain.task import StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
+from vidgen_worker.pipeline.stages import Stage
 from vidgen_worker.providers.protocol import Provider
 from vidgen_worker.queue.checkpoints import Reported
 from vidgen_worker.queue.errors import CancelAskedError
@@ -91,3 +92,5 @@ class Tools:
     report: Callable[[Reported], None]
     turns: Turns
     scratch: Scratch
+    stages: tuple[Stage, ...]
+    """What an attempt walks, in this order."""

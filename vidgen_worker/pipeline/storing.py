@@ -15,7 +15,7 @@ from vidgen_worker.domain.faults import PROVIDER_STORM, Fault, FaultName, First
 from vidgen_worker.domain.task import Artifact, GenerationEnd
 from vidgen_worker.pipeline.generating import Generating
 from vidgen_worker.pipeline.run import Run, Tools
-from vidgen_worker.pipeline.stages import IMAGE, Order, Stage
+from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
@@ -80,10 +80,10 @@ class Storing:
             bucket=artifact.bucket, path=artifact.path, size=size,
             seconds=round(time.monotonic() - began, 3),
         ))  # fmt: skip
-        url = storage.public_url(artifact.bucket, artifact.path) if stage is IMAGE else None
+        url = storage.public_url(artifact.bucket, artifact.path) if stage.public else None
         finished = await self._queue.checkpoints.finish_stage(
-            self._fence, stage.name, self._order.request.model, artifact, upload_id, url,
-            stage.stored,
+            self._fence, stage.name, self._order.request.model, artifact, upload_id,
+            stage.shown(artifact, url), stage.stored,
         )  # fmt: skip
         emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
         self._run.inputs = finished.inputs
@@ -165,21 +165,11 @@ class Storing:
 
         Returns what is to be stored, and whether the delivered file is known to be whole.
         """
-        ratio, media = self._order.ratio, self._tools.media
-        if self._stage is IMAGE:
-            picture = await media.check_image(file, ratio)
-            was, now = f"{picture.format} {picture.width}:{picture.height}", ratio
-            changed, whole = picture.conformed, picture.whole
-            kept = (picture.file, picture.size, picture.sha256)
-        else:
-            clip = await media.check_video(file, ratio, self._order.seconds)
-            was = f"{clip.codec} {clip.width}:{clip.height} {clip.seconds:.2f} s"
-            now = f"{ratio} {self._order.seconds} s"
-            changed, whole = clip.conformed or not clip.right_duration, clip.whole
-            kept = (clip.file, clip.size, clip.sha256)
-        if changed:
+        looked = await self._stage.look(self._tools.media, file, self._order)
+        if looked.conformed:
+            was, now = looked.conformed
             emit(OutputConformed(
                 fence=self._fence, stage=self._stage.name, generation=generation.id, was=was,
                 now=now,
             ))  # fmt: skip
-        return kept, whole
+        return (looked.file, looked.size, looked.sha256), looked.whole

@@ -6,20 +6,22 @@ submission is never repeated blindly, and no generation is followed here.
 
 import asyncio
 import traceback
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName, First
-from vidgen_worker.domain.task import Answer, Fate, StageName
+from vidgen_worker.domain.task import Answer, Artifact, Fate, StageName
 from vidgen_worker.pipeline.generating import end_at_provider
 from vidgen_worker.pipeline.run import Run, Tools
-from vidgen_worker.pipeline.stages import IMAGE, Order, Stage
+from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Accepted, Request
-from vidgen_worker.providers.runway.inputs import with_frame
 from vidgen_worker.queue.checkpoints import Loaded
 from vidgen_worker.queue.errors import CancelAskedError, LeaseLostError, RowRefusedError
+from vidgen_worker.queue.submissions import Post
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     AnswerUnrecorded,
@@ -32,6 +34,8 @@ from vidgen_worker.telemetry.events import (
     UnexpectedError,
 )
 
+SIGNED_FOR = timedelta(hours=1)
+"""How long the address of a source works: the provider fetches it at once."""
 ANSWER_POLL = timedelta(seconds=1)
 RECORD_AGAIN, RECORD_SELDOM = 1.0, 60.0
 """Seconds until an answer that the database did not take is written again: at first, at last."""
@@ -85,39 +89,41 @@ class Submitting:
             )
             self._say_unknown(submission_id, self._order.request, details)
 
-    async def submit(self, loaded: Loaded, frame: str) -> UUID:
+    async def submit(self, loaded: Loaded, artifacts: Mapping[StageName, Artifact]) -> UUID:
         """Pay for a generation: recorded before and after, never sent twice blindly."""
-        request = self._order.request
-        if self._stage is IMAGE:
+        request, source = self._order.request, self._stage.made_from
+        if source is None:
             return await self._submit_once(request, loaded.inputs)
-        # The first frame: the image generation's own output, fetched fresh; then our public copy.
         refused: Fault | None = None
-        for url in await self._frames(loaded, frame):
+        for url in await self._addresses(source, loaded, artifacts[source.name]):
             try:
-                return await self._submit_once(with_frame(request, url), loaded.inputs)
+                return await self._submit_once(replace(request, source=url), loaded.inputs)
             except Fault as fault:
                 if fault.rule.first is not First.NEXT_ADDRESS:
                     raise
                 refused = fault
-        raise refused or Fault(FaultName.FRAME_REFUSED, details="there is no still to start from")
+        raise refused or Fault(FaultName.FRAME_REFUSED, details=f"there is no {source.name}")
 
-    async def _frames(self, loaded: Loaded, stored: str) -> list[str]:
-        """Where the provider may fetch the still, best first."""
-        image = self._run.generations.get(StageName.IMAGE)
-        checkpoint = loaded.checkpoints.get(StageName.IMAGE)
-        generation_id = image or (checkpoint.generation_id if checkpoint else None)
-        urls = list(self._run.outputs.get(StageName.IMAGE, ())[:1])
+    async def _addresses(self, source: Stage, loaded: Loaded, artifact: Artifact) -> list[str]:
+        """Where the provider may fetch what it is made from: its own output, then our copy."""
+        storage, checkpoint = self._tools.storage, loaded.checkpoints.get(source.name)
+        generation_id = self._run.generations.get(source.name) or (
+            checkpoint.generation_id if checkpoint else None
+        )
+        urls = list(self._run.outputs.get(source.name, ())[:1])
         if generation_id is not None and not urls:
             try:
                 generation = await self._provider.poll(generation_id)
                 urls = list(generation.outputs[:1])
             except Fault as fault:
-                # The stored copy serves as well: a still that is gone there costs nothing.
+                # The stored copy serves as well: an output that is gone there costs nothing.
                 emit(PollFailed(
-                    fence=self._fence, stage=StageName.IMAGE, generation=generation_id,
+                    fence=self._fence, stage=source.name, generation=generation_id,
                     details=fault.details,
                 ))  # fmt: skip
-        return [*urls, stored]
+        if source.public:
+            return [*urls, storage.public_url(artifact.bucket, artifact.path)]
+        return [*urls, await storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)]
 
     async def _submit_once(self, request: Request, inputs: str) -> UUID:
         await self._tools.license()
@@ -152,9 +158,11 @@ class Submitting:
         """The paid POST, with the record before it and of whatever was answered."""
         stage, submission_id = self._stage, uuid4()
         frozen = Order(request, self._order.ratio, self._order.seconds).frozen()
-        sent = await self._queue.submissions.begin(
-            self._fence, request, frozen, inputs, stage.generating, submission_id
-        )
+        made_from = stage.made_from.name if stage.made_from else None
+        post = Post(
+            submission_id, stage.name, made_from, request, frozen, inputs, stage.generating
+        )  # fmt: skip
+        sent = await self._queue.submissions.begin(self._fence, post)
         emit(SubmissionBegun(
             fence=self._fence, stage=stage.name, submission=submission_id, model=request.model,
             fingerprint=request.fingerprint(),

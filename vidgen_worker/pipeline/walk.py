@@ -6,6 +6,7 @@ each state of a checkpoint has a room of its own, by its name. Nothing here clai
 or writes the task's end: that is the worker's.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from vidgen_worker.domain.clock import boot_time
@@ -23,7 +24,7 @@ from vidgen_worker.domain.task import (
 )
 from vidgen_worker.pipeline.generating import Generating
 from vidgen_worker.pipeline.run import Run, Tools
-from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, Order, Stage
+from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.pipeline.storing import Storing
 from vidgen_worker.pipeline.submitting import Submitting
 from vidgen_worker.queue.checkpoints import Loaded
@@ -37,8 +38,6 @@ from vidgen_worker.telemetry.events import (
 )
 
 SIGNED_FOR = timedelta(hours=1)
-NO_FRAME = "https://frame.invalid/still.png"
-"""Stands in for the first frame until there is one; never sent."""
 
 
 class ProvenError(Exception):
@@ -53,6 +52,7 @@ class Pipeline:
         self._settings = tools.settings
         self._queue = tools.queue
         self._storage = tools.storage
+        self._stages = tools.stages
         self._run = run
         self._task = run.task
         self._fence = run.task.fence
@@ -72,19 +72,20 @@ class Pipeline:
             return await self._cancel(loaded)
         try:
             orders = await self._prepare(loaded)
-            frame = ""
-            for stage in PIPELINE:
+            artifacts: dict[StageName, Artifact] = {}
+            for stage in self._stages:
                 if stage.name not in loaded.checkpoints and self._scene_changed(loaded):
                     loaded = await self._queue.checkpoints.load(self._fence)
                     if loaded.cancel_requested:
                         return await self._cancel(loaded)
                     orders = await self._prepare(loaded)
-                artifact = await self._stage(stage, loaded, orders[stage.name], frame)
+                artifacts[stage.name] = await self._stage(
+                    stage, loaded, orders[stage.name], artifacts
+                )
                 self._run.done.add(stage.name)
-                if stage is IMAGE:
-                    frame = self._storage.public_url(artifact.bucket, artifact.path)
+            result = next(artifacts[stage.name] for stage in self._stages if stage.is_result)
             good_until = boot_time() + SIGNED_FOR.total_seconds()
-            url = await self._storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)
+            url = await self._storage.sign(result.bucket, result.path, SIGNED_FOR)
         except CancelAskedError:
             return await self._cancel(await self._queue.checkpoints.load(self._fence))
         return Completed(url, good_until)
@@ -110,10 +111,10 @@ class Pipeline:
         A stage that has begun keeps its frozen request; the others read the scene afresh.
         """
         orders = {
-            name: Order.thawed(name, checkpoint.request)
+            name: Order.thawed(checkpoint.request)
             for name, checkpoint in loaded.checkpoints.items()
         }
-        fresh = tuple(stage for stage in PIPELINE if stage.name not in orders)
+        fresh = tuple(stage for stage in self._stages if stage.name not in orders)
         resolution: Resolution | None = None
         if fresh:
             if loaded.scene is None:
@@ -132,17 +133,19 @@ class Pipeline:
                 fallback=resolution.fallback,
             ))  # fmt: skip
             for stage in fresh:
-                orders[stage.name] = stage.order(scene, resolution, self._settings, NO_FRAME)
-        done = {c.stage for c in loaded.checkpoints.values() if c.state is CheckpointState.DONE}
-        due = frozenset(stage.name for stage in PIPELINE if stage.name not in done)
-        verdict = await self._queue.checkpoints.start(self._fence, resolution, due)
+                orders[stage.name] = stage.order(
+                    scene, resolution, self._settings, self._tools.provider
+                )
+        verdict = await self._queue.checkpoints.start(self._fence, resolution)
         if verdict is Funding.REFUSED:
             raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
         if verdict is Funding.PRICE_MISSING:
             raise Fault(FaultName.PRICE_MISSING, details="credit_prices lacks an action")
         return orders
 
-    async def _stage(self, stage: Stage, loaded: Loaded, order: Order, frame: str) -> Artifact:
+    async def _stage(
+        self, stage: Stage, loaded: Loaded, order: Order, artifacts: Mapping[StageName, Artifact]
+    ) -> Artifact:
         """Do what is missing of one stage."""
         tools, run = self._tools, self._run
         checkpoint = loaded.checkpoints.get(stage.name)
@@ -156,10 +159,11 @@ class Pipeline:
                 generation=checkpoint.generation_id,
             ))  # fmt: skip
             generation_id = checkpoint.generation_id
-            if generation_id is None and stage.name not in loaded.closed:
-                generation_id = await submitting.late_answer(checkpoint.submission_id)
+            submission_id = checkpoint.submission_id
+            if generation_id is None and submission_id and stage.name not in loaded.closed:
+                generation_id = await submitting.late_answer(submission_id)
         if generation_id is None:
-            generation_id = await submitting.submit(loaded, frame)
+            generation_id = await submitting.submit(loaded, artifacts)
             if self._task.alone:
                 raise ProvenError
         run.generations[stage.name] = generation_id
@@ -176,12 +180,12 @@ class Pipeline:
 
     async def _cancel(self, loaded: Loaded) -> Outcome:
         """End what still runs at the provider; what is stored and settled stays."""
-        for stage in PIPELINE:
+        for stage in self._stages:
             checkpoint = loaded.checkpoints.get(stage.name)
             if not checkpoint or checkpoint.state is not CheckpointState.GENERATING:
                 continue
             if checkpoint.generation_id is not None:
-                order = Order.thawed(stage.name, checkpoint.request)
+                order = Order.thawed(checkpoint.request)
                 generating = Generating(
                     self._tools, self._run, stage, order, checkpoint.generation_id
                 )

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a provider: submit, poll, cancel.
+"""What the pipeline asks of a provider: declare a request, submit, poll, cancel.
 
 An adapter retries what is free and safe by itself and raises `Fault` for all else; foreign
 exceptions never leave it. `submit` is sent exactly once per call, whatever happens.
@@ -12,31 +12,37 @@ from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
 
-from vidgen_worker.domain.task import StageName
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A paid request, ready to be frozen: `body` is JSON with the provider's own field names."""
+    """A paid request, ready to be frozen: only the provider that declared it reads all of it.
 
-    stage: StageName
+    `endpoint` is the provider's own word for what is asked for, `body` is JSON with its own field
+    names. `source` is the address of what it is made from, known when that is stored: the
+    provider puts it where it belongs when it sends the request.
+    """
+
+    endpoint: str
     model: str
     body: Mapping[str, Any]
+    source: str | None = None
 
     def fingerprint(self) -> str:
         """A short digest of the request, to find it again at the provider and in the log."""
-        text = json.dumps(dict(self.body), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(f"{self.stage}\n{text}".encode()).hexdigest()[:16]
+        return _digest(self.endpoint, self.body, self.source)[:16]
 
     def digest(self) -> str:
         """Tell the whole input apart from every other: model, prompt, pictures, size.
 
-        Without a clip's first frame, whose address is another one at each reading: the database
-        adds the digest of its bytes.
+        Without its source, whose address is another one at each reading: the database adds the
+        digest of its bytes.
         """
-        body = {name: value for name, value in self.body.items() if name != "promptImage"}
-        text = json.dumps([self.stage, self.model, body], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest(self.endpoint, self.model, self.body)
+
+
+def _digest(*parts: object) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class GenerationState(StrEnum):
@@ -100,6 +106,20 @@ class Provider(Protocol):
     name: str
     key_fingerprint: str
     """Tells keys apart without telling the key: gates and limits belong to it."""
+
+    def still(self, model: str, prompt: str | None, ratio: str, reference: str | None) -> Request:
+        """Declare a still: a prompt, a size, the address of a picture that it refers to.
+
+        The size is the model's nearest to `ratio`. Raises Fault naming the scene's field at fault.
+        """
+        ...
+
+    def clip(self, model: str, prompt: str | None, ratio: str, seconds: int) -> Request:
+        """Declare a clip: a prompt, a size, a duration; its first frame is the request's source.
+
+        The size is the model's nearest to `ratio`. Raises Fault naming the scene's field at fault.
+        """
+        ...
 
     async def submit(self, request: Request) -> Accepted:
         """Send the paid POST once. Raises Fault; `submission_unknown` where it may be paid."""

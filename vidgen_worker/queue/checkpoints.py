@@ -43,6 +43,15 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """What the end of a stage shows in the task's row."""
+
+    image_path: str | None = None
+    image_url: str | None = None
+    video_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """What an attempt starts from. `scene` is None when absent or somebody else's."""
 
@@ -104,16 +113,12 @@ class Checkpoints:
             verdict=next((verdict_of(r["verdict"]) for r in rows if r["verdict"]), None),
         )
 
-    async def start(
-        self, fence: Fence, resolution: Resolution | None,
-        due: frozenset[StageName],
-    ) -> Funding:  # fmt: skip
-        """Hold credits for the stages `due`."""
+    async def start(self, fence: Fence, resolution: Resolution | None) -> Funding:
+        """Hold credits for the stages that are not stored yet."""
         rows = await self._caller.fenced(
             "start_task", fence, resolution=resolution.resolution if resolution else None,
             video_ratio=resolution.video_ratio if resolution else None,
             image_ratio=resolution.image_ratio if resolution else None,
-            image_due=StageName.IMAGE in due, video_due=StageName.VIDEO in due,
             credits=self._caller.settings.credits,
             scene_updates=self._caller.settings.vidgen_scene_updates,
         )  # fmt: skip
@@ -137,7 +142,7 @@ class Checkpoints:
 
     async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
-        image_url: str | None, step: Step,
+        columns: Columns, step: Step,
     ) -> Finished:  # fmt: skip
         """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
         rows = await self._caller.fenced(
@@ -145,9 +150,8 @@ class Checkpoints:
             provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(), model=model,
             scene_updates=self._caller.settings.vidgen_scene_updates, upload_id=upload_id,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
-            size=artifact.size, sha256=artifact.sha256, image_url=image_url,
-            image_path=artifact.path if stage is StageName.IMAGE else None,
-            video_path=artifact.path if stage is StageName.VIDEO else None, **_shown(step),
+            size=artifact.size, sha256=artifact.sha256, image_path=columns.image_path,
+            image_url=columns.image_url, video_path=columns.video_path, **_shown(step),
         )  # fmt: skip
         scene_said(fence, rows[0])
         if rows[0]["troubled"]:
@@ -209,6 +213,6 @@ def _checkpoint(row: Row) -> Checkpoint:
         if row["path"]
         else None,
         now=row["now"],
-        account=row["account"],
+        account=row["account"] or "",
         followed_here=row["followed_here"],
     )

@@ -77,8 +77,10 @@ rejected as (
   -- Rejected content is retried only when the scene has changed.
   insert into vidgen.budgets as b (task_id, rejected_inputs)
   select mine.id, (
-           select c.inputs from vidgen.checkpoints as c
-            where c.task_id = mine.id and c.state <> 'done' order by c.stage desc limit 1
+           select c.inputs
+             from vidgen.checkpoints as c
+             join vidgen.stages as st on st.name = c.stage
+            where c.task_id = mine.id and c.state <> 'done' order by st.place desc limit 1
          )
     from mine
    where %(code)s = 'CONTENT_REJECTED'

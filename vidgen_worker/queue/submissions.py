@@ -5,6 +5,7 @@ Nothing here asks the provider.
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -34,27 +35,42 @@ ABSENCE = timedelta(hours=1)
 """Anyone may follow a generation when no worker that may has been heard of for so long."""
 
 
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What is about to be paid for.
+
+    `made_from` names the stage whose stored output is the request's source, `frozen` is the order
+    as the checkpoint keeps it, `inputs` the digest of the scene that it was made from.
+    """
+
+    id: UUID
+    stage: StageName
+    made_from: StageName | None
+    request: Request
+    frozen: Mapping[str, Any]
+    inputs: str
+    step: Step
+
+
 class Submissions:
     """What was paid for, what was answered, and how it ended."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    async def begin(  # noqa: PLR0913, PLR0917 - one value of the row each
-        self, fence: Fence, request: Request, frozen: Mapping[str, Any], inputs: str, step: Step,
-        submission_id: UUID,
-    ) -> float:  # fmt: skip
+    async def begin(self, fence: Fence, post: Post) -> float:
         """Record what is about to be paid for; returns when this was sent, by `boot_time`.
 
         Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, UserLimitedError,
         NoSlotError or LeaseLostError; nothing is written then.
         """
         rows = await self._caller.fenced(
-            "begin_submission", fence, paid=True, stage=request.stage, submission_id=submission_id,
-            **self._caller.key.names(), model=request.model,
-            fingerprint=request.fingerprint(), digest=request.digest(), inputs=inputs,
-            request=Jsonb(dict(frozen)), probe=self._caller.settings.vidgen_gate_probe,
-            max_submissions=self._caller.settings.vidgen_max_submissions, **_shown(step),
+            "begin_submission", fence, paid=True, stage=post.stage, submission_id=post.id,
+            **self._caller.key.names(), model=post.request.model, made_from=post.made_from,
+            fingerprint=post.request.fingerprint(), digest=post.request.digest(),
+            inputs=post.inputs, request=Jsonb(dict(post.frozen)),
+            probe=self._caller.settings.vidgen_gate_probe,
+            max_submissions=self._caller.settings.vidgen_max_submissions, **_shown(post.step),
         )  # fmt: skip
         if rows[0]["cancel"]:
             raise CancelAskedError

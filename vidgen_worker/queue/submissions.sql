@@ -82,13 +82,12 @@ braking as materialized (
      for update of t nowait
 ),
 input as materialized (
-  -- A clip's still counts by its bytes: its signed URL is another one at each reading.
+  -- What it is made from counts by its bytes: its signed URL is another one at each reading.
   select %(digest)s || coalesce(
            (
              select ':' || c.sha256
                from vidgen.checkpoints as c
-              where c.task_id = mine.id and c.stage = 'image' and c.state = 'done'
-                and %(stage)s = 'video'
+              where c.task_id = mine.id and c.stage = %(made_from)s::text and c.state = 'done'
            ),
            ''
          ) as digest

@@ -317,7 +317,7 @@ class SubmissionAnswered(StageEvent):
 
     def text(self) -> str:
         """Say of which stage."""
-        return f"Submitted {self.stage.value}"
+        return f"Submitted {self.stage}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -486,7 +486,7 @@ class OutputUploaded(StageEvent):
 
     def text(self) -> str:
         """The two sentences that operators search for."""
-        return f"Stored {self.stage.value} in Supabase"
+        return f"Stored {self.stage} in Supabase"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

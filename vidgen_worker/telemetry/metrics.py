@@ -140,20 +140,20 @@ class Metrics:
             case events.LeaseLost():
                 self._ended.labels("abandoned", "").inc()
             case events.SubmissionAnswered():
-                self._submissions.labels(event.stage.value, "generation").inc()
+                self._submissions.labels(event.stage, "generation").inc()
             case events.SubmissionUnknown():
-                self._submissions.labels(event.stage.value, "unknown").inc()
+                self._submissions.labels(event.stage, "unknown").inc()
             case events.GenerationEnded() if not event.repeated:
-                of = (event.stage.value, event.model)
+                of = (event.stage, event.model)
                 self._generation.labels(*of, event.state).observe(event.seconds)
                 self._cost.labels(*of).inc(event.cost or 0)
             case events.StageDone():
-                self._charged.labels(event.stage.value).inc(event.charged)
+                self._charged.labels(event.stage).inc(event.charged)
             case events.OutputUploaded():
-                self._stored.labels(event.stage.value).inc(event.size)
-                self._upload.labels(event.stage.value).observe(event.seconds)
+                self._stored.labels(event.stage).inc(event.size)
+                self._upload.labels(event.stage).observe(event.seconds)
             case events.PollFailed():
-                self._polls.labels(event.stage.value).inc()
+                self._polls.labels(event.stage).inc()
             case events.GateClosed():
                 self._gates.labels(event.scope, event.model, event.code).set(1)
             case events.GateOpened():

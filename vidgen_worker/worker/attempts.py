@@ -47,7 +47,7 @@ class Attempts:
             settings=process.settings, queue=process.life.queue, gates=process.life.gates,
             provider=process.provider, storage=process.storage, media=process.media,
             license=process.license, report=self._reports.add, turns=process.turns,
-            scratch=process.scratch,
+            scratch=process.scratch, stages=process.stages,
         )  # fmt: skip
         try:
             await attempt(tools, run)

@@ -15,6 +15,7 @@ from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.keys import Key
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
+from vidgen_worker.pipeline.stages import Stage
 from vidgen_worker.providers.protocol import Provider
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry.metrics import Metrics
@@ -32,9 +33,11 @@ class Process:
     """The folder for downloads, while the worker runs."""
 
     def __init__(
-        self, settings: Settings, provider: Provider, storage: Storage, media: Media
-    ) -> None:
+        self, settings: Settings, provider: Provider, storage: Storage, media: Media,
+        stages: tuple[Stage, ...],
+    ) -> None:  # fmt: skip
         self.settings = settings
+        self.stages = stages
         self.provider = provider
         self.storage = storage
         self.media = media

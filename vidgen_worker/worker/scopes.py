@@ -2,10 +2,8 @@
 
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Scopes, machine_of, storage_fingerprint
+from vidgen_worker.pipeline.stages import PIPELINE, Stage
 from vidgen_worker.storage.storage import Bucket
-
-LEAST_IMAGE_BYTES, LEAST_VIDEO_BYTES = 5_000_000, 20_000_000
-"""What a bucket must take: a large still, and ten seconds of a rich clip."""
 
 
 def scopes_of(settings: Settings, key_fingerprint: str, host: str) -> Scopes:
@@ -17,17 +15,12 @@ def scopes_of(settings: Settings, key_fingerprint: str, host: str) -> Scopes:
     )  # fmt: skip
 
 
-def buckets(settings: Settings) -> tuple[Bucket, Bucket]:
-    """The two buckets, with their limits, as they are created when missing."""
-    return (
+def buckets(settings: Settings, stages: tuple[Stage, ...] = PIPELINE) -> tuple[Bucket, ...]:
+    """The bucket of each stage, with its limits, as it is created when missing."""
+    return tuple(
         Bucket(
-            settings.storage_bucket_images, public=True,
-            max_bytes=settings.vidgen_max_image_bytes, media_types=("image/png",),
-            least_bytes=LEAST_IMAGE_BYTES,
-        ),
-        Bucket(
-            settings.storage_bucket_videos, public=False,
-            max_bytes=settings.vidgen_max_video_bytes, media_types=("video/mp4",),
-            least_bytes=LEAST_VIDEO_BYTES,
-        ),
+            stage.bucket(settings), public=stage.public, max_bytes=stage.max_bytes(settings),
+            media_types=(stage.media_type,), least_bytes=stage.least_bytes,
+        )
+        for stage in stages
     )  # fmt: skip

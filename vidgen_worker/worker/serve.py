@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from vidgen_worker.config import Settings
 from vidgen_worker.media.outputs import Media, hide_environment
+from vidgen_worker.pipeline.stages import PIPELINE, Stage
 from vidgen_worker.providers.runway.adapter import Runway
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.worker.ending import EXIT_FORCED
@@ -19,17 +20,20 @@ from vidgen_worker.worker.worker import Worker
 
 
 @contextlib.asynccontextmanager
-async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
+async def open_worker(
+    settings: Settings, stages: tuple[Stage, ...] = PIPELINE
+) -> AsyncIterator[Worker]:
     """A worker with the real adapters, as the settings name them."""
     provider = Runway(
         settings.runwayml_api_secret.get_secret_value(),
         base_url=settings.runwayml_base_url,
         submit_timeout=settings.vidgen_submit_timeout,
+        allow_loopback_assets=settings.vidgen_allow_loopback_assets,
     )
     storage = Storage(
         settings.supabase_url,
         settings.supabase_service_role_key.get_secret_value(),
-        buckets=buckets(settings),
+        buckets=buckets(settings, stages),
         timeout=settings.vidgen_storage_timeout,
     )
     media = Media(
@@ -37,7 +41,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
         max_video_bytes=settings.vidgen_max_video_bytes,
         allow_loopback=settings.vidgen_allow_loopback_assets,
     )
-    yield Worker(settings, provider, storage, media)
+    yield Worker(settings, provider, storage, media, stages)
 
 
 async def serve(settings: Settings) -> int:

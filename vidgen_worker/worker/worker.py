@@ -16,6 +16,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.database.trouble import DatabaseUnavailableError, LockedError, one_line
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import scratch
+from vidgen_worker.pipeline.stages import Stage
 from vidgen_worker.providers.protocol import Provider
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry.bus import emit
@@ -45,10 +46,11 @@ class Worker:
     """One process. `run` returns its exit status."""
 
     def __init__(
-        self, settings: Settings, provider: Provider, storage: Storage, media: Media
-    ) -> None:
+        self, settings: Settings, provider: Provider, storage: Storage, media: Media,
+        stages: tuple[Stage, ...],
+    ) -> None:  # fmt: skip
         self.settings = settings
-        self.process = Process(settings, provider, storage, media)
+        self.process = Process(settings, provider, storage, media, stages)
         proofs = Proofs()
         self._reports = Reports(self.process)
         self.claiming = Claiming(self.process, proofs, self._reports)

@@ -1,7 +1,7 @@
-"""The paid steps, in order: `PIPELINE` is what the pipeline walks.
+"""The paid steps, in order: `PIPELINE` is what a worker walks.
 
-A stage is a pure declaration: what the row says while it runs, what to ask the provider for, where
-its output goes. It does no I/O and knows nothing of attempts, leases or money.
+A stage is a declaration: what the row says while it runs, what to ask the provider for, how an
+output is looked at and where it goes. It knows nothing of attempts, leases or money.
 """
 
 from vidgen_worker.pipeline.stages.image import IMAGE

@@ -4,16 +4,15 @@ from uuid import UUID
 
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.faults import Fault, FaultName
-from vidgen_worker.domain.resolution import Resolution, image_models
-from vidgen_worker.domain.task import Scene, StageName
-from vidgen_worker.pipeline.stages.stage import Order, Stage
-from vidgen_worker.providers.runway.inputs import check_asset_url, image_request
-from vidgen_worker.queue.checkpoints import Step
+from vidgen_worker.domain.resolution import Resolution
+from vidgen_worker.domain.task import Artifact, Scene, StageName
+from vidgen_worker.pipeline.stages.stage import Order, Stage, look_at_picture
+from vidgen_worker.providers.protocol import Provider
+from vidgen_worker.queue.checkpoints import Columns, Step
 
 
-def order(scene: Scene, resolution: Resolution, settings: Settings, _frame_url: str) -> Order:
+def order(scene: Scene, resolution: Resolution, settings: Settings, provider: Provider) -> Order:
     """What to ask for. Raises Fault naming the scene's field at fault."""
-    model = image_models()[settings.vidgen_image_model]
     prompt = scene.image_prompt
     if not (prompt or "").strip():
         prompt = scene.visual_prompt
@@ -24,12 +23,9 @@ def order(scene: Scene, resolution: Resolution, settings: Settings, _frame_url: 
         )
         raise Fault(FaultName.SCENE_INVALID, field="image_prompt", message=message, details=message)
     reference = (scene.product_reference_image_url or "").strip() or None
-    if reference is not None:
-        check_asset_url(
-            "product_reference_image_url", reference,
-            allow_loopback=settings.vidgen_allow_loopback_assets,
-        )  # fmt: skip
-    request = image_request(model, prompt, model.nearest(resolution.image_ratio), reference)
+    request = provider.still(
+        settings.vidgen_image_model, prompt, resolution.image_ratio, reference
+    )  # fmt: skip
     return Order(request, resolution.image_ratio, 0)
 
 
@@ -38,12 +34,26 @@ def path(user_id: UUID, upload_id: UUID) -> str:
     return f"generated_images/{user_id}/{upload_id}.png"
 
 
+def shown(artifact: Artifact, url: str | None) -> Columns:
+    """The owner sees where the still is, and its address."""
+    return Columns(image_path=artifact.path, image_url=url)
+
+
 IMAGE = Stage(
-    name=StageName.IMAGE,
+    name=StageName("image"),
+    made_from=None,
+    public=True,
+    is_result=False,
+    media_type="image/png",
     generating=Step(35, "Generating scene image with AI", "Generating the scene's image"),
     storing=Step(40, "Storing generated image", "Storing the scene's image"),
     stored=Step(40, "Storing generated image", "The scene's image is stored"),
-    media_type="image/png",
+    model=lambda settings: settings.vidgen_image_model,
+    bucket=lambda settings: settings.storage_bucket_images,
+    max_bytes=lambda settings: settings.vidgen_max_image_bytes,
+    least_bytes=5_000_000,
     order=order,
     path=path,
+    look=look_at_picture,
+    shown=shown,
 )

@@ -1,16 +1,21 @@
-"""What a stage is: a declaration with two pure functions."""
+"""What a stage is: all that is particular to one paid step.
 
-from collections.abc import Callable, Mapping
+Nothing outside this folder asks which stage it has before it.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 from uuid import UUID
 
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import Resolution
-from vidgen_worker.domain.task import Scene, StageName
-from vidgen_worker.providers.protocol import Request
-from vidgen_worker.queue.checkpoints import Step
+from vidgen_worker.domain.task import Artifact, Scene, StageName
+from vidgen_worker.media.outputs import Clip, Media, Picture
+from vidgen_worker.providers.protocol import Provider, Request
+from vidgen_worker.queue.checkpoints import Columns, Step
 
 DEFAULT_DURATION = 5
 """Seconds of a clip whose scene names none."""
@@ -31,47 +36,92 @@ class Order:
     def frozen(self) -> dict[str, Any]:
         """As the checkpoint keeps it."""
         return {
+            "endpoint": self.request.endpoint,
             "model": self.request.model,
             "body": dict(self.request.body),
+            "source": self.request.source,
             "ratio": self.ratio,
             "seconds": self.seconds,
         }
 
     @classmethod
-    def thawed(cls, stage: StageName, frozen: Mapping[str, Any]) -> "Order":
+    def thawed(cls, frozen: Mapping[str, Any]) -> "Order":
         """As the checkpoint kept it."""
-        return cls(
-            Request(stage, frozen["model"], frozen["body"]), frozen["ratio"], frozen["seconds"]
-        )
+        request = Request(
+            frozen["endpoint"], frozen["model"], frozen["body"], frozen["source"]
+        )  # fmt: skip
+        return cls(request, frozen["ratio"], frozen["seconds"])
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """An output that decodes and is what was asked for.
+
+    `file`, of `size` bytes and with this hex `sha256`, is what is to be stored. `whole`: the
+    delivered file is known to lack nothing. `conformed` says what it was and what it is now, where
+    that differs.
+    """
+
+    file: Path
+    size: int
+    sha256: str
+    whole: bool
+    conformed: tuple[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One paid step.
+    """One paid step: what the row says meanwhile, what is asked for, where the output goes.
 
-    `order` says what to ask for; its last argument is the URL of the first frame, which only the
-    video stage reads. `path` is where an upload of a user's is stored.
+    Its row of `vidgen.stages` says the same to the database: its place in the line of stages and
+    the action whose price it has.
     """
 
     name: StageName
+    made_from: Optional["Stage"]
+    """The stage whose output it is made from."""
+    public: bool
+    """Whether anybody may read its outputs; else they are signed."""
+    is_result: bool
+    """Whether its output is what the task was ordered for."""
+    media_type: str
     generating: Step
     storing: Step
     stored: Step
-    media_type: str
-    order: Callable[[Scene, Resolution, Settings, str], Order]
+    model: Callable[[Settings], str]
+    bucket: Callable[[Settings], str]
+    max_bytes: Callable[[Settings], int]
+    least_bytes: int
+    """What its bucket must take: a large output of it."""
+    order: Callable[[Scene, Resolution, Settings, Provider], Order]
+    """What to ask for. Raises Fault naming the scene's field at fault."""
     path: Callable[[UUID, UUID], str]
+    """Where an upload of a user's is stored."""
+    look: Callable[[Media, Path, Order], Awaitable[Looked]]
+    """Decode an output, in a process of its own, and bring it to what was asked for."""
+    shown: Callable[[Artifact, str | None], Columns]
+    """The task's columns that its stored output fills; the text is its public address."""
 
-    def bucket(self, settings: Settings) -> str:
-        """The bucket of this stage's outputs."""
-        if self.name is StageName.IMAGE:
-            return settings.storage_bucket_images
-        return settings.storage_bucket_videos
 
-    def max_bytes(self, settings: Settings) -> int:
-        """The largest output of this stage, in bytes."""
-        if self.name is StageName.IMAGE:
-            return settings.vidgen_max_image_bytes
-        return settings.vidgen_max_video_bytes
+async def look_at_picture(media: Media, file: Path, order: Order) -> Looked:
+    """Look at a still."""
+    found: Picture = await media.check_image(file, order.ratio)
+    was = f"{found.format} {found.width}:{found.height}"
+    return Looked(
+        found.file, found.size, found.sha256, found.whole,
+        (was, order.ratio) if found.conformed else None,
+    )  # fmt: skip
+
+
+async def look_at_clip(media: Media, file: Path, order: Order) -> Looked:
+    """Look at a clip."""
+    found: Clip = await media.check_video(file, order.ratio, order.seconds)
+    was = f"{found.codec} {found.width}:{found.height} {found.seconds:.2f} s"
+    return Looked(
+        found.file, found.size, found.sha256, found.whole,
+        (was, f"{order.ratio} {order.seconds} s")
+        if found.conformed or not found.right_duration else None,
+    )  # fmt: skip
 
 
 def seconds_of(scene: Scene) -> int:

@@ -26,17 +26,17 @@ from tenacity import (
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.keys import fingerprint
-from vidgen_worker.domain.task import StageName
+from vidgen_worker.domain.resolution import image_models, video_models
 from vidgen_worker.providers.http_client import HttpClient
 from vidgen_worker.providers.protocol import Accepted, Account, Generation, Request
 from vidgen_worker.providers.runway import answers as runway_answers
 from vidgen_worker.providers.runway.inputs import (
+    body_of,
     check_asset_url,
     check_duration,
     check_prompt,
     image_request,
     video_request,
-    with_frame,
 )
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "check_prompt",
     "image_request",
     "video_request",
-    "with_frame",
 ]
 
 CONNECT_SECONDS = 5.0
@@ -68,10 +67,6 @@ _NEVER_SENT = (
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )
-_SUBMIT_PATHS = {
-    StageName.IMAGE: "/v1/text_to_image",
-    StageName.VIDEO: "/v1/image_to_video",
-}
 # Answers to a read that may well be another one a moment later.
 _TRANSIENT_ANSWERS = (408, 409, 425)
 
@@ -87,7 +82,7 @@ class Runway:
 
     name = "runway"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one value each, all by keyword
         self,
         api_secret: str,
         *,
@@ -95,6 +90,7 @@ class Runway:
         submit_timeout: timedelta,
         poll_timeout: timedelta = timedelta(seconds=20),
         max_connections: int = 100,
+        allow_loopback_assets: bool = False,
     ) -> None:
         if not api_secret or not api_secret.isascii() or not api_secret.isprintable():
             raise ValueError(
@@ -102,6 +98,7 @@ class Runway:
                 "Copy the key again, without line breaks."
             )
         self.key_fingerprint = fingerprint(api_secret)
+        self._allow_loopback_assets = allow_loopback_assets
         self._submit_seconds = submit_timeout.total_seconds()
         self._poll_seconds = poll_timeout.total_seconds()
 
@@ -133,6 +130,21 @@ class Runway:
         await self._paid.close()
         await self._free.close()
 
+    def still(self, model: str, prompt: str | None, ratio: str, reference: str | None) -> Request:
+        """Declare a still of the model's size nearest to `ratio`. Raises Fault `scene_invalid`."""
+        if reference is not None:
+            check_asset_url(
+                "product_reference_image_url", reference,
+                allow_loopback=self._allow_loopback_assets,
+            )  # fmt: skip
+        known = image_models()[model]
+        return image_request(known, prompt, known.nearest(ratio), reference)
+
+    def clip(self, model: str, prompt: str | None, ratio: str, seconds: int) -> Request:
+        """Declare a clip of the model's size nearest to `ratio`. Raises Fault `scene_invalid`."""
+        known = video_models()[model]
+        return video_request(known, prompt, known.nearest(ratio), seconds)
+
     async def submit(self, request: Request) -> Accepted:
         """Send the paid POST once. Raises Fault; `submission_unknown` where it may be paid.
 
@@ -140,7 +152,7 @@ class Runway:
         time-out: a successor counts an unanswered submission as unknown soon after it. A process
         that was frozen finds time-out and answer at once when it wakes: the answer counts.
         """
-        path = _SUBMIT_PATHS[request.stage]
+        path = request.endpoint
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_NeverSentError),
             stop=stop_after_attempt(TRIES) | stop_after_delay(self._submit_seconds / 2),
@@ -177,7 +189,7 @@ class Runway:
         if self._paid.is_closed():
             raise _NeverSentError("the connections are closed, because this worker stops")
         try:
-            return await self._paid.post(path, body=dict(request.body), cast_to=httpx.Response)
+            return await self._paid.post(path, body=body_of(request), cast_to=httpx.Response)
         except APIStatusError as error:
             raise runway_answers.submit_refused(path, request, error.response) from error
         except APIConnectionError as error:

@@ -19,7 +19,6 @@ from httpx import codes
 from runwayml import APIError, APIStatusError
 
 from vidgen_worker.domain.faults import Fault, FaultName
-from vidgen_worker.domain.task import StageName
 from vidgen_worker.providers.protocol import (
     Accepted,
     Account,
@@ -28,6 +27,7 @@ from vidgen_worker.providers.protocol import (
     ModelLimits,
     Request,
 )
+from vidgen_worker.providers.runway.inputs import IMAGE_TO_VIDEO
 
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 """A Retry-After beyond this is not believed: the gate's own probes find out sooner."""
@@ -85,7 +85,7 @@ def _submit_fault(request: Request, response: httpx.Response) -> FaultName:
     match response.status_code:
         case codes.BAD_REQUEST if _is_said(_OUT_OF_CREDITS, request, response):
             return FaultName.PROVIDER_UNFUNDED
-        case codes.BAD_REQUEST if request.stage is StageName.VIDEO and _about_the_frame(response):
+        case codes.BAD_REQUEST if request.endpoint == IMAGE_TO_VIDEO and _about_the_frame(response):
             return FaultName.FRAME_REFUSED
         case codes.TOO_MANY_REQUESTS:
             daily = _is_said(_DAILY_LIMIT, request, response)

@@ -1,4 +1,4 @@
-"""What Runway takes: checks of a scene's inputs, and the bodies of the two paid requests.
+"""What Runway takes: checks of a scene's inputs, and the bodies of the paid requests.
 
 Every check raises Fault `scene_invalid` that names the field and the remedy, before anything is
 paid; the SDK itself checks nothing. A field that the model does not list is never sent, because
@@ -9,7 +9,6 @@ import ipaddress
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 from urllib.parse import SplitResult, urlsplit
 
@@ -17,9 +16,10 @@ from runwayml.types import text_to_image_create_params
 
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import Model
-from vidgen_worker.domain.task import StageName
 from vidgen_worker.providers.protocol import Request
 
+TEXT_TO_IMAGE = "/v1/text_to_image"
+IMAGE_TO_VIDEO = "/v1/image_to_video"
 PROMPT_UNITS_MAX = 1000
 """Longest `promptText`, in UTF-16 code units (OpenAPI document, both endpoints)."""
 ASSET_URL_MIN = 13
@@ -163,28 +163,32 @@ def image_request(
         if _takes_tags(model.name):
             reference["tag"] = PRODUCT_TAG
         body["referenceImages"] = [reference]
-    return Request(StageName.IMAGE, model.name, body)
+    return Request(TEXT_TO_IMAGE, model.name, body)
 
 
-def video_request(
-    model: Model, prompt: str | None, frame_url: str, ratio: str, duration: int
-) -> Request:
-    """Declare the clip: its first frame, a size, a duration in seconds, a prompt if there is one.
+def video_request(model: Model, prompt: str | None, ratio: str, duration: int) -> Request:
+    """Declare the clip: a size, a duration in seconds, a prompt if there is one.
 
-    Raises Fault `scene_invalid` where the model needs a prompt that is absent.
+    Its first frame is the request's source. Raises Fault `scene_invalid` where the model needs a
+    prompt that is absent.
     """
-    body: dict[str, Any] = {"model": model.name, "promptImage": frame_url}
+    body: dict[str, Any] = {"model": model.name}
     _put_prompt(body, model, "visual_prompt", prompt)
     _put_ratio(body, model, ratio)
     if "duration" in model.fields:
         # gen4_turbo has no documented default, so it is always said.
         body["duration"] = check_duration("duration", duration, model)
-    return Request(StageName.VIDEO, model.name, body)
+    return Request(IMAGE_TO_VIDEO, model.name, body)
 
 
-def with_frame(request: Request, url: str) -> Request:
-    """Return the same clip from another URL of its first frame."""
-    return replace(request, body={**request.body, "promptImage": url})
+def body_of(request: Request) -> dict[str, Any]:
+    """Return the body as it is sent: a clip's source is its first frame, a still's a reference."""
+    body = dict(request.body)
+    if request.source is None:
+        return body
+    if request.endpoint == IMAGE_TO_VIDEO:
+        return {**body, "promptImage": request.source}
+    return {**body, "referenceImages": [*body.get("referenceImages", ()), {"uri": request.source}]}
 
 
 def _put_prompt(body: dict[str, Any], model: Model, field: str, prompt: str | None) -> None:
