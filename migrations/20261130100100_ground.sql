@@ -150,6 +150,20 @@ create table vidgen.duties (
 
 comment on table vidgen.duties is 'When a worker of the fleet last began what one of them does for all.';
 
+-- Wake who listens. A hint: whoever misses it looks after a poll. The queue of notifications is the
+-- cluster's, and a session that listens in an open transaction keeps it from being emptied: once it is
+-- full, every COMMIT with a NOTIFY fails, of clients too.
+create function vidgen.wake(channel text, payload text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if pg_notification_queue_usage() < 0.5 then
+    perform pg_notify(channel, payload);
+  end if;
+end
+$$;
+
 -- Who asks. The one place that decides it.
 --
 -- PostgREST logs in as `authenticator`, sets the role of the token by SET LOCAL ROLE and its claims in
@@ -542,7 +556,14 @@ begin
                )
              end,
              updated_at = now()
-       where s.id = write_scene.scene_id and s.user_id = write_scene.user_id;
+       where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
+         -- Whoever has the worker's role writes to scenes that have a task, and to no other.
+         and exists (
+           select from public.video_generation_tasks as t
+            where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+         );
+      -- What the application has deferred is said here, and not by the caller's COMMIT.
+      set constraints all immediate;
       return null;
     end if;
   exception
@@ -613,6 +634,7 @@ as $$ select md5(vidgen.read_scene(scene_digest.scene_id, scene_digest.user_id):
 -- Rights.
 
 revoke all on function
+  vidgen.wake(text, text),
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
   vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
   vidgen.read_column(regclass, name, name, regtype, text), vidgen.read_scene(uuid, uuid),
@@ -629,8 +651,8 @@ grant execute on function
   vidgen.signed_in_user(), vidgen.our_buckets(), vidgen.owns_scene(uuid)
   to authenticated;
 grant execute on function
-  vidgen.is_operator(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
-  vidgen.read_scene(uuid, uuid),
+  vidgen.wake(text, text), vidgen.is_operator(), vidgen.share_buckets(text, text),
+  vidgen.our_buckets(), vidgen.read_scene(uuid, uuid),
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.scene_digest(uuid, uuid)
   to vidgen_worker;
 

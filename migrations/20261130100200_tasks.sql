@@ -38,6 +38,15 @@ create table public.video_generation_tasks (
 
   constraint status_is_known
     check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+  -- Most programs end at the year 9999: one such row makes every list that shows it fail.
+  constraint times_can_be_read check (
+    greatest(
+      run_after, created_at, started_at, completed_at, cancel_requested_at, video_url_expires_at
+    ) < '9999-01-02 00:00:00+00'
+    and least(
+      run_after, created_at, started_at, completed_at, cancel_requested_at, video_url_expires_at
+    ) > '1900-01-01 00:00:00+00'
+  ),
   constraint priority_is_from_minus_10_to_10 check (priority between -10 and 10),
   constraint failures_are_within_their_limit
     check (failures >= 0 and max_failures between 1 and 100),
@@ -191,6 +200,11 @@ begin
     end if;
   end if;
 
+  if old.status <> new.status and new.status in ('completed', 'failed', 'cancelled')
+     and not vidgen.is_operator() then
+    -- What is kept for so long after its end is not pruned before.
+    new.completed_at := now();
+  end if;
   if old.status in ('pending', 'processing') and new.status in ('pending', 'processing') then
     -- A late or resumed writer must not pull the bar back before the user's eyes.
     new.progress := greatest(new.progress, old.progress);

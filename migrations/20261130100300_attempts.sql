@@ -27,7 +27,11 @@ create table vidgen.workers (
   -- names none. And the scopes of the gates that concern the worker.
   account text not null default 'default',
   scopes text[] not null,
-  constraint lease_is_positive check (lease > interval '0')
+  constraint lease_is_positive check (lease > interval '0'),
+  constraint times_can_be_read check (
+    greatest(started_at, heartbeat_at, steady_since, dead_at, left_at) < '9999-01-02 00:00:00+00'
+    and least(started_at, heartbeat_at, steady_since, dead_at, left_at) > '1900-01-01 00:00:00+00'
+  )
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.workers is
@@ -637,6 +641,7 @@ begin
              ) end,
              updated_at = now()
        where s.id = of_scene and s.user_id = owner;
+      set constraints all immediate;
     else
       locked := exists (
         select from public.video_scenes as s where s.id = of_scene and s.user_id = owner
@@ -698,6 +703,35 @@ begin
 end
 $$;
 
+-- Raises: the row did not take a change that nothing has refused.
+create function vidgen.row_stays(of_task uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  raise exception 'task %: its row stays as it is, although nothing was refused', of_task
+    using errcode = 'VG006', hint = 'Does a trigger of the application return OLD or NULL?';
+end
+$$;
+
+-- Raises unless the row took the change: an application's trigger may keep it as it is, without an error.
+-- What the application has deferred (a foreign key, a constraint trigger) is said here, inside the
+-- caller's savepoint, and not by the COMMIT of a statement about many rows.
+create function vidgen.check_taken(of_task uuid, by_status text, by_worker uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  set constraints all immediate;
+  if not exists (
+    select from public.video_generation_tasks as t
+     where t.id = of_task and t.status = by_status and t.worker_id is not distinct from by_worker
+  ) then
+    perform vidgen.row_stays(of_task);
+  end if;
+end
+$$;
+
 -- Begin an attempt at a waiting task. No row: the task is not waiting any more, or another transaction
 -- holds it. The row is locked and changed in one savepoint: a lock taken by the statement outside would
 -- make a multixact of each row.
@@ -749,12 +783,16 @@ begin
   returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
             t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
        into task;
-  -- Not before here: what RETURN QUERY has returned, an exception does not take back.
-  if found then
-    return query select task.id, task.attempt, task.worker_id, task.user_id, task.scene_id,
-                        task.failures, task.max_failures, task.progress, task.created_at,
-                        task.run_after, task.cancel_requested, null::text;
+  if not found and not exists (
+    select from vidgen.workers as me where me.id = for_worker and me.dead_at is null
+  ) then
+    return;
   end if;
+  perform vidgen.check_taken(of_task, 'processing', for_worker);
+  -- Not before here: what RETURN QUERY has returned, an exception does not take back.
+  return query select task.id, task.attempt, task.worker_id, task.user_id, task.scene_id,
+                      task.failures, task.max_failures, task.progress, task.created_at,
+                      task.run_after, task.cancel_requested, null::text;
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
@@ -785,23 +823,22 @@ begin
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
+  perform from public.video_generation_tasks as t
+    where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
+      and (of_attempt is null or t.attempt = of_attempt)
+      for no key update skip locked;
+  if not found then
+    return;
+  end if;
   update public.video_generation_tasks as t
      set status = 'pending', worker_id = null, run_after = now()
-    from (
-      select l.id
-        from public.video_generation_tasks as l
-       where l.id = of_task and l.worker_id = from_worker and l.status = 'processing'
-         and (of_attempt is null or l.attempt = of_attempt)
-         for no key update skip locked
-    ) as held
-   where t.id = held.id
+   where t.id = of_task
   returning t.id, t.attempt into task;
+  perform vidgen.check_taken(of_task, 'pending', null);
   -- Not before here: what RETURN NEXT has returned, an exception does not take back.
-  if found then
-    id := task.id;
-    attempt := task.attempt;
-    return next;
-  end if;
+  id := task.id;
+  attempt := task.attempt;
+  return next;
 exception
   when others or assert_failure or query_canceled then
     noted := vidgen.note_refusal(of_task, 'hand back', format('%s %s', sqlstate, sqlerrm), null);
@@ -862,6 +899,7 @@ begin
              'code', 'WORKER_LOST', 'timestamp', now()
            )
      where t.id = of_task;
+    perform vidgen.check_taken(of_task, 'failed', null);
     perform vidgen.release_credits(of_task);
     if scene_updates then
       perform vidgen.write_scene(task.scene_id, task.user_id, 'failed', null, null);
@@ -878,6 +916,7 @@ begin
     returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
               t.progress, t.created_at, t.cancel_requested_at is not null as cancel_requested
          into task;
+    perform vidgen.check_taken(of_task, 'processing', to_worker);
     return query select 'taken', task.id, task.attempt, task.worker_id, task.user_id, task.scene_id,
                         task.failures, task.max_failures, task.progress, task.created_at,
                         task.cancel_requested, null::text;
@@ -885,6 +924,7 @@ begin
     update public.video_generation_tasks as t
        set status = 'pending', worker_id = null, stage_progress = null, run_after = now()
      where t.id = of_task;
+    perform vidgen.check_taken(of_task, 'pending', null);
   end if;
 exception
   when others or assert_failure or query_canceled then
@@ -924,6 +964,7 @@ begin
   if not found then
     return false;
   end if;
+  perform vidgen.check_taken(of_task, 'failed', null);
   perform vidgen.release_credits(of_task);
   if scene_updates then
     perform vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
@@ -988,7 +1029,8 @@ begin
              end
        where t.id = of_task and t.attempt = of_attempt and t.worker_id = of_worker
          and t.status = 'processing';
-      became := case when found then 'pending' else 'processing' end;
+      perform vidgen.check_taken(of_task, 'pending', null);
+      became := 'pending';
     exception
       when others or assert_failure or query_canceled then
         became := 'processing';
@@ -1045,7 +1087,7 @@ begin
   if found and task.status = 'pending' then
     insert into vidgen.arrivals (user_id, lane, due_at)
     values (task.user_id, task.lane, task.run_after);
-    perform pg_notify('vidgen_tasks', '');
+    perform vidgen.wake('vidgen_tasks', '');
   end if;
   return task.status;
 exception
@@ -1116,6 +1158,7 @@ begin
          video_url = 'https://example.invalid/' || t.id || '.mp4',
          video_url_expires_at = now() + interval '1 hour'
    where t.id = of_task;
+  perform vidgen.check_taken(of_task, 'completed', null);
   raise exception using errcode = 'VG001', message = 'taken back';
 exception
   when sqlstate 'VG001' then
@@ -1135,7 +1178,8 @@ revoke all on function
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
-  vidgen.note_refusal(uuid, text, text, jsonb), vidgen.begin_attempt(uuid, uuid, boolean),
+  vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.begin_attempt(uuid, uuid, boolean),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
   vidgen.end_refused(uuid, text, boolean),
@@ -1187,7 +1231,8 @@ grant update (
 grant execute on function
   vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
-  vidgen.note_refusal(uuid, text, text, jsonb), vidgen.begin_attempt(uuid, uuid, boolean),
+  vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.begin_attempt(uuid, uuid, boolean),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
   vidgen.end_refused(uuid, text, boolean),

@@ -138,7 +138,7 @@ begin
   )
   select bool_or(due_at <= now()) into due from arrived;
   if due then
-    perform pg_notify('vidgen_tasks', '');
+    perform vidgen.wake('vidgen_tasks', '');
   end if;
   return null;
 end
@@ -203,7 +203,7 @@ begin
          set stage = excluded.stage, resume_at = excluded.resume_at, followers = excluded.followers;
     end if;
     if new.run_after <= now() then
-      perform pg_notify('vidgen_tasks', '');
+      perform vidgen.wake('vidgen_tasks', '');
     end if;
   else
     delete from vidgen.resumes as r where r.task_id = new.id;

@@ -248,7 +248,7 @@ as $$
 #variable_conflict use_variable
 begin
   perform vidgen.show_gates();
-  perform pg_notify('vidgen_tasks', 'gate');
+  perform vidgen.wake('vidgen_tasks', 'gate');
   return null;
 end
 $$;
@@ -410,7 +410,7 @@ begin
   elsif missing > 0 then
     insert into vidgen.slots (provider, key_fingerprint, model)
     select of_provider, of_key, of_model from generate_series(1, missing);
-    perform pg_notify('vidgen_tasks', '');
+    perform vidgen.wake('vidgen_tasks', '');
   end if;
 end
 $$;
@@ -448,7 +448,7 @@ begin
      or exists (select from vidgen.turns where waiting_since is null and due_at <= now())
      or exists (select from vidgen.arrivals)
      or exists (select from vidgen.resumes where resume_at <= now()) then
-    perform pg_notify('vidgen_tasks', '');
+    perform vidgen.wake('vidgen_tasks', '');
   end if;
 end
 $$;
@@ -587,8 +587,8 @@ as $$
     select s.sent_at, s.ended_at,
            coalesce(
              s.cost, s.estimated_cost,
-             -- One that has ended and whose cost nobody tells is not for free.
-             case when s.ended_at is not null and s.answer = 'generation' then (
+             -- One that has ended, or may have begun, and whose cost nobody tells is not for free.
+             case when s.answer = 'unknown' or (s.ended_at is not null and s.answer = 'generation') then (
                select l.expected_cost from vidgen.settings as l
              ) end
            ) as cost,
@@ -689,7 +689,7 @@ begin
      where r.task_id = waiting.task_id;
     insert into vidgen.arrivals (user_id, lane, due_at)
     select t.user_id, t.lane, now() from vidgen.turns as t where t.user_id = of_user;
-    perform pg_notify('vidgen_tasks', '');
+    perform vidgen.wake('vidgen_tasks', '');
   end if;
 end
 $$;
@@ -779,8 +779,8 @@ begin
       to_char(cost.opens_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI')
     ));
   end if;
-  if cost.running > 0 then
-    -- Whatever is under way may be lost as well.
+  if cost.open > 0 or cost.unpriced > 0 then
+    -- Whatever is under way, or kept to be stored, may be lost as well.
     if cost.unpriced > 0 then
       select coalesce(max(s.estimated_cost), limits.expected_cost) into each_costs
         from (

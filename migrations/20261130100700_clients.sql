@@ -54,7 +54,7 @@ begin
        set cancel_requested_at = now()
      where t.id = task.id
     returning t.* into task;
-    perform pg_notify('vidgen_tasks', 'cancel');
+    perform vidgen.wake('vidgen_tasks', 'cancel');
     changed := true;
   end if;
   if bound and changed then

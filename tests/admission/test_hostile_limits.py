@@ -348,6 +348,41 @@ def test_what_a_retried_task_threw_away_stays_lost(ground: Ground) -> None:
     assert ground.one("select vidgen.unbilled_cost(%s) as lost", user)["lost"] == 8
 
 
+def test_submissions_that_may_have_been_accepted_count_when_their_task_has_ended(
+    ground: Ground,
+) -> None:
+    ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 20")
+    user, hand = ground.user(), ground.worker()
+    begun = 0
+    for _ in range(5):
+        ground.order(user)
+        (held,) = hand.claim(1)
+        hand.walk(held, "start_task")
+        if submit(hand, held) is not None:
+            break
+        hand.about(
+            held, "answer_submission", answer="unknown", generation_id=None, estimated_cost=None
+        )
+        hand.about(held, "fail", code="SUBMISSION_UNKNOWN")
+        begun += 1
+    assert begun == 2, "ten credits each, which is what is expected of one"
+
+
+def test_what_is_kept_to_be_stored_counts_as_under_way(ground: Ground) -> None:
+    ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 20")
+    user, hand = ground.user(), ground.worker()
+    begun = 0
+    for _ in range(10):
+        ground.order(user)
+        (held,) = hand.claim(1)
+        hand.walk(held, "start_task")
+        if submit(hand, held) is not None:
+            break
+        hand.walk(held, "answer_submission", "end_generation")
+        begun += 1
+    assert begun == 4, "five credits each"
+
+
 def test_a_generation_whose_cost_nobody_tells_is_not_for_free(ground: Ground) -> None:
     user = ground.user()
     ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 25, expected_cost = 10")

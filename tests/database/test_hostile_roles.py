@@ -831,3 +831,59 @@ def test_the_document_lists_what_a_stolen_worker_may_write_and_call(ground: Grou
     )
     assert named(definer) == {row["name"] for row in functions if row["definer"]}
     assert named(invoker) == {row["name"] for row in functions if not row["definer"]}
+
+
+# Clocks and scenes in a thief's hand.
+
+
+def test_a_thief_does_not_say_when_a_task_ended(
+    ground: Ground, thief: Connection, loot: Loot
+) -> None:
+    """What ended long ago is pruned, and its file with it."""
+    held = loot.charged
+    thief.execute(
+        f"update {TASKS} set status = 'failed', worker_id = null, error_code = 'X', error = '{{}}',"
+        "  error_message = 'x', completed_at = now() - interval '2 years' where id = %s".encode(),
+        [held.id],
+    )
+    ended = ground.one(
+        f"select completed_at > now() - interval '1 minute' as ok from {TASKS} where id = %s",
+        held.id,
+    )
+    assert ended["ok"]
+
+
+@pytest.mark.parametrize("time", ["infinity", "294276-01-01", "-infinity"])
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        (TASKS, "run_after"), (TASKS, "started_at"), (TASKS, "video_url_expires_at"),
+        ("vidgen.workers", "heartbeat_at"), ("vidgen.workers", "steady_since"),
+    ],
+)  # fmt: skip
+def test_nobody_writes_a_time_that_programs_can_t_read(
+    thief: Connection, table: str, column: str, time: str
+) -> None:
+    running = " where status = 'processing'" if table == TASKS else ""
+    with pytest.raises(errors.CheckViolation, match="times_can_be_read"):
+        thief.execute(f"update {table} set {column} = %s{running}".encode(), [time])
+
+
+def test_a_thief_writes_to_no_scene_without_a_task(ground: Ground, thief: Connection) -> None:
+    user = ground.user()
+    scene = ground.scene(user)
+    thief.execute("select vidgen.write_scene(%s, %s, 'x', 'https://a/b.png', null)", [scene, user])
+    assert ground.one("select status, image_url from public.video_scenes where id = %s", scene) == {
+        "status": "pending", "image_url": None,
+    }  # fmt: skip
+
+
+def test_only_one_function_notifies_and_it_looks_at_the_queue_first(ground: Ground) -> None:
+    """Once the queue of notifications is full, each COMMIT with a NOTIFY fails, clients' too."""
+    rows = ground.sql(
+        "select p.proname as name, p.prosrc as body from pg_proc as p"
+        " where p.pronamespace in ('vidgen'::regnamespace, 'public'::regnamespace)"
+        "   and position('pg_notify(' in p.prosrc) > 0"
+    )
+    assert [row["name"] for row in rows] == ["wake"]
+    assert "pg_notification_queue_usage() < 0.5" in rows[0]["body"]

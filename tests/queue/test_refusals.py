@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from tests.support.hands import STAGE, Ground, Hand, Held, Row, let_go, refuse
@@ -424,3 +425,121 @@ def test_why_a_task_is_set_aside_is_shown(ground: Ground, capsys: pytest.Capture
     said = " ".join(capsys.readouterr().out.split())
     assert "its row refuses a change (claim, 1 time(s)). 23503 notifications_user_id_fkey" in said
     assert "set aside 1: their rows refuse a change" in said
+
+
+# A trigger that keeps a row as it is, without an error; a rule that speaks at COMMIT.
+
+
+def keeps(ground: Ground, user: UUID, answer: str) -> None:
+    """Let each change of this user's tasks be undone by the row's own trigger."""
+    ground.sql(
+        "create function public.frozen() returns trigger language plpgsql as"
+        f" $$ begin if old.user_id = '{user}' then return {answer}; end if; return new; end $$;"
+        " create trigger a_frozen before update on public.video_generation_tasks"
+        " for each row execute function public.frozen()"
+    )
+
+
+def deferred(ground: Ground, user: UUID) -> None:
+    """Let a rule that is looked at by COMMIT refuse each change of this user's tasks."""
+    ground.sql(
+        "create function public.later() returns trigger language plpgsql as"
+        f" $$ begin if new.user_id = '{user}' then raise exception 'not this one'; end if;"
+        " return null; end $$;"
+        " create constraint trigger later after update on public.video_generation_tasks"
+        " deferrable initially deferred for each row execute function public.later()"
+    )
+
+
+KEPT: dict[str, Callable[[Ground, UUID], None]] = {
+    "old": lambda ground, user: keeps(ground, user, "old"),
+    "null": lambda ground, user: keeps(ground, user, "null"),
+    "deferred": deferred,
+}
+
+
+def new(ground: Ground, _hand: Hand, user: UUID) -> None:
+    ground.order(user)
+
+
+def past_its_image(ground: Ground, hand: Hand, user: UUID) -> None:
+    hand.about(ground.held(hand, "start_task", *STAGE, user_id=user), "requeue")
+
+
+def suspected(ground: Ground, _hand: Hand, user: UUID) -> None:
+    task = ground.order(user)
+    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task)
+
+
+@pytest.mark.parametrize("how", KEPT)
+@pytest.mark.parametrize("waits", [new, past_its_image, suspected])
+def test_a_row_that_does_not_take_its_change_keeps_no_place(
+    ground: Ground, waits: Callable[[Ground, Hand, UUID], None], how: str
+) -> None:
+    hand, user = ground.worker(), ground.user()
+    for model in ("gen4_image", "gen4_turbo"):
+        hand("set_limit", model=model, max_generations=1)
+    waits(ground, hand, user)
+    KEPT[how](ground, user)
+    assert hand.claim() == []
+    other = ground.order(ground.user())
+    begun = [held.id for _ in range(3) for held in hand.claim()]
+    assert begun == [other]
+    noted = ground.one(
+        "select t.user_id from vidgen.refusals as r"
+        "  join public.video_generation_tasks as t on t.id = r.task_id"
+    )
+    assert noted["user_id"] == user
+
+
+@pytest.mark.parametrize("how", KEPT)
+@pytest.mark.parametrize("statement", ["take_over", "hand_back"])
+def test_a_row_that_does_not_take_its_change_stays_with_its_worker(
+    ground: Ground, statement: str, how: str
+) -> None:
+    hand, user = ground.worker(), ground.user()
+    kept, other = ground.held(hand, "start_task", user_id=user), ground.held(hand, "start_task")
+    KEPT[how](ground, user)
+    if statement == "take_over":
+        ground.silent(hand.worker_id)
+        rows = ground.worker()("take_over")
+        assert [row["id"] for row in rows if row["kind"] == "taken"] == [other.id]
+    else:
+        rows = hand("hand_back", task_ids=None)
+        assert [row["id"] for row in rows if not row["refused"]] == [other.id]
+    assert ground.task(kept.id)["worker_id"] == hand.worker_id
+    assert ground.one("select task_id from vidgen.refusals")["task_id"] == kept.id
+
+
+async def test_a_rule_that_speaks_at_commit_costs_its_own_task_only(world: World) -> None:
+    """An application's notifications have deferred keys (Django's all are)."""
+    bad, good = world.user(), world.user()
+    with world.ground() as ground:
+        deferred(ground, bad)
+    watch(world)
+    task = world.order(bad, world.scene(bad))
+    with recorded() as heard:
+        async with world.worker():
+            orders = [world.order(good, world.scene(good)) for _ in range(3)]
+            for order in orders:
+                assert (await world.until(order))["status"] == "completed"
+            await until_true(world, "select exists (select from vidgen.refusals)")
+    assert world.task(task)["status"] == "pending"
+    assert not [event for event in heard if isinstance(event, events.DatabaseTrouble)]
+    assert "not this one" in world.sql("select error from vidgen.refusals")[0]["error"]
+
+
+@pytest.mark.parametrize("how", ["old", "null"])
+@pytest.mark.parametrize("statement", ["complete", "fail", "cancel", "requeue", "finish_stage"])
+def test_a_statement_about_a_row_that_stays_as_it_is_changes_nothing(
+    ground: Ground, statement: str, how: str
+) -> None:
+    """Else a stage is charged whose file its owner can't read, and an end comes again and again."""
+    hand = ground.worker()
+    held = ground.prepared(hand, statement)
+    KEPT[how](ground, ground.task(held.id)["user_id"])
+    before = ground.dump()
+    with pytest.raises(psycopg.Error, match="stays as it is") as refused:
+        hand.about(held, statement)
+    assert refused.value.sqlstate == "VG006"
+    assert ground.dump() == before

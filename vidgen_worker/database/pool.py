@@ -235,7 +235,7 @@ class Database:
             return Rows(await cursor.fetchall() if cursor.description else [])
         piped = psycopg.AsyncPipeline.is_supported()
         whole = not told or not piped
-        async with conn.pipeline() if piped else contextlib.nullcontext():
+        async with conn.pipeline() if piped else contextlib.nullcontext() as pipe:
             if whole:
                 await conn.execute(sessions.BEGIN)
             if not told:
@@ -248,6 +248,9 @@ class Database:
                 cursor = await conn.execute(block.text, block.values(parameters), binary=not told)
             if whole:
                 await conn.execute(sessions.COMMIT)
+            if pipe is not None:
+                # Else what COMMIT says comes out of the pipeline's end, without its SQLSTATE.
+                await pipe.sync()
         return Rows(await cursor.fetchall() if cursor.description else [])
 
     async def run(

@@ -160,8 +160,15 @@ shown as (
          video_path = coalesce(t.video_path, %(video_path)s)
     from mine
    where t.id = mine.id
+  returning t.image_path, t.video_path
 )
 select (select count(*) from settled) as settled,
+       -- Charged, and not in the row, its owner could not read it.
+       case when not exists (
+         select from shown
+          where (shown.image_path is not null or %(image_path)s::text is null)
+            and (shown.video_path is not null or %(video_path)s::text is null)
+       ) then vidgen.row_stays(mine.id) end as stays,
        -- In credits, for the metrics; an application with credits of its own has no holds here.
        coalesce((
          select (h.prices ->> %(stage)s)::integer

@@ -19,27 +19,35 @@ ended as (
          video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
     from mine
    where t.id = mine.id
-  returning t.id, t.user_id, t.scene_id,
-            extract(epoch from now() - t.started_at)::float as seconds
+  returning t.id, t.status, extract(epoch from now() - t.started_at)::float as seconds
 )
-select vidgen.release_credits(ended.id), ended.seconds,
+select case when ended.status is distinct from 'completed' then vidgen.row_stays(mine.id) end as stays,
+       vidgen.release_credits(mine.id), ended.seconds,
        case when %(scene_updates)s
-         then vidgen.write_scene(ended.scene_id, ended.user_id, 'completed', null, %(video_url)s)
+         then vidgen.write_scene(mine.scene_id, mine.user_id, 'completed', null, %(video_url)s)
        end as scene_refused
-  from ended
+  from mine
+  left join ended on ended.id = mine.id
 
 -- requeue --
 -- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to
 -- answer, which is counted from the first time on (true); it waits for its turn, or for an operator,
 -- which is no such waiting (false); neither (null).
-with mine as (
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, stage_progress = null,
-         run_after = now() + %(delay)s, message = %(message)s,
-         failures = least(t.failures + %(failures)s, 100)::smallint
+with mine as materialized (
+  select t.id, now() + %(delay)s as run_after, t.cancel_requested_at is not null as cancel
+    from public.video_generation_tasks as t
    where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
      and t.status = 'processing'
-  returning t.id, t.run_after, t.cancel_requested_at is not null as cancel
+     for no key update
+),
+put_back as (
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, stage_progress = null,
+         run_after = mine.run_after, message = %(message)s,
+         failures = least(t.failures + %(failures)s, 100)::smallint
+    from mine
+   where t.id = mine.id
+  returning t.id, t.status
 ),
 counted as (
   insert into vidgen.budgets as b (task_id, waiting_since, cancel_after)
@@ -56,7 +64,10 @@ counted as (
          end,
          cancel_after = excluded.cancel_after
 )
-select mine.id from mine
+select mine.id,
+       case when put_back.status is distinct from 'pending' then vidgen.row_stays(mine.id) end as stays
+  from mine
+  left join put_back on put_back.id = mine.id
 
 -- waited --
 -- How long a task has only waited by now, in seconds; no row: not at all.
@@ -98,13 +109,15 @@ ended as (
          ) || %(visible)s::jsonb
     from mine
    where t.id = mine.id
-  returning t.id, t.user_id, t.scene_id
+  returning t.id, t.status
 )
-select vidgen.release_credits(ended.id),
+select case when ended.status is distinct from 'failed' then vidgen.row_stays(mine.id) end as stays,
+       vidgen.release_credits(mine.id),
        case when %(scene_updates)s
-         then vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null)
+         then vidgen.write_scene(mine.scene_id, mine.user_id, 'failed', null, null)
        end as scene_refused
-  from ended
+  from mine
+  left join ended on ended.id = mine.id
 
 -- cancel --
 -- The end its owner asked for: what is stored and settled stays, the rest of the hold goes back.
@@ -121,13 +134,15 @@ ended as (
          current_step = 'Cancelled', message = 'Video generation cancelled'
     from mine
    where t.id = mine.id
-  returning t.id, t.user_id, t.scene_id
+  returning t.id, t.status
 )
-select vidgen.release_credits(ended.id),
+select case when ended.status is distinct from 'cancelled' then vidgen.row_stays(mine.id) end as stays,
+       vidgen.release_credits(mine.id),
        case when %(scene_updates)s
-         then vidgen.write_scene(ended.scene_id, ended.user_id, 'pending', null, null)
+         then vidgen.write_scene(mine.scene_id, mine.user_id, 'pending', null, null)
        end as scene_refused
-  from ended
+  from mine
+  left join ended on ended.id = mine.id
 
 -- set_aside --
 -- An attempt that can't be concluded, because the task's row refuses what is to be written.
