@@ -231,9 +231,9 @@ update vidgen.gates as g
 -- rows are still waiting. Nothing while a task is ready that goes first: `resume` takes those, and then
 -- this one comes again and is told so. The row lock on a user's turn makes this the only claim that
 -- looks at this user; a client that holds a task's row is skipped. Where the model has a limit, each
--- task gets one of its slots here, and no more are taken than there are: locked rows, because a count
--- is read in this statement's own snapshot, beside which another claim may commit. The count before
--- them only says how many turns are worth a lock.
+-- task whose still is due gets one of its slots here, and no more begin than there are: locked rows,
+-- because a count is read in this statement's own snapshot, beside which another claim may commit. The
+-- count before them only says how many turns are worth a lock.
 with
 -- use concern --
 ,
@@ -333,7 +333,17 @@ reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from unnest(
-           array(select id from begun where refused is null), array(select id from image_slots)
+           array(
+             -- A retried task that has its still submits no image: it takes a clip's slot later.
+             select begun.id
+               from begun
+              where refused is null
+                and not exists (
+                  select from vidgen.checkpoints as c
+                   where c.task_id = begun.id and c.stage = 'image' and c.state = 'done'
+                )
+           ),
+           array(select id from image_slots)
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
