@@ -16,7 +16,7 @@ from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
 from tests.support.clients import acting
-from tests.support.hands import STAGE, Ground, Hand, Held
+from tests.support.hands import STAGE, Ground, Hand, Held, refuse
 from tests.support.states import STATES
 from tests.support.watching import until_true, watch
 from tests.support.world import World, hearing, recorded, told, vidgen
@@ -391,6 +391,40 @@ def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
         assert [one.id for one in hand.claim()] == [other]
     the_pauses_end(ground)
     assert [one.id for one in hand.claim()] == clips[:1]
+
+
+@pytest.mark.parametrize("how", ["a lock", "a cancel", "a trigger"])
+def test_rows_that_can_not_be_concluded_keep_no_room(ground: Ground, how: str) -> None:
+    """They stay 'processing' with their worker, as many as keep everybody's next image waiting."""
+    hand, user = ground.worker(), ground.user()
+    for model, most in (("gen4_image", 5), ("gen4_turbo", 1)):
+        hand("set_limit", model=model, max_generations=most)
+    ground.orders(user, 2)
+    mine = hand.claim()
+    assert len(mine) == 2
+    other = ground.order()
+    assert hand.claim() == [], "there is room for two"
+    if how == "a trigger":
+        refuse(ground, *(one.id for one in mine), when="old.status = 'processing'")
+        for one in mine:
+            (row,) = hand.about(one, "set_aside", statement="start_task", error="P0001 no")
+            assert row["became"] == "processing"
+        assert [one.id for one in hand.claim()] == [other]
+        return
+    with kept(ground, how, user, *(one.id for one in mine)):
+        for one in mine:
+            (row,) = hand.about(one, "set_aside", statement="start_task", error="55P03 locked")
+            assert row["became"] == "processing"
+        # Their pauses end, and the lock lasts.
+        ground.sql("update vidgen.refusals set until = now()")
+        assert [row["became"] for row in hand("retry_refused")] == ["locked"] * 2
+        assert ground.none("select from vidgen.refusals where until is null or tries > 1")
+        assert [row["kind"] for row in hand("heartbeat")] == ["alive"], "its worker leaves it alone"
+        assert [one.id for one in hand.claim()] == [other]
+    ground.sql("update vidgen.refusals set until = now()")
+    assert [row["became"] for row in hand("retry_refused")] == ["processing"] * 2
+    orphans = {row["id"] for row in hand("heartbeat") if row["kind"] == "orphan"}
+    assert orphans >= {one.id for one in mine}, "it hands them back"
 
 
 def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
