@@ -73,7 +73,10 @@ select r.task_id, r.user_id, r.lane, r.stage, r.resume_at, r.followers
   from vidgen.resumes as r
  where r.resume_at <= now()
    and not exists (
-     select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
+     select from vidgen.passed_over as p
+      where p.task_id = r.task_id and p.until > now()
+        -- Further ahead than the longest pause: the clock was set back.
+        and p.until <= now() + interval '31 seconds'
    );
 
 comment on view vidgen.due_resumes is
@@ -107,7 +110,8 @@ begin
                  when o.until < now() - interval '1 minute' then 1 else least(o.times + 1, 10)
                end as times
           from vidgen.passed_over as o
-         where o.task_id = of_task and o.until <= now()
+         where o.task_id = of_task
+           and (o.until <= now() or o.until > now() + interval '31 seconds')
            for update skip locked
       ) as counted
      where p.task_id = of_task;
@@ -159,6 +163,15 @@ declare
   followers text[];
 begin
   if new.status = 'pending' then
+    if old.status = 'processing' then
+      -- A rival that met its row locked by the claim has passed it over: it ran, and keeps its place.
+      delete from vidgen.passed_over as p
+       using (
+         select o.task_id from vidgen.passed_over as o where o.task_id = new.id
+            for update skip locked
+       ) as old_one
+       where p.task_id = old_one.task_id;
+    end if;
     select true, of_stage.stage, of_stage.followers into goes_on, stage, followers
       from vidgen.checkpoints as c
       join vidgen.submissions as s on s.id = c.submission_id
@@ -225,7 +238,9 @@ select b.task_id, t.lane, t.run_after, r.followers,
   left join vidgen.resumes as r on r.task_id = b.task_id
  where b.suspect and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
    and not exists (
-     select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
+     select from vidgen.passed_over as p
+      where p.task_id = b.task_id and p.until > now()
+        and p.until <= now() + interval '31 seconds'  -- as in due_resumes
    );
 
 -- Whether nobody is left who may follow a generation, and nobody has been for so long.

@@ -443,6 +443,35 @@ def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
     assert pauses == pytest.approx([3, 6, 12, 24, 30, 30], abs=0.3)
 
 
+def test_a_task_that_two_claims_meet_and_one_hands_back_goes_on_at_once(ground: Ground) -> None:
+    hand, rival = ground.worker(), ground.worker()
+    ground.held(hand, "start_task", *STAGE[:2])
+    hand("hand_back", task_ids=None)
+    with hand.holding():
+        (held,) = hand.claim()
+        assert rival.claim() == []
+    assert not ground.none("select from vidgen.passed_over"), "nobody passed it over"
+    hand("hand_back", task_ids=None)
+    assert [one.id for one in rival.claim()] == [held.id]
+
+
+@pytest.mark.parametrize("crashes", [0, SUSPECT])
+def test_a_task_passed_over_before_the_clock_was_set_back_goes_on(
+    ground: Ground, crashes: int
+) -> None:
+    hand, user = ground.worker(), ground.user()
+    ids = waiting(ground, hand, user, past_image=True, crashes=crashes)
+    all_due(ground)
+    a_day_ahead = "update vidgen.passed_over set until = now() + interval '1 day'"
+    with locked(ground, "select from video_generation_tasks for update"):
+        assert hand.claim() == []
+        ground.sql(a_day_ahead)
+        assert hand.claim() == []
+        assert ground.none("select from vidgen.due_resumes"), "it is passed over anew"
+    ground.sql(a_day_ahead)
+    assert [one.id for one in hand.claim()] == ids
+
+
 @pytest.mark.parametrize("past_image", [False, True])
 def test_claims_that_meet_each_other_lose_nothing(ground: Ground, past_image: bool) -> None:
     """The row is locked by the one that begins it: the other one passes it over, for a moment."""
