@@ -218,7 +218,11 @@ create trigger task_moves
   for each row
   when (
     (new.status = 'pending' and (old.status <> 'pending' or old.run_after <> new.run_after))
-    or (old.status = 'pending' and new.status <> 'pending' and old.attempt > 0)
+    -- What has never begun and begins is in no resumes: the claim leaves out what is.
+    or (
+      old.status = 'pending' and new.status <> 'pending'
+      and (old.attempt > 0 or new.status <> 'processing')
+    )
   )
   execute function vidgen.task_moves();
 

@@ -266,8 +266,7 @@ share as materialized (
 ),
 waiting as materialized (
   select line.user_id, line.waiting_since, line.slowed, due.id, due.rank, begun.tasks,
-         coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         coalesce(budget.suspect, false) as suspect
+         coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap
     from line
    cross join lateral (
      -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
@@ -291,13 +290,16 @@ waiting as materialized (
          where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
            and t.status = 'pending' and t.run_after <= now()
            and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+           -- A suspect waits for no turn, and takes none from its user's other tasks. One probe a row.
+           and not coalesce(
+             (select b.suspect from vidgen.budgets as b where b.task_id = t.id), false
+           )
          order by t.run_after, t.created_at
          limit (select rows + 1 from share)
       ) as found
       order by found.priority desc, found.run_after, found.created_at
       limit (select rows + 1 from share)
    ) as due
-    left join vidgen.budgets as budget on budget.task_id = due.id
 ),
 image_slots as materialized (
   select s.id
@@ -310,7 +312,7 @@ image_slots as materialized (
 chosen as materialized (
   select w.id
     from waiting as w
-   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed) and not w.suspect
+   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed)
      and (w.tasks is null or (
        w.rank + w.tasks <= %(max_running_per_user)s::integer
        -- Another claim had this turn after our snapshot: what it began is not in our count.
@@ -362,11 +364,10 @@ left_over as materialized (
             where seen.user_id = line.user_id and seen.lane = %(lane)s
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
-         -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
-         -- stand in everybody's way.
+         -- Had its turn and could not use it (a client holds the row): it must not stand in
+         -- everybody's way.
          bool_or(
-           waiting.suspect
-           or (waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
+           waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids)
          ) as passed
     from line
    cross join taken
@@ -994,7 +995,8 @@ asked as materialized (
      )
 ),
 suspects as materialized (
-  -- One that another transaction holds empties no worker.
+  -- One that another transaction holds empties no worker, nor does one that would submit something
+  -- while its user is paused.
   select s.task_id
     from asked
    cross join vidgen.suspects as s
@@ -1002,7 +1004,14 @@ suspects as materialized (
      select
        from public.video_generation_tasks as t
       where t.id = s.task_id and t.status = 'pending'
-        for no key update skip locked
+        and (
+          s.stage is null
+          or not exists (
+            select from vidgen.user_limits as u
+             where u.user_id = t.user_id and u.paused_until > now()
+          )
+        )
+        for no key update of t skip locked
    ) as t
    where s.followers is null or s.followers && %(scopes)s::text[]
    limit 1
