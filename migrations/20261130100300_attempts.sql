@@ -1066,6 +1066,15 @@ begin
     delete from vidgen.refusals as r where r.task_id = of_task;
     return 'deleted';
   end if;
+  if task.status = 'processing' and refusal.error like '55P03%' then
+    -- While the lock lasts, its worker can neither go on with it nor hand it back: it stays set aside.
+    perform from public.video_generation_tasks as t where t.id = of_task
+        for no key update skip locked;
+    if not found then
+      refusal := vidgen.note_refusal(of_task, refusal.statement, '55P03', null);
+      return 'locked';
+    end if;
+  end if;
   if refusal.tries >= (select s.max_refusals from vidgen.settings as s)
      and task.status in ('pending', 'processing') then
     perform from public.video_generation_tasks as t where t.id = of_task

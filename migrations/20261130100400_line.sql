@@ -74,7 +74,10 @@ select r.task_id, r.user_id, r.lane, r.stage, r.resume_at, r.followers
   from vidgen.resumes as r
  where r.resume_at <= now()
    and not exists (
-     select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
+     select from vidgen.passed_over as p
+      where p.task_id = r.task_id and p.until > now()
+        -- Further ahead than the longest pause: the clock was set back.
+        and p.until <= now() + interval '31 seconds'
    );
 
 comment on view vidgen.due_resumes is
@@ -108,7 +111,8 @@ begin
                  when o.until < now() - interval '1 minute' then 1 else least(o.times + 1, 10)
                end as times
           from vidgen.passed_over as o
-         where o.task_id = of_task and o.until <= now()
+         where o.task_id = of_task
+           and (o.until <= now() or o.until > now() + interval '31 seconds')
            for update skip locked
       ) as counted
      where p.task_id = of_task;
@@ -160,6 +164,15 @@ declare
   followers text[];
 begin
   if new.status = 'pending' then
+    if old.status = 'processing' then
+      -- A rival that met its row locked by the claim has passed it over: it ran, and keeps its place.
+      delete from vidgen.passed_over as p
+       using (
+         select o.task_id from vidgen.passed_over as o where o.task_id = new.id
+            for update skip locked
+       ) as old_one
+       where p.task_id = old_one.task_id;
+    end if;
     -- The last stage that has come somewhere says what is next: to follow it, or the stage after it.
     select true,
            case
@@ -217,7 +230,11 @@ create trigger task_moves
   for each row
   when (
     (new.status = 'pending' and (old.status <> 'pending' or old.run_after <> new.run_after))
-    or (old.status = 'pending' and new.status <> 'pending' and old.attempt > 0)
+    -- What has never begun and begins is in no resumes: the claim leaves out what is.
+    or (
+      old.status = 'pending' and new.status <> 'pending'
+      and (old.attempt > 0 or new.status <> 'processing')
+    )
   )
   execute function vidgen.task_moves();
 
@@ -236,7 +253,9 @@ select b.task_id, t.lane, t.run_after, r.followers,
   left join vidgen.resumes as r on r.task_id = b.task_id
  where b.suspect and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
    and not exists (
-     select from vidgen.passed_over as p where p.task_id = b.task_id and p.until > now()
+     select from vidgen.passed_over as p
+      where p.task_id = b.task_id and p.until > now()
+        and p.until <= now() + interval '31 seconds'  -- as in due_resumes
    );
 
 -- Whether for so long no worker has been alive that may follow a generation.

@@ -308,6 +308,11 @@ select l.provider, l.key_fingerprint, l.model,
                   and not exists (
                     select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
                   )
+                  -- A row that takes no change stays 'processing', and comes to no clip.
+                  and not exists (
+                    select from vidgen.refusals as f
+                     where f.task_id = t.id and f.until is not null
+                  )
                 limit r.per_slot * l.max_generations
              ) as under_way
          ),

@@ -651,6 +651,22 @@ def test_what_waits_for_later_or_runs_with_another_key_keeps_no_image_waiting(
     assert len(hand.claim()) == 2
 
 
+def test_a_retried_task_that_has_its_still_takes_no_image_slot(ground: Ground) -> None:
+    hand, user = ground.worker(), ground.user()
+    limit(hand, IMAGE, 1)
+    limit(hand, VIDEO, 5)
+    held = ground.held(hand, "start_task", *STAGE, user_id=user)
+    hand.about(held, "fail")
+    ground.sql("select public.retry_video_generation_task(%s)", held.id)
+    (again,) = hand.claim()
+    assert again.id == held.id
+    hand.walk(again, "start_task")
+    hand.walk(Held(again.id, again.attempt, again.worker_id), *STAGE[:2], stage="video")
+    assert (taken(ground, IMAGE), taken(ground, VIDEO)) == ((0, 0), (0, 1))
+    other = ground.order()
+    assert [one.id for one in hand.claim()] == [other]
+
+
 # Workers.
 
 

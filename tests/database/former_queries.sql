@@ -241,9 +241,9 @@ update vidgen.gates as g
 -- rows are still waiting. Nothing while a task is ready that goes first: `resume` takes those, and then
 -- this one comes again and is told so. The row lock on a user's turn makes this the only claim that
 -- looks at this user; a client that holds a task's row is skipped. Where the model has a limit, each
--- task gets one of its slots here, and no more are taken than there are: locked rows, because a count
--- is read in this statement's own snapshot, beside which another claim may commit. The count before
--- them only says how many turns are worth a lock.
+-- task whose still is due gets one of its slots here, and no more begin than there are: locked rows,
+-- because a count is read in this statement's own snapshot, beside which another claim may commit. The
+-- count before them only says how many turns are worth a lock.
 with
 -- use concern --
 ,
@@ -276,8 +276,7 @@ share as materialized (
 ),
 waiting as materialized (
   select line.user_id, line.waiting_since, line.slowed, due.id, due.rank, begun.tasks,
-         coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap,
-         coalesce(budget.suspect, false) as suspect
+         coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap
     from line
    cross join lateral (
      -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
@@ -301,13 +300,16 @@ waiting as materialized (
          where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
            and t.status = 'pending' and t.run_after <= now()
            and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+           -- A suspect waits for no turn, and takes none from its user's other tasks. One probe a row.
+           and not coalesce(
+             (select b.suspect from vidgen.budgets as b where b.task_id = t.id), false
+           )
          order by t.run_after, t.created_at
          limit (select rows + 1 from share)
       ) as found
       order by found.priority desc, found.run_after, found.created_at
       limit (select rows + 1 from share)
    ) as due
-    left join vidgen.budgets as budget on budget.task_id = due.id
 ),
 image_slots as materialized (
   select s.id
@@ -320,7 +322,7 @@ image_slots as materialized (
 chosen as materialized (
   select w.id
     from waiting as w
-   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed) and not w.suspect
+   where w.rank <= (select rows from share) and (w.rank = 1 or not w.slowed)
      and (w.tasks is null or (
        w.rank + w.tasks <= %(max_running_per_user)s::integer
        -- Another claim had this turn after our snapshot: what it began is not in our count.
@@ -343,7 +345,17 @@ reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from unnest(
-           array(select id from begun where refused is null), array(select id from image_slots)
+           array(
+             -- A retried task that has its still submits no image: it takes a clip's slot later.
+             select begun.id
+               from begun
+              where refused is null
+                and not exists (
+                  select from vidgen.checkpoints as c
+                   where c.task_id = begun.id and c.stage = 'image' and c.state = 'done'
+                )
+           ),
+           array(select id from image_slots)
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
@@ -362,11 +374,10 @@ left_over as materialized (
             where seen.user_id = line.user_id and seen.lane = %(lane)s
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
-         -- Had its turn and could not use it (a client holds the row; it runs alone): it must not
-         -- stand in everybody's way.
+         -- Had its turn and could not use it (a client holds the row): it must not stand in
+         -- everybody's way.
          bool_or(
-           waiting.suspect
-           or (waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
+           waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids)
          ) as passed
     from line
    cross join taken
@@ -1010,7 +1021,8 @@ asked as materialized (
      )
 ),
 suspects as materialized (
-  -- One that another transaction holds empties no worker.
+  -- One that another transaction holds empties no worker, nor does one that would submit something
+  -- while its user is paused.
   select s.task_id
     from asked
    cross join vidgen.suspects as s
@@ -1018,7 +1030,14 @@ suspects as materialized (
      select
        from public.video_generation_tasks as t
       where t.id = s.task_id and t.status = 'pending'
-        for no key update skip locked
+        and (
+          s.stage is null
+          or not exists (
+            select from vidgen.user_limits as u
+             where u.user_id = t.user_id and u.paused_until > now()
+          )
+        )
+        for no key update of t skip locked
    ) as t
    where s.followers is null or s.followers && %(scopes)s::text[]
    limit 1

@@ -16,7 +16,7 @@ from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
 from tests.support.clients import acting
-from tests.support.hands import STAGE, Ground, Hand, Held
+from tests.support.hands import STAGE, Ground, Hand, Held, refuse
 from tests.support.states import STATES
 from tests.support.watching import until_true, watch
 from tests.support.world import World, hearing, recorded, told, vidgen
@@ -393,6 +393,40 @@ def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
     assert [one.id for one in hand.claim()] == clips[:1]
 
 
+@pytest.mark.parametrize("how", ["a lock", "a cancel", "a trigger"])
+def test_rows_that_can_not_be_concluded_keep_no_room(ground: Ground, how: str) -> None:
+    """They stay 'processing' with their worker, as many as keep everybody's next image waiting."""
+    hand, user = ground.worker(), ground.user()
+    for model, most in (("gen4_image", 5), ("gen4_turbo", 1)):
+        hand("set_limit", model=model, max_generations=most)
+    ground.orders(user, 2)
+    mine = hand.claim()
+    assert len(mine) == 2
+    other = ground.order()
+    assert hand.claim() == [], "there is room for two"
+    if how == "a trigger":
+        refuse(ground, *(one.id for one in mine), when="old.status = 'processing'")
+        for one in mine:
+            (row,) = hand.about(one, "set_aside", statement="start_task", error="P0001 no")
+            assert row["became"] == "processing"
+        assert [one.id for one in hand.claim()] == [other]
+        return
+    with kept(ground, how, user, *(one.id for one in mine)):
+        for one in mine:
+            (row,) = hand.about(one, "set_aside", statement="start_task", error="55P03 locked")
+            assert row["became"] == "processing"
+        # Their pauses end, and the lock lasts.
+        ground.sql("update vidgen.refusals set until = now()")
+        assert [row["became"] for row in hand("retry_refused")] == ["locked"] * 2
+        assert ground.none("select from vidgen.refusals where until is null or tries > 1")
+        assert [row["kind"] for row in hand("heartbeat")] == ["alive"], "its worker leaves it alone"
+        assert [one.id for one in hand.claim()] == [other]
+    ground.sql("update vidgen.refusals set until = now()")
+    assert [row["became"] for row in hand("retry_refused")] == ["processing"] * 2
+    orphans = {row["id"] for row in hand("heartbeat") if row["kind"] == "orphan"}
+    assert orphans >= {one.id for one in mine}, "it hands them back"
+
+
 def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
     hand, user = ground.worker(), ground.user()
     waiting(ground, hand, user, past_image=True, crashes=SUSPECT)
@@ -407,6 +441,35 @@ def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
             pauses.append(round(float(row["s"]), 1))
             the_pauses_end(ground)
     assert pauses == pytest.approx([3, 6, 12, 24, 30, 30], abs=0.3)
+
+
+def test_a_task_that_two_claims_meet_and_one_hands_back_goes_on_at_once(ground: Ground) -> None:
+    hand, rival = ground.worker(), ground.worker()
+    ground.held(hand, "start_task", *STAGE[:2])
+    hand("hand_back", task_ids=None)
+    with hand.holding():
+        (held,) = hand.claim()
+        assert rival.claim() == []
+    assert not ground.none("select from vidgen.passed_over"), "nobody passed it over"
+    hand("hand_back", task_ids=None)
+    assert [one.id for one in rival.claim()] == [held.id]
+
+
+@pytest.mark.parametrize("crashes", [0, SUSPECT])
+def test_a_task_passed_over_before_the_clock_was_set_back_goes_on(
+    ground: Ground, crashes: int
+) -> None:
+    hand, user = ground.worker(), ground.user()
+    ids = waiting(ground, hand, user, past_image=True, crashes=crashes)
+    all_due(ground)
+    a_day_ahead = "update vidgen.passed_over set until = now() + interval '1 day'"
+    with locked(ground, "select from video_generation_tasks for update"):
+        assert hand.claim() == []
+        ground.sql(a_day_ahead)
+        assert hand.claim() == []
+        assert ground.none("select from vidgen.due_resumes"), "it is passed over anew"
+    ground.sql(a_day_ahead)
+    assert [one.id for one in hand.claim()] == ids
 
 
 @pytest.mark.parametrize("past_image", [False, True])

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tests.support.clients import acting
 from tests.support.hands import FENCED, STAGE, UNFENCED_FACTS, Ground, Hand, Held, refuse
 
 MINUTE = timedelta(minutes=1)
@@ -175,6 +176,43 @@ def test_a_task_near_its_last_death_keeps_nobody_else_waiting(ground: Ground) ->
     taken = worker.claim(slots=1, idle=False) + worker.claim(slots=1, idle=False)
     assert [held.id for held in taken] == [other]
     assert [held.id for held in worker.claim(slots=1, idle=True)] == [poison]
+
+
+def test_tasks_near_their_last_death_keep_no_other_task_of_their_user(ground: Ground) -> None:
+    """A busy worker with one place: they are for an idle one, the next task is for it."""
+    hand, user = ground.worker(), ground.user()
+    ground.orders(user, 2)
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect)"
+        " select id, 2, true from video_generation_tasks"
+    )
+    plain = ground.order(user)
+    assert [one.id for one in hand.claim(slots=1, idle=False)] == [plain]
+    assert hand.claim(slots=1, idle=False) == []
+    assert hand.claim(slots=1)[0].id != plain, "out of the line, it goes on alone"
+
+
+def test_a_suspect_of_a_paused_user_empties_no_worker(ground: Ground) -> None:
+    hand, user = ground.worker(), ground.user()
+    task = ground.order(user)
+    ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", task)
+    pause = "update vidgen.user_limits set paused_until = now() + %s"
+    ground.sql(pause, timedelta(hours=1))
+    assert hand("take_over", idle=False) == []
+    ground.sql(pause, timedelta(0))
+    assert [row["kind"] for row in hand("take_over", idle=False)] == ["room"]
+
+
+def test_a_task_cancelled_while_it_is_set_aside_counts_for_no_cap(ground: Ground) -> None:
+    hand, user = ground.worker(), ground.user()
+    task = ground.order(user)
+    refuse(ground, task, when="new.status = 'processing'")
+    assert hand.claim() == []
+    with acting(ground, "authenticated", user) as conn:
+        conn.execute("select public.cancel_video_generation_task(%s)", [task])
+    assert ground.none("select from vidgen.resumes")
+    other = ground.order(user)
+    assert [one.id for one in hand.claim(max_running_per_user=1)] == [other]
 
 
 def test_the_line_is_kept_where_slots_run_out_before_a_user_s_turn(ground: Ground) -> None:

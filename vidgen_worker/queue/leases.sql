@@ -159,7 +159,8 @@ asked as materialized (
      )
 ),
 suspects as materialized (
-  -- One that another transaction holds empties no worker.
+  -- One that another transaction holds empties no worker, nor does one that would submit something
+  -- while its user is paused.
   select s.task_id
     from asked
    cross join vidgen.suspects as s
@@ -167,7 +168,14 @@ suspects as materialized (
      select
        from public.video_generation_tasks as t
       where t.id = s.task_id and t.status = 'pending'
-        for no key update skip locked
+        and (
+          s.stage is null
+          or not exists (
+            select from vidgen.user_limits as u
+             where u.user_id = t.user_id and u.paused_until > now()
+          )
+        )
+        for no key update of t skip locked
    ) as t
    where s.followers is null or s.followers && %(scopes)s::text[]
    limit 1
