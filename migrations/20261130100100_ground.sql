@@ -598,9 +598,8 @@ grant update (images_bucket, videos_bucket) on vidgen.settings to vidgen_worker;
 grant select on vidgen.duties, vidgen.settings to vidgen_worker;
 grant insert (name, began_at) on vidgen.duties to vidgen_worker;
 grant update (began_at) on vidgen.duties to vidgen_worker;
-grant execute on function vidgen.our_buckets() to anon;
 grant execute on function
-  vidgen.signed_in_user(), vidgen.our_buckets(), vidgen.owns_scene(uuid)
+  vidgen.signed_in_user(), vidgen.owns_scene(uuid)
   to authenticated;
 grant execute on function
   vidgen.is_operator(), vidgen.share_buckets(text, text), vidgen.read_scene(uuid, uuid),

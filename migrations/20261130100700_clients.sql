@@ -402,11 +402,11 @@ revoke all on function
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text)
   from public, anon, authenticated, service_role;
 
-grant execute on function vidgen.is_unpaid(text, text) to anon;
+-- Whom an application's own policies let read storage.objects, this one binds: any role.
+grant execute on function vidgen.our_buckets(), vidgen.is_unpaid(text, text) to public;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
-  public.retry_video_generation_task(uuid), vidgen.is_paid(text, text),
-  vidgen.is_unpaid(text, text)
+  public.retry_video_generation_task(uuid), vidgen.is_paid(text, text)
   to authenticated;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
@@ -430,7 +430,7 @@ begin
       );
     -- An application may let users read the whole bucket, or their whole folder.
     create policy "nobody reads what is not paid for" on storage.objects
-      as restrictive for select to anon, authenticated
+      as restrictive for select to public
       using (
         bucket_id <> all ((select vidgen.our_buckets())::text[])
         or not vidgen.is_unpaid(bucket_id, name)

@@ -142,9 +142,10 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     # What policies ask.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.signed_in_user()": frozenset({"authenticated"}),
-    "vidgen.our_buckets()": frozenset({"anon", "authenticated"}),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
-    "vidgen.is_unpaid(text,text)": frozenset({"anon", "authenticated"}),
+    # By a policy that binds every role.
+    "vidgen.our_buckets()": frozenset(ROLES),
+    "vidgen.is_unpaid(text,text)": frozenset(ROLES),
     # What the worker's statements call.
     "vidgen.read_scene(uuid,uuid)": WORKER,
     "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
@@ -252,8 +253,7 @@ POLICIES = {
     ("public.credit_entries", "owners see their entries", "SELECT", "authenticated"),
     ("public.credit_entries", "the worker sees entries", "SELECT", "vidgen_worker"),
     ("storage.objects", "owners read what they have paid for", "SELECT", "authenticated"),
-    ("storage.objects", "nobody reads what is not paid for", "SELECT", "anon"),
-    ("storage.objects", "nobody reads what is not paid for", "SELECT", "authenticated"),
+    ("storage.objects", "nobody reads what is not paid for", "SELECT", "public"),
 }  # fmt: skip
 
 TO_CHECK_THE_CALLER: Mapping[str, str] = {
