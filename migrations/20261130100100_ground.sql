@@ -47,7 +47,8 @@ do $$
 begin
   if to_regclass('supabase_migrations.schema_migrations') is not null then
     grant usage on schema supabase_migrations to vidgen_worker;
-    grant select on supabase_migrations.schema_migrations to vidgen_worker;
+    -- Not `statements`: an application's own migrations may hold its secrets.
+    grant select (version) on supabase_migrations.schema_migrations to vidgen_worker;
   end if;
 end
 $$;
