@@ -46,6 +46,71 @@ grant usage on schema vidgen to vidgen_worker;
 do $$
 begin
   if to_regclass('supabase_migrations.schema_migrations') is not null then
+-- An application's default privileges (`alter default privileges … grant … to …`) are given to all
+-- that a file creates, in every schema and to any role. Each file calls this before it grants: only the
+-- roles named here keep anything. The last file drops it, so that a later migration leaves alone what an
+-- operator has granted since. PUBLIC's EXECUTE on functions is revoked by each file, function by function.
+create procedure vidgen.revoke_from_strangers()
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  our_clients constant text[] := array['anon', 'authenticated', 'service_role', 'vidgen_worker'];
+  given record;
+begin
+  for given in
+    with ours (kind, name, acl, owner, known) as (
+      select 'schema', n.nspname::text, n.nspacl, n.nspowner, array['vidgen_worker']
+        from pg_namespace as n
+       where n.nspname = 'vidgen'
+      union all
+      select case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
+             c.relacl, c.relowner,
+             case c.relnamespace when 'public'::regnamespace then our_clients
+                                 else array['vidgen_worker'] end
+        from pg_class as c
+       where c.relkind in ('r', 'v', 'S')
+         and (
+           c.relnamespace = 'vidgen'::regnamespace
+           or c.oid = any (array[
+             to_regclass('public.video_generation_tasks'),
+             to_regclass('public.video_generation_gates'), to_regclass('public.credit_prices'),
+             to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
+             to_regclass('public.credit_entries_id_seq')
+           ])
+           -- These two only where they are ours, which their policies tell.
+           or c.oid in (
+             select format('%I.%I', p.schemaname, p.tablename)::regclass
+               from pg_policies as p
+              where p.schemaname = 'public'
+                and (p.tablename, p.policyname) in (
+                  ('video_scenes', 'owners add scenes'),
+                  ('video_scenarios', 'signed-in users read scenarios')
+                )
+           )
+         )
+      union all
+      select 'routine', p.oid::regprocedure::text, p.proacl, p.proowner, our_clients || 'public'::text
+        from pg_proc as p
+       where p.pronamespace = 'vidgen'::regnamespace
+          or p.oid = any (array[
+            to_regprocedure('public.delete_video_scene(uuid)'),
+            to_regprocedure('public.cancel_video_generation_task(uuid)'),
+            to_regprocedure('public.retry_video_generation_task(uuid)'),
+            to_regprocedure('public.grant_video_credits(uuid, integer, text)')
+          ])
+    )
+    select distinct ours.kind, ours.name, coalesce(quote_ident(r.rolname), 'public') as grantee
+      from ours
+     cross join aclexplode(ours.acl) as a
+      left join pg_roles as r on r.oid = a.grantee
+     where a.grantee <> ours.owner and coalesce(r.rolname, 'public') <> all (ours.known)
+  loop
+    execute format('revoke all on %s %s from %s', given.kind, given.name, given.grantee);
+  end loop;
+end
+$$;
+
     grant usage on schema supabase_migrations to vidgen_worker;
     -- Not `statements`: an application's own migrations may hold its secrets.
     grant select (version) on supabase_migrations.schema_migrations to vidgen_worker;
@@ -619,3 +684,5 @@ begin
   end if;
 end
 $$;
+call vidgen.revoke_from_strangers();
+

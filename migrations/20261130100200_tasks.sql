@@ -264,6 +264,8 @@ create trigger retry_is_asked_for
 
 revoke all on
   public.video_generation_tasks
+call vidgen.revoke_from_strangers();
+
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function

@@ -252,6 +252,8 @@ $$;
 
 revoke all on function
   vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(),
+call vidgen.revoke_from_strangers();
+
   vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
 

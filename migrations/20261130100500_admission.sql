@@ -1084,6 +1084,8 @@ $$;
 
 revoke all on
   public.video_generation_gates
+call vidgen.revoke_from_strangers();
+
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function

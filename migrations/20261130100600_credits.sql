@@ -582,6 +582,8 @@ $$;
 
 revoke all on
   public.credit_prices, public.user_credits, public.credit_entries
+call vidgen.revoke_from_strangers();
+
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function

@@ -397,6 +397,8 @@ $$;
 
 revoke all on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
+call vidgen.revoke_from_strangers();
+
   public.retry_video_generation_task(uuid), public.grant_video_credits(uuid, integer, text),
   vidgen.check_limits(uuid), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text)

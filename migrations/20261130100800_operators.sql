@@ -256,6 +256,10 @@ create trigger refuse_forgotten_retries
 
 revoke all on function
   vidgen.refuse_pruned_ids(), vidgen.forget_tasks(interval, timestamptz, integer),
+call vidgen.revoke_from_strangers();
+-- squawk-ignore ban-drop-function
+drop procedure vidgen.revoke_from_strangers();
+
   vidgen.refuse_forgotten_retries()
   from public, anon, authenticated, service_role;
 
