@@ -4,6 +4,10 @@
 -- Written for a `postgres` role that is not a superuser (hosted Supabase), PostgreSQL 15 and later.
 -- Nothing of an existing application is changed; what can't be adopted stops the migration here.
 
+-- Views, policies and defaults keep what a name means here. Where users may create functions in schema
+-- public, one of theirs could fit better than PostgreSQL's own: so each file looks for names nowhere else.
+set local search_path = '';
+
 do $$
 declare
   taken text;

@@ -3,6 +3,8 @@
 -- Everything here may be seen by the row's owner. Realtime sends an event for every UPDATE, so
 -- leases, heartbeats, checkpoints, submissions and gates never touch this table.
 
+set local search_path = '';
+
 create table public.video_generation_tasks (
   id uuid primary key default gen_random_uuid(),
   user_id uuid not null default auth.uid(),

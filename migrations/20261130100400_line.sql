@@ -1,5 +1,7 @@
 -- The line: whose turn it is, what has arrived, what goes on.
 
+set local search_path = '';
+
 -- Turns: users with waiting tasks take turns, however many rows each has, in each lane (a pair of models)
 -- by itself: what one lane has no place for keeps no other waiting. `waiting_since` is the user's place
 -- in the line; null means nothing is due before `due_at`. `arrivals` tells a claim

@@ -11,6 +11,8 @@
 -- hold it as long as he likes, so no worker waits for it. `user_limits` is what workers wait for, for
 -- the length of one short statement: no client can lock it.
 
+set local search_path = '';
+
 -- A closed gate: nothing paid of this model starts with this key. No row means open; model '*' is
 -- all models, key_fingerprint '*' all keys (an operator's hand).
 create table vidgen.gates (

@@ -1,6 +1,8 @@
 -- What clients call and what keeps one of them from hurting the others: RPCs, quotas, the storage
 -- policy, Realtime.
 
+set local search_path = '';
+
 -- Cancel and retry: a stranger's call neither waits for the row's lock nor makes anybody wait for it;
 -- the user's own lock comes before the row's, so that nobody waits long behind a row; and a cancel that
 -- was asked for already writes nothing and wakes nobody, however often it is repeated. The role decides
