@@ -46,10 +46,6 @@ $$;
 
 grant usage on schema vidgen to vidgen_worker;
 
--- At its start the worker looks whether all migrations are there.
-do $$
-begin
-  if to_regclass('supabase_migrations.schema_migrations') is not null then
 -- An application's default privileges (`alter default privileges … grant … to …`) are given to all
 -- that a file creates, in every schema and to any role. Each file calls this before it grants: only the
 -- roles named here keep anything. The last file drops it, so that a later migration leaves alone what an
@@ -115,6 +111,10 @@ begin
 end
 $$;
 
+-- At its start the worker looks whether all migrations are there.
+do $$
+begin
+  if to_regclass('supabase_migrations.schema_migrations') is not null then
     grant usage on schema supabase_migrations to vidgen_worker;
     -- Not `statements`: an application's own migrations may hold its secrets.
     grant select (version) on supabase_migrations.schema_migrations to vidgen_worker;
@@ -315,6 +315,109 @@ begin
     raise exception 'public.video_scenes has no unique "id uuid" or no "user_id uuid" column.'
       using hint = 'Add them (alter table public.video_scenes add …), then run the migration again. '
                    'Nothing was changed.';
+  end if;
+end
+$$;
+
+-- A trigger runs with the rights of whoever writes the row, and we write scenes as their owner: who may
+-- put a trigger there may do what the owner may. `grant all on all tables` to clients includes it.
+do $$
+declare
+  scenes regclass;
+begin
+  foreach scenes in array array['public.video_scenes', 'public.video_scenarios']::regclass[] loop
+    -- Another owner's grants are not ours to revoke: `vidgen-worker check` names them.
+    if (
+      select pg_catalog.pg_has_role(current_user, c.relowner, 'usage')
+        from pg_catalog.pg_class as c
+       where c.oid = scenes
+    ) then
+      execute format('revoke trigger on %s from public, anon, authenticated', scenes);
+    end if;
+  end loop;
+end
+$$;
+
+-- What later files need of others' objects is asked here, where nothing is changed yet. The migrating
+-- role owns the functions that read and write scenes, so it must see all of them.
+do $$
+declare
+  hidden text;
+  owner text;
+begin
+  if not (
+    has_table_privilege('public.video_scenes', 'select')
+    and has_column_privilege('public.video_scenes', 'id', 'references')
+    and has_table_privilege('public.video_scenarios', 'select')
+  ) then
+    raise exception 'role % may not read public.video_scenes and public.video_scenarios, '
+                    'or point a foreign key at scenes.', current_user
+      using errcode = 'insufficient_privilege', hint = format(
+        'Run as their owner: grant select, update, references on public.video_scenes to %1$I; '
+        'grant select on public.video_scenarios to %1$I. Then run the migration again. '
+        'Nothing was changed.', current_user
+      );
+  end if;
+
+  select c.oid::regclass::text into hidden
+    from pg_catalog.pg_class as c
+   where c.oid in ('public.video_scenes'::regclass, 'public.video_scenarios'::regclass)
+     and row_security_active(c.oid)
+     and not exists (
+       select
+         from pg_catalog.pg_policy as p
+        where p.polrelid = c.oid and p.polpermissive and p.polcmd = '*'
+          and current_user::regrole = any (p.polroles)
+     )
+   order by c.relname desc
+   limit 1;
+  if hidden is not null then
+    raise exception 'row level security hides the rows of % from role %, which would own our functions.',
+      hidden, current_user
+      using errcode = 'insufficient_privilege', hint = format(
+        'Run as its owner: create policy "vidgen-worker sees all" on %s to %I using (true); '
+        'or migrate as a role with BYPASSRLS. Then run the migration again. Nothing was changed.',
+        hidden, current_user
+      );
+  end if;
+
+  select r.rolname into owner
+    from pg_catalog.pg_publication as p
+    join pg_catalog.pg_roles as r on r.oid = p.pubowner
+   where p.pubname = 'supabase_realtime' and not p.puballtables
+     and not pg_has_role(current_user, p.pubowner, 'usage')
+     and not exists (
+       select
+         from pg_catalog.pg_publication_namespace as n
+        where n.pnpubid = p.oid and n.pnnspid = 'public'::regnamespace
+     );
+  if owner is not null then
+    raise exception 'role % may not add tables to the publication supabase_realtime, which belongs to %.',
+      current_user, owner
+      using errcode = 'insufficient_privilege', hint = format(
+        'Run as a superuser: alter publication supabase_realtime owner to %I; '
+        'then run the migration again. Nothing was changed.', current_user
+      );
+  end if;
+
+  -- Tried, not looked up: hosted Supabase lets postgres create policies there without owning it.
+  if to_regclass('storage.objects') is not null then
+    begin
+      create policy "vidgen-worker may create policies" on storage.objects for select using (false);
+      drop policy "vidgen-worker may create policies" on storage.objects;
+    exception
+      when insufficient_privilege then
+        select r.rolname into owner
+          from pg_catalog.pg_class as c
+          join pg_catalog.pg_roles as r on r.oid = c.relowner
+         where c.oid = to_regclass('storage.objects');
+        raise exception 'role % may not create policies on storage.objects, which belongs to %.',
+          current_user, owner
+          using errcode = 'insufficient_privilege', hint = format(
+            'On hosted Supabase migrate as postgres; elsewhere run as a superuser: grant %I to %I; '
+            'then run the migration again. Nothing was changed.', owner, current_user
+          );
+    end;
   end if;
 end
 $$;
@@ -656,6 +759,8 @@ as $$ select md5(vidgen.read_scene(scene_digest.scene_id, scene_digest.user_id):
 
 -- Rights.
 
+call vidgen.revoke_from_strangers();
+
 revoke all on function
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
   vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
@@ -688,5 +793,3 @@ begin
   end if;
 end
 $$;
-call vidgen.revoke_from_strangers();
-

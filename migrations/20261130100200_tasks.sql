@@ -264,10 +264,10 @@ create trigger retry_is_asked_for
 
 -- Rights.
 
-revoke all on
-  public.video_generation_tasks
 call vidgen.revoke_from_strangers();
 
+revoke all on
+  public.video_generation_tasks
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function

@@ -1100,10 +1100,10 @@ $$;
 
 -- Rights.
 
-revoke all on function
-  vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
 call vidgen.revoke_from_strangers();
 
+revoke all on function
+  vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
   vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),

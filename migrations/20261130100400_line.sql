@@ -252,10 +252,10 @@ $$;
 
 -- Rights.
 
-revoke all on function
-  vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(),
 call vidgen.revoke_from_strangers();
 
+revoke all on function
+  vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(),
   vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
 

@@ -1084,10 +1084,10 @@ $$;
 
 -- Rights.
 
-revoke all on
-  public.video_generation_gates
 call vidgen.revoke_from_strangers();
 
+revoke all on
+  public.video_generation_gates
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function

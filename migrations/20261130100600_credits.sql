@@ -582,10 +582,10 @@ $$;
 
 -- Rights.
 
-revoke all on
-  public.credit_prices, public.user_credits, public.credit_entries
 call vidgen.revoke_from_strangers();
 
+revoke all on
+  public.credit_prices, public.user_credits, public.credit_entries
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function

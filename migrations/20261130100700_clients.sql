@@ -397,10 +397,10 @@ $$;
 
 -- Rights.
 
-revoke all on function
-  vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
 call vidgen.revoke_from_strangers();
 
+revoke all on function
+  vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
   public.retry_video_generation_task(uuid), public.grant_video_credits(uuid, integer, text),
   vidgen.check_limits(uuid), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text)
@@ -445,11 +445,14 @@ begin
 end
 $$;
 
--- Realtime.
+-- Realtime, where it doesn't publish all tables, or all of schema public.
 do $$
 begin
-  if exists (
-    select from pg_catalog.pg_publication where pubname = 'supabase_realtime' and not puballtables
+  if exists (select from pg_catalog.pg_publication where pubname = 'supabase_realtime') and not exists (
+    select
+      from pg_catalog.pg_publication_tables
+     where pubname = 'supabase_realtime' and schemaname = 'public'
+       and tablename = 'video_generation_tasks'
   ) then
     alter publication supabase_realtime add table public.video_generation_tasks;
     alter publication supabase_realtime add table public.video_generation_gates;

@@ -256,12 +256,12 @@ create trigger refuse_forgotten_retries
 
 -- Rights.
 
-revoke all on function
-  vidgen.refuse_pruned_ids(), vidgen.forget_tasks(interval, timestamptz, integer),
 call vidgen.revoke_from_strangers();
 -- squawk-ignore ban-drop-function
 drop procedure vidgen.revoke_from_strangers();
 
+revoke all on function
+  vidgen.refuse_pruned_ids(), vidgen.forget_tasks(interval, timestamptz, integer),
   vidgen.refuse_forgotten_retries()
   from public, anon, authenticated, service_role;
 
