@@ -19,7 +19,7 @@ from tests.conftest import Database
 from tests.support.clients import acting, as_user
 from tests.support.hands import Ground, ground_of
 from tests.support.statements import needs_of_the_worker
-from vidgen_worker.database.migrate import migrate
+from vidgen_worker.database.migrate import migrate, migrations
 
 TASKS = "public.video_generation_tasks"
 ROLES = ("anon", "authenticated", "service_role", "vidgen_worker", "nobody")
@@ -419,7 +419,7 @@ def expected(trial: Trial, table: str, role: str) -> Rights:
 def test_a_role_that_is_granted_all_by_default_gets_nothing_of_ours(
     bare_database: Database, where: str
 ) -> None:
-    """An application's own role, of which no file of ours has heard."""
+    """An application's own role, of which no file of ours has heard. Asked after each file."""
     stranger = f"stranger_{uuid4().hex[:12]}"
     with psycopg.connect(bare_database.url, autocommit=True) as conn:
         conn.execute(f"create role {stranger} role postgres".encode())
@@ -428,21 +428,22 @@ def test_a_role_that_is_granted_all_by_default_gets_nothing_of_ours(
                 conn.execute(TO_A_STRANGER[where].format(kind=kind, role=stranger).encode())
             if where == "in every schema":
                 conn.execute(TO_A_STRANGER[where].format(kind="schemas", role=stranger).encode())
-            migrate(bare_database.url)
-            rows = conn.execute(
-                "select c.oid::regclass::text from pg_class as c, aclexplode(c.relacl) as a"
-                " where c.relnamespace in ('public'::regnamespace, 'vidgen'::regnamespace)"
-                "   and a.grantee = %(role)s::regrole"
-                " union all"
-                " select p.oid::regprocedure::text from pg_proc as p, aclexplode(p.proacl) as a"
-                " where p.pronamespace in ('public'::regnamespace, 'vidgen'::regnamespace)"
-                "   and a.grantee = %(role)s::regrole"
-                " union all"
-                " select n.nspname from pg_namespace as n, aclexplode(n.nspacl) as a"
-                " where n.nspname = 'vidgen' and a.grantee = %(role)s::regrole",
-                {"role": stranger},
-            ).fetchall()
-            assert rows == []
+            for migration in migrations():
+                conn.execute(migration.sql)
+                rows = conn.execute(
+                    "select c.oid::regclass::text from pg_class as c, aclexplode(c.relacl) as a"
+                    " where c.relnamespace in ('public'::regnamespace, 'vidgen'::regnamespace)"
+                    "   and a.grantee = %(role)s::regrole"
+                    " union all"
+                    " select p.oid::regprocedure::text from pg_proc as p, aclexplode(p.proacl) as a"
+                    " where p.pronamespace in ('public'::regnamespace, 'vidgen'::regnamespace)"
+                    "   and a.grantee = %(role)s::regrole"
+                    " union all"
+                    " select n.nspname from pg_namespace as n, aclexplode(n.nspacl) as a"
+                    " where n.nspname = 'vidgen' and a.grantee = %(role)s::regrole",
+                    {"role": stranger},
+                ).fetchall()
+                assert rows == [], migration.name
         finally:
             conn.execute(f"drop owned by {stranger}; drop role {stranger}".encode())
 
