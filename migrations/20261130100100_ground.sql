@@ -4,6 +4,10 @@
 -- Written for a `postgres` role that is not a superuser (hosted Supabase), PostgreSQL 15 and later.
 -- Nothing of an existing application is changed; what can't be adopted stops the migration here.
 
+-- Views, policies and defaults keep what a name means here. Where users may create functions in schema
+-- public, one of theirs could fit better than PostgreSQL's own: so each file looks for names nowhere else.
+set local search_path = '';
+
 do $$
 declare
   taken text;
@@ -42,12 +46,78 @@ $$;
 
 grant usage on schema vidgen to vidgen_worker;
 
+-- An application's default privileges (`alter default privileges … grant … to …`) are given to all
+-- that a file creates, in every schema and to any role. Each file calls this before it grants: only the
+-- roles named here keep anything. The last file drops it, so that a later migration leaves alone what an
+-- operator has granted since. PUBLIC's EXECUTE on functions is revoked by each file, function by function.
+create procedure vidgen.revoke_from_strangers()
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  our_clients constant text[] := array['anon', 'authenticated', 'service_role', 'vidgen_worker'];
+  given record;
+begin
+  for given in
+    with ours (kind, name, acl, owner, known) as (
+      select 'schema', n.nspname::text, n.nspacl, n.nspowner, array['vidgen_worker']
+        from pg_namespace as n
+       where n.nspname = 'vidgen'
+      union all
+      select case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
+             c.relacl, c.relowner,
+             case c.relnamespace when 'public'::regnamespace then our_clients
+                                 else array['vidgen_worker'] end
+        from pg_class as c
+       where c.relkind in ('r', 'v', 'S')
+         and (
+           c.relnamespace = 'vidgen'::regnamespace
+           or c.oid = any (array[
+             to_regclass('public.video_generation_tasks'),
+             to_regclass('public.video_generation_gates'), to_regclass('public.credit_prices'),
+             to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
+             to_regclass('public.credit_entries_id_seq')
+           ])
+           -- These two only where they are ours, which their policies tell.
+           or c.oid in (
+             select format('%I.%I', p.schemaname, p.tablename)::regclass
+               from pg_policies as p
+              where p.schemaname = 'public'
+                and (p.tablename, p.policyname) in (
+                  ('video_scenes', 'owners add scenes'),
+                  ('video_scenarios', 'signed-in users read scenarios')
+                )
+           )
+         )
+      union all
+      select 'routine', p.oid::regprocedure::text, p.proacl, p.proowner, our_clients || 'public'::text
+        from pg_proc as p
+       where p.pronamespace = 'vidgen'::regnamespace
+          or p.oid = any (array[
+            to_regprocedure('public.delete_video_scene(uuid)'),
+            to_regprocedure('public.cancel_video_generation_task(uuid)'),
+            to_regprocedure('public.retry_video_generation_task(uuid)'),
+            to_regprocedure('public.grant_video_credits(uuid, integer, text)')
+          ])
+    )
+    select distinct ours.kind, ours.name, coalesce(quote_ident(r.rolname), 'public') as grantee
+      from ours
+     cross join aclexplode(ours.acl) as a
+      left join pg_roles as r on r.oid = a.grantee
+     where a.grantee <> ours.owner and coalesce(r.rolname, 'public') <> all (ours.known)
+  loop
+    execute format('revoke all on %s %s from %s', given.kind, given.name, given.grantee);
+  end loop;
+end
+$$;
+
 -- At its start the worker looks whether all migrations are there.
 do $$
 begin
   if to_regclass('supabase_migrations.schema_migrations') is not null then
     grant usage on schema supabase_migrations to vidgen_worker;
-    grant select on supabase_migrations.schema_migrations to vidgen_worker;
+    -- Not `statements`: an application's own migrations may hold its secrets.
+    grant select (version) on supabase_migrations.schema_migrations to vidgen_worker;
   end if;
 end
 $$;
@@ -281,6 +351,109 @@ begin
     raise exception 'public.video_scenes has no unique "id uuid" or no "user_id uuid" column.'
       using hint = 'Add them (alter table public.video_scenes add …), then run the migration again. '
                    'Nothing was changed.';
+  end if;
+end
+$$;
+
+-- A trigger runs with the rights of whoever writes the row, and we write scenes as their owner: who may
+-- put a trigger there may do what the owner may. `grant all on all tables` to clients includes it.
+do $$
+declare
+  scenes regclass;
+begin
+  foreach scenes in array array['public.video_scenes', 'public.video_scenarios']::regclass[] loop
+    -- Another owner's grants are not ours to revoke: `vidgen-worker check` names them.
+    if (
+      select pg_catalog.pg_has_role(current_user, c.relowner, 'usage')
+        from pg_catalog.pg_class as c
+       where c.oid = scenes
+    ) then
+      execute format('revoke trigger on %s from public, anon, authenticated', scenes);
+    end if;
+  end loop;
+end
+$$;
+
+-- What later files need of others' objects is asked here, where nothing is changed yet. The migrating
+-- role owns the functions that read and write scenes, so it must see all of them.
+do $$
+declare
+  hidden text;
+  owner text;
+begin
+  if not (
+    has_table_privilege('public.video_scenes', 'select')
+    and has_column_privilege('public.video_scenes', 'id', 'references')
+    and has_table_privilege('public.video_scenarios', 'select')
+  ) then
+    raise exception 'role % may not read public.video_scenes and public.video_scenarios, '
+                    'or point a foreign key at scenes.', current_user
+      using errcode = 'insufficient_privilege', hint = format(
+        'Run as their owner: grant select, update, references on public.video_scenes to %1$I; '
+        'grant select on public.video_scenarios to %1$I. Then run the migration again. '
+        'Nothing was changed.', current_user
+      );
+  end if;
+
+  select c.oid::regclass::text into hidden
+    from pg_catalog.pg_class as c
+   where c.oid in ('public.video_scenes'::regclass, 'public.video_scenarios'::regclass)
+     and row_security_active(c.oid)
+     and not exists (
+       select
+         from pg_catalog.pg_policy as p
+        where p.polrelid = c.oid and p.polpermissive and p.polcmd = '*'
+          and current_user::regrole = any (p.polroles)
+     )
+   order by c.relname desc
+   limit 1;
+  if hidden is not null then
+    raise exception 'row level security hides the rows of % from role %, which would own our functions.',
+      hidden, current_user
+      using errcode = 'insufficient_privilege', hint = format(
+        'Run as its owner: create policy "vidgen-worker sees all" on %s to %I using (true); '
+        'or migrate as a role with BYPASSRLS. Then run the migration again. Nothing was changed.',
+        hidden, current_user
+      );
+  end if;
+
+  select r.rolname into owner
+    from pg_catalog.pg_publication as p
+    join pg_catalog.pg_roles as r on r.oid = p.pubowner
+   where p.pubname = 'supabase_realtime' and not p.puballtables
+     and not pg_has_role(current_user, p.pubowner, 'usage')
+     and not exists (
+       select
+         from pg_catalog.pg_publication_namespace as n
+        where n.pnpubid = p.oid and n.pnnspid = 'public'::regnamespace
+     );
+  if owner is not null then
+    raise exception 'role % may not add tables to the publication supabase_realtime, which belongs to %.',
+      current_user, owner
+      using errcode = 'insufficient_privilege', hint = format(
+        'Run as a superuser: alter publication supabase_realtime owner to %I; '
+        'then run the migration again. Nothing was changed.', current_user
+      );
+  end if;
+
+  -- Tried, not looked up: hosted Supabase lets postgres create policies there without owning it.
+  if to_regclass('storage.objects') is not null then
+    begin
+      create policy "vidgen-worker may create policies" on storage.objects for select using (false);
+      drop policy "vidgen-worker may create policies" on storage.objects;
+    exception
+      when insufficient_privilege then
+        select r.rolname into owner
+          from pg_catalog.pg_class as c
+          join pg_catalog.pg_roles as r on r.oid = c.relowner
+         where c.oid = to_regclass('storage.objects');
+        raise exception 'role % may not create policies on storage.objects, which belongs to %.',
+          current_user, owner
+          using errcode = 'insufficient_privilege', hint = format(
+            'On hosted Supabase migrate as postgres; elsewhere run as a superuser: grant %I to %I; '
+            'then run the migration again. Nothing was changed.', owner, current_user
+          );
+    end;
   end if;
 end
 $$;
@@ -633,6 +806,8 @@ as $$ select md5(vidgen.read_scene(scene_digest.scene_id, scene_digest.user_id):
 
 -- Rights.
 
+call vidgen.revoke_from_strangers();
+
 revoke all on function
   vidgen.wake(text, text),
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
@@ -646,9 +821,8 @@ grant update (images_bucket, videos_bucket) on vidgen.settings to vidgen_worker;
 grant select on vidgen.duties, vidgen.settings, vidgen.stages to vidgen_worker;
 grant insert (name, began_at) on vidgen.duties to vidgen_worker;
 grant update (began_at) on vidgen.duties to vidgen_worker;
-grant execute on function vidgen.our_buckets() to anon;
 grant execute on function
-  vidgen.signed_in_user(), vidgen.our_buckets(), vidgen.owns_scene(uuid)
+  vidgen.signed_in_user(), vidgen.owns_scene(uuid)
   to authenticated;
 grant execute on function
   vidgen.wake(text, text), vidgen.is_operator(), vidgen.share_buckets(text, text),

@@ -3,6 +3,8 @@
 -- Everything here may be seen by the row's owner. Realtime sends an event for every UPDATE, so
 -- leases, heartbeats, checkpoints, submissions and gates never touch this table.
 
+set local search_path = '';
+
 create table public.video_generation_tasks (
   id uuid primary key default gen_random_uuid(),
   user_id uuid not null default auth.uid(),
@@ -275,6 +277,8 @@ create trigger retry_is_asked_for
   execute function vidgen.retry_is_asked_for();
 
 -- Rights.
+
+call vidgen.revoke_from_strangers();
 
 revoke all on
   public.video_generation_tasks

@@ -6,6 +6,8 @@
 -- them in a function of its own with an exception block, which is one savepoint: the row that refuses
 -- is noted in `refusals` and left alone for a while.
 
+set local search_path = '';
+
 create table vidgen.workers (
   id uuid primary key,
   host text not null,
@@ -1180,6 +1182,8 @@ end
 $$;
 
 -- Rights.
+
+call vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),

@@ -1,5 +1,7 @@
 -- The line: whose turn it is, what has arrived, what goes on.
 
+set local search_path = '';
+
 -- Turns: users with waiting tasks take turns, however many rows each has. Each lane (a pair of models) has
 -- its own line, so that a full lane keeps no other waiting. `waiting_since` is the user's place in the line;
 -- null: nothing is due before `due_at`. `arrivals` tells a claim that a row came in after its snapshot, so
@@ -279,6 +281,8 @@ as $$
 $$;
 
 -- Rights.
+
+call vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(),

@@ -10,6 +10,8 @@
 -- statements (inserts, cancels, retries) lock `user_locks`: he may hold it as long as he likes, so no
 -- worker waits for it. Workers lock `user_limits` for one short statement: no client can lock it.
 
+set local search_path = '';
+
 -- A closed gate: nothing paid of this model starts with this key. No row means open; model '*' is
 -- all models, key_fingerprint '*' all keys (an operator's hand).
 create table vidgen.gates (
@@ -1085,6 +1087,8 @@ end
 $$;
 
 -- Rights.
+
+call vidgen.revoke_from_strangers();
 
 revoke all on
   public.video_generation_gates

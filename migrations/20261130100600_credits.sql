@@ -3,6 +3,8 @@
 -- A hold reserves, a settle turns part of it into a charge, a release gives the rest back. They run
 -- in the same statement as the thing they pay for. Lock order: task, user_credits, entries.
 
+set local search_path = '';
+
 create table public.credit_prices (
   action text primary key,
   credits integer not null,
@@ -579,6 +581,8 @@ end
 $$;
 
 -- Rights.
+
+call vidgen.revoke_from_strangers();
 
 revoke all on
   public.credit_prices, public.user_credits, public.credit_entries

@@ -1,6 +1,8 @@
 -- What clients call and what keeps one of them from hurting the others: RPCs, quotas, the storage
 -- policy, Realtime.
 
+set local search_path = '';
+
 -- Cancel and retry. A call for another user's task neither takes nor waits for the row's lock. The user's
 -- own lock is taken before the row's, so that nobody waits long for a row. A repeated cancel writes nothing
 -- and wakes no worker. The caller's role decides whether the limits apply; each cancel counts. What a cancel
@@ -394,6 +396,8 @@ $$;
 
 -- Rights.
 
+call vidgen.revoke_from_strangers();
+
 revoke all on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
   public.retry_video_generation_task(uuid), public.grant_video_credits(uuid, integer, text),
@@ -401,11 +405,11 @@ revoke all on function
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text)
   from public, anon, authenticated, service_role;
 
-grant execute on function vidgen.is_unpaid(text, text) to anon;
+-- Whom an application's own policies let read storage.objects, this one binds: any role.
+grant execute on function vidgen.our_buckets(), vidgen.is_unpaid(text, text) to public;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
-  public.retry_video_generation_task(uuid), vidgen.is_paid(text, text),
-  vidgen.is_unpaid(text, text)
+  public.retry_video_generation_task(uuid), vidgen.is_paid(text, text)
   to authenticated;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
@@ -429,7 +433,7 @@ begin
       );
     -- An application may let users read the whole bucket, or their whole folder.
     create policy "nobody reads what is not paid for" on storage.objects
-      as restrictive for select to anon, authenticated
+      as restrictive for select to public
       using (
         bucket_id <> all ((select vidgen.our_buckets())::text[])
         or not vidgen.is_unpaid(bucket_id, name)
@@ -440,11 +444,14 @@ begin
 end
 $$;
 
--- Realtime.
+-- Realtime, where it doesn't publish all tables, or all of schema public.
 do $$
 begin
-  if exists (
-    select from pg_catalog.pg_publication where pubname = 'supabase_realtime' and not puballtables
+  if exists (select from pg_catalog.pg_publication where pubname = 'supabase_realtime') and not exists (
+    select
+      from pg_catalog.pg_publication_tables
+     where pubname = 'supabase_realtime' and schemaname = 'public'
+       and tablename = 'video_generation_tasks'
   ) then
     alter publication supabase_realtime add table public.video_generation_tasks;
     alter publication supabase_realtime add table public.video_generation_gates;

@@ -2,6 +2,8 @@
 --
 -- The views cost what their window holds, never what the tables hold. Nothing here is for clients.
 
+set local search_path = '';
+
 -- Tombstones. A charge is unique per task and stage and outlives the task: an id that came back
 -- would be a task that can't be charged. `objects` is what the task had stored, until it is deleted.
 create table vidgen.pruned (
@@ -253,6 +255,10 @@ create trigger refuse_forgotten_retries
   execute function vidgen.refuse_forgotten_retries();
 
 -- Rights.
+
+call vidgen.revoke_from_strangers();
+-- squawk-ignore ban-drop-function
+drop procedure vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.refuse_pruned_ids(), vidgen.forget_tasks(interval, timestamptz, integer),

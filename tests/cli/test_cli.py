@@ -315,6 +315,81 @@ def test_check_is_red_where_something_is_wrong_and_goes_on(
     assert {"PostgreSQL", "Storage", "Runway"} <= set(found)
 
 
+EXPOSED = {
+    "a trigger on scenes": (
+        "grant all on all tables in schema public to authenticated",
+        "authenticated may put triggers on public.video_scenes",
+    ),
+    "functions in schema public": (
+        "grant create on schema public to public",
+        "public may create functions in schema public",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", EXPOSED)
+def test_check_is_red_where_a_client_could_act_with_our_rights(
+    complete: Cli, database: Database, how: str
+) -> None:
+    """The remedy that it prints makes it green."""
+    mistake, said = EXPOSED[how]
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        connection.execute(mistake.encode())
+        red = [f for f in complete("check", "--json").json["findings"] if f["state"] == "bad"]
+        assert {finding["what"] for finding in red} == {"Client rights"}
+        assert any(said in finding["said"] for finding in red)
+        for finding in red:
+            connection.execute(finding["remedy"].partition(": ")[2].encode())
+    result = complete("check", "--json")
+    assert result.code == ExitCode.OK
+    assert findings(result)["Client rights"]["state"] == "ok"
+
+
+@pytest.mark.parametrize("inherits", ["inherit", "noinherit"])
+def test_check_is_red_where_a_login_of_a_users_could_put_a_trigger_on_storage(
+    complete: Cli, database: Database, inherits: str
+) -> None:
+    """Supabase grants TRIGGER there to its clients: PostgREST can't use it, who has SQL can."""
+    login = f"reporter_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        connection.execute(f"create role {login} login {inherits} in role authenticated".encode())
+        try:
+            result = complete("check", "--json")
+            assert result.code == ExitCode.FAILED
+            found = findings(result)["Client rights"]
+            assert f"the logins {login} may put triggers on storage.objects" in found["said"]
+            assert found["remedy"].startswith("Run as supabase_storage_admin: revoke trigger on ")
+            remedy = found["remedy"].partition(": ")[2].partition(".  ")[0].partition(". Hosted")[0]
+            connection.execute("set role supabase_storage_admin")
+            connection.execute(remedy.encode())
+            connection.execute("reset role")
+            assert complete("check", "--json").code == ExitCode.OK
+        finally:
+            connection.execute(f"drop role {login}".encode())
+
+
+def test_check_is_red_where_row_level_security_hides_scenes(
+    complete: Cli, database: Database
+) -> None:
+    owner = f"owner_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        connection.execute(f"create role {owner}".encode())
+        try:
+            connection.execute(
+                f"alter table public.video_generation_tasks owner to {owner}".encode()
+            )
+            found = findings(complete("check", "--json"))["Scenes"]
+            assert found["state"] == "bad"
+            assert "SCENE_NOT_FOUND" in found["said"]
+            for _ in ("scenarios", "scenes"):
+                remedy = findings(complete("check", "--json"))["Scenes"]["remedy"]
+                connection.execute(remedy.partition(": ")[2].encode())
+            assert "Scenes" not in findings(complete("check", "--json"))
+        finally:
+            connection.execute(f"reassign owned by {owner} to postgres".encode())
+            connection.execute(f"drop owned by {owner}; drop role {owner}".encode())
+
+
 def test_check_misses_the_migrations(
     complete: Cli, monkeypatch: pytest.MonkeyPatch, bare_database_url: str
 ) -> None:

@@ -116,6 +116,23 @@ def test_a_claim_set_by_hand_reaches_nobodys_task(
     assert ground.task(victim.ended)["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("table", [TASKS, "public.video_scenes", "public.video_scenarios"])
+def test_who_has_sql_puts_no_trigger_where_we_write_as_the_owner(
+    intruder: Connection, table: str
+) -> None:
+    """His function would run with the owner's rights, and grant him credits."""
+    intruder.execute(
+        "create function pg_temp.mine() returns trigger language plpgsql as"
+        " $$ begin perform public.grant_video_credits(new.user_id, 1000, 'mine');"
+        " return new; end $$"
+    )
+    with pytest.raises(errors.InsufficientPrivilege):
+        intruder.execute(
+            f"create trigger mine before update on {table}"
+            " for each row execute function pg_temp.mine()".encode()
+        )
+
+
 OWNED = (TASKS, "public.user_credits", "public.credit_entries", "public.video_scenes")
 
 

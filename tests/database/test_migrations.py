@@ -8,19 +8,23 @@ here with the difference; renew the file, and read its diff, with
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import errors
 from psycopg.rows import dict_row
 
 from tests.conftest import Database, ExistingServer
@@ -31,7 +35,7 @@ from vidgen_worker.sandbox.postgres.server import SUPERUSER, free_port
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 
 HERE = Path(__file__).parent
-CHECKOUT = HERE.parent
+CHECKOUT = HERE.parent.parent
 SNAPSHOT = HERE / "schema_snapshot.txt"
 SCHEMA = (HERE / "schema_snapshot.sql").read_text()
 OLDEST = Path("/usr/lib/postgresql/15/bin")
@@ -364,6 +368,209 @@ def test_scenes_that_can_t_be_pointed_at_stop_with_one_sentence(
     with pytest.raises(psycopg.Error, match='no unique "id uuid" or no "user_id uuid" column'):
         migrate(bare_database.url)
     assert pending(bare_database.url) == NAMES
+
+
+# Where not all belongs to the role that migrates.
+
+OTHER_OWNERS = """
+create table public.video_scenarios (id uuid primary key, resolution text);
+create table public.video_scenes (
+  id uuid primary key, user_id uuid not null, scenario_id uuid, visual_prompt text, status text
+);
+alter table public.video_scenarios enable row level security;
+alter table public.video_scenes enable row level security;
+"""
+
+
+@dataclass(frozen=True)
+class Modest:
+    """A database, and a role without BYPASSRLS that owns it and would migrate it."""
+
+    database: Database
+    role: str
+    admin: psycopg.Connection
+
+    def migrate(self) -> list[str]:
+        parts = urlsplit(self.database.admin_url)
+        host = parts.netloc.rpartition("@")[2]
+        password = self.admin.info.password or "unused"
+        return migrate(parts._replace(netloc=f"{self.role}:{password}@{host}").geturl())
+
+    def refused(self) -> str:
+        """What the first migration says, having changed nothing."""
+        before = schema_of(self.database.admin_url)
+        with pytest.raises(errors.InsufficientPrivilege) as refused:
+            self.migrate()
+        assert schema_of(self.database.admin_url) == before
+        hint = refused.value.diag.message_hint or ""
+        assert "Nothing was changed." in hint
+        return f"{refused.value.diag.message_primary} {hint}"
+
+    def do(self, statement: str) -> None:
+        self.admin.execute(statement.format(role=self.role).encode())
+
+    def scene(self) -> tuple[UUID, UUID]:
+        """A scene of the application's, and its user."""
+        scene, user = uuid4(), uuid4()
+        self.admin.execute(
+            "insert into public.video_scenes (id, user_id, visual_prompt) values (%s, %s, 'a cup')",
+            [scene, user],
+        )
+        return scene, user
+
+    def reads(self, scene: UUID, user: UUID) -> bool:
+        row = self.admin.execute("select vidgen.read_scene(%s, %s)", [scene, user]).fetchone()
+        return row is not None and row[0] is not None
+
+
+@pytest.fixture
+def modest(bare_database: Database) -> Iterator[Modest]:
+    """Provide it with all that a migration needs, as long as the test takes nothing away."""
+    role = f"owner_{uuid4().hex[:12]}"
+    with psycopg.connect(bare_database.admin_url, autocommit=True) as admin:
+        password = admin.info.password or "unused"
+        admin.execute(f"create role {role} login createrole password '{password}'".encode())
+        modest = Modest(bare_database, role, admin)
+        modest.do(f"alter database {bare_database.name} owner to {{role}}")
+        modest.do("grant usage on schema auth, storage to {role}")
+        modest.do("grant supabase_storage_admin, authenticated to {role}")
+        modest.do("alter publication supabase_realtime owner to {role}")
+        try:
+            yield modest
+        finally:
+            modest.do(f"alter database {bare_database.name} owner to postgres")
+            modest.do("reassign owned by {role} to supabase_admin")
+            modest.do("drop owned by {role}")
+            modest.do("drop role {role}")
+
+
+def test_a_role_without_bypassrls_may_migrate_and_own_all_of_it(modest: Modest) -> None:
+    assert modest.migrate() == NAMES
+    modest.do("alter table public.video_scenes alter scenario_id drop not null")
+    assert modest.reads(*modest.scene())
+
+
+@pytest.mark.parametrize("how", ["forced", "of another owner"])
+def test_scenes_that_row_level_security_hides_from_our_functions_stop_with_one_sentence(
+    modest: Modest, how: str
+) -> None:
+    """Each task would end as SCENE_NOT_FOUND. A policy for a role of its shows not all."""
+    modest.do(OTHER_OWNERS)
+    modest.do(
+        "create policy mine on public.video_scenes to authenticated using (auth.uid() = user_id)"
+    )
+    for table in ("video_scenarios", "video_scenes"):
+        if how == "forced":
+            modest.do(f"alter table public.{table} owner to {{role}}")
+            modest.do(f"alter table public.{table} force row level security")
+        else:
+            modest.do(f"grant all on public.{table} to {{role}}")
+    for table in ("video_scenes", "video_scenarios"):
+        said = modest.refused()
+        assert (
+            f"row level security hides the rows of public.{table} from role {modest.role}" in said
+        )
+        remedy = re.search(r"create policy .* using \(true\)", said)
+        assert remedy is not None
+        modest.do(remedy[0])
+    assert modest.migrate() == NAMES
+    assert modest.reads(*modest.scene())
+
+
+@pytest.mark.parametrize("kept", ["references", "select"])
+def test_scenes_that_may_not_be_read_or_pointed_at_stop_with_one_sentence(
+    modest: Modest, kept: str
+) -> None:
+    modest.do(OTHER_OWNERS.replace("enable", "disable"))
+    modest.do(f"grant {kept} on public.video_scenes, public.video_scenarios to {{role}}")
+    said = modest.refused()
+    assert f"role {modest.role} may not read public.video_scenes" in said
+    for remedy in said.partition("Run as their owner: ")[2].partition(". Then")[0].split("; "):
+        modest.do(remedy)
+    assert modest.migrate() == NAMES
+
+
+def test_a_publication_of_another_owner_stops_the_first_file(modest: Modest) -> None:
+    modest.do("alter publication supabase_realtime owner to supabase_admin")
+    said = modest.refused()
+    assert "the publication supabase_realtime, which belongs to supabase_admin" in said
+    modest.do(said.partition("Run as a superuser: ")[2].partition(";")[0])
+    assert modest.migrate() == NAMES
+
+
+def test_a_publication_of_all_of_schema_public_needs_nothing(modest: Modest) -> None:
+    modest.do("drop publication supabase_realtime")
+    modest.do("create publication supabase_realtime for tables in schema public")
+    assert modest.migrate() == NAMES
+
+
+def test_a_storage_of_another_owner_stops_the_first_file(modest: Modest) -> None:
+    modest.do("revoke supabase_storage_admin from {role}")
+    said = modest.refused()
+    assert "may not create policies on storage.objects" in said
+    modest.do(said.partition("run as a superuser: ")[2].partition(";")[0])
+    assert modest.migrate() == NAMES
+
+
+# What others may do with what we adopt.
+
+
+def test_no_client_keeps_the_right_to_put_a_trigger_on_scenes(bare_database: Database) -> None:
+    """`grant all on all tables` includes it, and a trigger runs as whoever writes the row."""
+    with psycopg.connect(bare_database.url) as conn:
+        conn.execute(IN_USE)
+        conn.execute("grant all on all tables in schema public to public, anon, authenticated")
+    migrate(bare_database.url)
+    with psycopg.connect(bare_database.url) as conn:
+        rows = conn.execute(
+            "select c.relname, a.grantee::regrole::text,"
+            "       string_agg(a.privilege_type, ', ' order by a.privilege_type)"
+            "  from pg_class as c, aclexplode(c.relacl) as a"
+            " where c.relname in ('video_scenes', 'video_scenarios') and a.grantee <> c.relowner"
+            "   and a.privilege_type in ('SELECT', 'INSERT', 'TRIGGER') group by 1, 2 order by 1, 2"
+        ).fetchall()
+    assert {(table, role) for table, role, _ in rows} == {
+        (table, role)
+        for table in ("video_scenes", "video_scenarios")
+        for role in ("-", "anon", "authenticated")
+    }
+    assert {rights for _, _, rights in rows} == {"INSERT, SELECT"}
+
+
+def test_each_file_looks_for_names_only_where_no_user_can_put_any(bare_database: Database) -> None:
+    """A view keeps the function that it was made with: a user's own, if schema public is open."""
+    with psycopg.connect(bare_database.admin_url, autocommit=True) as conn:
+        conn.execute(
+            "create table public.seen (path text, tag text);"
+            "create function public.look() returns event_trigger language plpgsql security definer"
+            " as $$ begin insert into public.seen"
+            " select pg_catalog.current_setting('search_path'), c.command_tag"
+            " from pg_catalog.pg_event_trigger_ddl_commands() as c"
+            " where c.schema_name in ('vidgen', 'public') or c.command_tag = 'CREATE POLICY';"
+            " end $$;"
+            "create event trigger look on ddl_command_end execute function public.look()"
+        )
+        migrate(bare_database.url)
+        seen = conn.execute("select path, count(*) from public.seen group by path").fetchall()
+    assert [path for path, _ in seen] == ['""']
+    assert seen[0][1] > 200
+
+
+def test_a_worker_reads_no_text_of_an_applications_migrations(bare_database: Database) -> None:
+    with psycopg.connect(bare_database.url, autocommit=True) as conn:
+        conn.execute("create schema supabase_migrations")
+        conn.execute(
+            "create table supabase_migrations.schema_migrations"
+            " (version text primary key, statements text[], name text)"
+        )
+    migrate(bare_database.url)
+    with psycopg.connect(bare_database.admin_url, autocommit=True) as conn:
+        conn.execute("set role vidgen_worker")
+        versions = conn.execute("select version from supabase_migrations.schema_migrations")
+        assert len(versions.fetchall()) == len(NAMES)
+        for column in ("statements", "name"):
+            with pytest.raises(errors.InsufficientPrivilege):
+                conn.execute(f"select {column} from supabase_migrations.schema_migrations".encode())
 
 
 # The oldest PostgreSQL that hosted projects run.

@@ -19,7 +19,7 @@ from tests.conftest import Database
 from tests.support.clients import acting, as_user
 from tests.support.hands import Ground, ground_of
 from tests.support.statements import needs_of_the_worker
-from vidgen_worker.database.migrate import migrate
+from vidgen_worker.database.migrate import migrate, migrations
 
 TASKS = "public.video_generation_tasks"
 ROLES = ("anon", "authenticated", "service_role", "vidgen_worker", "nobody")
@@ -143,9 +143,10 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     # What policies ask.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.signed_in_user()": frozenset({"authenticated"}),
-    "vidgen.our_buckets()": frozenset({"anon", "authenticated", "vidgen_worker"}),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
-    "vidgen.is_unpaid(text,text)": frozenset({"anon", "authenticated"}),
+    # By a policy that binds every role.
+    "vidgen.our_buckets()": frozenset(ROLES),
+    "vidgen.is_unpaid(text,text)": frozenset(ROLES),
     # What the worker's statements call.
     "vidgen.read_scene(uuid,uuid)": WORKER,
     "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
@@ -256,8 +257,7 @@ POLICIES = {
     ("public.credit_entries", "owners see their entries", "SELECT", "authenticated"),
     ("public.credit_entries", "the worker sees entries", "SELECT", "vidgen_worker"),
     ("storage.objects", "owners read what they have paid for", "SELECT", "authenticated"),
-    ("storage.objects", "nobody reads what is not paid for", "SELECT", "anon"),
-    ("storage.objects", "nobody reads what is not paid for", "SELECT", "authenticated"),
+    ("storage.objects", "nobody reads what is not paid for", "SELECT", "public"),
 }  # fmt: skip
 
 TO_CHECK_THE_CALLER: Mapping[str, str] = {
@@ -284,6 +284,26 @@ alter default privileges for role postgres in schema public
 alter default privileges for role postgres in schema public
   grant all on functions to anon, authenticated, service_role;
 """
+EVERYTHING_EVERYWHERE_BY_DEFAULT = """
+alter default privileges for role postgres
+  grant all on schemas to public, anon, authenticated, service_role;
+alter default privileges for role postgres
+  grant all on tables to public, anon, authenticated, service_role;
+alter default privileges for role postgres
+  grant all on sequences to public, anon, authenticated, service_role;
+alter default privileges for role postgres
+  grant all on functions to public, anon, authenticated, service_role;
+"""
+DEFAULTS = {
+    "a project of today": "",
+    "a project that grants all by default": EVERYTHING_BY_DEFAULT,
+    "a project that grants all in every schema, to PUBLIC too": EVERYTHING_EVERYWHERE_BY_DEFAULT,
+}
+TO_A_STRANGER = {
+    "in every schema": "alter default privileges for role postgres grant all on {kind} to {role}",
+    "in schema public":
+        "alter default privileges for role postgres in schema public grant all on {kind} to {role}",
+}  # fmt: skip
 
 
 @dataclass
@@ -373,12 +393,12 @@ def trial(database: Database) -> Iterator[Trial]:
         yield trial
 
 
-@pytest.fixture(params=["a project of today", "a project that grants all by default"])
+@pytest.fixture(params=DEFAULTS)
 def either_trial(request: pytest.FixtureRequest, bare_database: Database) -> Iterator[Trial]:
-    """The same on a project of today and on an old one."""
-    if request.param != "a project of today":
+    """The same on a project of today and on those that grant by default."""
+    if DEFAULTS[request.param]:
         with psycopg.connect(bare_database.url, autocommit=True) as conn:
-            conn.execute(EVERYTHING_BY_DEFAULT)
+            conn.execute(DEFAULTS[request.param].encode())
     migrate(bare_database.url)
     with trial_of(bare_database) as trial:
         yield trial
@@ -397,6 +417,39 @@ def expected(trial: Trial, table: str, role: str) -> Rights:
     return Rights(
         ALL, of(needs.insert[table]), of(needs.update[table]), delete=table in needs.delete
     )
+
+
+@pytest.mark.parametrize("where", TO_A_STRANGER)
+def test_a_role_that_is_granted_all_by_default_gets_nothing_of_ours(
+    bare_database: Database, where: str
+) -> None:
+    """An application's own role, of which no file of ours has heard. Asked after each file."""
+    stranger = f"stranger_{uuid4().hex[:12]}"
+    with psycopg.connect(bare_database.url, autocommit=True) as conn:
+        conn.execute(f"create role {stranger} role postgres".encode())
+        try:
+            for kind in ("tables", "sequences", "functions"):
+                conn.execute(TO_A_STRANGER[where].format(kind=kind, role=stranger).encode())
+            if where == "in every schema":
+                conn.execute(TO_A_STRANGER[where].format(kind="schemas", role=stranger).encode())
+            for migration in migrations():
+                conn.execute(migration.sql)
+                rows = conn.execute(
+                    "select c.oid::regclass::text from pg_class as c, aclexplode(c.relacl) as a"
+                    " where c.relnamespace in ('public'::regnamespace, 'vidgen'::regnamespace)"
+                    "   and a.grantee = %(role)s::regrole"
+                    " union all"
+                    " select p.oid::regprocedure::text from pg_proc as p, aclexplode(p.proacl) as a"
+                    " where p.pronamespace in ('public'::regnamespace, 'vidgen'::regnamespace)"
+                    "   and a.grantee = %(role)s::regrole"
+                    " union all"
+                    " select n.nspname from pg_namespace as n, aclexplode(n.nspacl) as a"
+                    " where n.nspname = 'vidgen' and a.grantee = %(role)s::regrole",
+                    {"role": stranger},
+                ).fetchall()
+                assert rows == [], migration.name
+        finally:
+            conn.execute(f"drop owned by {stranger}; drop role {stranger}".encode())
 
 
 NEVER_ITS = {"user_id", "task_id", "scene_id", "id", "sent_at", "created_at", "charged_at"}

@@ -439,6 +439,33 @@ def seen_by(ground: Ground, role: str, user: UUID | None) -> list[str]:
         return sorted(row["name"] for row in conn.execute("select name from storage.objects"))
 
 
+def test_a_role_of_the_application_s_own_reads_nothing_unpaid_either(ground: Ground) -> None:
+    """Its tokens carry another role, and a policy of its own opens their folders to everybody."""
+    editor = f"editor_{uuid4().hex[:12]}"
+    hand, user = ground.worker(), ground.user()
+    ground.sql(f"create role {editor} role postgres")
+    try:
+        ground.sql(f"grant usage on schema storage, auth to {editor}")
+        ground.sql(f"grant select on storage.objects to {editor}")
+        ground.sql(
+            "create policy own_folder on storage.objects for select to public"
+            " using (split_part(name, '/', 2) = auth.uid()::text)"
+        )
+        held = ground.held(hand, "start_task", *STAGE[:4], user_id=user)
+        path = hand.place_of(held, "image")["path"]
+        ground.sql("insert into storage.buckets (id, name) values (%s, %s)", STILLS, STILLS)
+        for bucket_path in (path, f"notes/{user}/mine.txt"):
+            ground.sql(
+                "insert into storage.objects (bucket_id, name) values (%s, %s)", STILLS, bucket_path
+            )
+        assert seen_by(ground, editor, user) == [f"notes/{user}/mine.txt"]
+        hand.walk(held, "finish_stage")
+        assert seen_by(ground, editor, user) == [path, f"notes/{user}/mine.txt"]
+    finally:
+        ground.sql(f"drop owned by {editor}")
+        ground.sql(f"drop role {editor}")
+
+
 @pytest.mark.parametrize("application", ["", WIDE], ids=["ours alone", "a wide policy beside ours"])
 @pytest.mark.parametrize("stage", ["image", "video"])
 def test_what_is_uploaded_and_not_charged_is_seen_by_nobody(

@@ -120,7 +120,7 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
             return
         yield _version(server)
         yield _clock(server["clock"], before + (after - before) / 2)
-        for look in (_schema, _rights, _policy, _listen, _workers):
+        for look in (_schema, _rights, _exposure, _policy, _listen, _workers):
             try:
                 yield from look(database, settings, server)
             except (ClientError, psycopg.Error) as error:
@@ -347,6 +347,51 @@ def _rights(database: Database, settings: Settings, server: dict[str, Any]) -> I
             f"{gate['reason']}"
         )
         yield Finding("Gate closed", State.NOTE, said, f"{gate['details']} (vidgen-worker gate)")
+
+
+def _exposure(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
+    """What of the application's rights lets its users act with ours, or hides scenes from us."""
+    del settings
+    if not server["has_tasks"]:
+        return
+    findings = [
+        Finding(
+            "Client rights", State.BAD,
+            f"{row['roles']} may put triggers on {row['name']}, which run with our rights",
+            f"Run as its owner: revoke trigger on {row['name']} from {row['roles']}",
+        )
+        for row in database.rows("trigger_rights")
+    ]  # fmt: skip
+    findings += [
+        Finding(
+            "Client rights", State.BAD,
+            f"the logins {row['logins']} may put triggers on storage.objects, which run with the "
+            f"rights of service_role",
+            f"Run as {row['owner']}: revoke trigger on storage.objects from {row['roles']}. Hosted "
+            f"Supabase lets nobody do that: give these logins a role of their own there, with only "
+            f"the rights that they need.",
+        )
+        for row in database.rows("storage_trigger_logins")
+    ]  # fmt: skip
+    findings += [
+        Finding(
+            "Client rights", State.BAD,
+            f"{row['roles']} may create functions in schema public, which our statements may call",
+            f"Run as postgres: revoke create on schema public from {row['roles']}",
+        )
+        for row in database.rows("creators_in_public")
+    ]  # fmt: skip
+    yield from findings or [
+        Finding("Client rights", State.OK, "no client's trigger or function runs with our rights")
+    ]
+    for row in database.rows("hidden_scenes"):
+        said = f"row level security hides the rows of {row['name']} from {row['owner']}, the owner "
+        said += "of our functions: tasks end as SCENE_NOT_FOUND"
+        remedy = (
+            f'Run as its owner: create policy "vidgen-worker sees all" on {row["name"]} '
+            f"to {row['owner']} using (true)"
+        )
+        yield Finding("Scenes", State.BAD, said, remedy)
 
 
 def _listen(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:

@@ -219,6 +219,70 @@ select what, granted
           then has_any_column_privilege(to_regclass('vidgen.submissions'), 'INSERT') end)
   ) as rights (what, granted);
 
+-- trigger_rights --
+-- Which clients may put a trigger on a table that we write with greater rights than theirs. Their own
+-- function would then run with these. By the catalogue: a worker's role may not use schema storage.
+select format('%%I.%%I', n.nspname, c.relname) as name,
+       string_agg(distinct coalesce(r.rolname, 'public'), ', ') as roles
+  from pg_catalog.pg_class as c
+  join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+ cross join pg_catalog.aclexplode(c.relacl) as a
+  left join pg_catalog.pg_roles as r on r.oid = a.grantee
+ where n.nspname = 'public' and c.relname in ('video_scenes', 'video_generation_tasks')
+   and a.privilege_type = 'TRIGGER' and coalesce(r.rolname, 'public') in ('public', 'anon', 'authenticated')
+ group by 1
+ order by 1;
+
+-- storage_trigger_logins --
+-- The same of storage.objects, which Supabase itself grants to its clients: it is of use only to a login
+-- with SQL that is none of Supabase's own, which may all become service_role or the owner.
+select string_agg(distinct login.rolname, ', ') as logins, owner.rolname as owner,
+       string_agg(distinct coalesce(quote_ident(r.rolname), 'public'), ', ') as roles
+  from pg_catalog.pg_class as c
+  join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+  join pg_catalog.pg_roles as owner on owner.oid = c.relowner
+ cross join pg_catalog.aclexplode(c.relacl) as a
+  left join pg_catalog.pg_roles as r on r.oid = a.grantee
+  join pg_catalog.pg_roles as login
+    on login.rolcanlogin and not login.rolsuper
+   and (a.grantee = 0 or pg_has_role(login.oid, a.grantee, 'member'))
+   and not pg_has_role(login.oid, c.relowner, 'member')
+   and not pg_has_role(login.oid, 'service_role', 'member')
+ where n.nspname = 'storage' and c.relname = 'objects' and a.privilege_type = 'TRIGGER'
+   -- An operator, or the daemon's own login.
+   and not pg_has_role(
+     login.oid, (select t.relowner from pg_catalog.pg_class as t
+                  where t.oid = 'public.video_generation_tasks'::regclass), 'member'
+   )
+ group by owner.rolname;
+
+-- creators_in_public --
+-- Which clients may create functions in schema public, where our sessions look for names as well.
+select string_agg(distinct coalesce(r.rolname, 'public'), ', ') as roles
+  from pg_catalog.pg_namespace as n
+ cross join pg_catalog.aclexplode(n.nspacl) as a
+  left join pg_catalog.pg_roles as r on r.oid = a.grantee
+ where n.nspname = 'public' and a.privilege_type = 'CREATE'
+   and coalesce(r.rolname, 'public') in ('public', 'anon', 'authenticated')
+having count(*) > 0;
+
+-- hidden_scenes --
+-- Whether row level security hides scenes from the owner of the functions that read and write them; the
+-- first migration refuses the same.
+select c.oid::regclass::text as name, quote_ident(owner.rolname) as owner
+  from pg_catalog.pg_class as c
+  join pg_catalog.pg_class as ours on ours.oid = 'public.video_generation_tasks'::regclass
+  join pg_catalog.pg_roles as owner on owner.oid = ours.relowner
+ where c.oid in (to_regclass('public.video_scenes'), to_regclass('public.video_scenarios'))
+   and c.relrowsecurity and not owner.rolsuper and not owner.rolbypassrls
+   and (c.relforcerowsecurity or not pg_has_role(owner.oid, c.relowner, 'usage'))
+   and not exists (
+     select
+       from pg_catalog.pg_policy as p
+      where p.polrelid = c.oid and p.polpermissive and p.polcmd = '*' and owner.oid = any (p.polroles)
+   )
+ order by 1;
+
 -- live_workers --
 -- Workers that are not declared dead, and when each was last heard of.
 select id, host, pid, version, running, account, key_fingerprint, heartbeat_at,
