@@ -554,31 +554,32 @@ select ready.suspects or ready.living or ready.clips as resumable,
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
 -- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
-with asked as materialized (
-  select t.id
-    from public.video_generation_tasks as t
-   where t.status = 'pending' and t.cancel_requested_at is not null
-     and not exists (
-       select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-     )
-     and not vidgen.stands_aside(%(worker_id)s)
-     and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-     -- Only its account can end what lives of it.
-     and not exists (
-       select
-         from vidgen.checkpoints as c
-         join vidgen.submissions as s on s.id = c.submission_id
-        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
-          and (s.answer is null or s.answer = 'generation')
-          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                  && %(scopes)s::text[]
-     )
-   order by t.cancel_requested_at
-   limit 100
-)
+-- Rows that others hold take no place in the limit.
 select begun.*, false as alone, 0.0::float as waited
-  from asked
+  from (
+    select t.id
+      from public.video_generation_tasks as t
+     where t.status = 'pending' and t.cancel_requested_at is not null
+       and not exists (
+         select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+       )
+       and not vidgen.stands_aside(%(worker_id)s)
+       and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+       -- Only its account can end what lives of it.
+       and not exists (
+         select
+           from vidgen.checkpoints as c
+           join vidgen.submissions as s on s.id = c.submission_id
+          where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+            and (s.answer is null or s.answer = 'generation')
+            and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                    && %(scopes)s::text[]
+       )
+     order by t.cancel_requested_at
+    offset 0
+  ) as asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
+ limit 100
 -- How an attempt ends: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
 -- `mine` is the fence: see checkpoints.sql.
@@ -1583,30 +1584,37 @@ returning s.id, s.task_id, s.generation_id, strays.kept,
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
--- What was given up may live on: it is looked for again, and ended, for a day.
-(select s.task_id, s.generation_id, false as given_up
-   from vidgen.submissions as s
-  where s.ended_state in ('failed', 'cancelled')
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by s.ended_at
-  limit 20)
-union all
-(select s.task_id, s.generation_id, true
-   from vidgen.submissions as s
-  where s.ended_state = 'given up'
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by random()
-  limit 20)
+-- What was given up may live on: it is looked for again, and ended, for a day. Rows that others hold
+-- take no place in the limits.
+with failed as materialized (
+  select s.task_id, s.generation_id, false as given_up
+    from vidgen.submissions as s
+   where s.ended_state in ('failed', 'cancelled')
+     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+     and s.cost_read_at < s.ended_at + interval '5 minutes'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by s.ended_at
+   limit 20
+     for no key update of s skip locked
+),
+given_up as materialized (
+  select s.task_id, s.generation_id, true as given_up
+    from vidgen.submissions as s
+   where s.ended_state = 'given up'
+     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+     and s.cost_read_at < s.ended_at + interval '5 minutes'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by random()
+   limit 20
+     for no key update of s skip locked
+)
+select * from failed union all select * from given_up
 -- Sweeps, duties, audits, uploads, counts: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
@@ -2015,13 +2023,19 @@ line as materialized (
    order by waiting_since
    limit 20
 ),
+clips as materialized (
+  -- Locked before the limit: rows that others hold take no place in it.
+  select t.id, t.failures, r.resume_at
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+   where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
+     and exists (select from gate)
+   order by r.resume_at
+   limit 20
+     for no key update of t skip locked
+),
 waiting as materialized (
-  (select t.id, t.failures, 1 as place, r.resume_at as since
-     from vidgen.resumes as r
-     join public.video_generation_tasks as t on t.id = r.task_id
-    where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
-    order by r.resume_at
-    limit 20)
+  select clips.id, clips.failures, 1 as place, clips.resume_at as since from clips
   union all
   (select ready.id, ready.failures, 2, ready.created_at
      from line

@@ -212,13 +212,19 @@ line as materialized (
    order by waiting_since
    limit 20
 ),
+clips as materialized (
+  -- Locked before the limit: rows that others hold take no place in it.
+  select t.id, t.failures, r.resume_at
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+   where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
+     and exists (select from gate)
+   order by r.resume_at
+   limit 20
+     for no key update of t skip locked
+),
 waiting as materialized (
-  (select t.id, t.failures, 1 as place, r.resume_at as since
-     from vidgen.resumes as r
-     join public.video_generation_tasks as t on t.id = r.task_id
-    where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
-    order by r.resume_at
-    limit 20)
+  select clips.id, clips.failures, 1 as place, clips.resume_at as since from clips
   union all
   (select ready.id, ready.failures, 2, ready.created_at
      from line
