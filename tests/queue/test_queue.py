@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.hands import FENCED, STAGE, UNFENCED_FACTS, Ground, Hand, Held, refuse
 
@@ -879,6 +880,72 @@ def test_what_tries_a_gate_is_kept_or_being_stored_and_not_set_aside(ground: Gro
     refuse(ground, held.id, when="new.status = 'completed'")
     hand.about(again, "set_aside")
     assert not tries(), "its row may refuse for ever"
+
+
+def an_output_behind_the_gate(ground: Ground, hand: Hand, key: dict[str, Any]) -> Held:
+    """Keep an output that could not be stored, and close the gate of its file store."""
+    user = ground.user()
+    task = ground.order(user)
+    (held,) = hand.claim(**key)
+    assert held.id == task
+    for step in ("start_task", *STAGE[:3]):
+        hand.about(held, step, **key, request=Jsonb({"model": "gen4_image"}))
+    hand("note_trouble", task_id=held.id, user_id=user, scope="storage:a")
+    hand("close_gate", scope="storage:a", model="*", reason="STORAGE_DENIED")
+    hand.about(held, "requeue", **key)
+    return held
+
+
+FIRST: dict[str, Any] = {"scopes": ["*", "default", "key:key", "storage:a"]}
+OTHER: dict[str, Any] = {
+    "account": "other", "key_fingerprint": "others", "scopes": ["*", "other", "key:others"],
+}  # fmt: skip
+
+
+def test_an_output_of_one_account_is_left_to_no_worker_of_another(ground: Ground) -> None:
+    """It is what opens the gate of a file store that is this account's own."""
+    first, other = ground.worker(**FIRST), ground.worker(**OTHER)
+    held = an_output_behind_the_gate(ground, first, FIRST)
+    assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": True}]
+    assert other.claim(**OTHER) == []
+    second = ground.worker(**{**FIRST, "scopes": FIRST["scopes"][:3]})
+    assert first.claim(**FIRST) == [], "another one of its account works on"
+    second("leave")
+    assert [one.id for one in first.claim(**FIRST)] == [held.id]
+
+
+def test_an_output_that_only_others_may_follow_tries_no_gate(ground: Ground) -> None:
+    """Of two accounts with one file store."""
+    others = {**OTHER, "scopes": [*OTHER["scopes"], "storage:a"]}
+    first, other = ground.worker(**FIRST), ground.worker(**others)
+    an_output_behind_the_gate(ground, other, others)
+    other("leave")
+    assert first.claim(**FIRST) == []
+    assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": False}]
+    assert other("try_kept", scope="storage:a", **others) == [{"kept": True}]
+
+
+def test_an_output_that_another_transaction_holds_tries_no_gate(ground: Ground) -> None:
+    hand = ground.worker(**FIRST)
+    held = an_output_behind_the_gate(ground, hand, FIRST)
+    with ground.hand().holding() as client:
+        client.conn.execute(
+            "select from video_generation_tasks where id = %s for update", [held.id]
+        )
+        assert hand("try_kept", scope="storage:a", **FIRST) == [{"kept": True}]
+        assert hand.claim(**FIRST) == []
+        assert hand("try_kept", scope="storage:a", **FIRST) == [{"kept": False}]
+
+
+def test_an_output_that_is_stored_outside_a_gate_does_not_try_it(ground: Ground) -> None:
+    """A worker with another file store stores it: that says nothing of the first one's."""
+    first, other = ground.worker(**FIRST), ground.worker(**OTHER)
+    held = an_output_behind_the_gate(ground, first, FIRST)
+    ground.sql(
+        "update video_generation_tasks set status = 'processing', attempt = attempt + 1,"
+        " worker_id = %s where id = %s", other.worker_id, held.id,
+    )  # fmt: skip
+    assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": False}]
 
 
 def test_cancels_of_waiting_tasks_are_claimed_outside_gates(ground: Ground) -> None:
