@@ -523,18 +523,33 @@ def test_a_row_that_comes_in_while_its_user_is_claimed_is_not_forgotten(ground: 
     assert sorted([*taken, *rest]) == sorted([first, second])
 
 
-def test_line_up_waits_for_a_claim_and_puts_the_user_back(ground: Ground) -> None:
-    """The other order: the claim has the turn and has not committed, the arrival is merged."""
+def test_line_up_waits_for_no_claim_and_leaves_its_user_s_mail(ground: Ground) -> None:
+    """The other order: the claim has the turn and has not committed when another row comes."""
     user = ground.user()
     worker, other = ground.worker(), ground.worker()
     first = ground.order(user)
+    other("line_up")
     with worker.holding():
         assert [held.id for held in worker.claim()] == [first]
-        second = ground.order(user)
-        late = other.later(lambda: other("line_up"))
-        assert ground.waits(late)
-    late.result()
+        second, third = ground.order(user), ground.order()
+        other.conn.execute("set lock_timeout = '150ms'")
+        assert [held.id for held in other.claim()] == [third]
+        assert other.claim() == []
+        assert other("still_waiting") == [{"resumable": False, "waiting": True}]
     assert [held.id for held in other.claim()] == [second]
+
+
+def test_a_claim_says_that_mail_is_left(ground: Ground) -> None:
+    user = ground.user()
+    worker, other = ground.worker(), ground.worker()
+    ground.order(user)
+    other("line_up")
+    with worker.holding():
+        assert len(worker.claim()) == 1
+        ground.order(user)
+        third = ground.order()
+        other("line_up")
+        assert [(row["id"], row["more"]) for row in other("claim")] == [(third, True)]
 
 
 def test_a_mailbox_that_somebody_empties_is_not_lost_with_them(ground: Ground) -> None:

@@ -163,7 +163,9 @@ select c.*, false as alone,
          select from vidgen.turns as t
           where t.lane = %(lane)s and t.waiting_since is not null
             and t.user_id <> all (array(select user_id from line))
-       ) as more
+       )
+       -- Mail that line_up left: another claim holds that user's turn.
+       or exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as more
   from begun as c
  order by c.run_after, c.created_at
 
