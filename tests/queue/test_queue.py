@@ -857,6 +857,28 @@ def test_room_is_made_by_a_worker_that_could_take_the_suspect(ground: Ground) ->
     assert not asked(second)
 
 
+@pytest.mark.parametrize("model", ["gen4_image", "gen4_turbo"])
+def test_a_suspect_without_a_slot_is_not_asked_for_again(ground: Ground, model: str) -> None:
+    """An idle worker would ask at once, and again: it comes when a slot is free."""
+    hand = ground.worker()
+    hand("set_limit", model=model, max_generations=1)
+    past_image = model == "gen4_turbo"
+    held = ground.held(hand, "start_task", *(STAGE if past_image else ()))
+    hand.about(held, "requeue")
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)"
+        " on conflict (task_id) do update set crashes = 2, suspect = true", held.id,
+    )  # fmt: skip
+    assert hand("still_waiting")[0]["resumable"]
+    ground.sql(
+        "update vidgen.slots set task_id = gen_random_uuid(), taken_at = now() where model = %s",
+        model,
+    )
+    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
+    ground.sql("update vidgen.slots set task_id = null, taken_at = null where model = %s", model)
+    assert [one.id for one in hand.claim()] == [held.id]
+
+
 def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> None:
     """Its output may be the one that shows that rows are taken again; a new one waits."""
     hand = ground.worker()
