@@ -330,12 +330,13 @@ comment on column vidgen.rooms.room is
   'For how many new tasks there is room before this model, were it the one that makes the clips.';
 
 -- Whether a gate of this worker's own (its key's, file store's or machine's) is closed while another worker
--- goes on. Then it leaves waiting tasks that have begun to the other worker: it could not finish them.
+-- of its account goes on. Then it leaves waiting tasks that have begun to the other worker: it could not
+-- finish them. A worker of another account may not follow them.
 create function vidgen.stands_aside(worker_id uuid) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp
 as $$
   with behind as (
-    select w.id
+    select w.id, w.provider, w.account
       from vidgen.workers as w
      where exists (
              select
@@ -344,13 +345,13 @@ as $$
                 and g.key_fingerprint like any (array['key:%', 'storage:%', 'machine:%'])
            )
   )
-  select exists (select from behind where behind.id = worker_id)
-     and exists (
-           select
-             from vidgen.workers as w
-            where w.dead_at is null and w.concurrency > 0
-              and w.id not in (select behind.id from behind)
-         )
+  select exists (
+    select
+      from behind as me
+      join vidgen.workers as w on w.provider = me.provider and w.account = me.account
+     where me.id = worker_id and w.dead_at is null and w.concurrency > 0
+       and w.id not in (select behind.id from behind)
+  )
 $$;
 
 -- In a SQL function it is the column that is meant: there the parameters say whose they are.

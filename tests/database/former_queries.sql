@@ -232,8 +232,6 @@ update vidgen.gates as g
    set probe_at = now(), until = now()
  where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
    and g.probe_at is not null
--- Claims: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
@@ -408,7 +406,9 @@ select c.*,
          select from vidgen.turns as t
           where t.lane = %(lane)s and t.waiting_since is not null
             and t.user_id <> all (array(select user_id from line))
-       ) as more
+       )
+       -- Mail that line_up left: another claim holds that user's turn.
+       or exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as more
   from begun as c
  order by c.run_after, c.created_at
 
@@ -575,34 +575,32 @@ select ready.suspects or ready.living or ready.clips as resumable,
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
 -- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
-with asked as materialized (
-  select t.id
-    from public.video_generation_tasks as t
-   where t.status = 'pending' and t.cancel_requested_at is not null
-     and not exists (
-       select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-     )
-     and not vidgen.stands_aside(%(worker_id)s)
-     and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-     -- Only its account can end what lives of it.
-     and not exists (
-       select
-         from vidgen.checkpoints as c
-         join vidgen.submissions as s on s.id = c.submission_id
-        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
-          and (s.answer is null or s.answer = 'generation')
-          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                  && %(scopes)s::text[]
-     )
-   order by t.cancel_requested_at
-   limit 100
-)
+-- Rows that others hold take no place in the limit.
 select begun.*
-  from asked
+  from (
+    select t.id
+      from public.video_generation_tasks as t
+     where t.status = 'pending' and t.cancel_requested_at is not null
+       and not exists (
+         select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+       )
+       and not vidgen.stands_aside(%(worker_id)s)
+       and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+       -- Only its account can end what lives of it.
+       and not exists (
+         select
+           from vidgen.checkpoints as c
+           join vidgen.submissions as s on s.id = c.submission_id
+          where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+            and (s.answer is null or s.answer = 'generation')
+            and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                    && %(scopes)s::text[]
+       )
+     order by t.cancel_requested_at
+    offset 0
+  ) as asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
--- How an attempt ends: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
--- `mine` is the fence: see checkpoints.sql.
+ limit 100
 
 -- complete --
 -- The end of a task that went well: row, scene and whatever is left of the hold, in one statement.
@@ -780,7 +778,6 @@ select owed.scene_id
 -- write_owed_scene --
 -- Make the owed writes of one scene, where its lock has gone.
 select vidgen.write_owed_scene(%(scene_id)s) as refused
--- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
 
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
@@ -833,7 +830,9 @@ place as materialized (
   select case when gate.closed then 0 else least(i.free - alone.images::integer, v.room) end as images,
          case when gate.videos then 0
               else v.free - (alone.videos and not gate.images)::integer end as videos,
-         i.free is not null as images_limited, v.free is not null as videos_limited
+         i.free is not null as images_limited, v.free is not null as videos_limited,
+         -- For a suspect: the slot that is left for it counts.
+         coalesce(i.free > 0, true) as any_image, coalesce(v.free > 0, true) as any_video
     from gate
    cross join alone
     left join vidgen.rooms as i
@@ -845,7 +844,8 @@ ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
   select %(idle)s and (
            (alone.living and not gate.aside)
-           or ((alone.images or alone.videos) and not gate.closed)
+           or (alone.images and place.any_image and not gate.closed)
+           or (alone.videos and place.any_video and not gate.closed)
          ) as suspects,
          not gate.aside and exists (
            select from vidgen.due_resumes as r
@@ -860,8 +860,6 @@ ready as materialized (
          ) as clips
     from gate, alone, place
 )
--- The leases of workers: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- register_worker --
 -- A worker's row, once per id: a repeated INSERT finds its own.
@@ -1085,23 +1083,41 @@ with gone as (
 update vidgen.workers as w
    set dead_at = coalesce(w.dead_at, now()), left_at = now()
  where w.id = %(worker_id)s and not exists (select from gone)
--- The line of turns: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
 -- written in user order, so two of these can't deadlock; claims skip what is locked here. A user whom
--- his own limit keeps waiting is not in the line until his pause is over.
-with mail as materialized (
-  select ctid, user_id, lane, due_at
+-- his own limit keeps waiting is not in the line until his pause is over. A turn that a claim holds keeps
+-- nobody waiting: that user's mail stays where it is for the next one. (Only for a user's first turn, while
+-- it is being inserted, does this wait.)
+with front as materialized (
+  select ctid as place, user_id, lane, due_at
     from vidgen.arrivals
    order by id
    limit 2000
      for update skip locked
 ),
+free as materialized (
+  select who.user_id, who.lane
+    from (select distinct user_id, lane from front) as who
+   cross join lateral (
+     select from vidgen.turns as t
+      where t.user_id = who.user_id and t.lane = who.lane
+        for update skip locked
+   ) as turn
+),
+mail as materialized (
+  select front.place, front.user_id, front.lane, front.due_at
+    from front
+    left join free on free.user_id = front.user_id and free.lane = front.lane
+   where free.user_id is not null
+      or not exists (
+        select from vidgen.turns as t where t.user_id = front.user_id and t.lane = front.lane
+      )
+),
 emptied as (
   -- Locked, and never updated: they stay where they are.
-  delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
+  delete from vidgen.arrivals where ctid = any (array(select place from mail))
 ),
 due as materialized (
   select user_id, lane, due_at
@@ -1173,9 +1189,6 @@ update vidgen.turns as t
   from idle
  where t.user_id = idle.user_id and t.lane = idle.lane
 returning t.user_id
--- Paid POSTs and what they brought: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
--- `mine` is the fence: see checkpoints.sql.
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
@@ -1628,32 +1641,37 @@ returning s.id, s.task_id, s.generation_id, strays.kept,
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
--- What was given up may live on: it is looked for again, and ended, for a day.
-(select s.task_id, s.generation_id, false as given_up
-   from vidgen.submissions as s
-  where s.ended_state in ('failed', 'cancelled')
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by s.ended_at
-  limit 20)
-union all
-(select s.task_id, s.generation_id, true
-   from vidgen.submissions as s
-  where s.ended_state = 'given up'
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by random()
-  limit 20)
--- Sweeps, duties, audits, uploads, counts: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
+-- What was given up may live on: it is looked for again, and ended, for a day. Rows that others hold
+-- take no place in the limits.
+with failed as materialized (
+  select s.task_id, s.generation_id, false as given_up
+    from vidgen.submissions as s
+   where s.ended_state in ('failed', 'cancelled')
+     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+     and s.cost_read_at < s.ended_at + interval '5 minutes'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by s.ended_at
+   limit 20
+     for no key update of s skip locked
+),
+given_up as materialized (
+  select s.task_id, s.generation_id, true as given_up
+    from vidgen.submissions as s
+   where s.ended_state = 'given up'
+     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+     and s.cost_read_at < s.ended_at + interval '5 minutes'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by random()
+   limit 20
+     for no key update of s skip locked
+)
+select * from failed union all select * from given_up
 
 -- sweep_workers --
 -- Rows of dead workers that hold nothing any more, an hour after their death.
@@ -1846,8 +1864,6 @@ select vidgen.note_audit(%(discrepancies)s)
 -- read_audit --
 -- What the last audit of the fleet has found.
 select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a
--- Gates: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
@@ -1980,13 +1996,18 @@ select (select count(*) from tried where refused is distinct from '') as tried,
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
 -- nothing, and its row of vidgen.troubles goes when that went well. The one that has waited longest is
 -- due now; it is taken up behind a closed gate too. One that is being stored just now tries it as well.
--- One that is set aside tells nothing: its row may refuse for ever.
+-- One that is set aside tells nothing: its row may refuse for ever. Nor does one that this worker may not
+-- follow, one that another transaction holds, or one that a worker outside the scope is storing.
 with kept as materialized (
   select r.task_id
     from vidgen.resumes as r
     join vidgen.checkpoints as c on c.task_id = r.task_id and c.state = 'storing'
    where r.stage is null
+     and (r.followers is null or r.followers && %(scopes)s::text[])
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
+     and not exists (
+       select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
+     )
      and exists (
        select from vidgen.troubles as t
         where t.provider = %(provider)s and t.scope = %(scope)s
@@ -2007,6 +2028,7 @@ select exists (select from kept)
          select
            from public.video_generation_tasks as t
            join vidgen.checkpoints as c on c.task_id = t.id and c.state = 'storing'
+           join vidgen.workers as w on w.id = t.worker_id and %(scope)s = any (w.scopes)
           where t.status = 'processing'
             and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
             and exists (
@@ -2060,13 +2082,19 @@ line as materialized (
    order by waiting_since
    limit 20
 ),
+clips as materialized (
+  -- Locked before the limit: rows that others hold take no place in it.
+  select t.id, t.failures, r.resume_at
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+   where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
+     and exists (select from gate)
+   order by r.resume_at
+   limit 20
+     for no key update of t skip locked
+),
 waiting as materialized (
-  (select t.id, t.failures, 1 as place, r.resume_at as since
-     from vidgen.resumes as r
-     join public.video_generation_tasks as t on t.id = r.task_id
-    where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
-    order by r.resume_at
-    limit 20)
+  select clips.id, clips.failures, 1 as place, clips.resume_at as since from clips
   union all
   (select ready.id, ready.failures, 2, ready.created_at
      from line
@@ -2152,10 +2180,8 @@ select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.clos
  order by g.model
 
 -- stands_aside --
--- Whether this worker is behind a gate of its own while another one works on.
+-- Whether this worker is behind a gate of its own while another one of its account works on.
 select vidgen.stands_aside(%(worker_id)s) as aside
--- Limits of a model at the provider: named blocks, one statement each (see database/statements.py).
--- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- ask_limits --
 -- Whether this worker is the one to read the account's limits now: one of the fleet does, every

@@ -427,6 +427,50 @@ def test_rows_that_can_not_be_concluded_keep_no_room(ground: Ground, how: str) -
     assert orphans >= {one.id for one in mine}, "it hands them back"
 
 
+def test_clips_that_are_locked_keep_no_gate_closed(ground: Ground) -> None:
+    """As many as a trial looks at, and they are locked whenever a probe comes."""
+    hand, user, other = ground.worker(), ground.user(), ground.user()
+    clips = waiting(ground, hand, *[user] * 20, past_image=True, crashes=0)
+    theirs = waiting(ground, hand, other, past_image=True, crashes=0)
+    all_due(ground)
+    hand("close_gate", reason="PROVIDER_STORM", model="gen4_turbo")
+    with kept(ground, "a cancel", user, *clips):
+        found = hand("claim_trial", model="gen4_turbo", probes=0)
+        assert [row["id"] for row in found] == theirs
+
+
+def test_cancels_that_are_locked_keep_no_other_s_waiting(ground: Ground) -> None:
+    """As many as one statement takes."""
+    hand, user, other = ground.worker(), ground.user(10_000), ground.user()
+    ids = []
+    for who in [user] * 100 + [other]:
+        held = ground.held(hand, "start_task", *STAGE[:2], user_id=who)
+        hand.about(held, "requeue", delay=timedelta(hours=1))
+        ground.sql("select public.cancel_video_generation_task(%s)", held.id)
+        ids.append(held.id)
+    with kept(ground, "a lock", user):
+        assert [row["id"] for row in hand("claim_cancelled")] == ids[-1:]
+
+
+def test_costs_that_retries_hold_keep_no_other_s_from_being_read(ground: Ground) -> None:
+    """As many as one statement returns."""
+    hand, user, other = ground.worker(), ground.user(10_000), ground.user()
+    ids = []
+    for who in [user] * 20 + [other]:
+        held = ground.held(hand, "start_task", *STAGE[:2], user_id=who)
+        hand.about(held, "end_generation", ended_state="failed")
+        hand.about(held, "fail")
+        ids.append(held.id)
+    ground.sql(
+        "update vidgen.submissions set ended_at = ended_at - interval '10 minutes',"
+        " cost_read_at = cost_read_at - interval '10 minutes'"
+    )
+    with acting(ground, "authenticated", user) as conn:
+        for task in ids[:-1]:
+            conn.execute("select public.retry_video_generation_task(%s)", [task])
+        assert [row["task_id"] for row in hand("costs_to_read_again")] == ids[-1:]
+
+
 def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
     hand, user = ground.worker(), ground.user()
     waiting(ground, hand, user, past_image=True, crashes=SUSPECT)

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.clients import acting
 from tests.support.hands import FENCED, STAGE, UNFENCED_FACTS, Ground, Hand, Held, refuse
@@ -574,18 +575,33 @@ def test_a_row_that_comes_in_while_its_user_is_claimed_is_not_forgotten(ground: 
     assert sorted([*taken, *rest]) == sorted([first, second])
 
 
-def test_line_up_waits_for_a_claim_and_puts_the_user_back(ground: Ground) -> None:
-    """The other order: the claim has the turn and has not committed, the arrival is merged."""
+def test_line_up_waits_for_no_claim_and_leaves_its_user_s_mail(ground: Ground) -> None:
+    """The other order: the claim has the turn and has not committed when another row comes."""
     user = ground.user()
     worker, other = ground.worker(), ground.worker()
     first = ground.order(user)
+    other("line_up")
     with worker.holding():
         assert [held.id for held in worker.claim()] == [first]
-        second = ground.order(user)
-        late = other.later(lambda: other("line_up"))
-        assert ground.waits(late)
-    late.result()
+        second, third = ground.order(user), ground.order()
+        other.conn.execute("set lock_timeout = '150ms'")
+        assert [held.id for held in other.claim()] == [third]
+        assert other.claim() == []
+        assert other("still_waiting") == [{"resumable": False, "waiting": True}]
     assert [held.id for held in other.claim()] == [second]
+
+
+def test_a_claim_says_that_mail_is_left(ground: Ground) -> None:
+    user = ground.user()
+    worker, other = ground.worker(), ground.worker()
+    ground.order(user)
+    other("line_up")
+    with worker.holding():
+        assert len(worker.claim()) == 1
+        ground.order(user)
+        third = ground.order()
+        other("line_up")
+        assert [(row["id"], row["more"]) for row in other("claim")] == [(third, True)]
 
 
 def test_a_mailbox_that_somebody_empties_is_not_lost_with_them(ground: Ground) -> None:
@@ -895,6 +911,28 @@ def test_room_is_made_by_a_worker_that_could_take_the_suspect(ground: Ground) ->
     assert not asked(second)
 
 
+@pytest.mark.parametrize("model", ["gen4_image", "gen4_turbo"])
+def test_a_suspect_without_a_slot_is_not_asked_for_again(ground: Ground, model: str) -> None:
+    """An idle worker would ask at once, and again: it comes when a slot is free."""
+    hand = ground.worker()
+    hand("set_limit", model=model, max_generations=1)
+    past_image = model == "gen4_turbo"
+    held = ground.held(hand, "start_task", *(STAGE if past_image else ()))
+    hand.about(held, "requeue")
+    ground.sql(
+        "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)"
+        " on conflict (task_id) do update set crashes = 2, suspect = true", held.id,
+    )  # fmt: skip
+    assert hand("still_waiting")[0]["resumable"]
+    ground.sql(
+        "update vidgen.slots set task_id = gen_random_uuid(), taken_at = now() where model = %s",
+        model,
+    )
+    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
+    ground.sql("update vidgen.slots set task_id = null, taken_at = null where model = %s", model)
+    assert [one.id for one in hand.claim()] == [held.id]
+
+
 def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> None:
     """Its output may be the one that shows that rows are taken again; a new one waits."""
     hand = ground.worker()
@@ -933,6 +971,72 @@ def test_what_tries_a_gate_is_kept_or_being_stored_and_not_set_aside(ground: Gro
     refuse(ground, held.id, when="new.status = 'completed'")
     hand.about(again, "set_aside")
     assert not tries(), "its row may refuse for ever"
+
+
+def an_output_behind_the_gate(ground: Ground, hand: Hand, key: dict[str, Any]) -> Held:
+    """Keep an output that could not be stored, and close the gate of its file store."""
+    user = ground.user()
+    task = ground.order(user)
+    (held,) = hand.claim(**key)
+    assert held.id == task
+    for step in ("start_task", *STAGE[:3]):
+        hand.about(held, step, **key, request=Jsonb({"model": "gen4_image"}))
+    hand("note_trouble", task_id=held.id, user_id=user, scope="storage:a")
+    hand("close_gate", scope="storage:a", model="*", reason="STORAGE_DENIED")
+    hand.about(held, "requeue", **key)
+    return held
+
+
+FIRST: dict[str, Any] = {"scopes": ["*", "default", "key:key", "storage:a"]}
+OTHER: dict[str, Any] = {
+    "account": "other", "key_fingerprint": "others", "scopes": ["*", "other", "key:others"],
+}  # fmt: skip
+
+
+def test_an_output_of_one_account_is_left_to_no_worker_of_another(ground: Ground) -> None:
+    """It is what opens the gate of a file store that is this account's own."""
+    first, other = ground.worker(**FIRST), ground.worker(**OTHER)
+    held = an_output_behind_the_gate(ground, first, FIRST)
+    assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": True}]
+    assert other.claim(**OTHER) == []
+    second = ground.worker(**{**FIRST, "scopes": FIRST["scopes"][:3]})
+    assert first.claim(**FIRST) == [], "another one of its account works on"
+    second("leave")
+    assert [one.id for one in first.claim(**FIRST)] == [held.id]
+
+
+def test_an_output_that_only_others_may_follow_tries_no_gate(ground: Ground) -> None:
+    """Of two accounts with one file store."""
+    others = {**OTHER, "scopes": [*OTHER["scopes"], "storage:a"]}
+    first, other = ground.worker(**FIRST), ground.worker(**others)
+    an_output_behind_the_gate(ground, other, others)
+    other("leave")
+    assert first.claim(**FIRST) == []
+    assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": False}]
+    assert other("try_kept", scope="storage:a", **others) == [{"kept": True}]
+
+
+def test_an_output_that_another_transaction_holds_tries_no_gate(ground: Ground) -> None:
+    hand = ground.worker(**FIRST)
+    held = an_output_behind_the_gate(ground, hand, FIRST)
+    with ground.hand().holding() as client:
+        client.conn.execute(
+            "select from video_generation_tasks where id = %s for update", [held.id]
+        )
+        assert hand("try_kept", scope="storage:a", **FIRST) == [{"kept": True}]
+        assert hand.claim(**FIRST) == []
+        assert hand("try_kept", scope="storage:a", **FIRST) == [{"kept": False}]
+
+
+def test_an_output_that_is_stored_outside_a_gate_does_not_try_it(ground: Ground) -> None:
+    """A worker with another file store stores it: that says nothing of the first one's."""
+    first, other = ground.worker(**FIRST), ground.worker(**OTHER)
+    held = an_output_behind_the_gate(ground, first, FIRST)
+    ground.sql(
+        "update video_generation_tasks set status = 'processing', attempt = attempt + 1,"
+        " worker_id = %s where id = %s", other.worker_id, held.id,
+    )  # fmt: skip
+    assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": False}]
 
 
 def test_cancels_of_waiting_tasks_are_claimed_outside_gates(ground: Ground) -> None:

@@ -7,7 +7,7 @@ many rows came, nor on how many workers race for the same user's turn.
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 import pytest
 
@@ -85,3 +85,34 @@ async def test_a_herd_costs_each_worker_a_bounded_number_of_statements(
         for count in counts:
             assert count["claim"] >= 1
             assert sum(count.values()) <= PER_CLAIM * (SLOTS + MOST_EMPTY_CLAIMS), count
+
+
+async def test_what_nobody_can_begin_costs_an_idle_worker_few_statements(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look takes a whole row of claims, each next one half of the last."""
+    user = world.user()
+    task = world.order(user, world.scene(user))
+    looks = 0
+    looked = asyncio.Event()
+    with closing(world.admin()) as client, client.transaction():
+        client.execute("select from video_generation_tasks where id = %s for update", [task])
+        async with world.worker(VIDGEN_QUEUE_POLL="500ms") as worker:
+            claiming = worker.claiming
+            wait, counts = (
+                claiming._wait_for_wake,
+                counted(worker.process.databases.claims, monkeypatch),
+            )
+
+            async def waiting(seconds: float) -> None:
+                nonlocal looks
+                looks += 1
+                if looks == 10:
+                    looked.set()
+                await wait(seconds)
+
+            monkeypatch.setattr(claiming, "_wait_for_wake", waiting)
+            async with asyncio.timeout(60):
+                await looked.wait()
+            assert counts["claim"] >= 10
+            assert counts["claim"] <= 10 * 2 + 2 * MOST_EMPTY_CLAIMS

@@ -96,9 +96,7 @@ class Gates:
 
     async def try_kept(self, gate: Gate) -> bool:
         """Let an output that is kept behind a gate try it; False when there is none."""
-        rows = await self._caller.once(
-            "try_kept", provider=self._caller.key.provider, scope=gate.scope
-        )
+        rows = await self._caller.once("try_kept", **self._caller.key.names(), scope=gate.scope)
         return bool(rows[0]["kept"])
 
     async def take_probe(self) -> Row | None:
@@ -122,7 +120,7 @@ class Gates:
         return float(rows[0]["seconds"]) if rows else None
 
     async def stands_aside(self) -> bool:
-        """Whether this worker is behind a gate of its own while another one works on."""
+        """Whether this worker is behind a gate of its own while another of its account works on."""
         rows = await self._caller.run("stands_aside", worker_id=self._caller.worker_id)
         return bool(rows[0]["aside"])
 

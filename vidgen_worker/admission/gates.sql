@@ -132,13 +132,18 @@ select (select count(*) from tried where refused is distinct from '') as tried,
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
 -- nothing, and its row of vidgen.troubles goes when that went well. The one that has waited longest is
 -- due now; it is taken up behind a closed gate too. One that is being stored just now tries it as well.
--- One that is set aside tells nothing: its row may refuse for ever.
+-- One that is set aside tells nothing: its row may refuse for ever. Nor does one that this worker may not
+-- follow, one that another transaction holds, or one that a worker outside the scope is storing.
 with kept as materialized (
   select r.task_id
     from vidgen.resumes as r
     join vidgen.checkpoints as c on c.task_id = r.task_id and c.state = 'storing'
    where r.stage is null
+     and (r.followers is null or r.followers && %(scopes)s::text[])
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
+     and not exists (
+       select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
+     )
      and exists (
        select from vidgen.troubles as t
         where t.provider = %(provider)s and t.scope = %(scope)s
@@ -159,6 +164,7 @@ select exists (select from kept)
          select
            from public.video_generation_tasks as t
            join vidgen.checkpoints as c on c.task_id = t.id and c.state = 'storing'
+           join vidgen.workers as w on w.id = t.worker_id and %(scope)s = any (w.scopes)
           where t.status = 'processing'
             and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
             and exists (
@@ -212,13 +218,19 @@ line as materialized (
    order by waiting_since
    limit 20
 ),
+clips as materialized (
+  -- Locked before the limit: rows that others hold take no place in it.
+  select t.id, t.failures, r.resume_at
+    from vidgen.resumes as r
+    join public.video_generation_tasks as t on t.id = r.task_id
+   where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
+     and exists (select from gate)
+   order by r.resume_at
+   limit 20
+     for no key update of t skip locked
+),
 waiting as materialized (
-  (select t.id, t.failures, 1 as place, r.resume_at as since
-     from vidgen.resumes as r
-     join public.video_generation_tasks as t on t.id = r.task_id
-    where r.lane = %(lane)s and r.stage = 'video' and r.resume_at <= now() and t.status = 'pending'
-    order by r.resume_at
-    limit 20)
+  select clips.id, clips.failures, 1 as place, clips.resume_at as since from clips
   union all
   (select ready.id, ready.failures, 2, ready.created_at
      from line
@@ -304,5 +316,5 @@ select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.clos
  order by g.model
 
 -- stands_aside --
--- Whether this worker is behind a gate of its own while another one works on.
+-- Whether this worker is behind a gate of its own while another one of its account works on.
 select vidgen.stands_aside(%(worker_id)s) as aside

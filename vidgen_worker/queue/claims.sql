@@ -174,7 +174,9 @@ select c.*,
          select from vidgen.turns as t
           where t.lane = %(lane)s and t.waiting_since is not null
             and t.user_id <> all (array(select user_id from line))
-       ) as more
+       )
+       -- Mail that line_up left: another claim holds that user's turn.
+       or exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as more
   from begun as c
  order by c.run_after, c.created_at
 
@@ -341,28 +343,29 @@ select ready.suspects or ready.living or ready.clips as resumable,
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
 -- RUNWAYML_ENABLED; one that the provider could not be asked for is left alone for a while.
-with asked as materialized (
-  select t.id
-    from public.video_generation_tasks as t
-   where t.status = 'pending' and t.cancel_requested_at is not null
-     and not exists (
-       select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-     )
-     and not vidgen.stands_aside(%(worker_id)s)
-     and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-     -- Only its account can end what lives of it.
-     and not exists (
-       select
-         from vidgen.checkpoints as c
-         join vidgen.submissions as s on s.id = c.submission_id
-        where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
-          and (s.answer is null or s.answer = 'generation')
-          and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                  && %(scopes)s::text[]
-     )
-   order by t.cancel_requested_at
-   limit 100
-)
+-- Rows that others hold take no place in the limit.
 select begun.*
-  from asked
+  from (
+    select t.id
+      from public.video_generation_tasks as t
+     where t.status = 'pending' and t.cancel_requested_at is not null
+       and not exists (
+         select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
+       )
+       and not vidgen.stands_aside(%(worker_id)s)
+       and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+       -- Only its account can end what lives of it.
+       and not exists (
+         select
+           from vidgen.checkpoints as c
+           join vidgen.submissions as s on s.id = c.submission_id
+          where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
+            and (s.answer is null or s.answer = 'generation')
+            and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
+                    && %(scopes)s::text[]
+       )
+     order by t.cancel_requested_at
+    offset 0
+  ) as asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
+ limit 100

@@ -51,7 +51,9 @@ place as materialized (
   select case when gate.closed then 0 else least(i.free - alone.images::integer, v.room) end as images,
          case when gate.videos then 0
               else v.free - (alone.videos and not gate.images)::integer end as videos,
-         i.free is not null as images_limited, v.free is not null as videos_limited
+         i.free is not null as images_limited, v.free is not null as videos_limited,
+         -- For a suspect: the slot that is left for it counts.
+         coalesce(i.free > 0, true) as any_image, coalesce(v.free > 0, true) as any_video
     from gate
    cross join alone
     left join vidgen.rooms as i
@@ -63,7 +65,8 @@ ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
   select %(idle)s and (
            (alone.living and not gate.aside)
-           or ((alone.images or alone.videos) and not gate.closed)
+           or (alone.images and place.any_image and not gate.closed)
+           or (alone.videos and place.any_video and not gate.closed)
          ) as suspects,
          not gate.aside and exists (
            select from vidgen.due_resumes as r

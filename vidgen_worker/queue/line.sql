@@ -4,17 +4,37 @@
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
 -- written in user order, so two of these can't deadlock; claims skip what is locked here. A user whom
--- his own limit keeps waiting is not in the line until his pause is over.
-with mail as materialized (
-  select ctid, user_id, lane, due_at
+-- his own limit keeps waiting is not in the line until his pause is over. A turn that a claim holds keeps
+-- nobody waiting: that user's mail stays where it is for the next one. (Only for a user's first turn, while
+-- it is being inserted, does this wait.)
+with front as materialized (
+  select ctid as place, user_id, lane, due_at
     from vidgen.arrivals
    order by id
    limit 2000
      for update skip locked
 ),
+free as materialized (
+  select who.user_id, who.lane
+    from (select distinct user_id, lane from front) as who
+   cross join lateral (
+     select from vidgen.turns as t
+      where t.user_id = who.user_id and t.lane = who.lane
+        for update skip locked
+   ) as turn
+),
+mail as materialized (
+  select front.place, front.user_id, front.lane, front.due_at
+    from front
+    left join free on free.user_id = front.user_id and free.lane = front.lane
+   where free.user_id is not null
+      or not exists (
+        select from vidgen.turns as t where t.user_id = front.user_id and t.lane = front.lane
+      )
+),
 emptied as (
   -- Locked, and never updated: they stay where they are.
-  delete from vidgen.arrivals where ctid = any (array(select ctid from mail))
+  delete from vidgen.arrivals where ctid = any (array(select place from mail))
 ),
 due as materialized (
   select user_id, lane, due_at

@@ -453,27 +453,34 @@ returning s.id, s.task_id, s.generation_id, strays.kept,
 
 -- costs_to_read_again --
 -- The provider gives refunds some minutes after a failure: the cost that it tells then is the truth.
--- What was given up may live on: it is looked for again, and ended, for a day.
-(select s.task_id, s.generation_id, false as given_up
-   from vidgen.submissions as s
-  where s.ended_state in ('failed', 'cancelled')
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by s.ended_at
-  limit 20)
-union all
-(select s.task_id, s.generation_id, true
-   from vidgen.submissions as s
-  where s.ended_state = 'given up'
-    and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-    and s.cost_read_at < s.ended_at + interval '5 minutes'
-    and s.provider = %(provider)s
-    and coalesce(
-          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-        )
-  order by random()
-  limit 20)
+-- What was given up may live on: it is looked for again, and ended, for a day. Rows that others hold
+-- take no place in the limits.
+with failed as materialized (
+  select s.task_id, s.generation_id, false as given_up
+    from vidgen.submissions as s
+   where s.ended_state in ('failed', 'cancelled')
+     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+     and s.cost_read_at < s.ended_at + interval '5 minutes'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by s.ended_at
+   limit 20
+     for no key update of s skip locked
+),
+given_up as materialized (
+  select s.task_id, s.generation_id, true as given_up
+    from vidgen.submissions as s
+   where s.ended_state = 'given up'
+     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+     and s.cost_read_at < s.ended_at + interval '5 minutes'
+     and s.provider = %(provider)s
+     and coalesce(
+           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
+         )
+   order by random()
+   limit 20
+     for no key update of s skip locked
+)
+select * from failed union all select * from given_up

@@ -26,6 +26,7 @@ CLAIM_STATEMENTS = 8
 BECOME_IDLE_EVERY = 60.0
 """Seconds between two times that tasks are given back for a suspect."""
 MOST_EMPTY_CLAIMS = 10
+"""Claims in a row that bring nothing, where rows are left; after each such row half as many."""
 
 
 class Claiming:
@@ -47,6 +48,7 @@ class Claiming:
         """One claim, then wait for a reason for the next: NOTIFY, a free slot, the poll."""
         process, wakes = self._process, self._process.wakes
         empty = 0
+        patience = MOST_EMPTY_CLAIMS
         due = 0.0
         longest = process.settings.vidgen_queue_poll * 1.1 + CLAIM_STATEMENTS * STATEMENT_DEADLINE
         while not process.stopping.is_set():
@@ -65,11 +67,17 @@ class Claiming:
                 await self._take_over()
             progress = await self._claim()
             empty = 0 if progress else empty + 1
-            if self._more and self._slots() > 0 and empty <= MOST_EMPTY_CLAIMS:
+            if progress or not self._more:
+                patience = MOST_EMPTY_CLAIMS
+            spent = empty > patience
+            if self._more and self._slots() > 0 and not spent:
                 await process.sleep(
                     CLAIM_AGAIN * random.uniform(0.5, 1.5) * (0 if progress else 1)  # noqa: S311
                 )
                 continue
+            if spent:
+                # What waits may stay locked for hours.
+                patience = max(patience // 2, 1)
             if not progress:
                 # A flood of NOTIFY, which any role may send, is answered at this pace.
                 await process.sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5))  # noqa: S311
