@@ -305,7 +305,9 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
         | inner
         | {"delete_video_scene", "delete_scene", "owns_scene", "signed_in_user"}
         | {"our_buckets", "is_paid", "is_unpaid"},
-        "service_role": calls | inner | {"grant_video_credits", "grant_credits"},
+        "service_role": calls
+        | inner
+        | {"grant_video_credits", "grant_credits", "our_buckets", "is_unpaid"},
     }
 
 

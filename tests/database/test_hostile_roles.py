@@ -120,16 +120,11 @@ def test_a_claim_set_by_hand_reaches_nobodys_task(
 def test_who_has_sql_puts_no_trigger_where_we_write_as_the_owner(
     intruder: Connection, table: str
 ) -> None:
-    """His function would run with the owner's rights, and grant him credits."""
-    intruder.execute(
-        "create function pg_temp.mine() returns trigger language plpgsql as"
-        " $$ begin perform public.grant_video_credits(new.user_id, 1000, 'mine');"
-        " return new; end $$"
-    )
+    """A function of his would run with the owner's rights; here it is PostgreSQL's own."""
     with pytest.raises(errors.InsufficientPrivilege):
         intruder.execute(
-            f"create trigger mine before update on {table}"
-            " for each row execute function pg_temp.mine()".encode()
+            f"create trigger mine before update on {table} for each row"
+            " execute function suppress_redundant_updates_trigger()".encode()
         )
 
 
