@@ -702,10 +702,11 @@ begin
                ) end,
                write_scene.status, s.status
              ),
-             -- Of the still's task the row doesn't show it yet: it is the newest that runs without one.
+             -- Of the still's task the row may show it already, or not yet: then it is the newest that runs
+             -- without one.
              image_url = case
                when write_scene.image_url is null or (
-                 select t.image_url is not null
+                 select t.image_url <> write_scene.image_url
                    from public.video_generation_tasks as t
                   where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
                     and (t.image_url is not null or t.status = 'processing')

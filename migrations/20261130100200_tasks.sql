@@ -203,8 +203,11 @@ begin
   end if;
 
   if old.status <> new.status and new.status in ('completed', 'failed', 'cancelled')
-     and not vidgen.is_operator() then
-    -- What is kept for so long after its end is not pruned before.
+     and not pg_has_role(current_user, 'service_role', 'usage')
+     and not pg_has_role(
+       current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
+     ) then
+    -- What is kept for so long after its end is not pruned before, whatever a worker says.
     new.completed_at := now();
   end if;
   if old.status in ('pending', 'processing') and new.status in ('pending', 'processing') then

@@ -178,7 +178,9 @@ def test_an_input_that_never_went_well_is_under_way_three_times_at_most(ground: 
 def test_a_clips_still_is_told_by_its_bytes(ground: Ground, *, same: bool) -> None:
     user = ground.user()
     hand, tasks = begun(ground, user, 2)
-    clip: dict[str, Any] = {"stage": "video", "model": "gen4_turbo", "digest": "clip"}
+    clip: dict[str, Any] = {
+        "stage": "video", "model": "gen4_turbo", "digest": "clip", "made_from": "image",
+    }  # fmt: skip
     for held, sha256 in zip(tasks, ("ab", "ab" if same else "cd"), strict=True):
         hand.walk(held, *STAGE[:3])
         hand.about(held, "finish_stage", sha256=sha256)

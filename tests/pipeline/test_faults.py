@@ -691,9 +691,9 @@ def another_worker(world: World, *, dead: bool) -> UUID:
     """A worker's row, without a process."""
     worker = uuid4()
     world.sql(
-        "insert into vidgen.workers (id, host, pid, version, provider, key_fingerprint, "
-        "concurrency, lease, dead_at) values (%s, 'elsewhere', 1, '0', 'runway', 'other', 1, "
-        "'1 hour', case when %s then now() end)",
+        "insert into vidgen.workers (id, host, pid, version, provider, key_fingerprint, scopes, "
+        "concurrency, lease, dead_at) values (%s, 'elsewhere', 1, '0', 'runway', 'other', '{*}', "
+        "1, '1 hour', case when %s then now() end)",
         worker, dead,
     )  # fmt: skip
     return worker

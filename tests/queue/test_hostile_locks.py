@@ -423,7 +423,7 @@ def test_rows_that_can_not_be_concluded_keep_no_room(ground: Ground, how: str) -
         assert [one.id for one in hand.claim()] == [other]
     ground.sql("update vidgen.refusals set until = now()")
     assert [row["became"] for row in hand("retry_refused")] == ["processing"] * 2
-    orphans = {row["id"] for row in hand("heartbeat") if row["kind"] == "orphan"}
+    orphans = {row["task_id"] for row in hand("heartbeat") if row["kind"] == "orphan"}
     assert orphans >= {one.id for one in mine}, "it hands them back"
 
 

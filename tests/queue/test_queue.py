@@ -201,7 +201,7 @@ def test_a_suspect_of_a_paused_user_empties_no_worker(ground: Ground) -> None:
     ground.sql(pause, timedelta(hours=1))
     assert hand("take_over", idle=False) == []
     ground.sql(pause, timedelta(0))
-    assert [row["kind"] for row in hand("take_over", idle=False)] == ["room"]
+    assert [row["kind"] for row in hand("take_over", idle=False)] == ["suspect waits"]
 
 
 def test_a_task_cancelled_while_it_is_set_aside_counts_for_no_cap(ground: Ground) -> None:

@@ -38,12 +38,13 @@ class Application(ABC):
 
     def insert_scene(self, user_id: UUID, **columns: object) -> UUID:
         """Make a scene of the user; its scenario is missing unless `scenario_id` names one."""
-        scene_id = uuid4()
-        scene = {"id": scene_id, "user_id": user_id, "scenario_id": uuid4(), **columns}
+        scene: dict[str, object] = {
+            "id": uuid4(), "user_id": user_id, "scenario_id": uuid4(), **columns,
+        }  # fmt: skip
         names = ", ".join(scene)
         values = ", ".join(["%s"] * len(scene))
         self.sql(f"insert into public.video_scenes ({names}) values ({values})", *scene.values())
-        return scene_id
+        return UUID(str(scene["id"]))
 
     def task(self, task_id: UUID) -> Row:
         """The task's row."""

@@ -142,19 +142,19 @@ class World(Application):
         self, user_id: UUID, *, resolution: str | None = "1280:720", **columns: object
     ) -> UUID:
         """A scene of the user, in a scenario of its own (None: the scenario is missing)."""
-        scenario_id, name = uuid4(), uuid4()
+        scenario_id, scene_id = uuid4(), uuid4()
         if resolution is not None:
             self.sql(
                 "insert into video_scenarios (id, resolution) values (%s, %s)",
                 scenario_id, resolution,
             )  # fmt: skip
-        prompts = {
-            "image_prompt": f"A bottle on a stone {name}",
-            "visual_prompt": f"The camera moves around it {name}",
-        }
-        return self.insert_scene(
-            user_id, **{"scenario_id": scenario_id, "duration": 2, **prompts, **columns}
-        )
+        # The prompts name the scene: the double's generations are told apart by it.
+        scene = {
+            "id": scene_id, "scenario_id": scenario_id, "duration": 2,
+            "image_prompt": f"A bottle on a stone {scene_id}",
+            "visual_prompt": f"The camera moves around it {scene_id}",
+        }  # fmt: skip
+        return self.insert_scene(user_id, **{**scene, **columns})
 
     def as_user(self, user_id: UUID, statement: LiteralString, *parameters: object) -> list[Row]:
         """Run one statement as PostgREST would for a signed-in user."""
