@@ -24,7 +24,7 @@ from vidgen_worker.telemetry.events import (
     WorkerStopped,
 )
 from vidgen_worker.telemetry.log import configure
-from vidgen_worker.worker import worker
+from vidgen_worker.worker import attempts
 from vidgen_worker.worker.serve import serve
 
 INSERT = """
@@ -62,7 +62,7 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
 
 def work() -> int:
     """Run the worker until SIGTERM."""
-    worker.attempt = attempt  # type: ignore[attr-defined]
+    attempts.attempt = attempt  # type: ignore[attr-defined]
     settings = load()
     configure(settings.vidgen_log_level, "json")
     subscribe(tell)
