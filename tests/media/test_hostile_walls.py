@@ -690,8 +690,9 @@ def test_no_verb_prints_what_acts_on_a_terminal(
     complete("gate", "close", "gen4_turbo", "--message", HOSTILE, "--yes")
     world.sql(
         "insert into vidgen.workers"
-        " (id, host, pid, version, provider, key_fingerprint, account, concurrency, lease)"
-        " values (gen_random_uuid(), 'h', 1, 'v', 'runway', 'k', 'default', 1, interval '1 h')"
+        " (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)"
+        " values (gen_random_uuid(), 'h', 1, 'v', 'runway', 'k', 'default', '{*}', 1,"
+        "         interval '1 h')"
     )
     capsys.readouterr()
     taken = made_hostile(world.database.admin_url)

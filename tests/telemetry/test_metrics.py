@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.hands import IMAGE_PRICE, VIDEO_PRICE
+from tests.support.watching import until_true, watch
 from tests.support.world import World, recorded
 from vidgen_worker.telemetry import events
 from vidgen_worker.telemetry.metrics import Metrics, serving
@@ -101,6 +102,7 @@ def test_without_a_port_nothing_listens() -> None:
 
 async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
     """Queue, workers, gates and ledger come from the database, whoever caused them."""
+    watch(world)
     user = world.user()
     world.sql("update user_credits set balance = balance + 1 where user_id = %s", user)
     world.sql(
@@ -113,6 +115,8 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
         async with world.worker(**more) as worker:
             await world.beats(1)
             await worker.janitor.count()
+            # Its own first audit may be at it: one at a time.
+            await until_true(world, "select audited_at is not null from vidgen.audited")
             await worker.janitor.audit()
             (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]
             found = await scraped(f"http://127.0.0.1:{served.port}")
