@@ -28,6 +28,8 @@ IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
+A_MOMENT = 0.1
+"""Seconds before what was locked is handed back once more."""
 
 
 async def drain(
@@ -57,6 +59,10 @@ async def drain(
         async with asyncio.timeout(_left(process)):
             await reports.flush()
             handed_back = await process.life.queue.leases.hand_back()
+            if len(handed_back) < len(tasks):
+                # What an attempt that was cut off had sent may have kept its row for a moment.
+                await asyncio.sleep(A_MOMENT)
+                handed_back += await process.life.queue.leases.hand_back()
             await process.life.queue.leases.leave()
     except (DatabaseUnavailableError, TimeoutError):
         for run, _ in tasks.values():
