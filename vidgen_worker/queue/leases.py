@@ -3,6 +3,7 @@
 A worker's row is its lease. Nothing here judges who is silent: that is the observer's.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +11,7 @@ from enum import StrEnum
 from typing import assert_never
 from uuid import UUID
 
-from vidgen_worker.database.pool import LOCK_PATIENCE
+from vidgen_worker.database.pool import LOCK_PATIENCE, Row
 from vidgen_worker.domain.faults import FAULTS, FaultName
 from vidgen_worker.domain.task import Fence, Task
 from vidgen_worker.queue.caller import Caller
@@ -18,6 +19,9 @@ from vidgen_worker.queue.claims import task_of
 from vidgen_worker.queue.errors import BucketsNotSharedError
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import RowRefused
+
+A_MOMENT = 0.1
+"""Seconds before what was locked is handed back once more."""
 
 
 class Beat(StrEnum):
@@ -166,16 +170,36 @@ class Leases:
                     assert_never(kind)
         return result
 
-    async def hand_back(self, held: Sequence[Fence] | None = None) -> list[Fence]:
-        """Give back what this worker holds (all of it, or these attempts), for others to resume.
+    async def hand_back(self, held: Sequence[Fence]) -> list[Fence]:
+        """Give back these attempts, for others to resume.
 
         What a client holds, or what refuses, is not among those returned: the lease has it.
         """
-        rows = await self._caller.run(
+        return self._given(await self._hand_back(held))
+
+    async def hand_back_all(self, known: Sequence[Fence]) -> list[Fence]:
+        """Give back all that this worker holds; `known` attempts that were locked, once more.
+
+        The last statement of an attempt that was just cut off may keep its row for a moment. A row
+        that refuses is not asked again: that would count as another refusal.
+        """
+        rows = await self._hand_back(None)
+        met = {row["id"] for row in rows}
+        missing = [fence for fence in known if fence.task_id not in met]
+        if missing:
+            await asyncio.sleep(A_MOMENT)
+            rows = [*rows, *await self._hand_back(missing)]
+        return self._given(rows)
+
+    async def _hand_back(self, held: Sequence[Fence] | None) -> Sequence[Row]:
+        return await self._caller.run(
             "hand_back", lock_patience=LOCK_PATIENCE, worker_id=self._caller.worker_id,
             task_ids=None if held is None else [fence.task_id for fence in held],
             attempts=None if held is None else [fence.attempt for fence in held],
         )  # fmt: skip
+
+    def _given(self, rows: Sequence[Row]) -> list[Fence]:
+        """The attempts that were given back; says which rows refused."""
         for row in rows:
             if row["refused"]:
                 emit(RowRefused(task=str(row["id"]), statement="hand back", error=row["refused"]))

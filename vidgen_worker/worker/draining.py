@@ -28,8 +28,6 @@ IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
 """Seconds that each step of a drain gets even after its time-out."""
-A_MOMENT = 0.1
-"""Seconds before what was locked is handed back once more."""
 
 
 async def drain(
@@ -58,12 +56,9 @@ async def drain(
     try:
         async with asyncio.timeout(_left(process)):
             await reports.flush()
-            handed_back = await process.life.queue.leases.hand_back()
-            if len(handed_back) < len(tasks):
-                # What an attempt that was cut off had sent may have kept its row for a moment.
-                await asyncio.sleep(A_MOMENT)
-                handed_back += await process.life.queue.leases.hand_back()
-            await process.life.queue.leases.leave()
+            leases = process.life.queue.leases
+            handed_back = await leases.hand_back_all([run.task.fence for run, _ in tasks.values()])
+            await leases.leave()
     except (DatabaseUnavailableError, TimeoutError):
         for run, _ in tasks.values():
             for stage, generation in run.generations.items():
