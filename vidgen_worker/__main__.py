@@ -28,10 +28,10 @@ def main() -> None:
         signal.signal(signal.SIGINT, _end_at_once)
     _open_streams()
     try:
-        from vidgen_worker.cli import main as run  # noqa: PLC0415 - it takes half a second
-        from vidgen_worker.telemetry.log import catch_the_rest, configure  # noqa: PLC0415
+        from vidgen_worker.cli import main as run  # noqa: PLC0415 - it takes a tenth of a second
+        from vidgen_worker.telemetry.late_log import catch_the_rest, configure_late  # noqa: PLC0415
 
-        configure("warning")
+        configure_late(_set_up_the_log)
         catch_the_rest()
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,6 +54,12 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last place where a sentence can be made of it
         _say(error)
         sys.exit(FAILED)
+
+
+def _set_up_the_log() -> None:
+    from vidgen_worker.telemetry.log import configure  # noqa: PLC0415 - most verbs log nothing
+
+    configure("warning")
 
 
 def _end_at_once(number: int, frame: object) -> None:

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.settings import MANDATORY
-from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.client.database import ClientSettings, load_client_settings
 from vidgen_worker.config import Settings, SettingsError, load
 from vidgen_worker.domain import masking

@@ -51,7 +51,7 @@ from tests.support.world import (
     submissions,
     vidgen,
 )
-from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.domain.faults import ALLOWANCE
 from vidgen_worker.telemetry import events
 
