@@ -29,9 +29,13 @@ class _Verbs(TyperGroup):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
-        """Run the verb."""
-        with _spelled_out():
-            return super().invoke(ctx)
+        """Run the verb; Ctrl-C ends it with one line."""
+        try:
+            with _spelled_out():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 @contextlib.contextmanager
@@ -84,8 +88,6 @@ def main() -> None:
     """Run the command line, and end the process with one of the documented codes."""
     try:
         app(prog_name="vidgen-worker")
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:
         # Here, because it knows the boxes below, which a verb that fails has imported already.
         from vidgen_worker.cli.errors import end_with  # noqa: PLC0415

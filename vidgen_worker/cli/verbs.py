@@ -4,18 +4,14 @@ A verb's module is imported when the verb runs, or its own help is asked for: no
 what only another one needs. It knows no verb's options.
 """
 
-import contextlib
-import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-
-from vidgen_worker.cli.exit_codes import ExitCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +78,7 @@ class Later(TyperCommand):
     def load(self) -> Any:  # noqa: ANN401 - the parser's own command, without a public type
         """Import the verb and return its command."""
         module, _, attribute = self._place.partition(".")
-        with _ending_at_once():
-            found = getattr(import_module(f"vidgen_worker.cli.{module}"), attribute)
+        found = getattr(import_module(f"vidgen_worker.cli.{module}"), attribute)
         app = found
         if not isinstance(found, typer.Typer):
             app = typer.Typer()
@@ -94,7 +89,12 @@ class Later(TyperCommand):
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as above
         """Read its arguments; from here on the verb itself goes on."""
-        return self.load().make_context(*args, **options)
+        context = self.load().make_context(*args, **options)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            # Until now Ctrl-C ended the process at once: a module that is being imported would make
+            # another exception of it. A verb may have something to clear away.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return context
 
 
 def commands() -> dict[str, Any]:
@@ -109,16 +109,3 @@ def _command(name: str, entry: Verb | Family) -> TyperCommand | TyperGroup:
         name=name, help=entry.line, no_args_is_help=True, rich_markup_mode=None,
         commands={word: Later(word, verb) for word, verb in entry.verbs.items()},
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _ending_at_once() -> Iterator[None]:
-    """Let Ctrl-C end an import without an exception: some module would make another one of it."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *_: os._exit(ExitCode.INTERRUPTED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
