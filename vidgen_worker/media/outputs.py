@@ -298,6 +298,16 @@ def hide_environment() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def child_environment() -> dict[str, str]:
+    """Return what a child knows of this process's environment."""
+    known = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
+    ours = [str(_CHILD.parents[2]), known.get("PYTHONPATH", "")]
+    known["PYTHONPATH"] = os.pathsep.join(filter(None, ours))
+    # Large pages where the kernel has them: a frame takes few page faults then, and not 1,500.
+    known["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    return known
+
+
 def _is_whole(response: httpx.Response) -> bool:
     """Whether all of a file is to come: some servers call that a part."""
     match response.status_code:
@@ -563,15 +573,10 @@ class _Child:
 
         Raises Fault `scratch_unavailable`.
         """
-        environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
-        ours = [str(_CHILD.parents[2]), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, ours))
-        # Large pages where the kernel has them: a frame takes few page faults then, and not 1,500.
-        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", str(_CHILD), str(max_bytes),
-                stdin=PIPE, stdout=PIPE, env=environment, start_new_session=True,
+                stdin=PIPE, stdout=PIPE, env=child_environment(), start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             # Too little memory, too many processes or open files: this machine's trouble.
