@@ -136,7 +136,7 @@ async def test_a_bucket_that_is_changed_at_work_keeps_what_was_paid(
         await until(world, lambda: posts(world) == (1, 1))
         set_bucket(world, bucket, **wrong)
         if name != "too small":
-            await worker.janitor.prove_storage()
+            await worker.janitor.probing.prove_storage()
         await until(world, lambda: reasons(world) == [("storage", "STORAGE_MISCONFIGURED")])
         (late,) = crowd(world, 1)
         await world.beats(3)
@@ -342,7 +342,7 @@ async def test_a_machine_without_room_claims_nothing_and_heals(world: World) -> 
         async with world.worker(VIDGEN_IMAGE_SLOTS="9", VIDGEN_VIDEO_SLOTS="9") as worker:
             await world.beats(2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
-            await worker.janitor.prove_machine()
+            await worker.janitor.probing.prove_machine()
             tasks = crowd(world, 3)
             await world.beats(3)
             assert reasons(world) == [("machine", "SCRATCH_UNAVAILABLE")]

@@ -13,7 +13,7 @@ from vidgen_worker.admission import storms
 from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.config import format_duration
 from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
-from vidgen_worker.domain.faults import Disposition, Fault, FaultName, Pause, backoff
+from vidgen_worker.domain.faults import Disposition, Fault, FaultName, Pause, Probe, backoff
 from vidgen_worker.domain.keys import Gate, Scope
 from vidgen_worker.domain.task import (
     Abandoned,
@@ -181,7 +181,8 @@ async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
         return fault
     model = _model(tools, run)
     again, price = await tools.gates.meet(run.task, _gate(tools, run, fault), model)
-    if not again or await account_problem(tools.provider, fault.code, model, price) is not None:
+    probe = fault.rule.probe or Probe.ACCOUNT
+    if not again or await account_problem(tools.provider, probe, model, price) is not None:
         return fault
     return Fault(FaultName.REQUEST_DENIED, details=f"{fault.name} again: {fault.details}")
 
