@@ -372,7 +372,8 @@ async def test_a_success_forgets_a_trouble_before_it_closes_anything(world: Worl
 async def test_check_is_red_for_a_key_that_may_not_store(
     world: World, key: str, there: bool
 ) -> None:
-    from vidgen_worker.cli.check import State, look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.check_services import look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.finding import State  # noqa: PLC0415
 
     if there:
         make_buckets(world)
@@ -387,7 +388,8 @@ async def test_check_is_red_for_a_key_that_may_not_store(
 
 @pytest.mark.parametrize("name", WRONG)
 async def test_check_names_bucket_setting_value_and_remedy(world: World, name: str) -> None:
-    from vidgen_worker.cli.check import State, look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.check_services import look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.finding import State  # noqa: PLC0415
 
     bucket, wrong, _ = WRONG[name]
     make_buckets(world)
