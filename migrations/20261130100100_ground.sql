@@ -190,6 +190,8 @@ comment on column vidgen.settings.rejection_memory is
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 
 -- The paid steps. A stage is a row here and a declaration in vidgen_worker/pipeline/stages/.
+-- A foreign key to this table locks a stage's row FOR KEY SHARE at each INSERT. Eight connections that
+-- only insert were no slower by it than by a CHECK of the names; it took one multixact per two inserts.
 create table vidgen.stages (
   name text primary key,
   place smallint not null,
