@@ -199,7 +199,9 @@ create table vidgen.stages (
   reserved boolean not null default false,
   bucket text,
   constraint a_place_has_one_stage unique (place),
-  constraint an_action_is_the_price_of_one_stage unique (action)
+  constraint an_action_is_the_price_of_one_stage unique (action),
+  -- A lane is a pair of models, and the claim knows the stages that these two make.
+  constraint the_claim_reserves_for_image_and_video check (not reserved or name in ('image', 'video'))
 );
 
 comment on column vidgen.stages.place is 'A task walks the stages in this order.';
