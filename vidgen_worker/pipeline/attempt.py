@@ -11,8 +11,8 @@ from typing import assert_never
 
 from vidgen_worker.admission import storms
 from vidgen_worker.admission.probing import account_problem
-from vidgen_worker.config import format_duration
 from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
+from vidgen_worker.domain.durations import format_duration
 from vidgen_worker.domain.faults import Disposition, Fault, FaultName, Pause, Probe, backoff
 from vidgen_worker.domain.keys import Gate, Scope
 from vidgen_worker.domain.task import (
