@@ -131,7 +131,10 @@ def fits(got: object, expected: object) -> bool:
 
 def test_control_a_wrong_answer_is_found() -> None:
     assert fits({"a": [{"b": "xZ"}]}, {"a": [{"b": "…Z", "c": "ABSENT"}]})
-    for got in ({"a": [{"b": "x"}]}, {"a": []}, {"a": [{"b": "xZ", "c": 1}]}, {}, None):
+    wrong: tuple[object, ...] = (
+        {"a": [{"b": "x"}]}, {"a": []}, {"a": [{"b": "xZ", "c": 1}]}, {}, None,
+    )  # fmt: skip
+    for got in wrong:
         assert not fits(got, {"a": [{"b": "…Z", "c": "ABSENT"}]})
 
 
