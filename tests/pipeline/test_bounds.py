@@ -66,7 +66,7 @@ async def test_one_that_can_t_even_be_cancelled_is_given_up_and_its_cost_read_la
             "update vidgen.submissions set ended_at = now() - interval '6 minutes',"
             " cost_read_at = now() - interval '6 minutes'"
         )
-        await worker.janitor.read_costs_again()
+        await worker.janitor.strays.read_costs_again()
     assert [g["state"] for g in world.runway.generations()] == ["CANCELLED"]
 
 
@@ -177,7 +177,7 @@ async def test_cancels_in_an_outage_back_off_and_end_and_the_janitor_goes_on(
         world.runway.set(outage=False)
         # Its own turn may have looked at some of them during the outage, or be at it now.
         age(world, "2 minutes")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
         await until(world, lambda: set(ends(world)) == {"cancelled"})
     assert {g["state"] for g in world.runway.generations()} == {"CANCELLED"}
 
@@ -201,10 +201,10 @@ async def test_a_stray_that_can_never_be_asked_about_is_given_up(world: World) -
         cancel(world, user, task)
         assert (await world.until(task))["status"] == "cancelled"
         age(world, "1 hour")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
         assert ends(world) == [None]
         age(world, "3 hours")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
     assert ends(world) == ["given up"]
 
 
