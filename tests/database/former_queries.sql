@@ -234,6 +234,7 @@ update vidgen.gates as g
    and g.probe_at is not null
 -- Claims: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
+-- Up to 400 lines: three statements share one decision (docs/claim.md), and are read side by side.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
@@ -1207,6 +1208,7 @@ returning t.user_id
 -- Paid POSTs and what they brought: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
 -- `mine` is the fence: see checkpoints.sql.
+-- Up to 600 lines: the record of money, whose statements lock the same rows in one order.
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.

@@ -1,6 +1,7 @@
 -- Paid POSTs and what they brought: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
 -- `mine` is the fence: see checkpoints.sql.
+-- Up to 600 lines: the record of money, whose statements lock the same rows in one order.
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
