@@ -252,6 +252,16 @@ def _streams(row: Row) -> list[Cells]:
     )]  # fmt: skip
 
 
+def _clip_memory(row: Row) -> list[Cells]:
+    looks = row["as_it_is"], row["conformed"]
+    memory = " and ".join(f"{look['mb']:g} MB" for look in looks)
+    cpu = " and ".join(f"{look['cpu_seconds']:g} s" for look in looks)
+    return [(
+        f"memory of a {row['height']}p clip of {row['seconds']} s: looked at, and conformed", "",
+        f"{memory} (CPU {cpu})", "", "", None,
+    )]  # fmt: skip
+
+
 def _turns(row: Row) -> list[Cells]:
     return [(
         f"second user's first task behind {row['backlog']:,} of the first's", "next turn",
@@ -340,6 +350,7 @@ ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "fleet": _fleet,
     "flat": _flat,
     "streams": _streams,
+    "clip_memory": _clip_memory,
     "deaths": _deaths,
     "outage": _outage,
     "command_line": _command_line,
