@@ -8,6 +8,7 @@ Nothing here replaces code of ours.
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -202,6 +203,13 @@ class _database:  # noqa: N801 - reads as the verb it is: `with _database(...)`
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.server.admin_url(), autocommit=True) as connection:
             connection.execute(statement)
+
+
+@contextmanager
+def database_of(server: PostgresServer, purpose: str, template: str) -> Iterator[Database]:
+    """Provide a database for longer than a test: a module's."""
+    with _database(server, purpose, template) as name:
+        yield Database(name, server.url(name), server.admin_url(name))
 
 
 @pytest.fixture

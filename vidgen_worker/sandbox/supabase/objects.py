@@ -22,6 +22,8 @@ from psycopg import AsyncConnection, errors
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from vidgen_worker.sandbox.supabase.callers import Caller
+
 DictConnection = AsyncConnection[dict[str, Any]]
 
 KEY = re.compile(r"[A-Za-z0-9_/!\-.*'() &$@=;:+,?]+")
@@ -59,20 +61,6 @@ INTERNAL = StorageRefusalError(500, "Internal", "Internal Server Error", http=50
 TIMED_OUT = StorageRefusalError(
     544, "DatabaseTimeout", "The connection to the database timed out", http=544
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: a role of the database, and the claims of the token."""
-
-    role: str
-    claims: Mapping[str, Any]
-
-    @property
-    def user_id(self) -> str | None:
-        """The signed-in user, None for a service."""
-        subject = self.claims.get("sub")
-        return None if subject is None else str(subject)
 
 
 SUPERUSER = Caller("supabase_storage_admin", {})

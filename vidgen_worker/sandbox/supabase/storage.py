@@ -24,6 +24,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from vidgen_worker.sandbox.serving import ConnectionDropped, drop_connection
+from vidgen_worker.sandbox.supabase.callers import Caller
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 from vidgen_worker.sandbox.supabase.objects import (
     INTERNAL,
@@ -32,7 +33,6 @@ from vidgen_worker.sandbox.supabase.objects import (
     SUPERUSER,
     TIMED_OUT,
     TOO_LARGE,
-    Caller,
     Incoming,
     ObjectStore,
     StorageRefusalError,
@@ -108,7 +108,7 @@ class StorageDouble:
             timeout_seconds=database_seconds,
             connect_seconds=connect_seconds,
         )
-        self._url_secret = secrets.token_hex(32)
+        self._url_secret = self.keys.url_secret
         self.app = Starlette(routes=self._routes(), lifespan=self.lifespan)
 
     def _routes(self) -> list[Route]:
