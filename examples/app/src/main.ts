@@ -26,10 +26,12 @@ class Studio {
       read: () => this.#refresh(),
       live: (isLive) => { this.#isLive = isLive; this.#tell() },
     })
+    addEventListener('offline', this.#tell)
     this.#refresh()
   }
 
   close(): void {
+    removeEventListener('offline', this.#tell)
     this.#unwatch()
     this.#feed.close()
   }
@@ -92,7 +94,7 @@ class Studio {
     this.#tell()
   }
 
-  #tell(): void {
+  readonly #tell = () => {
     if (!navigator.onLine) show('You are offline. Your videos go on; the page will catch up.')
     else show(this.#trouble || this.#pause || (this.#isLive ? '' : 'Reconnecting …'))
   }
