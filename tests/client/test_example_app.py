@@ -410,8 +410,8 @@ export const called: { [F in keyof Calls]: Database['public']['Functions'][F]['A
 
 
 def test_the_page_agrees_with_the_tables(database: Database, tmp_path: Path) -> None:
-    supabase, tsc = TOOLS / ".bin" / "supabase", TOOLS / ".bin" / "tsc"
-    if not supabase.exists() or not tsc.exists():
+    supabase, tsc = str(TOOLS / ".bin" / "supabase"), str(TOOLS / ".bin" / "tsc")
+    if not Path(supabase).exists() or not Path(tsc).exists():
         pytest.skip("there is no Supabase CLI here: make tools")
     shutil.copytree(EXAMPLE / "src", tmp_path / "src")
     shutil.copy(EXAMPLE / "tsconfig.json", tmp_path)
