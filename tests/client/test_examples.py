@@ -1,7 +1,8 @@
-"""The examples, run as they stand: against the real database, the worker and the doubles.
+"""The examples, run as they stand: against the real database, the worker and the sandbox's project.
 
-REST, Realtime and Storage are the sandbox's; the clients are the real ones. The Node script runs, and is checked against the types that the Supabase CLI makes of the
-real database, where `make tools` has put its packages.
+REST, Realtime and Storage are the sandbox's, the clients are the real ones. The Node script runs,
+and is checked against the types that the Supabase CLI makes of the real database, where `make
+tools` has put its packages.
 """
 
 import asyncio

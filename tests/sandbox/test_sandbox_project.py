@@ -4,20 +4,34 @@ One project, one table of this module's own; each test has rows of its own. What
 is what PostgREST, GoTrue and Realtime answer.
 """
 
+import json
+import os
+import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import jwt
 import psycopg
 import pytest
+from playwright.sync_api import sync_playwright
 from postgrest.exceptions import APIError
-from supabase import Client, create_client
+from starlette.applications import Starlette
+from starlette.responses import FileResponse, HTMLResponse
+from starlette.routing import Route
+from supabase import create_client
 from supabase.lib.client_options import SyncClientOptions
 
 from tests.conftest import Database, PostgresServer, database_of
 from tests.support.projects import Served, served
+from tests.support.sandboxes import TOOLS
+from vidgen_worker.sandbox.serving import BackgroundServer
+
+Supabase = Any
+"""supabase-py's client: what it gives is typed as whatever JSON may be."""
 
 SCHEMA = """
 create table public.shelves (id integer primary key, label text not null);
@@ -38,6 +52,9 @@ grant select, insert, update, delete on public.books to authenticated, service_r
 grant select on public.shelves to authenticated, service_role;
 grant usage on sequence public.books_id_seq to authenticated, service_role;
 alter publication supabase_realtime add table public.books;
+insert into storage.buckets (id, name) values ('shared', 'shared');
+create policy theirs on storage.objects to authenticated
+  using (bucket_id = 'shared') with check (bucket_id = 'shared');
 insert into public.shelves values (1, 'first'), (2, 'second');
 
 create function public.longer_than(minimum integer, wanted text[] default '{}')
@@ -82,12 +99,12 @@ def http() -> Iterator[httpx.Client]:
         yield client
 
 
-def client_of(project: Served, http: httpx.Client, key: str) -> Client:
+def client_of(project: Served, http: httpx.Client, key: str) -> Supabase:
     return create_client(project.url, key, SyncClientOptions(httpx_client=http))
 
 
 @pytest.fixture
-def user(project: Served, http: httpx.Client) -> Iterator[Client]:
+def user(project: Served, http: httpx.Client) -> Iterator[Supabase]:
     """Provide supabase-py, signed up as a new user."""
     client = client_of(project, http, project.storage.keys.publishable)
     client.auth.sign_up({"email": f"{uuid.uuid4()}@example.com", "password": "secret-1"})
@@ -99,27 +116,30 @@ def a_title() -> str:
     return f"book {uuid.uuid4()}"
 
 
-def refused(call: Any) -> tuple[str | None, str | None]:  # noqa: ANN401 - a builder of postgrest's
+def refused(call: Supabase) -> tuple[str | None, str | None]:
     with pytest.raises(APIError) as caught:
         call.execute()
     return caught.value.code, caught.value.message
 
 
-# REST ----------------------------------------------------------------------------------------------
+# REST ---------------------------------------------------------------------------------------------
 
 
-def test_rows_are_selected_filtered_ordered_and_paged(user: Client) -> None:
+def test_rows_are_selected_filtered_ordered_and_paged(user: Supabase) -> None:
     books = user.table("books")
     rows = [
-        {"title": a_title(), "pages": pages, "tags": tags, "extra": {"n": {"deep": pages}}, "shelf": 1}
+        {
+            "title": a_title(), "pages": pages, "tags": tags, "extra": {"n": {"deep": pages}},
+            "shelf": 1,
+        }
         for pages, tags in ((10, ["a"]), (20, ["a", "b,c"]), (30, []))
     ]  # fmt: skip
-    books.insert(rows).execute()  # type: ignore[arg-type]
+    books.insert(rows).execute()
 
-    def pages(query: Any) -> list[int]:  # noqa: ANN401 - a builder of postgrest's
+    def pages(query: Supabase) -> list[int]:
         return [row["pages"] for row in query.order("pages").execute().data]
 
-    def found() -> Any:  # noqa: ANN401 - likewise
+    def found() -> Supabase:
         return user.table("books").select("*")
 
     assert pages(found().gt("pages", 10)) == [20, 30]
@@ -151,13 +171,13 @@ def test_rows_are_selected_filtered_ordered_and_paged(user: Client) -> None:
     assert [(row["id"], len(row["books"])) for row in shelves] == [(1, 3)]
 
 
-def test_counts_and_ranges(project: Served, user: Client) -> None:
+def test_counts_and_ranges(project: Served, user: Supabase) -> None:
     user.table("books").insert([{"title": a_title()} for _ in range(3)]).execute()
     for kind in ("exact", "planned", "estimated"):
-        answer = user.table("books").select("id", count=kind).limit(2).execute()  # type: ignore[arg-type]
+        answer = user.table("books").select("id", count=kind).limit(2).execute()
         assert len(answer.data) == 2
         assert (answer.count or 0) >= 2
-    head = user.table("books").select("*", count="exact", head=True).execute()  # type: ignore[arg-type]
+    head = user.table("books").select("*", count="exact", head=True).execute()
     assert (head.count, head.data) == (3, [])
     raw = rest(
         project, user, "GET", "books?select=id", headers={"Range": "0-1", "Prefer": "count=exact"}
@@ -167,7 +187,7 @@ def test_counts_and_ranges(project: Served, user: Client) -> None:
     assert (beyond.status_code, beyond.json()["code"]) == (416, "PGRST103")
 
 
-def test_one_row_or_none_or_too_many(user: Client) -> None:
+def test_one_row_or_none_or_too_many(user: Supabase) -> None:
     user.table("books").insert([{"title": a_title(), "pages": pages} for pages in (7, 8)]).execute()
     one = user.table("books").select("pages").eq("pages", 7).single().execute()
     assert one.data == {"pages": 7}
@@ -176,7 +196,7 @@ def test_one_row_or_none_or_too_many(user: Client) -> None:
     assert (code, message) == ("PGRST116", "Cannot coerce the result to a single JSON object")
 
 
-def test_changes_return_what_was_asked_for(project: Served, user: Client) -> None:
+def test_changes_return_what_was_asked_for(project: Served, user: Supabase) -> None:
     title = a_title()
     made = user.table("books").insert({"title": title}).execute().data
     assert made[0]["pages"] == 100
@@ -215,7 +235,7 @@ def test_changes_return_what_was_asked_for(project: Served, user: Client) -> Non
     assert user.table("books").select("*").eq("id", rolled.json()[0]["id"]).execute().data == []
 
 
-def test_upserts_merge_and_ignore(project: Served, user: Client) -> None:
+def test_upserts_merge_and_ignore(project: Served, user: Supabase) -> None:
     title = a_title()
     row = {"title": title, "pages": 1}
     first = user.table("books").upsert(row, on_conflict="title").execute().data
@@ -234,7 +254,7 @@ def test_upserts_merge_and_ignore(project: Served, user: Client) -> None:
     assert refused(user.table("books").insert(row))[0] == "23505"
 
 
-def test_missing_values_are_null_or_the_default(project: Served, user: Client) -> None:
+def test_missing_values_are_null_or_the_default(project: Served, user: Supabase) -> None:
     rows = [{"title": a_title(), "pages": 1}, {"title": a_title()}]
     path = "books?columns=title,pages&select=pages"
     null = rest(project, user, "POST", path, json=rows)
@@ -246,7 +266,7 @@ def test_missing_values_are_null_or_the_default(project: Served, user: Client) -
     assert (uneven.status_code, uneven.json()["message"]) == (400, "All object keys must match")
 
 
-def test_functions_are_called_by_name_with_their_shapes(project: Served, user: Client) -> None:
+def test_functions_are_called_by_name_with_their_shapes(project: Served, user: Supabase) -> None:
     user.table("books").insert({"title": a_title(), "pages": 55, "tags": ["q"]}).execute()
     rows = user.rpc("longer_than", {"minimum": 50, "wanted": ["q"]}).select("pages").execute().data
     assert rows == [{"pages": 55}]
@@ -285,7 +305,7 @@ def test_functions_are_called_by_name_with_their_shapes(project: Served, user: C
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_has_the_code_of_the_real_one(  # noqa: PLR0913, PLR0917 - a table
-    project: Served, user: Client, method: str, path: str, body: object, status: int, code: str
+    project: Served, user: Supabase, method: str, path: str, body: object, status: int, code: str
 ) -> None:
     raw = rest(project, user, method, path, json=body)
     assert (raw.status_code, raw.json()["code"]) == (status, code), raw.text
@@ -293,7 +313,7 @@ def test_what_cannot_be_done_has_the_code_of_the_real_one(  # noqa: PLR0913, PLR
 
 
 def test_who_asks_is_the_token_then_the_key(
-    project: Served, user: Client, http: httpx.Client
+    project: Served, user: Supabase, http: httpx.Client
 ) -> None:
     keys = project.storage.keys
     user.table("books").insert({"title": a_title()}).execute()
@@ -316,7 +336,115 @@ def test_who_asks_is_the_token_then_the_key(
     assert said[0].headers["www-authenticate"].startswith('Bearer error="invalid_token"')
 
 
-def rest(project: Served, client: Client, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401
+# supabase-js --------------------------------------------------------------------------------------
+
+
+def expected_of_js(email: str) -> dict[str, object]:
+    return {
+        "weak": [422, "weak_password"],
+        "user": [email, "n", "authenticated"],
+        "twice": [422, "user_already_exists"],
+        "wrong": [400, "invalid_credentials", "Invalid login credentials"],
+        "rotated": True,
+        "changed": "m",
+        "me": email,
+        "inserted": [201, 1, True],
+        "none": None,
+        "single": "PGRST116",
+        "duplicate": "23505",
+        "upserted": [{"pages": 2}],
+        "counted": 1,
+        "found": [{"pages": 2}],
+        "summed": 3,
+        "shaped": {"pages": 2},
+        "forbidden": "42501",
+        "system": "Subscribed to PostgreSQL",
+        "events": [
+            ["UPDATE", 3, ["x", "y,z"], {"a": [1]}, ["id"]],
+            ["DELETE", None, None, None, ["id"]],
+        ],
+        "upload": None,
+        "exists": False,
+        "downloaded": "mine",
+        "out": None,
+        "after": "AuthSessionMissingError",
+        "ended": "refresh_token_not_found",
+    }
+
+
+def test_supabase_js_signs_in_reads_writes_listens_and_stores(
+    project: Served, tmp_path: Path
+) -> None:
+    if shutil.which("node") is None or not (TOOLS / "@supabase/supabase-js").exists():
+        pytest.skip("there is no Node here, or its packages are not installed: make tools")
+    (tmp_path / "node_modules").symlink_to(TOOLS)
+    script = shutil.copy(Path(__file__).with_name("supabase_js.mjs"), tmp_path)
+    email = f"{uuid.uuid4()}@example.com"
+    env = {
+        "PATH": os.environ["PATH"], "SUPABASE_URL": project.url, "EMAIL": email,
+        "SUPABASE_KEY": project.storage.keys.publishable, "TITLE": a_title(),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["node", script], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=15,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected_of_js(email)
+
+
+PAGE = """
+<!doctype html><script src="/supabase.js"></script><script type="module">
+import { run } from '/supabase_js.mjs'
+window.go = (given) => run({ createClient: supabase.createClient, ...given })
+</script>
+"""
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+)  # fmt: skip
+
+
+def test_a_page_of_another_port_does_the_same_in_a_browser(project: Served) -> None:
+    """CORS, preflights and the WebSocket, in Chromium."""
+    bundle = TOOLS / "@supabase/supabase-js/dist/umd/supabase.js"
+    chromium = shutil.which("chromium")
+    if chromium is None or not bundle.exists():
+        pytest.skip("there is no Chromium here, or no supabase-js: make tools")
+    script = Path(__file__).with_name("supabase_js.mjs")
+    page_of = Starlette(
+        routes=[
+            Route("/", lambda _: HTMLResponse(PAGE)),
+            Route("/supabase.js", lambda _: FileResponse(bundle)),
+            Route("/supabase_js.mjs", lambda _: FileResponse(script, media_type="text/javascript")),
+        ]
+    )
+    email = f"{uuid.uuid4()}@example.com"
+    given = {
+        "url": project.url, "key": project.storage.keys.publishable, "email": email,
+        "title": a_title(),
+    }  # fmt: skip
+    with BackgroundServer(page_of) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_function("typeof window.go === 'function'")
+        said = page.evaluate("(given) => window.go(given)", given)
+        browser.close()
+    assert said == expected_of_js(email)
+
+
+def test_only_the_projects_own_paths_are_open_to_pages(project: Served) -> None:
+    asked = {"origin": "http://127.0.0.1:1", "access-control-request-method": "GET"}
+    opened = httpx.options(f"{project.url}/rest/v1/books", headers=asked)
+    assert opened.headers["access-control-allow-origin"] == "*"
+    for path in ("/sandbox/token", "/sandbox/storage/objects"):
+        closed = httpx.get(f"{project.url}{path}", headers={"origin": "http://127.0.0.1:1"})
+        assert "access-control-allow-origin" not in closed.headers
+    elsewhere = httpx.get(f"{project.url}/rest/v1/books", headers={"host": "evil.example:80"})
+    assert elsewhere.status_code == 421
+
+
+def rest(project: Served, client: Supabase, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401
     session = client.auth.get_session()
     assert session is not None
     headers = {

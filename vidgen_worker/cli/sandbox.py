@@ -17,8 +17,9 @@ from uuid import UUID
 
 import typer
 
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
-from vidgen_worker.cli.output import ExitCode, console, fail
+from vidgen_worker.cli.output import console, fail
 from vidgen_worker.cli.stack import CREDITS, Place, Seed, prepare_page, running_sandbox, seed
 from vidgen_worker.client.database import load_client_settings, open_database
 
@@ -29,12 +30,7 @@ DEMO_EMAIL = "demo@example.com"
 HEAD = "# Settings of a sandbox, written by vidgen-worker sandbox. It is renewed at each start."
 TOKEN_SECONDS = 30.0
 
-verbs = typer.Typer(invoke_without_command=True, no_args_is_help=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb, and the one below it."""
-    app.add_typer(verbs, name="sandbox")
+verbs = typer.Typer(name="sandbox", invoke_without_command=True)
 
 
 @verbs.callback()

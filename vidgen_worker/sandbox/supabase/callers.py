@@ -13,9 +13,6 @@ import jwt
 
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 
-LEEWAY_SECONDS = 30
-"""PostgREST lets a token live this long after its end."""
-
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -60,7 +57,7 @@ def is_api_key(keys: StorageKeys, key: str) -> bool:
     return key in (keys.anon, keys.service_role, keys.publishable, keys.secret)
 
 
-def caller_of(keys: StorageKeys, api_key: str, authorization: str) -> Caller:
+def caller_of(keys: StorageKeys, api_key: str, authorization: str, *, leeway: float = 0) -> Caller:
     """Return who asks, by the headers `apikey` and `Authorization`. Raises `TokenError`."""
     token = bearer(authorization)
     minted = {keys.secret: "service_role", keys.publishable: "anon"}
@@ -68,12 +65,15 @@ def caller_of(keys: StorageKeys, api_key: str, authorization: str) -> Caller:
         return Caller(minted[api_key], {"role": minted[api_key]})
     if not token:
         return ANONYMOUS
-    claims = claims_of(keys, token)
+    claims = claims_of(keys, token, leeway=leeway)
     return Caller(str(claims.get("role", "anon")), claims)
 
 
-def claims_of(keys: StorageKeys, token: str) -> dict[str, Any]:
-    """Return what a token claims, once its signature and its time are good. Raises `TokenError`."""
+def claims_of(keys: StorageKeys, token: str, *, leeway: float = 0) -> dict[str, Any]:
+    """Return what a token claims, if its signature and its time are good. Raises `TokenError`.
+
+    A token lives `leeway` seconds beyond its end.
+    """
     parts = token.count(".") + 1
     if parts != 3:  # noqa: PLR2004 - header, claims, signature
         raise TokenError("PGRST301", f"Expected 3 parts in JWT; got {parts}")
@@ -83,7 +83,7 @@ def claims_of(keys: StorageKeys, token: str) -> dict[str, Any]:
             keys.jwt_secret,
             ["HS256"],
             options={"verify_aud": False, "verify_sub": False},
-            leeway=LEEWAY_SECONDS,
+            leeway=leeway,
         )
     except jwt.ExpiredSignatureError as error:
         raise TokenError("PGRST303", "JWT expired") from error
