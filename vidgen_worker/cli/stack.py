@@ -23,9 +23,10 @@ from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import fail
 from vidgen_worker.client.database import Database
-from vidgen_worker.config import Settings, SettingsError
+from vidgen_worker.config import Settings
 from vidgen_worker.database.migrate import migrate
 from vidgen_worker.providers import proxies
+from vidgen_worker.settings.environment import SettingsError
 
 if TYPE_CHECKING:
     from vidgen_worker.sandbox.stack import Sandbox
