@@ -136,6 +136,7 @@ class Pipeline:
                 orders[stage.name] = stage.order(
                     scene, resolution, self._settings, self._tools.provider
                 )
+        self._run.orders = orders
         verdict = await self._queue.checkpoints.start(self._fence, resolution)
         if verdict is Funding.REFUSED:
             raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
