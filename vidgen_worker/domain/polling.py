@@ -22,15 +22,15 @@ from itertools import pairwise
 
 LEAST = 5.0
 """Runway gives no newer answer within 5 s of a poll (its OpenAPI document, GET /v1/tasks/{id})."""
-BLIND = 5.7
+BLIND = 5.5
 """The pause where nothing is known: the mean wait is half of it."""
-PATIENCE = 6.0
+PATIENCE = 5.9
 """What an end waits at the most that did not come before the earliest likely one."""
 JITTER = 0.3
 """Seconds by which pauses differ, so that many generations are not polled in one instant."""
 STEP = 0.25
 """Seconds between two pauses that are compared."""
-POLL_PRICE = 2.0
+POLL_PRICE = 1.5
 """One poll less is worth so many seconds of waiting."""
 KEPT = 24
 """Ends remembered of a kind; `vidgen.generation_times` keeps as many."""
@@ -50,7 +50,8 @@ LATE = 0.7
 """`left` is enough for this share of the known ends."""
 LONGEST_LEFT = 86_400.0
 """An estimate beyond a day is none."""
-_THIRDS = (1 / 6, 1 / 2, 5 / 6)
+_PARTS = (1 / 6, 1 / 2, 5 / 6)
+"""An end between two polls is taken to be at these parts of that time, at each as likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,14 @@ class Pace:
         top = min(self.longest, max(earliest, 0.0) + PATIENCE) - room
         steps = range(max(int((top - self.least) / STEP), 0) + 1)
         between = self.least + room / 2
+        ends = [
+            (one.weight, one.first + (one.last - one.first) * part)
+            for one in likely
+            for part in _PARTS
+        ]
         return min(
             (self.least + STEP * step for step in steps),
-            key=lambda pause: _wait(likely, pause, between),
+            key=lambda pause: _waiting(ends, pause, between),
         )
 
 
@@ -179,19 +185,16 @@ def _earliest(likely: Sequence[_Likely], elapsed: float) -> float:
     return first - (elapsed + first) * max(MARGIN, MARGIN_OF_FEW / len(likely))
 
 
-def _wait(likely: Sequence[_Likely], pause: float, between: float) -> float:
-    """The mean wait of the likely ends with a poll after `pause` and others each `between`.
+def _waiting(ends: Sequence[tuple[float, float]], pause: float, between: float) -> float:
+    """What weighed ends wait in all, with a poll after `pause` and others each `between`.
 
     A poll more counts as some waiting: of pauses that are as good, the longer one.
     """
-    waits = weights = 0.0
-    for one in likely:
-        for third in _THIRDS:
-            end = one.first + (one.last - one.first) * third
-            more = math.ceil(max(end - pause, 0.0) / between)
-            waits += one.weight * (pause + more * between - end + POLL_PRICE * more)
-            weights += one.weight
-    return waits / weights
+    total = 0.0
+    for weight, end in ends:
+        more = math.ceil((end - pause) / between) if end > pause else 0
+        total += weight * (pause + more * between - end + POLL_PRICE * more)
+    return total
 
 
 def _at(share: float, weighed: list[tuple[float, float]]) -> float:

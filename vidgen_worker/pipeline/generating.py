@@ -71,7 +71,6 @@ class Generating:
             # Only of the generation that is followed: one before it may be hours old.
             began -= _age(checkpoint)
             self._booked = checkpoint.state is CheckpointState.STORING
-        await self._queue.times.read()
         # Also of a generation that is resumed: when it was polled last, nobody knows.
         await self._pause(self._sight.next_poll(time.monotonic() - began))
         while True:

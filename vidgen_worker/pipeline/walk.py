@@ -152,6 +152,7 @@ class Pipeline:
         checkpoint = loaded.checkpoints.get(stage.name)
         if checkpoint and checkpoint.artifact and checkpoint.state is CheckpointState.DONE:
             return checkpoint.artifact
+        await self._queue.times.read()
         submitting = Submitting(tools, run, stage, order)
         generation_id = None
         if checkpoint:

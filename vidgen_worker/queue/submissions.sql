@@ -285,11 +285,26 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 -- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
 -- show it: a fact is written whatever the row says. Where it is known how long it took, the fleet learns
 -- that: between `ended_after` and `ended_by` seconds.
-with taken as materialized (
+with ended as (
+  update vidgen.submissions as s
+     set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
+         cost = coalesce(%(cost)s, s.cost), cost_read_at = now(),
+         rejected = s.rejected or %(rejected)s
+   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
+),
+mine as materialized (
+  select t.id
+    from public.video_generation_tasks as t
+   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+     and t.status = 'processing'
+     for no key update
+),
+taken as materialized (
   -- As it was before this statement: a repeat teaches nothing.
   select s.provider, s.model, %(clip_seconds)s::smallint as seconds
     from vidgen.submissions as s
-   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s and s.ended_at is null
+    join mine on mine.id = s.task_id
+   where s.generation_id = %(generation_id)s and s.ended_at is null
      and %(ended_by)s::real is not null
 ),
 times as materialized (
@@ -316,20 +331,6 @@ first_taught as (
       where (g.provider, g.model, g.seconds) = (taken.provider, taken.model, taken.seconds)
    )
   on conflict (provider, model, seconds) do nothing
-),
-ended as (
-  update vidgen.submissions as s
-     set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
-         cost = coalesce(%(cost)s, s.cost), cost_read_at = now(),
-         rejected = s.rejected or %(rejected)s
-   where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
-),
-mine as materialized (
-  select t.id
-    from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
-     for no key update
 ),
 checkpointed as (
   update vidgen.checkpoints as c
