@@ -1,21 +1,16 @@
 """Polling: the rules for all histories, and its figures beside a poll every six seconds."""
 
-import math
 import random
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidgen_worker.config import Settings
+from bench.waits import Found, Progress, interval, lengths, ours, steady
 from vidgen_worker.domain.polling import KEPT, LEAST, Ended, Pace, Seen, left
 
-INTERVAL = Settings.model_fields["vidgen_poll_interval"].default.total_seconds()
-Progress = Callable[[float], float] | None
-"""What the provider says at a share of the whole time; None: nothing."""
 SAYS: dict[str, Progress] = {
     "linear": lambda share: max(0.0, (share - 0.1) / 0.9),
     "stalling": lambda share: min(share, 0.42) if share < 0.8 else share,
@@ -26,70 +21,9 @@ SAYS: dict[str, Progress] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the generations of one time line waited for a poll, and how often they were polled."""
-
-    waits: list[float]
-    polls: list[int]
-    pauses: list[float]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.waits)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.waits)
-
-    @property
-    def p95(self) -> float:
-        return statistics.quantiles(self.waits, n=20)[-1]
-
-    @property
-    def polls_each(self) -> float:
-        return statistics.mean(self.polls)
-
-
-def follow(
-    times: Iterable[float], history: list[Ended], says: Progress, lots: random.Random
-) -> Found:
-    """Follow generations of these lengths, one after the other; the history learns."""
-    pace = Pace.of(INTERVAL)
-    found = Found([], [], [])
-    for seconds in times:
-        at = before = 0.0
-        seen: list[Seen] = []
-        polls = 0
-        while at < seconds:
-            if polls:
-                before = at
-                if says:
-                    seen.append(Seen(at, says(at / seconds)))
-            found.pauses.append(pace.pause(history, seen, at, lots.random()))
-            at += found.pauses[-1]
-            polls += 1
-        history[:] = [Ended(before, at), *history[: KEPT - 1]]
-        found.waits.append(at - seconds)
-        found.polls.append(polls)
-    return found
-
-
 def every_six_seconds(times: Iterable[float], lots: random.Random) -> Found:
     """As before this policy: 6 s and up to a quarter more between two polls."""
-    found = Found([], [], [])
-    for seconds in times:
-        at, polls = 0.0, 0
-        while at < seconds:
-            at += 6 * lots.uniform(1, 1.25)
-            polls += 1
-        found.waits.append(at - seconds)
-        found.polls.append(polls)
-    return found
-
-
-def lengths(median: float, spread: float, count: int, lots: random.Random) -> list[float]:
-    return [median * math.exp(lots.gauss(0, spread)) for _ in range(count)]
+    return steady(times, 6.0, 7.5, lots)
 
 
 ENDS = st.builds(
@@ -133,9 +67,9 @@ def test_on_no_time_line_the_mean_wait_is_longer_than_with_a_poll_every_six_seco
 ) -> None:
     lots = random.Random(seed)
     times = lengths(median, spread, 80, lots)
-    ours = follow(times, [], SAYS[says], lots)
-    assert all(LEAST <= pause <= INTERVAL for pause in ours.pauses)
-    assert ours.mean <= every_six_seconds(times, lots).mean
+    found = ours(times, [], SAYS[says], lots)
+    assert all(LEAST <= pause <= interval() for pause in found.pauses)
+    assert found.mean <= every_six_seconds(times, lots).mean
 
 
 @pytest.mark.parametrize("says", SAYS)
@@ -146,16 +80,16 @@ def test_with_a_history_the_wait_is_short_and_the_polls_are_fewer(
     """41 s and 64 s: what ComfyUI expects of a still and of a clip."""
     lots = random.Random(7)
     history: list[Ended] = []
-    follow(lengths(median, spread, KEPT, lots), history, SAYS[says], lots)
+    ours(lengths(median, spread, KEPT, lots), history, SAYS[says], lots)
     times = lengths(median, spread, 120, lots)
-    holds(follow(times, history, SAYS[says], lots), every_six_seconds(times, lots))
+    holds(ours(times, history, SAYS[says], lots), every_six_seconds(times, lots))
 
 
-def holds(ours: Found, before: Found) -> None:
-    assert ours.median <= 3.0
-    assert ours.p95 <= 6.0
-    assert ours.mean < before.mean
-    assert ours.polls_each < before.polls_each
+def holds(found: Found, before: Found) -> None:
+    assert found.p50 <= 3.0
+    assert found.p95 <= 6.0
+    assert found.mean < before.mean
+    assert found.polls_each < before.polls_each
 
 
 def fleets(
@@ -163,16 +97,12 @@ def fleets(
 ) -> tuple[Found, Found]:
     """Eight fleets with twenty generations each, from this history on."""
     lots = random.Random(11)
-    ours, before = Found([], [], []), Found([], [], [])
+    found, before = Found(), Found()
     for _ in range(8):
         times = lengths(median, 0.15, 20, lots)
-        for found, more in (
-            (ours, follow(times, list(history(lots)), says, lots)),
-            (before, every_six_seconds(times, lots)),
-        ):
-            found.waits.extend(more.waits)
-            found.polls.extend(more.polls)
-    return ours, before
+        found.add(ours(times, list(history(lots)), says, lots))
+        before.add(every_six_seconds(times, lots))
+    return found, before
 
 
 @pytest.mark.parametrize("says", ["linear", "absent"])
@@ -186,7 +116,7 @@ def test_a_fleet_that_knows_nothing_yet_learns_within_twenty_generations(
 def known(lots: random.Random) -> Sequence[Ended]:
     """The history of a clip of 64 s."""
     history: list[Ended] = []
-    follow(lengths(64, 0.15, KEPT, lots), history, None, lots)
+    ours(lengths(64, 0.15, KEPT, lots), history, None, lots)
     return history
 
 
@@ -196,15 +126,15 @@ def test_a_provider_that_is_suddenly_twice_as_slow_is_learnt(says: str) -> None:
 
 
 def test_a_provider_that_is_suddenly_twice_as_fast_is_learnt() -> None:
-    ours, before = fleets(32, known, None)
-    assert (ours.median <= 3.0, ours.mean < before.mean) == (True, True)
-    assert ours.polls_each < before.polls_each
+    found, before = fleets(32, known, None)
+    assert (found.p50 <= 3.0, found.mean < before.mean) == (True, True)
+    assert found.polls_each < before.polls_each
 
 
 def test_the_very_first_generation_of_a_kind_waits_no_longer_than_the_others() -> None:
     lots = random.Random(3)
     times = lengths(41, 0.15, 400, lots)
-    first = [follow([seconds], [], None, lots) for seconds in times]
+    first = [ours([seconds], [], None, lots) for seconds in times]
     waits = [found.waits[0] for found in first]
     assert statistics.median(waits) <= 3.0
     assert statistics.quantiles(waits, n=20)[-1] <= 6.0
