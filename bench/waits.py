@@ -183,7 +183,7 @@ def _say_lengths(site: Site, scenes: list[UUID], lots: random.Random) -> None:
 def _until_ended(site: Site) -> None:
     deadline = time.monotonic() + 300
     while site.sql(
-        "select from public.video_generation_tasks where status in ('pending', 'processing')"
+        "select id from public.video_generation_tasks where status in ('pending', 'processing')"
     ):
         if time.monotonic() > deadline:
             raise BrokenError("the tasks have not ended within five minutes")
