@@ -1,18 +1,9 @@
 """When to ask next whether a generation has ended, and when that is likely.
 
 Three things are known of a generation: for how long it has run, between which two polls each of the
-last ones of its kind ended (`Ended`), and what the provider says of its progress. The rules:
-
-- A pause is never below `least` (Runway: 5 s between two polls of one task) and never above
-  `longest` (VIDGEN_POLL_INTERVAL), its jitter included.
-- While no end is likely, polls are spread evenly up to the earliest likely end.
-- Then, of all pauses in which no likely end waits for longer than `PATIENCE`, the one after which
-  the ends known so far would have waited least.
-- Where nothing is known, or it runs for longer than all before, every `BLIND` seconds.
-- Progress may be wrong: it shortens a pause, and never makes one longer.
-
-All times are in seconds since the provider accepted the generation, or from now on. Pure: no clock,
-no chance (`lot` is drawn by the caller), nothing read or written.
+last ones of its kind ended (`Ended`), and what the provider says of its progress. `Pace` has the
+rules. All times are in seconds, since the provider accepted the generation or from now on.
+Pure: no clock, no chance (`lot` is drawn by the caller), nothing read or written.
 """
 
 import math
@@ -81,7 +72,15 @@ class _Likely:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often one generation may be polled: no pause is below `least` or above `longest`."""
+    """When one generation is polled.
+
+    - No pause is below `least` or above `longest` (VIDGEN_POLL_INTERVAL), its jitter included.
+    - While no end is likely, polls are spread evenly up to the earliest likely end.
+    - Then, of all pauses in which no likely end waits for longer than `PATIENCE`, the one after
+      which the ends known so far would have waited least.
+    - Where nothing is known, or it runs for longer than all before, every `BLIND` seconds.
+    - Progress may be wrong: it shortens a pause, and never makes one longer.
+    """
 
     least: float
     longest: float

@@ -13,8 +13,8 @@ with mine as materialized (
   select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
          t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 paid as materialized (
@@ -206,8 +206,9 @@ answered as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing' and %(follow)s
+   where
+     -- use fence --
+     and %(follow)s
      for no key update
 ),
 followed as (
@@ -295,11 +296,11 @@ with ended as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
-taken as materialized (
+timed as materialized (
   -- As it was before this statement: a repeat teaches nothing.
   select s.provider, s.model, %(clip_seconds)s::smallint as seconds
     from vidgen.submissions as s
@@ -311,7 +312,7 @@ times as materialized (
   -- A fact waits for no lock: while another statement teaches the same, this one teaches nothing.
   select g.provider, g.model, g.seconds
     from vidgen.generation_times as g
-    join taken using (provider, model, seconds)
+    join timed using (provider, model, seconds)
      for no key update of g skip locked
 ),
 taught as (
@@ -323,12 +324,12 @@ taught as (
 ),
 first_taught as (
   insert into vidgen.generation_times (provider, model, seconds, ended_after, ended_by)
-  select taken.provider, taken.model, taken.seconds, array[%(ended_after)s::real],
+  select timed.provider, timed.model, timed.seconds, array[%(ended_after)s::real],
          array[%(ended_by)s::real]
-    from taken
+    from timed
    where not exists (
      select from vidgen.generation_times as g
-      where (g.provider, g.model, g.seconds) = (taken.provider, taken.model, taken.seconds)
+      where (g.provider, g.model, g.seconds) = (timed.provider, timed.model, timed.seconds)
    )
   on conflict (provider, model, seconds) do nothing
 ),
