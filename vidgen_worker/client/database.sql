@@ -396,7 +396,7 @@ returning scope, reason;
 
 -- find_tasks --
 -- The newest tasks that fit every filter that is given.
-select *
+select *, now() as database_now
   from public.video_generation_tasks
  where (%(user_id)s::uuid is null or user_id = %(user_id)s)
    and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
@@ -488,8 +488,10 @@ select (select coalesce(-sum(e.amount), 0)::bigint
 select * from vidgen.queue_health;
 
 -- in_flight_by_stage --
--- What the running tasks are doing, by stage and state of its checkpoint.
-select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks
+-- What the running tasks are doing, by stage and state of its checkpoint, and when the last of them is
+-- expected to be completed.
+select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks,
+       max(t.expected_at) as expected_at
   from public.video_generation_tasks as t
   left join lateral (
     select c.stage, c.state
