@@ -16,6 +16,7 @@ from vidgen_worker import __version__
 from vidgen_worker.cli import (
     check,
     credit,
+    dashboard,
     demo,
     gate,
     limits,
@@ -70,7 +71,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (work, check, demo, sandbox, tasks, stats, credit, limits, gate, reconcile, prune):
+for module in (
+    work, check, demo, sandbox, dashboard, tasks, stats, credit, limits, gate, reconcile, prune,
+):  # fmt: skip
     module.register(app)
 
 
