@@ -120,6 +120,10 @@ def _unable(action: str, row: Row) -> str:
         return f"it is {status}: only a failed or cancelled task can be retried"
     if row["retries"] >= row["max_retries"]:
         return f"it was retried {row['retries']} times already, which is the limit"
+    if row["rejected"]:
+        return "content rules rejected its scene, which is unchanged since"
+    if row["forgotten"]:
+        return "it is too long ago: what it was made with is pruned"
     return ""
 
 

@@ -4,6 +4,7 @@ pygal draws. Of its drawing only shapes and texts are kept: its style and script
 holes in the Content-Security-Policy, and its colours know no dark page. It knows nothing of tasks.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
@@ -13,8 +14,14 @@ from markupsafe import Markup
 
 from vidgen_worker.dashboard.shown import number
 
-WIDE, NARROW = (920, 190), (340, 170)
-"""Width and height in pixels: a desk's and a telephone's; the style sheet shows one of them."""
+# It leaves an importer of plugins behind that no Python since 3.12 asks and that 3.11 warns of, at
+# every later import of anybody's.
+sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, pygal.PluginImportFixer)]
+
+WIDE, HALF, NARROW = (1120, 200), (540, 180), (340, 170)
+"""Width and height in pixels: a desk's, half of it, and a telephone's. The page shows one."""
+LABEL_WIDTH = 85
+"""Pixels that a label of an hour or a day takes, with the room around it."""
 _KEPT_TAGS = ("g", "path", "rect", "text", "desc")
 _DROPPED = {"titles", "plot overlay", "plot text-overlay", "plot tooltip-overlay", "background"}
 
@@ -28,12 +35,14 @@ class Series:
     values: Sequence[float]
 
 
-def bars(title: str, labels: Sequence[str], series: Sequence[Series]) -> Markup:
+def bars(
+    title: str, labels: Sequence[str], series: Sequence[Series], *, half: bool = False
+) -> Markup:
     """Return stacked bars in two sizes. `title` is what a screen reader says of them."""
     # The texts are escaped by the serializer: what comes out is markup as a whole.
     return Markup("").join(
         Markup(_drawn(title, labels, series, size, kind))  # noqa: S704
-        for size, kind in ((WIDE, "wide"), (NARROW, "narrow"))
+        for size, kind in ((HALF if half else WIDE, "wide"), (NARROW, "narrow"))
     )
 
 
@@ -47,7 +56,7 @@ def _drawn(
     totals = [sum(column) for column in zip(*(one.values for one in series), strict=True)]
     chart = pygal.StackedBar(
         width=size[0], height=size[1], js=[], show_legend=False, margin=2, spacing=6,
-        x_labels_major_every=max(1, len(labels) // (8 if kind == "wide" else 4)),
+        x_labels_major_every=max(1, len(labels) * LABEL_WIDTH // size[0]), truncate_label=-1,
         show_minor_x_labels=False, value_formatter=_axis, max_scale=5, min_scale=2,
         range=(0, max(1.0, *totals)),  # of an empty chart as well
     )  # fmt: skip

@@ -208,9 +208,8 @@ def _made(labels: list[str], steps: list[Row]) -> Markup:
 
 def _money(labels: list[str], steps: list[Row]) -> Mapping[str, Markup]:
     def one(title: str, name: str, tone: str) -> Markup:
-        return charts.bars(
-            title, labels, [Series(title, tone, [float(row[name]) for row in steps])]
-        )
+        series = Series(title, tone, [float(row[name]) for row in steps])
+        return charts.bars(title.capitalize(), labels, [series], half=True)
 
     return {
         "cost": one("provider credits spent", "provider_cost", "waits"),

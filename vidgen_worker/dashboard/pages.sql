@@ -261,7 +261,9 @@ select stage, model, count(*) as submissions,
 -- consequences --
 -- What a cancel or a retry of these tasks would mean: held credits, generations that run, what is missing.
 select t.id, t.user_id, t.status, t.error_code, t.progress, coalesce(b.retries, 0) as retries,
-       s.max_retries, held.credits as held, running.generations, running.cost as running_cost,
+       s.max_retries, held.credits as held,
+       b.rejected_inputs = vidgen.scene_digest(t.scene_id, t.user_id) as rejected,
+       exists (select from vidgen.pruned as p where p.task_id = t.id) as forgotten, running.generations, running.cost as running_cost,
        missing.stages, missing.credits as price, missing.cost as estimated_cost
   from public.video_generation_tasks as t
  cross join vidgen.settings as s

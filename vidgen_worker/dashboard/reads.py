@@ -115,9 +115,11 @@ def tasks(reads: Reads, chosen: Mapping[str, Any], page: int) -> tuple[list[Row]
             found += reads.rows(
                 "ended_tasks", status=status, code=code, since=since, limit=limit, most=MOST_ENDED
             )
-        found.sort(
-            key=lambda row: (row["completed_at"] or row["created_at"], row["id"]), reverse=True
-        )
+        # Three statements, three moments: a task that ended in between is in two of them.
+        by_age = sorted(found, key=lambda row: row["updated_at"])
+        found = list({row["id"]: row for row in by_age}.values())
+        found.sort(key=lambda row: row["id"])
+        found.sort(key=lambda row: row["completed_at"] or row["created_at"], reverse=True)
     return found[limit - 1 - PAGE : limit - 1], len(found) >= limit
 
 

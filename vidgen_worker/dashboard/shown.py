@@ -16,6 +16,7 @@ from vidgen_worker.domain.foreign_text import json_text, printable
 
 NONE = "–"  # noqa: RUF001 - the dash of an empty cell
 LONGEST = 2000
+MINUTE = 60
 _UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 TONES: Mapping[str, str] = MappingProxyType(
     {
@@ -33,7 +34,7 @@ def length(seconds: float | timedelta | None) -> str:
         return NONE
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
-    if 0 < abs(seconds) < 10:  # noqa: PLR2004 - below it a tenth of a second matters
+    if 0 < abs(seconds) < 10 and seconds != int(seconds):  # noqa: PLR2004 - then a tenth matters
         return f"{seconds:.1f} s"
     rest, parts = abs(round(seconds)), []
     for unit, size in _UNITS:
@@ -49,10 +50,13 @@ def ago(moment: datetime | None) -> str:
     """Write how long ago something was, or in how long it will be, by this machine's clock."""
     if moment is None:
         return NONE
-    past = datetime.now(UTC) - moment
-    if abs(past) < timedelta(seconds=1):
+    past = round((datetime.now(UTC) - moment).total_seconds())
+    if past == 0:
         return "now"
-    return f"{length(past)} ago" if past > timedelta(0) else f"in {length(-past)}"
+    # To the second only while seconds matter: a number that changes all the time is read as news.
+    near = abs(past)
+    said = length(near if near < MINUTE else near - near % MINUTE)
+    return f"{said} ago" if past > 0 else f"in {said}"
 
 
 def at(moment: datetime | None) -> str:
