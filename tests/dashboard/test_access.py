@@ -106,7 +106,10 @@ def test_a_form_of_another_site_changes_nothing(
 def test_an_action_is_a_post_and_a_page_is_not(panel: Panel, browser: httpx.Client) -> None:
     for path in ("/", "/tasks", "/numbers"):
         answer = browser.post(path, headers=panel.origin)
-        assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+        assert (answer.status_code, set(answer.headers["allow"].split(", "))) == (
+            405,
+            {"GET", "HEAD"},
+        )
     for method in ("PUT", "DELETE", "PATCH"):
         assert browser.request(method, "/act", headers=panel.origin).status_code == 405
     status = panel.world.task(panel.waiting)["status"]

@@ -36,7 +36,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def chromium(panel: Panel) -> Iterator[Browser]:
-    """Provide one browser for the module. After the panel: it keeps an event loop in this thread."""
+    """Provide one browser, after the panel: it keeps an event loop in this thread."""
     assert panel.link
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))

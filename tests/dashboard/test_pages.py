@@ -294,22 +294,28 @@ def test_no_statement_of_a_page_reads_what_has_ended_from_end_to_end(full: Groun
         "select id, user_id from public.video_generation_tasks where status = 'failed' limit 1"
     )
     day = timedelta(days=1)
+    last_day = {"since": day, "most": 1000}
+    stretch = {
+        "length": timedelta(hours=1),
+        "since": datetime.now(UTC) - day,
+        "until": datetime.now(UTC),
+    }
     any_task = {"status": None, "code": None, "since": None, "limit": PAGE + 1, "most": 1000}
     of_task, of_user = {"task_id": ended["id"]}, {"user_id": ended["user_id"]}
     asked: dict[str, dict[str, Any]] = {
         "waiting_by_lane": {}, "what_waits": {}, "in_flight_by_stage": {}, "provider_slots": {},
-        "yield_by_hour": {}, "task": of_task, "story_of_task": of_task,
+        "task": of_task, "story_of_task": of_task,
         "submissions_of_task": of_task, "checkpoints_of_task": of_task, "money_of_task": of_task,
         "order_of_task": of_task, "refusal_of_task": of_task, "user_credits": of_user,
-        "limits_of_user": of_user, "usage_of_user": of_user, "time_to_end": {"since": day},
-        "codes_since": {"since": day}, "models_since": {"since": day},
+        "limits_of_user": of_user, "usage_of_user": of_user, "time_to_end": last_day,
+        "codes_since": last_day, "time_of_generations": last_day, "ended_by_step": stretch,
+        "submitted_by_step": stretch, "charged_by_step": stretch,
         "ended_tasks": {**any_task, "status": "failed", "code": "X"},
         "waiting_tasks": any_task,
         "running_tasks": any_task,
         "tasks_of_user": {**any_task, "user_id": ended["user_id"]},
         "credit_entries_of_user": {"user_id": ended["user_id"], "limit": 50},
         "users_now": {"limit": 100},
-        "yield_of_day": {"day": datetime.now(UTC) - day},
         "consequences": {"task_ids": [ended["id"]]},
     }  # fmt: skip
     assert set(load_queries("dashboard")) <= set(asked)

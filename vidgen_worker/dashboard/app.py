@@ -28,6 +28,7 @@ from vidgen_worker.client.database import (
 )
 from vidgen_worker.dashboard import actions, pages
 from vidgen_worker.dashboard.access import Door, Keys, RefusedRequestError, read_form
+from vidgen_worker.dashboard.numbers import numbers
 from vidgen_worker.dashboard.pages import Page
 from vidgen_worker.dashboard.reads import Reads
 from vidgen_worker.dashboard.shown import environment
@@ -72,7 +73,7 @@ class Dashboard:
             "/tasks/{id}": pages.task,
             "/users": pages.user_list,
             "/users/{id}": pages.user,
-            "/numbers": pages.numbers,
+            "/numbers": numbers,
         }
         routes: list[Route | Mount] = [
             Mount("/static", StaticFiles(directory=STATIC)),

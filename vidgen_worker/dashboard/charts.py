@@ -7,6 +7,7 @@ holes in the Content-Security-Policy, and its colours know no dark page. It know
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from xml.etree import ElementTree as ET
 
 import pygal
@@ -32,13 +33,17 @@ class Series:
 
     name: str
     tone: str
-    values: Sequence[float]
+    values: tuple[float, ...]
 
 
+@lru_cache(maxsize=64)
 def bars(
-    title: str, labels: Sequence[str], series: Sequence[Series], *, half: bool = False
+    title: str, labels: tuple[str, ...], series: tuple[Series, ...], *, half: bool = False
 ) -> Markup:
-    """Return stacked bars in two sizes. `title` is what a screen reader says of them."""
+    """Return stacked bars in two sizes. `title` is what a screen reader says of them.
+
+    To draw takes longer than to read: the same numbers are drawn once.
+    """
     # The texts are escaped by the serializer: what comes out is markup as a whole.
     return Markup("").join(
         Markup(_drawn(title, labels, series, size, kind))  # noqa: S704
@@ -55,7 +60,7 @@ def _drawn(
 ) -> str:
     totals = [sum(column) for column in zip(*(one.values for one in series), strict=True)]
     chart = pygal.StackedBar(
-        width=size[0], height=size[1], js=[], show_legend=False, margin=2, spacing=6,
+        width=size[0], height=size[1], js=[], css=[], show_legend=False, margin=2, spacing=6,
         x_labels_major_every=max(1, len(labels) * LABEL_WIDTH // size[0]), truncate_label=-1,
         show_minor_x_labels=False, value_formatter=_axis, max_scale=5, min_scale=2,
         range=(0, max(1.0, *totals)),  # of an empty chart as well

@@ -4,26 +4,19 @@ A page is a template and its values. Nothing here changes anything, and nothing 
 page was asked for comes as a mapping of texts, of which every one is looked at.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from markupsafe import Markup
-
-from vidgen_worker.dashboard import charts
 from vidgen_worker.dashboard.access import RefusedRequestError
-from vidgen_worker.dashboard.charts import Series
 from vidgen_worker.dashboard.reads import (
     LAST_PAGE,
     MOST_ENDED,
     MOST_OF_USER,
     Reads,
-    Row,
-    days,
     tasks,
 )
 from vidgen_worker.domain.keys import ALL_MODELS
@@ -42,7 +35,6 @@ SINCE: Mapping[str, timedelta] = {
     "7d": timedelta(days=7),
     "30d": timedelta(days=30),
 }
-SPANS = {"24h": "the last 24 hours", "7d": "the last 7 days"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +77,10 @@ def task_list(reads: Reads, asked: Asked) -> Page:
     """Tasks, newest first, by status, user, code and time."""
     status = asked.get("status", "")
     if status and status not in set(Status):
-        raise _not_found(f"There is no status {status[:40]!r}. Choose one from the list.")
+        raise not_found(f"There is no status {status[:40]!r}. Choose one from the list.")
     since = asked.get("since", "")
     if since and since not in SINCE:
-        raise _not_found(f"{since[:40]!r} is no length of time of the list. Choose one from it.")
+        raise not_found(f"{since[:40]!r} is no length of time of the list. Choose one from it.")
     user = asked.get("user", "").strip()
     page = _page_number(asked.get("page", "1"))
     chosen = {
@@ -106,7 +98,9 @@ def task_list(reads: Reads, asked: Asked) -> Page:
         "filtered": any(chosen.values()),
         "statuses": list(Status),
         "sinces": list(SINCE),
-        "codes": [row["code"] for row in reads.rows("codes_since", since=SINCE["7d"])],
+        "codes": [
+            row["code"] for row in reads.rows("codes_since", since=SINCE["7d"], most=MOST_ENDED)
+        ],
         "bound": MOST_OF_USER if user else MOST_ENDED,
     }
     return Page("tasks.html", values)
@@ -117,7 +111,7 @@ def task(reads: Reads, asked: Asked) -> Page:
     task_id = _id(asked["id"], "task")
     row = reads.row("task", task_id=task_id)
     if row is None:
-        raise _not_found(f"There is no task {task_id}. It may be pruned, or be a user: look there.")
+        raise not_found(f"There is no task {task_id}. It may be pruned, or be a user: look there.")
     values = {
         "row": row,
         "story": reads.rows("story_of_task", task_id=task_id),
@@ -173,70 +167,6 @@ def find(reads: Reads, asked: Asked) -> str:
     return f"/users/{found}"
 
 
-def numbers(reads: Reads, asked: Asked) -> Page:
-    """What was made, what failed, how long it took, what it cost and what it earned."""
-    span = asked.get("span", "24h")
-    if span not in SPANS:
-        raise _not_found(f"There is no span {span[:40]!r}. Choose one of the page.")
-    since = SINCE[span]
-    steps = _hours(reads) if span == "24h" else _days(reads)
-    labels = [f"{row['began_at']:{'%H:%M' if span == '24h' else '%d %b'}}" for row in steps]
-    total: Counter[str] = Counter()
-    for row in steps:
-        total.update({name: value for name, value in row.items() if name != "began_at" and value})
-    ended = total["completed"] + total["failed"]
-    values = {
-        "span": span,
-        "spans": SPANS,
-        "steps": list(reversed(steps)),
-        "total": total,
-        "success": 100 * total["completed"] / ended if ended else None,
-        "took": reads.rows("time_to_end", since=since)[0],
-        "codes": reads.rows("codes_since", since=since),
-        "models": reads.rows("models_since", since=since),
-        "made": _made(labels, steps),
-        "money": _money(labels, steps),
-    }
-    return Page("numbers.html", values)
-
-
-def _made(labels: list[str], steps: list[Row]) -> Markup:
-    kinds = (("completed", "good"), ("failed", "bad"), ("cancelled", "quiet"))
-    series = [Series(name, tone, [row[name] for row in steps]) for name, tone in kinds]
-    return charts.bars("Tasks that ended, by how", labels, series)
-
-
-def _money(labels: list[str], steps: list[Row]) -> Mapping[str, Markup]:
-    def one(title: str, name: str, tone: str) -> Markup:
-        series = Series(title, tone, [float(row[name]) for row in steps])
-        return charts.bars(title.capitalize(), labels, [series], half=True)
-
-    return {
-        "cost": one("provider credits spent", "provider_cost", "waits"),
-        "credits": one("credits charged", "credits_charged", "runs"),
-    }
-
-
-def _hours(reads: Reads) -> list[Row]:
-    """The last 24 hours, those with nothing in them as well."""
-    found = {row["began_at"]: row for row in reads.rows("yield_by_hour")}
-    last = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    hours = [last - timedelta(hours=back) for back in reversed(range(24))]
-    return [found.get(hour) or _nothing(hour) for hour in hours]
-
-
-def _days(reads: Reads) -> list[Row]:
-    """The last seven days by UTC; one that is over is not read again for an hour."""
-    *past, today = days(datetime.now(UTC))
-    rows = [reads.of_the_past("yield_of_day", day=day)[0] for day in past]
-    return [*rows, reads.rows("yield_of_day", day=today)[0]]
-
-
-def _nothing(began_at: datetime) -> Row:
-    counts = ("completed", "failed", "cancelled", "submissions", "provider_cost", "credits_charged")
-    return {"began_at": began_at, **dict.fromkeys(counts, 0)}
-
-
 def gate_models(reads: Reads) -> list[str]:
     """The models whose gate may be closed: those with places at the provider, and all of them."""
     return [ALL_MODELS, *sorted({row["model"] for row in reads.rows("provider_slots")})]
@@ -246,7 +176,7 @@ def _id(given: str, what: str) -> UUID:
     try:
         return UUID(given)
     except ValueError:
-        raise _not_found(
+        raise not_found(
             f"{given[:80]!r} is no id of a {what}: it should look like "
             "123e4567-e89b-12d3-a456-426614174000. Check it and try again."
         ) from None
@@ -255,9 +185,10 @@ def _id(given: str, what: str) -> UUID:
 def _page_number(given: str) -> int:
     number = int(given) if given.isdecimal() and given.isascii() and len(given) < 4 else 0  # noqa: PLR2004
     if not 1 <= number <= LAST_PAGE:
-        raise _not_found(f"There are the pages 1 to {LAST_PAGE}. Narrow the filters to see others.")
+        raise not_found(f"There are the pages 1 to {LAST_PAGE}. Narrow the filters to see others.")
     return number
 
 
-def _not_found(sentence: str) -> RefusedRequestError:
+def not_found(sentence: str) -> RefusedRequestError:
+    """Return the error of something that is not there."""
     return RefusedRequestError(HTTPStatus.NOT_FOUND, sentence)

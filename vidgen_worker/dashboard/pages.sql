@@ -193,70 +193,89 @@ select day, submissions, provider_cost, credits_charged
  where user_id = %(user_id)s
  order by day desc;
 
--- yield_by_hour --
--- The last 24 hours, by hour.
-select hour as began_at, completed, failed, cancelled, submissions, provider_cost, credits_charged
-  from vidgen.stats_hourly
- where hour >= date_trunc('hour', now()) - interval '23 hours'
- order by hour;
+-- ended_by_step --
+-- What ended in a stretch of time, by steps of one length, status and code: of the index alone. Step by
+-- step, since a planner that is to group by time counts on as many groups as rows, and sorts them all.
+select steps.began_at, ended.*
+  from generate_series(
+         %(since)s::timestamptz, %(until)s::timestamptz - interval '1 microsecond', %(length)s::interval
+       ) as steps (began_at)
+ cross join lateral (
+   select t.status, t.error_code as code, count(*) as tasks, max(t.completed_at) as last
+     from public.video_generation_tasks as t
+    where t.completed_at >= steps.began_at and t.completed_at < steps.began_at + %(length)s::interval
+    group by t.status, t.error_code
+ ) as ended;
 
--- yield_of_day --
--- One day by UTC.
-select %(day)s::timestamptz as began_at, t.completed, t.failed, t.cancelled, s.submissions,
-       s.provider_cost, e.credits_charged
-  from (
-    select count(*) filter (where status = 'completed') as completed,
-           count(*) filter (where status = 'failed') as failed,
-           count(*) filter (where status = 'cancelled') as cancelled
-      from public.video_generation_tasks
-     where completed_at >= %(day)s and completed_at < %(day)s::timestamptz + interval '1 day'
-  ) as t
- cross join (
-    select count(*) as submissions, coalesce(sum(coalesce(cost, estimated_cost)), 0) as provider_cost
-      from vidgen.submissions
-     where sent_at >= %(day)s and sent_at < %(day)s::timestamptz + interval '1 day'
-  ) as s
- cross join (
-    select coalesce(-sum(amount), 0)::bigint as credits_charged
-      from public.credit_entries
-     where created_at >= %(day)s and created_at < %(day)s::timestamptz + interval '1 day'
-       and kind = 'charge'
-  ) as e;
+-- submitted_by_step --
+-- What was submitted in a stretch of time, by steps, stage and model.
+select steps.began_at, submitted.*
+  from generate_series(
+         %(since)s::timestamptz, %(until)s::timestamptz - interval '1 microsecond', %(length)s::interval
+       ) as steps (began_at)
+ cross join lateral (
+   select s.stage, s.model, count(*) as submissions,
+          count(*) filter (where s.ended_state = 'failed') as failed,
+          count(*) filter (where s.answer = 'unknown') as unknown,
+          coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) as provider_cost
+     from vidgen.submissions as s
+    where s.sent_at >= steps.began_at and s.sent_at < steps.began_at + %(length)s::interval
+    group by s.stage, s.model
+ ) as submitted;
+
+-- charged_by_step --
+-- What users were charged in a stretch of time, by steps.
+select steps.began_at, charged.credits_charged
+  from generate_series(
+         %(since)s::timestamptz, %(until)s::timestamptz - interval '1 microsecond', %(length)s::interval
+       ) as steps (began_at)
+ cross join lateral (
+   select coalesce(-sum(e.amount), 0)::bigint as credits_charged
+     from public.credit_entries as e
+    where e.created_at >= steps.began_at and e.created_at < steps.began_at + %(length)s::interval
+      and e.kind = 'charge'
+ ) as charged;
 
 -- time_to_end --
--- How long the tasks took that were completed since, from their first claim on, in seconds.
-select count(*) as tasks,
-       percentile_cont(0.5) within group (order by extract(epoch from completed_at - started_at))
-         as median,
-       percentile_cont(0.95) within group (order by extract(epoch from completed_at - started_at))
-         as p95
-  from public.video_generation_tasks
- where completed_at > now() - %(since)s::interval and status = 'completed';
+-- How long the tasks took that were completed since, from their first claim on, in seconds: of the `most`
+-- that ended last.
+select percentile_cont(array[0.5, 0.95]) within group (order by seconds) as seconds
+  from (
+    select status, extract(epoch from completed_at - started_at)::float as seconds
+      from public.video_generation_tasks
+     where completed_at > now() - %(since)s::interval
+     order by completed_at desc
+     limit %(most)s
+  ) as last_ended
+ where status = 'completed';
+
+-- time_of_generations --
+-- How long the generations took that succeeded since, by stage and model, in seconds: of the `most` that
+-- were submitted last.
+select stage, model, percentile_cont(array[0.5, 0.95]) within group (order by seconds) as seconds
+  from (
+    select stage, model, ended_state, extract(epoch from ended_at - answered_at)::float as seconds
+      from vidgen.submissions
+     where sent_at > now() - %(since)s::interval
+     order by sent_at desc
+     limit %(most)s
+  ) as last_submissions
+ where ended_state = 'succeeded'
+ group by stage, model;
 
 -- codes_since --
--- Why tasks failed since.
-select error_code as code, count(*) as tasks, max(completed_at) as last
-  from public.video_generation_tasks
- where completed_at > now() - %(since)s::interval and status = 'failed'
- group by error_code
- order by tasks desc, code
+-- Which codes tasks failed with since: of the `most` that ended last.
+select distinct error_code as code
+  from (
+    select error_code
+      from public.video_generation_tasks
+     where completed_at > now() - %(since)s::interval
+     order by completed_at desc
+     limit %(most)s
+  ) as last_ended
+ where error_code is not null
+ order by code
  limit 50;
-
--- models_since --
--- What each stage's models were asked since, how it ended, how long it took and what it cost.
-select stage, model, count(*) as submissions,
-       count(*) filter (where ended_state = 'succeeded') as succeeded,
-       count(*) filter (where ended_state = 'failed') as failed,
-       count(*) filter (where answer = 'unknown') as unknown,
-       coalesce(sum(coalesce(cost, estimated_cost)), 0) as provider_cost,
-       percentile_cont(0.5) within group (order by extract(epoch from ended_at - answered_at))
-         filter (where ended_state = 'succeeded') as median,
-       percentile_cont(0.95) within group (order by extract(epoch from ended_at - answered_at))
-         filter (where ended_state = 'succeeded') as p95
-  from vidgen.submissions
- where sent_at > now() - %(since)s::interval
- group by stage, model
- order by stage, model;
 
 -- consequences --
 -- What a cancel or a retry of these tasks would mean: held credits, generations that run, what is missing.

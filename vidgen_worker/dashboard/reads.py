@@ -7,7 +7,7 @@ action has changed is read again at once. Nothing here changes anything but by `
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from vidgen_worker.client.database import Database
@@ -121,9 +121,3 @@ def tasks(reads: Reads, chosen: Mapping[str, Any], page: int) -> tuple[list[Row]
         found.sort(key=lambda row: row["id"])
         found.sort(key=lambda row: row["completed_at"] or row["created_at"], reverse=True)
     return found[limit - 1 - PAGE : limit - 1], len(found) >= limit
-
-
-def days(today: datetime, count: int = 7) -> list[datetime]:
-    """Return the beginnings of the last days by UTC, today's last."""
-    began = today.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return [began - timedelta(days=back) for back in reversed(range(count))]
