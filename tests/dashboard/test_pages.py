@@ -135,8 +135,8 @@ def test_a_gate_is_closed_and_opened(panel: Panel, browser: httpx.Client) -> Non
     form = {"token": form_token(browser.get("/gate?action=close&model=*").text), "model": "*"}
     page = browser.post("/gate", data={**form, "action": "close"}, headers=panel.origin)
     assert (page.url.path, "by hand" in page.text) == ("/", True)
-    gate = {"model": "*", "key_fingerprint": "*"}
-    found = panel.world.sql("select model, key_fingerprint from vidgen.gates where model = '*'")
+    gate = {"model": "*", "scope": "*"}
+    found = panel.world.sql("select model, scope from vidgen.gates where model = '*'")
     assert found == [gate]
     opened = {**form, "action": "open", "scope": "*"}
     assert browser.post("/gate", data=opened, headers=panel.origin).url.path == "/"

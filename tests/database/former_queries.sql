@@ -230,8 +230,10 @@ relieved as (
 -- one off.
 update vidgen.gates as g
    set probe_at = now(), until = now()
- where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
+ where g.provider = %(provider)s and g.scope in (select scope from relieved)
    and g.probe_at is not null
+-- Claims: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
@@ -312,7 +314,7 @@ waiting as materialized (
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(image_model)s and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
@@ -426,13 +428,13 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+   where l.provider = %(provider)s and l.account = %(account)s
      and l.max_generations is not null
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(image_model)s and s.task_id is null
      and %(idle)s and exists (select from suspect where stage = 'image')
    limit 1
@@ -441,7 +443,7 @@ image_slots as materialized (
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
@@ -601,6 +603,9 @@ select begun.*
   ) as asked
  cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
  limit 100
+-- How an attempt ends: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+-- `mine` is the fence: see checkpoints.sql.
 
 -- complete --
 -- The end of a task that went well: row, scene and whatever is left of the hold, in one statement.
@@ -778,6 +783,7 @@ select owed.scene_id
 -- write_owed_scene --
 -- Make the owed writes of one scene, where its lock has gone.
 select vidgen.write_owed_scene(%(scene_id)s) as refused
+-- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
 
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
@@ -811,7 +817,7 @@ gate as materialized (
          coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
          count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+   where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
 )
 
@@ -836,9 +842,9 @@ place as materialized (
     from gate
    cross join alone
     left join vidgen.rooms as i
-      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
+      on i.provider = %(provider)s and i.account = %(account)s and i.model = %(image_model)s
     left join vidgen.rooms as v
-      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+      on v.provider = %(provider)s and v.account = %(account)s and v.model = %(video_model)s
 ),
 ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
@@ -860,6 +866,8 @@ ready as materialized (
          ) as clips
     from gate, alone, place
 )
+-- The leases of workers: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- register_worker --
 -- A worker's row, once per id: a repeated INSERT finds its own.
@@ -1010,12 +1018,12 @@ asked as materialized (
           and not exists (
             select from vidgen.gates as g
              where g.provider = w.provider
-               and g.key_fingerprint = any (w.scopes)
+               and g.scope = any (w.scopes)
           )
      )
      and not exists (
        select from vidgen.gates as g
-        where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
+        where g.provider = me.provider and g.scope = any (%(scopes)s::text[])
      )
 ),
 suspects as materialized (
@@ -1083,6 +1091,8 @@ with gone as (
 update vidgen.workers as w
    set dead_at = coalesce(w.dead_at, now()), left_at = now()
  where w.id = %(worker_id)s and not exists (select from gone)
+-- The line of turns: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- line_up --
 -- Merge the mailbox, and users whose rows for later are due, into the line of turns. Rows are
@@ -1189,6 +1199,9 @@ update vidgen.turns as t
   from idle
  where t.user_id = idle.user_id and t.lane = idle.lane
 returning t.user_id
+-- Paid POSTs and what they brought: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
+-- `mine` is the fence: see checkpoints.sql.
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
@@ -1217,14 +1230,14 @@ gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
          coalesce(bool_or(g.trial = %(task_id)s), false) as on_trial
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+   where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(model)s)
 ),
 own as materialized (
   -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
   select s.id
     from vidgen.slots as s, mine
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(model)s and s.task_id = mine.id
      and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
    limit 1
@@ -1240,7 +1253,7 @@ other as materialized (
   -- task could wait for ever.
   select s.id
     from vidgen.slots as s, mine, gate, user_lock
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
@@ -1290,7 +1303,7 @@ candidate as materialized (
        exists (select from slot)
        or not exists (
          select from vidgen.limits as l
-          where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+          where l.provider = %(provider)s and l.account = %(account)s
             and l.model = %(model)s and l.max_generations is not null
        )
      )
@@ -1672,6 +1685,8 @@ given_up as materialized (
      for no key update of s skip locked
 )
 select * from failed union all select * from given_up
+-- Sweeps, duties, audits, uploads, counts: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- sweep_workers --
 -- Rows of dead workers that hold nothing any more, an hour after their death.
@@ -1687,8 +1702,8 @@ returning w.id
 -- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
 delete from vidgen.gates as g
  where g.closed_at < now() - interval '1 hour'
-   and g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
-   and not exists (select from vidgen.workers as w where g.key_fingerprint = any (w.scopes))
+   and g.scope like any (array['key:%%', 'storage:%%', 'machine:%%'])
+   and not exists (select from vidgen.workers as w where g.scope = any (w.scopes))
 
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
@@ -1793,7 +1808,7 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
           where u.removed_at is null and u.since < now() - interval '1 hour'
        ) as uploads_left,
        (select coalesce(jsonb_agg(jsonb_build_object(
-                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
+                 'scope', g.scope, 'model', g.model, 'reason', g.reason
                )), '[]')
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
@@ -1801,15 +1816,15 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
             -- Of accounts that have a worker.
             select l.model, sum(l.max_generations) as slots,
                    sum((select count(*) from vidgen.slots as s
-                         where (s.provider, s.key_fingerprint, s.model)
-                             = (l.provider, l.key_fingerprint, l.model)
+                         where (s.provider, s.account, s.model)
+                             = (l.provider, l.account, l.model)
                            and s.task_id is not null)) as taken
               from vidgen.limits as l
              where l.max_generations is not null
                and exists (
                  select from vidgen.workers as w
                   where w.dead_at is null and w.provider = l.provider
-                    and w.account = l.key_fingerprint
+                    and w.account = l.account
                )
              group by l.model
           ) as of_model) as slots
@@ -1864,16 +1879,18 @@ select vidgen.note_audit(%(discrepancies)s)
 -- read_audit --
 -- What the last audit of the fleet has found.
 select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a
+-- Gates: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
--- that is closed already keeps its probes. The column key_fingerprint holds the scope.
+-- that is closed already keeps its probes.
 insert into vidgen.gates as g
-  (provider, key_fingerprint, model, reason, message, details, probe_at, until)
+  (provider, scope, model, reason, message, details, probe_at, until)
 values
   (%(provider)s, %(scope)s, %(model)s, %(reason)s, %(message)s, %(details)s,
    now() + %(probe)s::interval, now() + %(probe)s::interval)
-on conflict (provider, key_fingerprint, model) do nothing
+on conflict (provider, scope, model) do nothing
 returning g.model
 
 -- meet_gate --
@@ -1909,7 +1926,7 @@ select exists (
        )
        and not exists (
          select from vidgen.gates as g
-          where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+          where g.provider = %(provider)s and g.scope = %(scope)s
        ) as again,
        (
          select coalesce(max(s.estimated_cost), (select l.expected_cost from vidgen.settings as l))
@@ -2045,16 +2062,16 @@ update vidgen.gates as g
        probe_at = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
        until = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes')
   from (
-    select provider, key_fingerprint, model
+    select provider, scope, model
       from vidgen.gates
-     where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
+     where provider = %(provider)s and scope = any (%(scopes)s::text[])
        and probe_at <= now()
      order by probe_at
      limit 1
        for update skip locked
   ) as due
- where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
-returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
+ where (g.provider, g.scope, g.model) = (due.provider, due.scope, due.model)
+returning g.scope, g.model, g.reason, g.probes,
           extract(epoch from now() - g.closed_at)::float as seconds
 
 -- claim_trial --
@@ -2064,9 +2081,9 @@ returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
 -- tried again and again. Rather not one that has failed, has seen a worker die, whose row refuses or
 -- whose user can't pay, which would try the task and not the provider.
 with gate as materialized (
-  select g.provider, g.key_fingerprint, g.model
+  select g.provider, g.scope, g.model
     from vidgen.gates as g, vidgen.workers as me
-   where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+   where g.provider = %(provider)s and g.scope = %(scope)s
      and g.model = %(model)s and g.probes = %(probes)s
      and me.id = %(worker_id)s and me.dead_at is null
      and not exists (
@@ -2135,7 +2152,7 @@ begun as materialized (
                 -- Whoever's input may be to blame comes last.
                 exists (
                   select from vidgen.troubles as tr
-                   where tr.provider = gate.provider and tr.scope = gate.key_fingerprint
+                   where tr.provider = gate.provider and tr.scope = gate.scope
                      and tr.model = gate.model
                      and t.user_id = any (tr.proven_users || tr.new_users)
                 ),
@@ -2150,8 +2167,8 @@ marked as (
      set trial = begun.id
     from gate, begun
    where begun.refused is null
-     and (g.provider, g.key_fingerprint, g.model)
-       = (gate.provider, gate.key_fingerprint, gate.model)
+     and (g.provider, g.scope, g.model)
+       = (gate.provider, gate.scope, gate.model)
 )
 select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
@@ -2168,30 +2185,32 @@ with troubles as materialized (
      for update
 )
 delete from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = %(scope)s and g.model = %(model)s
+ where g.provider = %(provider)s and g.scope = %(scope)s and g.model = %(model)s
    and (select count(*) from troubles) >= 0
 returning extract(epoch from now() - g.closed_at)::float as seconds
 
 -- read_gates --
 -- What is closed for this worker.
-select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
+select g.scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
   from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+ where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
  order by g.model
 
 -- stands_aside --
 -- Whether this worker is behind a gate of its own while another one of its account works on.
 select vidgen.stands_aside(%(worker_id)s) as aside
+-- Limits of a model at the provider: named blocks, one statement each (see database/statements.py).
+-- Every statement may be sent twice: a lost acknowledgement changes nothing.
 
 -- ask_limits --
 -- Whether this worker is the one to read the account's limits now: one of the fleet does, every
--- minute, and sooner while nobody knows them. Of all models that this key was ever used with: tasks
+-- minute, and sooner while nobody knows them. Of all models that this account was ever used with: tasks
 -- that began with another one may still be under way. Those that another worker is asking about, and
 -- nobody knows yet, come back as not `mine`: it may die before it says so.
 with asked as (
   update vidgen.limits as l
      set asked_at = now()
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+   where l.provider = %(provider)s and l.account = %(account)s
      and (
        l.asked_at is null or l.asked_at > now()
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
@@ -2202,7 +2221,7 @@ select asked.model, true as mine from asked
 union all
 select l.model, false
   from vidgen.limits as l
- where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+ where l.provider = %(provider)s and l.account = %(account)s
    and l.read_at is null and l.model not in (select asked.model from asked)
 
 -- set_limit --
@@ -2215,6 +2234,6 @@ select vidgen.set_limit(%(provider)s, %(account)s, m.model, 1, false)
   from unnest(%(models)s::text[]) as m (model)
  where not exists (
    select from vidgen.limits as l
-    where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+    where l.provider = %(provider)s and l.account = %(account)s
       and l.model = m.model
  )

@@ -177,7 +177,7 @@ def _be_hostile(world: World) -> None:
             {"text": HOSTILE},
         )
         conn.execute(
-            "insert into vidgen.gates (provider, key_fingerprint, model, reason, message, details)"
+            "insert into vidgen.gates (provider, scope, model, reason, message, details)"
             " values ('runway', %(text)s, %(text)s, 'OPERATOR', %(text)s, %(text)s)",
             {"text": HOSTILE},
         )

@@ -15,19 +15,15 @@ from typing import Annotated, Any
 
 import typer
 
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
-from vidgen_worker.cli.output import ExitCode, console, fail
+from vidgen_worker.cli.output import console, fail
 from vidgen_worker.client.database import ClientSettings, load_client_settings
 
 PORT = 8470
 PACKAGES = ("starlette", "uvicorn", "jinja2", "pygal")
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 """Without one of these a browser would be one of the terminal, and take it from the dashboard."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(dashboard)
 
 
 def dashboard(

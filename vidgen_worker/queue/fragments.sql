@@ -32,7 +32,7 @@ gate as materialized (
          coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
          count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+   where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
 )
 
@@ -57,9 +57,9 @@ place as materialized (
     from gate
    cross join alone
     left join vidgen.rooms as i
-      on i.provider = %(provider)s and i.key_fingerprint = %(account)s and i.model = %(image_model)s
+      on i.provider = %(provider)s and i.account = %(account)s and i.model = %(image_model)s
     left join vidgen.rooms as v
-      on v.provider = %(provider)s and v.key_fingerprint = %(account)s and v.model = %(video_model)s
+      on v.provider = %(provider)s and v.account = %(account)s and v.model = %(video_model)s
 ),
 ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
