@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.support.panel import Panel, panel
+from tests.support.panel import Panel, browser, form_token, panel
 
-__all__ = ["panel"]
+__all__ = ["browser", "panel"]
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -108,7 +109,9 @@ def test_the_still_and_the_clip_are_shown(chromium: Browser, panel: Panel) -> No
         assert [one for one in seen.complaints if "Content Security" in one] == []
 
 
-def test_a_page_is_live_and_leaves_alone_who_is_at_work(chromium: Browser, panel: Panel) -> None:
+def test_a_page_is_live_and_leaves_alone_who_is_at_work(
+    chromium: Browser, panel: Panel, browser: httpx.Client
+) -> None:
     with opened(chromium, panel) as seen:
         page = seen.page
         page.clock.install()
@@ -119,16 +122,19 @@ def test_a_page_is_live_and_leaves_alone_who_is_at_work(chromium: Browser, panel
             page.clock.run_for(10_500)
         assert page.locator(f"input[value='{panel.waiting}']").is_checked()
         page.goto(panel.url)
-        before = page.locator("#tiles").bounding_box()
+        tile = page.locator("#tiles dd").first
+        page.locator("#failures a.id").first.focus()
+        focused = page.evaluate("document.activeElement.href")
+        waiting, place = int(tile.inner_text()), page.locator("#failures").bounding_box()
         panel.world.order(panel.user, panel.world.scene(panel.user))
-        panel.world.sql("update vidgen.workers set running = 13")
-        # The server keeps an answer for ten seconds: a form of its own makes it read again.
-        with page.expect_response(lambda answer: answer.url.startswith(panel.url + "/gate")):
-            page.evaluate("fetch('/gate?action=close&model=*')")
-        for _ in range(3):
-            with page.expect_response(lambda answer: answer.url.endswith("/")):
-                page.clock.run_for(10_500)
-        assert page.locator("#tiles").bounding_box() == before
+        # The server keeps an answer for ten seconds, unless somebody has changed something.
+        form = {"token": form_token(browser.get("/gate?action=close&model=*").text)}
+        opened_gate = {**form, "action": "open", "model": "none"}
+        assert browser.post("/gate", data=opened_gate, headers=panel.origin).status_code == 409
+        page.clock.run_for(10_500)
+        expect(tile).to_have_text(str(waiting + 1))
+        assert page.locator("#failures").bounding_box() == place
+        assert page.evaluate("document.activeElement.href") == focused
 
 
 def test_the_keyboard_reaches_everything_and_sees_where_it_is(

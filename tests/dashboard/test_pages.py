@@ -16,6 +16,7 @@ from tests.support.panel import Panel, browser, dashboard_of, form_token, panel,
 from tests.support.proxy import proxy
 from vidgen_worker.client.database import TookTooLongError
 from vidgen_worker.dashboard import pages
+from vidgen_worker.dashboard.numbers import SPANS, numbers
 from vidgen_worker.dashboard.reads import PAGE, QUERIES, Reads, tasks
 from vidgen_worker.database.statements import load_queries
 
@@ -103,6 +104,29 @@ def test_what_is_not_there_is_said_in_a_sentence_of(
     assert answer.status_code in (400, 404)
     assert said in sentence_of(answer)
     assert "Traceback" not in answer.text
+
+
+def test_the_numbers_are_those_of_the_tables(panel: Panel) -> None:
+    reads = Reads(panel.world.database.url)
+    made = panel.world.one(
+        "select count(*) filter (where status = 'completed') as completed,"
+        "       count(*) filter (where status = 'failed') as failed,"
+        "       count(*) filter (where status = 'cancelled') as cancelled,"
+        "       (select count(*) from vidgen.submissions) as submissions,"
+        "       (select sum(coalesce(cost, estimated_cost)) from vidgen.submissions)"
+        "         as provider_cost,"
+        "       (select -sum(amount) from public.credit_entries where kind = 'charge')"
+        "         as credits_charged"
+        "  from public.video_generation_tasks"
+    )
+    assert made["completed"], "there is nothing to add up"
+    for span in SPANS:
+        values = numbers(reads, {"span": span}).values
+        assert values["total"] == made
+        assert [row["code"] for row in values["codes"]] == ["CONTENT_REJECTED"]
+        assert sum(row["submissions"] for row in values["models"]) == made["submissions"]
+        assert "1 completed</title>" in values["made"]
+    reads.close()
 
 
 # What they change.
