@@ -19,8 +19,8 @@ demo: $(STAMP) ## a scene becomes a video: no account, no Docker, half a minute
 	@exec $(BIN)/python -m vidgen_worker demo
 
 .PHONY: sandbox
-sandbox: $(STAMP) ## keep the demo's stack running, to play with
-	@exec $(BIN)/python -m vidgen_worker sandbox
+sandbox: $(STAMP) ## a Supabase project on this machine; ARGS="--data DIR" keeps it
+	@exec $(BIN)/python -m vidgen_worker sandbox $(ARGS)
 
 .PHONY: test
 test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest

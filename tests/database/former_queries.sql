@@ -29,8 +29,8 @@ select t.cancel_requested_at is not null as cancel_requested,
   left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
+ where
+   -- use fence --
 
 -- start_task --
 -- Hold the user's credits for the stages that are not stored yet (prices are read here and copied into
@@ -38,8 +38,8 @@ select t.cancel_requested_at is not null as cancel_requested,
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 due as materialized (
@@ -91,8 +91,8 @@ select hold.verdict, due.prices,
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 begun as (
@@ -113,8 +113,8 @@ select mine.cancel from mine
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 open_stage as materialized (
@@ -612,8 +612,8 @@ select begun.*
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 ended as (
@@ -641,8 +641,8 @@ select case when ended.status is distinct from 'completed' then vidgen.row_stays
 with mine as materialized (
   select t.id, now() + %(delay)s as run_after, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 put_back as (
@@ -685,8 +685,8 @@ select extract(epoch from now() - b.waiting_since)::float as seconds
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 rejected as (
@@ -729,8 +729,8 @@ select case when ended.status is distinct from 'failed' then vidgen.row_stays(mi
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 ended as (
@@ -784,6 +784,11 @@ select owed.scene_id
 -- Make the owed writes of one scene, where its lock has gone.
 select vidgen.write_owed_scene(%(scene_id)s) as refused
 -- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
+
+-- fragment fence --
+-- Task t is run by this very attempt.
+t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+and t.status = 'processing'
 
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
@@ -1214,8 +1219,8 @@ with mine as materialized (
   select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
          t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 paid as materialized (
@@ -1406,8 +1411,9 @@ answered as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing' and %(follow)s
+   where
+     -- use fence --
+     and %(follow)s
      for no key update
 ),
 followed as (
@@ -1494,8 +1500,8 @@ with ended as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 checkpointed as (

@@ -13,7 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from vidgen_worker import __version__
-from vidgen_worker.config import Settings, meanings, shown
+from vidgen_worker.config import Settings, meanings
+from vidgen_worker.settings.looks import shown
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -674,6 +674,7 @@ async def test_a_download_needs_no_length(media: Media, tmp_path: Path) -> None:
     assert (await downloaded(media, tmp_path / "a", OK + b"\r\n", b"abc")).size == 3
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     ("head", "body"),
     [
@@ -702,6 +703,7 @@ async def test_what_does_not_arrive_whole_is_unavailable_and_leaves_no_file(
     assert is_empty(tmp_path)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "head",
     [
@@ -783,6 +785,7 @@ def led_to(place: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n".encode()
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "place",
     [
@@ -892,6 +895,7 @@ async def test_a_file_under_which_the_kernel_kills_two_children_is_the_machines_
     assert raised.value.name == "scratch_unavailable"
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_cancelled_download_leaves_no_file(media: Media, tmp_path: Path) -> None:
     began = asyncio.Event()
 
@@ -909,6 +913,7 @@ async def test_a_cancelled_download_leaves_no_file(media: Media, tmp_path: Path)
     assert is_empty(tmp_path)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("url", ["ftp://example.com/a", "not a url", "http://127.0.0.1:1/a"])
 async def test_an_address_that_can_not_be_fetched_is_unavailable(
     media: Media, tmp_path: Path, url: str
@@ -918,6 +923,7 @@ async def test_an_address_that_can_not_be_fetched_is_unavailable(
     assert raised.value.name == "output_unavailable"
 
 
+@pytest.mark.usefixtures("transport")
 async def test_eight_downloads_at_once_take_constant_memory(media: Media, tmp_path: Path) -> None:
     size, piece = 16 * 2**20, bytes(2**16)
 

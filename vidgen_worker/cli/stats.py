@@ -17,7 +17,7 @@ from rich.text import Text
 from vidgen_worker.cli.options import Json
 from vidgen_worker.cli.output import console, facts, print_json, table
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.config import format_duration
+from vidgen_worker.domain.durations import format_duration
 
 Row = dict[str, Any]
 

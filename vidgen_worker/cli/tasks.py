@@ -19,7 +19,7 @@ from vidgen_worker.cli.output import (
     table,
 )
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.config import parse_duration
+from vidgen_worker.domain.durations import parse_duration
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Status
 

@@ -18,13 +18,14 @@ from psycopg import errors, sql
 from psycopg.rows import dict_row
 from pydantic import SecretStr
 
-from vidgen_worker.config import Environment, read
+from vidgen_worker.config import read
 from vidgen_worker.database import sessions
 from vidgen_worker.database.database_url import place_of
 from vidgen_worker.database.postgres_text import STORABLE
 from vidgen_worker.database.remedies import explain_connect
 from vidgen_worker.database.statements import load_queries
 from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.settings.environment import Environment
 
 Row = dict[str, Any]
 Claims = Mapping[str, str]

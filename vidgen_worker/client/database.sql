@@ -693,4 +693,4 @@ select vidgen.share_buckets(
 
 -- buckets_of_the_policy --
 -- The buckets that the storage policy goes by.
-select images_bucket, videos_bucket from vidgen.settings;
+select unnest(vidgen.our_buckets()) as bucket;

@@ -19,7 +19,7 @@ import stat
 import sys
 import zlib
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,14 +30,23 @@ from httpx import codes
 
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import size
-from vidgen_worker.media.public_address import NotPublicError, only_public, refusal
+from vidgen_worker.media.public_address import (
+    NotPublicError,
+    only_public,
+    public_sockets,
+    refusal,
+)
 from vidgen_worker.media.scratch import SHORT, scratch_fault
-from vidgen_worker.providers.http_client import HttpClient
+from vidgen_worker.providers.free_client import FreeClient
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import MediaWallsLacking
 
 CONNECT_SECONDS = 10.0
 """How long a connection to the provider's file server may take."""
+CONNECTIONS = 100
+"""The most downloads at once; others wait for a place."""
+IDLE_CONNECTIONS = 20
+"""Kept open between downloads where httpx's own transport is used, which looks at each of them."""
 MAX_REDIRECTS = 5
 """A download is led on at most so often."""
 GZIP = b"\x1f\x8b\x08"
@@ -142,13 +151,16 @@ class Media:
         self._allow_loopback = allow_loopback
         self._total_seconds = total_timeout.total_seconds()
         idle = idle_timeout.total_seconds()
-        self._http = HttpClient(
-            follow_redirects=False,
+        self._http = FreeClient(
             timeout=httpx.Timeout(
                 idle, connect=min(CONNECT_SECONDS, idle), pool=self._total_seconds
             ),
             # What is compressed already would only be compressed again.
             headers={"accept-encoding": "identity"},
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS, max_keepalive_connections=IDLE_CONNECTIONS
+            ),
+            sockets=public_sockets(allow_loopback=allow_loopback),
         )
         self._children = _Children(children, max(max_image_bytes, max_video_bytes))
 
@@ -201,8 +213,8 @@ class Media:
     async def _stream(self, url: str, target: Path, max_bytes: int, what: str) -> Downloaded:
         async with self._answer(url, what) as response:
             doubt: str | None = None
-            # httpx hands out pieces of at most 64 KiB: written and hashed in well under a
-            # millisecond, and constant memory however many downloads run.
+            # Pieces of some 100 KB: written and hashed in well under a millisecond, and constant
+            # memory however many downloads run.
             with target.open("wb", buffering=0) as file:
                 arriving = _Arriving(file.fileno(), max_bytes, what)
                 try:
@@ -229,8 +241,11 @@ class Media:
             await self._public_only(request, what)
             try:
                 response = await self._http.send(request, stream=True)
-            except NotPublicError as error:
-                raise _led_astray(what, str(error)) from error
+            except (NotPublicError, httpx.ConnectError) as error:
+                astray = _first(error, lambda cause: isinstance(cause, NotPublicError))
+                if astray is None:
+                    raise
+                raise _led_astray(what, str(astray)) from error
             try:
                 if response.next_request is None:
                     if not _is_whole(response):
@@ -297,9 +312,14 @@ def _is_whole(response: httpx.Response) -> bool:
 
 def _shortage(error: BaseException) -> OSError | None:
     """Return what this machine lacked for a connection, where that was the trouble."""
+    return _first(error, lambda cause: cause.errno in SHORT)
+
+
+def _first(error: BaseException, fits: Callable[[OSError], bool]) -> OSError | None:
+    """Return the first that fits of an error, its cause, the cause of that, and so on."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in SHORT:
+        if isinstance(cause, OSError) and fits(cause):
             return cause
         cause = cause.__cause__ or cause.__context__
     return None
@@ -546,6 +566,8 @@ class _Child:
         environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
         ours = [str(_CHILD.parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, ours))
+        # Large pages where the kernel has them: a frame takes few page faults then, and not 1,500.
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", str(_CHILD), str(max_bytes),

@@ -29,8 +29,8 @@ select t.cancel_requested_at is not null as cancel_requested,
   left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
+ where
+   -- use fence --
 
 -- start_task --
 -- Hold the user's credits for the stages that are not stored yet (prices are read here and copied into
@@ -38,8 +38,8 @@ select t.cancel_requested_at is not null as cancel_requested,
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 due as materialized (
@@ -91,8 +91,8 @@ select hold.verdict, due.prices,
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 begun as (
@@ -113,8 +113,8 @@ select mine.cancel from mine
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 open_stage as materialized (

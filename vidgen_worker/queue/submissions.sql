@@ -13,8 +13,8 @@ with mine as materialized (
   select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
          t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 paid as materialized (
@@ -205,8 +205,9 @@ answered as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing' and %(follow)s
+   where
+     -- use fence --
+     and %(follow)s
      for no key update
 ),
 followed as (
@@ -293,8 +294,8 @@ with ended as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 checkpointed as (

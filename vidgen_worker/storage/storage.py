@@ -31,7 +31,7 @@ from tenacity import (
 
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName, First
-from vidgen_worker.providers.http_client import HttpClient
+from vidgen_worker.providers.free_client import FreeClient
 
 TRIES = 4
 """How often a request is sent before `storage_unavailable` leaves this module."""
@@ -44,7 +44,7 @@ CONNECT_SECONDS = 10.0
 CONNECTIONS = 50
 """The most connections at once; uploads beyond it wait for a place."""
 IDLE_CONNECTIONS = 10
-"""Kept open between requests; httpcore looks at each of them at every request."""
+"""Kept open between requests where httpx's own transport is used, which looks at each of them."""
 CACHE_CONTROL = "3600"
 """Seconds that browsers and the CDN keep an object: a generation's output never changes."""
 REMOVE_BATCH = 1000
@@ -165,8 +165,7 @@ class Storage:
         seconds = timeout.total_seconds()
         # HTTP/1.1, because idle and long HTTP/2 connections of supabase-py drop requests
         # (supabase-py issue 1064); a client of ours, because the default one is deprecated.
-        self._http = HttpClient(
-            http2=False,
+        self._http = FreeClient(
             timeout=httpx.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
             limits=httpx.Limits(
                 max_connections=CONNECTIONS, max_keepalive_connections=IDLE_CONNECTIONS
