@@ -109,6 +109,7 @@ ELSEWHERE = {
     "run": "every test of a worker",
     "stats --watch": "test_operations.py",
     "enqueue --scene ID --user ID --watch": "test_cli.py",
+    "dashboard": "test_dashboard.py",
     "tasks": "a group of verbs; its --help is tried",
     "credits": "a group of verbs; its --help is tried",
 }
