@@ -26,7 +26,7 @@ LARGEST = 500_000_000
 def clip_memory(width: int, height: int, seconds: int) -> Result:
     """Megabytes and CPU seconds of a look at a clip, as it is and conformed to half its size."""
     # Here, because the small process must stay small.
-    from vidgen_worker.media.outputs import child_environment  # noqa: PLC0415
+    from vidgen_worker.media.children import child_environment  # noqa: PLC0415
     from vidgen_worker.sandbox.runway.film import plain_clip  # noqa: PLC0415
 
     def asked(size: tuple[int, int]) -> Result:
