@@ -318,7 +318,8 @@ async def test_who_is_cancelled_in_the_middle_leaves_no_connection(kind: str, wa
     async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (await head_of(reader)).startswith(b"GET"):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n" + b"x" * 9999)
-        middle.set()
+        else:
+            middle.set()
 
     async def work(http: HttpClient) -> None:
         if way == "an upload":
@@ -326,7 +327,7 @@ async def test_who_is_cancelled_in_the_middle_leaves_no_connection(kind: str, wa
         async with http.stream("GET", server.url) as response:
             kept.append(response)  # what is collected is closed anyhow
             async for _ in response.aiter_raw():
-                pass
+                middle.set()
 
     patient = client(kind, places=1, seconds=4 * PATIENCE)  # no time-out is to close it
     async with serving(act) as server, patient as http:
