@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+import psycopg
+
 from vidgen_worker.cli import tether
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
@@ -142,6 +144,14 @@ def seed(database: Database, product_image_url: str, made: Seed | None = None) -
     }
     database.rows("add_scene", scene)
     return made
+
+
+def prepare_page(url: str) -> None:
+    """Make what the page in examples/app needs beside our tables, in a checkout that has it."""
+    file = Path(__file__).parents[2] / "examples" / "app" / "setup.sql"
+    if file.exists():
+        with psycopg.connect(url) as connection:
+            connection.execute(file.read_bytes())
 
 
 class WorkerProcess:

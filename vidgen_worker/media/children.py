@@ -38,6 +38,16 @@ _CHILD = Path(__file__).with_name("child.py")
 _CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
+def child_environment() -> dict[str, str]:
+    """Return what a child knows of this process's environment."""
+    known = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
+    ours = [str(_CHILD.parents[2]), known.get("PYTHONPATH", "")]
+    known["PYTHONPATH"] = os.pathsep.join(filter(None, ours))
+    # Large pages where the kernel has them: a frame takes few page faults then, and not 1,500.
+    known["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    return known
+
+
 def job_of(kind: str, path: Path, ratio: str, target: str, max_bytes: int) -> dict[str, Any]:
     """What a child is asked: look at `path`, and write `target` where it must be put right."""
     width, height = size(ratio)
@@ -208,15 +218,10 @@ class _Child:
 
         Raises Fault `scratch_unavailable`.
         """
-        environment = {name: os.environ[name] for name in _CHILD_ENVIRONMENT if name in os.environ}
-        ours = [str(_CHILD.parents[2]), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, ours))
-        # Large pages where the kernel has them: a frame takes few page faults then, and not 1,500.
-        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", str(_CHILD), str(max_bytes),
-                stdin=PIPE, stdout=PIPE, env=environment, start_new_session=True,
+                stdin=PIPE, stdout=PIPE, env=child_environment(), start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             # Too little memory, too many processes or open files: this machine's trouble.

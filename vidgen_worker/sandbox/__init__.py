@@ -1,6 +1,7 @@
 """A Supabase project and a Runway account that run on this machine, for demos and tests.
 
-Reading order: `stack` (what starts), `postgres/`, `supabase/` (the database, Storage), `runway/`.
+Reading order: `stack` (what starts), `postgres/`, `supabase/` (a project), `runway/`, `state` (what
+is kept).
 Only the command line and the tests import it; the worker does not know that it exists.
 """
 
