@@ -85,7 +85,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
             "Install them: pip install 'vidgen-worker[sandbox]'",
         )
     # Here, because they need the extra.
-    from vidgen_worker.sandbox.postgres.server import PostgresError  # noqa: PLC0415
+    from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.serving import ServingError  # noqa: PLC0415
     from vidgen_worker.sandbox.state import StateError  # noqa: PLC0415
 

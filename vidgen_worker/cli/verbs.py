@@ -48,6 +48,7 @@ VERBS: Mapping[str, Verb | Family] = {
     }),
     "stats": Verb("Show the queue, throughput, failures, cost, workers.", "stats.stats"),
     "workers": Verb("List every worker.", "stats.workers"),
+    "dashboard": Verb("Show all of this in a browser.", "dashboard.dashboard"),
     "credits": Family("Balances, grants and the audit of both.", {
         "grant": Verb("Add credits to a user's balance.", "credit.grant"),
         "show": Verb("Show a user's balance and its newest entries.", "credit.show"),

@@ -6,7 +6,8 @@ Only the command line and the tests import it; the worker does not know that it 
 """
 
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
-from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres, PostgresError
+from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres
+from vidgen_worker.sandbox.postgres.software import PostgresError
 from vidgen_worker.sandbox.runway.generations import RunwaySettings
 from vidgen_worker.sandbox.runway.words import WORDS, Word
 from vidgen_worker.sandbox.stack import Sandbox
