@@ -30,9 +30,9 @@ test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
 soak: $(STAMP) ## kills, restarts and faults for some 5 minutes; ARGS="--seed 7" repeats one run
 	$(BIN)/python -m tests.soak.run $(ARGS)
 
-# What the tests need from npm: the Supabase CLI, and what the Node example imports or is checked by.
+# What the tests need from npm: the Supabase CLI, and what the examples import or are built by.
 NODE_TOOLS := supabase@3.1.0 @supabase/supabase-js@2.119.1 ws@8.23.0 \
-  typescript@7.0.2 @types/node@20.19.43 @types/ws@8.18.2
+  typescript@7.0.2 @types/node@20.19.43 @types/ws@8.18.2 vite@8.4.0
 
 .PHONY: tools
 tools: .tools/node_modules/.package-lock.json ## the Supabase CLI, supabase-js and tsc, for their tests (npm)

@@ -73,8 +73,8 @@ class Settings(Environment):
         timedelta(seconds=15)
     )
     """A worker silent for this long is declared dead"""
-    vidgen_poll_interval: Annotated[Duration, _positive()] = timedelta(seconds=6)
-    """How often one generation is polled, plus jitter; Runway wants 5s or more"""
+    vidgen_poll_interval: Annotated[Duration, _positive()] = timedelta(seconds=12)
+    """The longest pause between two polls of a generation; Runway wants 5s or more"""
     vidgen_queue_poll: Annotated[Duration, _positive()] = timedelta(seconds=2)
     """How often the queue is read when no NOTIFY comes"""
     vidgen_listen: Literal["auto", "on", "off"] = "auto"

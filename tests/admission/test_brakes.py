@@ -23,7 +23,7 @@ from tests.support.world import (
 )
 from vidgen_worker.domain.faults import ALLOWANCE, IN_A_ROW
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
-from vidgen_worker.storage.storage import Bucket, Found, misfits
+from vidgen_worker.storage.buckets import Bucket, Found, misfits
 from vidgen_worker.telemetry import events
 
 ROOMY = {"VIDGEN_IMAGE_SLOTS": "100", "VIDGEN_VIDEO_SLOTS": "100", "VIDGEN_GATE_PROBE": "1h"}

@@ -17,6 +17,7 @@ from vidgen_worker.config import Settings, meanings
 from vidgen_worker.settings.looks import shown
 
 ROOT = Path(__file__).parents[2]
+MOST_LINES = 350
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -65,6 +66,16 @@ def test_every_module_says_what_it_is_for() -> None:
         docstring = path.read_text().partition('"""')[2].partition('"""')[0]
         assert docstring, f"{path} has no docstring"
         assert len(docstring.splitlines()) <= 10, f"{path}: its docstring is a chapter"
+
+
+def test_no_module_is_longer_than_a_reader_holds() -> None:
+    """A catalogue may be: its line "Up to N lines: why" says so."""
+    for path in sorted((ROOT / "vidgen_worker").rglob("*")):
+        if path.suffix in (".py", ".sql"):
+            text = path.read_text()
+            reason = re.search(r"^(?:#|--) Up to (\d+) lines: \S+", text, re.MULTILINE)
+            most = int(reason[1]) if reason else MOST_LINES
+            assert len(text.splitlines()) <= most, f"{path} has more than {most} lines"
 
 
 def test_every_box_says_what_it_is_for_and_what_it_never_does() -> None:

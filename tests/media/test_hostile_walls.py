@@ -24,7 +24,7 @@ from tests.support.commands import Cli, cli, complete, connected, findings
 from tests.support.world import World, recorded
 from vidgen_worker.cli import app
 from vidgen_worker.domain.faults import Fault
-from vidgen_worker.media import outputs as media_module
+from vidgen_worker.media import children as media_children
 from vidgen_worker.media import public_address
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.public_address import (
@@ -84,7 +84,7 @@ class Hijacked:
         program.write_text(
             HIJACKED.format(root=str(ROOT), body=indented, before=before, large=LARGE)
         )
-        self.monkeypatch.setattr(media_module, "_CHILD", program)
+        self.monkeypatch.setattr(media_children, "_CHILD", program)
 
     async def look(self, name: str = "output") -> str:
         """Look at a file in a folder of its own; return what the fault says."""

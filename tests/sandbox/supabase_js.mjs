@@ -56,10 +56,10 @@ export async function run({ createClient, url, key, email, title, options = {} }
   await event
   said.events = events.map((change) => [change.eventType, change.new.pages, change.new.tags, change.new.extra, Object.keys(change.old)])
 
-  const { error: refused } = await supabase.storage.from('shared').upload('mine.txt', new Blob(['mine']), { contentType: 'text/plain' })
+  const { error: refused } = await supabase.storage.from('shared').upload(`${up.data.user.id}.txt`, new Blob(['mine']), { contentType: 'text/plain' })
   said.upload = refused
   said.exists = (await supabase.storage.from('shared').exists('nothing.txt')).data
-  const signed = await supabase.storage.from('shared').createSignedUrl('mine.txt', 60)
+  const signed = await supabase.storage.from('shared').createSignedUrl(`${up.data.user.id}.txt`, 60)
   said.downloaded = await (await fetch(signed.data.signedUrl)).text()
 
   await supabase.removeAllChannels()

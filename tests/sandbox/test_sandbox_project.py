@@ -17,13 +17,18 @@ import httpx
 import jwt
 import psycopg
 import pytest
+from playwright.sync_api import sync_playwright
 from postgrest.exceptions import APIError
+from starlette.applications import Starlette
+from starlette.responses import FileResponse, HTMLResponse
+from starlette.routing import Route
 from supabase import create_client
 from supabase.lib.client_options import SyncClientOptions
 
 from tests.conftest import Database, PostgresServer, database_of
 from tests.support.projects import Served, served
 from tests.support.sandboxes import TOOLS
+from vidgen_worker.sandbox.serving import BackgroundServer
 
 Supabase = Any
 """supabase-py's client: what it gives is typed as whatever JSON may be."""
@@ -385,6 +390,58 @@ def test_supabase_js_signs_in_reads_writes_listens_and_stores(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == expected_of_js(email)
+
+
+PAGE = """
+<!doctype html><script src="/supabase.js"></script><script type="module">
+import { run } from '/supabase_js.mjs'
+window.go = (given) => run({ createClient: supabase.createClient, ...given })
+</script>
+"""
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+)  # fmt: skip
+
+
+def test_a_page_of_another_port_does_the_same_in_a_browser(project: Served) -> None:
+    """CORS, preflights and the WebSocket, in Chromium."""
+    bundle = TOOLS / "@supabase/supabase-js/dist/umd/supabase.js"
+    chromium = shutil.which("chromium")
+    if chromium is None or not bundle.exists():
+        pytest.skip("there is no Chromium here, or no supabase-js: make tools")
+    script = Path(__file__).with_name("supabase_js.mjs")
+    page_of = Starlette(
+        routes=[
+            Route("/", lambda _: HTMLResponse(PAGE)),
+            Route("/supabase.js", lambda _: FileResponse(bundle)),
+            Route("/supabase_js.mjs", lambda _: FileResponse(script, media_type="text/javascript")),
+        ]
+    )
+    email = f"{uuid.uuid4()}@example.com"
+    given = {
+        "url": project.url, "key": project.storage.keys.publishable, "email": email,
+        "title": a_title(),
+    }  # fmt: skip
+    with BackgroundServer(page_of) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_function("typeof window.go === 'function'")
+        said = page.evaluate("(given) => window.go(given)", given)
+        browser.close()
+    assert said == expected_of_js(email)
+
+
+def test_only_the_projects_own_paths_are_open_to_pages(project: Served) -> None:
+    asked = {"origin": "http://127.0.0.1:1", "access-control-request-method": "GET"}
+    opened = httpx.options(f"{project.url}/rest/v1/books", headers=asked)
+    assert opened.headers["access-control-allow-origin"] == "*"
+    for path in ("/sandbox/token", "/sandbox/storage/objects"):
+        closed = httpx.get(f"{project.url}{path}", headers={"origin": "http://127.0.0.1:1"})
+        assert "access-control-allow-origin" not in closed.headers
+    elsewhere = httpx.get(f"{project.url}/rest/v1/books", headers={"host": "evil.example:80"})
+    assert elsewhere.status_code == 421
 
 
 def rest(project: Served, client: Supabase, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401

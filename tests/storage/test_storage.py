@@ -14,7 +14,8 @@ from supabase import AsyncClientOptions, acreate_client
 
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.sandbox.control import StorageControl
-from vidgen_worker.storage.storage import REMOVE_BATCH, Bucket, Storage
+from vidgen_worker.storage.buckets import Bucket
+from vidgen_worker.storage.storage import REMOVE_BATCH, Storage
 
 IMAGES = Bucket("generated-content", public=True, max_bytes=1_000_000, media_types=("image/png",))
 VIDEOS = Bucket("video-files", public=False, max_bytes=2_000_000, media_types=("video/mp4",))

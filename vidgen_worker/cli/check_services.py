@@ -20,7 +20,8 @@ from vidgen_worker.providers.protocol import Account
 if TYPE_CHECKING:
     import httpx
 
-    from vidgen_worker.storage.storage import Bucket, Found, Misfit, Storage
+    from vidgen_worker.storage.buckets import Bucket, Found, Misfit
+    from vidgen_worker.storage.storage import Storage
 
 HTTP_SECONDS = 15.0
 LOW_BALANCE = 100

@@ -21,7 +21,7 @@ from vidgen_worker.cli.dashboard import INSTALL, dashboard_beside
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import console, fail
-from vidgen_worker.cli.stack import CREDITS, Place, Seed, running_sandbox, seed
+from vidgen_worker.cli.stack import CREDITS, Place, Seed, prepare_page, running_sandbox, seed
 from vidgen_worker.client.database import load_client_settings, open_database
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def prepare(stack: "Sandbox") -> dict[str, str]:
     environment = stack.environment()
     with open_database(environment["DATABASE_URL"]) as database:
         seed(database, stack.product_image_url, made)
+    prepare_page(environment["DATABASE_URL"])
     return {
         **environment,
         "SUPABASE_PUBLISHABLE_KEY": stack.keys.publishable,

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+import psycopg
+
 from vidgen_worker.cli import tether
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
@@ -83,7 +85,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
             "Install them: pip install 'vidgen-worker[sandbox]'",
         )
     # Here, because they need the extra.
-    from vidgen_worker.sandbox.postgres.server import PostgresError  # noqa: PLC0415
+    from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.serving import ServingError  # noqa: PLC0415
     from vidgen_worker.sandbox.state import StateError  # noqa: PLC0415
 
@@ -142,6 +144,14 @@ def seed(database: Database, product_image_url: str, made: Seed | None = None) -
     }
     database.rows("add_scene", scene)
     return made
+
+
+def prepare_page(url: str) -> None:
+    """Make what the page in examples/app needs beside our tables, in a checkout that has it."""
+    file = Path(__file__).parents[2] / "examples" / "app" / "setup.sql"
+    if file.exists():
+        with psycopg.connect(url) as connection:
+            connection.execute(file.read_bytes())
 
 
 class WorkerProcess:

@@ -1,4 +1,5 @@
 -- What the Python service and the command line ask, one named block each.
+-- Up to 750 lines: a catalogue of questions, most of which are a few lines and know none of the others.
 
 -- act_as --
 -- For the rest of the transaction, be who PostgREST would make of these claims.
@@ -398,7 +399,7 @@ returning scope, reason;
 
 -- find_tasks --
 -- The newest tasks that fit every filter that is given.
-select *
+select *, now() as database_now
   from public.video_generation_tasks
  where (%(user_id)s::uuid is null or user_id = %(user_id)s)
    and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
@@ -520,8 +521,10 @@ select (
 select * from vidgen.queue_health;
 
 -- in_flight_by_stage --
--- What the running tasks are doing, by stage and state of its checkpoint.
-select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks
+-- What the running tasks are doing, by stage and state of its checkpoint, and when the last of them is
+-- expected to be completed.
+select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks,
+       max(t.expected_at) as expected_at
   from public.video_generation_tasks as t
   left join lateral (
     select c.stage, c.state

@@ -4,6 +4,8 @@ Adapters turn every foreign exception into a `Fault` that names a row of `FAULTS
 acts on the row's disposition. Nothing here does I/O, and nothing else decides what follows.
 """
 
+# Up to 700 lines: most of it is the one table of faults.
+
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -15,6 +15,7 @@ from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName, First
 from vidgen_worker.domain.task import Answer, Artifact, Fate, StageName
+from vidgen_worker.pipeline import forecast
 from vidgen_worker.pipeline.generating import end_at_provider
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
@@ -169,7 +170,8 @@ class Submitting:
         frozen = Order(request, self._order.ratio, self._order.seconds).frozen()
         made_from = stage.made_from.name if stage.made_from else None
         post = Post(
-            submission_id, stage.name, made_from, request, frozen, inputs, stage.generating
+            submission_id, stage.name, made_from, request, frozen, inputs, stage.generating,
+            forecast.seconds_left(self._tools, self._run, stage, (), 0.0),
         )  # fmt: skip
         sent = await self._queue.submissions.begin(self._fence, post)
         emit(SubmissionBegun(

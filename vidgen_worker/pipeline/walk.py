@@ -84,6 +84,7 @@ class Pipeline:
                 checkpoint, order = loaded.checkpoints.get(stage.name), orders[stage.name]
                 artifact = checkpoint.artifact if checkpoint else None
                 if artifact is None:
+                    await self._queue.times.read()
                     submitting = Submitting(self._tools, self._run, stage, order)
                     generation_id = await self._begun(submitting, stage, loaded)
                     if generation_id is None:
@@ -142,6 +143,7 @@ class Pipeline:
                 orders[stage.name] = stage.order(
                     scene, resolution, self._settings, self._tools.provider
                 )
+        self._run.orders = orders
         verdict = await self._queue.checkpoints.start(self._fence, resolution)
         if verdict is Funding.REFUSED:
             raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")

@@ -22,6 +22,8 @@ ADDED_BY_AIOHTTP = ("accept", "accept-encoding", "content-type", "user-agent")
 """Headers that it would add where a request has none."""
 LONGEST_HEADER = 65_536
 """Bytes of one header: a redirect to a signed address is a long one."""
+TOGETHER = 65_536
+"""Bytes of a body that are written at once: a part's head, and its end, go with its content."""
 
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 """As `getaddrinfo` returns it: family, type, protocol, canonical name, address."""
@@ -209,10 +211,17 @@ class _Body:
         stream = self._request.stream
         if not isinstance(stream, httpx.AsyncByteStream):
             raise TypeError("the body can't be read by a coroutine")
+        held = bytearray()
         async for piece in stream:
+            held += piece
+            if len(held) < TOGETHER:
+                continue
             # aiohttp asks for the next piece once the last one is written.
             self._wait(self._seconds)
-            yield piece
+            yield bytes(held)
+            held.clear()
+        self._wait(self._seconds)
+        yield bytes(held)
         self._wait(None)
 
     def _wait(self, seconds: float | None) -> None:

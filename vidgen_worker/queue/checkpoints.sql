@@ -192,11 +192,11 @@ select (select count(*) from settled) as settled,
 with reported as materialized (
   select * from unnest(
     %(task_ids)s::uuid[], %(attempts)s::integer[], %(progress)s::float8[],
-    %(stage_progress)s::float8[], %(messages)s::text[]
-  ) as r (task_id, attempt, progress, stage_progress, message)
+    %(stage_progress)s::float8[], %(messages)s::text[], %(seconds_left)s::float8[]
+  ) as r (task_id, attempt, progress, stage_progress, message, seconds_left)
 ),
 mine as materialized (
-  select t.id, r.progress, r.stage_progress, r.message
+  select t.id, r.progress, r.stage_progress, r.message, r.seconds_left
     from public.video_generation_tasks as t
     join reported as r on r.task_id = t.id and r.attempt = t.attempt
    where t.worker_id = %(worker_id)s and t.status = 'processing'
@@ -205,7 +205,7 @@ mine as materialized (
 )
 update public.video_generation_tasks as t
    set progress = greatest(t.progress, mine.progress), stage_progress = mine.stage_progress,
-       message = mine.message
+       message = mine.message, expected_at = now() + mine.seconds_left * interval '1 second'
   from mine
  where t.id = mine.id
 
