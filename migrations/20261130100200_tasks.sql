@@ -40,15 +40,6 @@ create table public.video_generation_tasks (
 
   constraint status_is_known
     check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
-  -- Most programs end at the year 9999: one such row makes every list that shows it fail.
-  constraint times_can_be_read check (
-    greatest(
-      run_after, created_at, started_at, completed_at, cancel_requested_at, video_url_expires_at
-    ) < '9999-01-02 00:00:00+00'
-    and least(
-      run_after, created_at, started_at, completed_at, cancel_requested_at, video_url_expires_at
-    ) > '1900-01-01 00:00:00+00'
-  ),
   constraint priority_is_from_minus_10_to_10 check (priority between -10 and 10),
   constraint failures_are_within_their_limit
     check (failures >= 0 and max_failures between 1 and 100),
@@ -66,15 +57,7 @@ create table public.video_generation_tasks (
   constraint ended_has_completed_at check (
     (status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)
   ),
-  constraint claimed_has_started_at check (attempt = 0 or started_at is not null),
-  constraint texts_are_at_most_40000_bytes check (
-    octet_length(current_step) <= 40000 and octet_length(message) <= 40000
-    and octet_length(error_code) <= 40000 and octet_length(error_message) <= 40000
-    and octet_length(resolution) <= 40000 and octet_length(video_ratio) <= 40000
-    and octet_length(image_ratio) <= 40000 and octet_length(image_path) <= 40000
-    and octet_length(image_url) <= 40000 and octet_length(video_path) <= 40000
-    and octet_length(video_url) <= 40000 and pg_column_size(error) <= 40000
-  )
+  constraint claimed_has_started_at check (attempt = 0 or started_at is not null)
 ) with (
   -- Progress is written in place: room for HOT updates, and vacuum before the dead rows pile up.
   fillfactor = 70,
@@ -124,6 +107,46 @@ create index video_generation_tasks_by_video on public.video_generation_tasks us
   where video_path is not null;
 create index video_generation_tasks_by_image on public.video_generation_tasks using hash (image_path)
   where image_path is not null;
+
+-- Nobody stores a row that programs can't read: most end at the year 9999, and one such time makes every
+-- list that shows it fail. A trigger, because these two rules would be the longest CHECKs: each statement
+-- that writes the table parses the text of every CHECK, and of every trigger's WHEN, anew; a function is
+-- parsed once per session. It comes after the other BEFORE triggers by its name.
+create function vidgen.times_and_texts_fit() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  broken text;
+begin
+  if greatest(
+       new.run_after, new.created_at, new.started_at, new.completed_at, new.cancel_requested_at,
+       new.video_url_expires_at
+     ) >= '9999-01-02 00:00:00+00'
+     or least(
+       new.run_after, new.created_at, new.started_at, new.completed_at, new.cancel_requested_at,
+       new.video_url_expires_at
+     ) <= '1900-01-01 00:00:00+00' then
+    broken := 'times_can_be_read';
+  elsif greatest(
+    octet_length(new.current_step), octet_length(new.message), octet_length(new.error_code),
+    octet_length(new.error_message), octet_length(new.resolution), octet_length(new.video_ratio),
+    octet_length(new.image_ratio), octet_length(new.image_path), octet_length(new.image_url),
+    octet_length(new.video_path), octet_length(new.video_url), pg_column_size(new.error)
+  ) > 40000 then
+    broken := 'texts_are_at_most_40000_bytes';
+  else
+    return new;
+  end if;
+  raise exception 'task %: its row violates the rule "%"', new.id, broken
+    using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
+          constraint = broken;
+end
+$$;
+
+create trigger times_and_texts_fit
+  before insert or update on public.video_generation_tasks
+  for each row execute function vidgen.times_and_texts_fit();
 
 -- A row is born pending with attempt 0, whoever inserts it, and can't be due in the past: else it would
 -- jump its owner's queue. A row for 'infinity' or the year 294276 can't be read by most programs (Python
@@ -202,13 +225,24 @@ begin
     end if;
   end if;
 
-  if old.status <> new.status and new.status in ('completed', 'failed', 'cancelled')
+  if old.status <> new.status and (
+       new.status in ('completed', 'failed', 'cancelled') or old.status in ('failed', 'cancelled')
+     )
      and not pg_has_role(current_user, 'service_role', 'usage')
      and not pg_has_role(
        current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
      ) then
-    -- What is kept for so long after its end is not pruned before, whatever a worker says.
-    new.completed_at := now();
+    if new.status <> 'pending' then
+      -- What is kept for so long after its end is not pruned before, whatever a worker says.
+      new.completed_at := now();
+    elsif pg_has_role(current_user, 'vidgen_worker', 'usage') then
+      -- Tasks that ended begin again when retry_video_generation_task says so, which counts how often, or
+      -- an operator: the worker's role can't have them done, and charged, once more.
+      raise exception 'task %: it has ended (%), and a worker does not begin it again',
+        old.id, old.status
+        using errcode = 'insufficient_privilege',
+              hint = 'Try again with retry_video_generation_task(id).';
+    end if;
   end if;
   if old.status in ('pending', 'processing') and new.status in ('pending', 'processing') then
     -- A late or resumed writer must not pull the bar back before the user's eyes.
@@ -253,32 +287,6 @@ create trigger path_stays
   )
   execute function vidgen.path_stays();
 
--- Tasks that ended begin again when retry_video_generation_task says so, which counts how often, or
--- an operator: the worker's role can't have them done, and charged, once more.
-create function vidgen.retry_is_asked_for() returns trigger
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-begin
-  if pg_has_role(current_user, 'vidgen_worker', 'usage')
-     and not pg_has_role(current_user, 'service_role', 'usage')
-     and not pg_has_role(
-       current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
-     ) then
-    raise exception 'task %: it has ended (%), and a worker does not begin it again', old.id, old.status
-      using errcode = 'insufficient_privilege',
-            hint = 'Try again with retry_video_generation_task(id).';
-  end if;
-  return new;
-end
-$$;
-
-create trigger retry_is_asked_for
-  before update on public.video_generation_tasks
-  for each row
-  when (old.status in ('failed', 'cancelled') and new.status = 'pending')
-  execute function vidgen.retry_is_asked_for();
-
 -- Rights.
 
 call vidgen.revoke_from_strangers();
@@ -288,7 +296,7 @@ revoke all on
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function
-  vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays(), vidgen.retry_is_asked_for()
+  vidgen.times_and_texts_fit(), vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays()
   from public, anon, authenticated, service_role;
 
 grant select on public.video_generation_tasks to authenticated;

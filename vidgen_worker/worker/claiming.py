@@ -56,6 +56,7 @@ class Claiming:
             wakes.claim.clear()
             polled = boot_time() >= due
             if polled:
+                wakes.mail = True
                 poll = process.settings.vidgen_queue_poll.total_seconds()
                 due = boot_time() + poll * random.uniform(0.9, 1.1)  # noqa: S311
             if wakes.cancel.is_set():
@@ -134,7 +135,15 @@ class Claiming:
             return False
         async with self.lock:
             began = boot_time()
-            claimed = await process.life.queue.claims.take(slots, idle=not process.held)
+            line_up, process.wakes.mail = process.wakes.mail, False
+            try:
+                claimed = await process.life.queue.claims.take(
+                    slots, idle=not process.held, line_up=line_up
+                )
+            except BaseException:
+                process.wakes.mail = True
+                raise
+            process.wakes.mail |= claimed.mail
             process.metrics.claimed(boot_time() - began)
             self._attempts.start(claimed.tasks)
         self._more = claimed.more
