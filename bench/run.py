@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import alone, fleet, races
+from bench import alone, commands, fleet, races
 from bench.contenders import ALL
 from bench.ground import ROOT, Ground
 from bench.lines import BrokenError
@@ -50,6 +50,7 @@ class Sizes:
     held_seconds: float
     videos: int
     video_bytes: int
+    command_rounds: int
 
 
 FULL = Sizes(
@@ -57,14 +58,14 @@ FULL = Sizes(
     finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
     outage_seconds=45, limited=60, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
     disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8,
-    video_bytes=100_000_000,
+    video_bytes=100_000_000, command_rounds=9,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=8, job_rounds=1, pipelines=30, pipeline_rounds=1, in_flight=50, window_seconds=3,
     finished=20_000, backlog=10_000, claims=20, insert_rounds=1, deaths=20, death_rounds=1,
     outage_seconds=5, limited=12, processes=[1, 2], queue_tasks=300, database_tasks=60,
     disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, videos=8,
-    video_bytes=20_000_000,
+    video_bytes=20_000_000, command_rounds=1,
 )  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "streams": lambda: fleet.streams(ground, sizes.videos, sizes.video_bytes),
         "deaths": lambda: [alone.deaths(ground, sizes.deaths) for _ in range(sizes.death_rounds)],
         "outage": lambda: alone.outage(ground, 50, sizes.outage_seconds),
+        "command_line": lambda: commands.command_line(ground, sizes.command_rounds),
     }
 
 

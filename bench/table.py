@@ -26,6 +26,7 @@ PICK_UP_GOAL, PIPELINES_GOAL, STATEMENTS_GOAL = 0.9, 1.5, 15.0
 HELD_STATEMENTS_GOAL, HELD_KB_GOAL, HELD_CPU_GOAL = 0.5, 60.0, 3.0
 FLAT_GOAL, STREAM_MB_GOAL = 1.1, 150.0
 LEVEL_GOAL, INSERT_GOAL, KILL_GOAL, SIGTERM_GOAL = 1.2, 3.0, 17.0, 1.0
+HEAD_SECONDS_GOAL, READ_SECONDS_GOAL = 0.15, 0.4
 TIMES, NONE = "×", "–"  # noqa: RUF001 - typography
 APART_KILL = "22 s (PgQueuer), 112 s (Chancy), never (Procrastinate), measured apart"
 APART_LIMIT = "4 (PgQueuer), 11 to 35 (pg-boss)"
@@ -309,6 +310,20 @@ def _outage(row: Row) -> list[Cells]:
     )]  # fmt: skip
 
 
+def _command_line(row: Row) -> list[Cells]:
+    heads = {name: row[name] for name in ("--version", "--help")}
+    reads = {name: row[name] for name in row if name not in (*heads, "nothing")}
+    nothing = f"`python -c pass` {row['nothing']:.2f} s"
+    return [
+        (f"the command line: {what}", f"≤ {goal:g} s",
+         ", ".join(f"{name} {value:.2f} s" for name, value in found.items()), nothing, "",
+         max(found.values()) <= goal)
+        for what, found, goal in (
+            ("what it is", heads, HEAD_SECONDS_GOAL), ("verbs that read", reads, READ_SECONDS_GOAL),
+        )
+    ]  # fmt: skip
+
+
 ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "pick_up": _pick_up,
     "pipelines": _pipelines,
@@ -327,6 +342,7 @@ ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "streams": _streams,
     "deaths": _deaths,
     "outage": _outage,
+    "command_line": _command_line,
 }
 
 

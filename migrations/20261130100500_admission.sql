@@ -12,11 +12,11 @@
 
 set local search_path = '';
 
--- A closed gate: nothing paid of this model starts with this key. No row means open; model '*' is
--- all models, key_fingerprint '*' all keys (an operator's hand).
+-- A closed gate: nothing paid of this model starts in this scope. No row means open; model '*' is
+-- all models, scope '*' concerns every worker (an operator's hand).
 create table vidgen.gates (
   provider text not null,
-  key_fingerprint text not null,
+  scope text not null,
   model text not null,
   reason text not null,
   message text not null,
@@ -26,20 +26,20 @@ create table vidgen.gates (
   probes integer not null default 0,
   until timestamptz,
   trial uuid,
-  primary key (provider, key_fingerprint, model)
+  primary key (provider, scope, model)
 );
 
 comment on column vidgen.gates.trial is
   'After a storm: the one task that is let through to try whether it has passed.';
-comment on column vidgen.gates.key_fingerprint is
-  'The scope, what the trouble is about: * (all), an account''s label, key:…, storage:…, machine:….';
+comment on column vidgen.gates.scope is
+  'What the trouble is about: * (all), an account''s label, key:…, storage:…, machine:….';
 
 -- What the provider said of its account, beside what our records had cost by then: two readings
 -- tell how many credits went that we can't explain.
 create table vidgen.account_readings (
   id bigint generated always as identity primary key,
   provider text not null,
-  key_fingerprint text not null,
+  account text not null,
   read_at timestamptz not null default now(),
   credit_balance numeric not null,
   outlay numeric not null
@@ -48,8 +48,8 @@ create table vidgen.account_readings (
 comment on column vidgen.account_readings.outlay is
   'Provider credits of all our generations so far: their cost, or the estimate while it is open.';
 
-create index account_readings_by_key
-  on vidgen.account_readings (provider, key_fingerprint, read_at desc);
+create index account_readings_by_account
+  on vidgen.account_readings (provider, account, read_at desc);
 
 create table public.video_generation_gates (
   model text primary key,
@@ -93,44 +93,44 @@ comment on column vidgen.troubles.remaining is
 
 create table vidgen.limits (
   provider text not null,
-  key_fingerprint text not null,
+  account text not null,
   model text not null,
   max_generations integer,
   read_at timestamptz,
   asked_at timestamptz,
-  primary key (provider, key_fingerprint, model),
+  primary key (provider, account, model),
   constraint max_generations_is_not_negative check (max_generations >= 0)
 ) with (fillfactor = 50);
 
 comment on table vidgen.limits is
-  'How many generations of a model may be in flight with a key; max_generations null: any number.';
+  'How many generations of a model may be in flight for an account; max_generations null: any number.';
 comment on column vidgen.limits.read_at is
   'When the provider or a setting said so; null: nobody knows yet, and one at a time is safe.';
-comment on column vidgen.limits.key_fingerprint is
-  'The account''s label.';
+comment on column vidgen.limits.account is
+  'The account''s label (VIDGEN_ACCOUNT).';
 
 create table vidgen.slots (
   id bigint generated always as identity primary key,
   provider text not null,
-  key_fingerprint text not null,
+  account text not null,
   model text not null,
   task_id uuid,
   submission_id uuid,
   taken_at timestamptz,
   constraint taken_by_a_task check ((task_id is null) = (taken_at is null)),
   constraint a_submission_has_its_task check (submission_id is null or task_id is not null),
-  constraint slots_are_of_a_limited_model foreign key (provider, key_fingerprint, model)
-    references vidgen.limits (provider, key_fingerprint, model)
+  constraint slots_are_of_a_limited_model foreign key (provider, account, model)
+    references vidgen.limits (provider, account, model)
 ) with (fillfactor = 30, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.slots is
   'A place for one generation at the provider: free, reserved for a task, or taken by a submission.';
 comment on column vidgen.slots.taken_at is
   'Since when it is reserved or taken. Taken ones may be more than the limit after it went down.';
-comment on column vidgen.slots.key_fingerprint is 'As in limits.';
+comment on column vidgen.slots.account is 'As in limits.';
 
 -- A few rows that change all the time: no index on what changes, so that updates stay HOT.
-create index slots_by_model on vidgen.slots (provider, key_fingerprint, model);
+create index slots_by_model on vidgen.slots (provider, account, model);
 
 create table vidgen.user_locks (
   user_id uuid primary key,
@@ -225,11 +225,11 @@ begin
                       select
                         from vidgen.gates as met
                        where met.provider = working.provider
-                         and met.key_fingerprint = any (working.scopes)
+                         and met.scope = any (working.scopes)
                          and met.model in (g.model, '*')
                     )
            )
-     order by g.model, g.closed_at desc, g.key_fingerprint
+     order by g.model, g.closed_at desc, g.scope
   ),
   opened as (
     delete from public.video_generation_gates as shown
@@ -267,7 +267,7 @@ as $$
 begin
   update vidgen.troubles as t
      set remaining = 1
-   where t.provider = old.provider and t.scope = old.key_fingerprint
+   where t.provider = old.provider and t.scope = old.scope
      and old.model in ('*', t.model) and t.remaining is not null;
   return null;
 end
@@ -278,12 +278,12 @@ create trigger gate_opens
   for each row execute function vidgen.gate_opens();
 
 create view vidgen.free_slots with (security_invoker = true) as
-select l.provider, l.key_fingerprint, l.model, slots.free
+select l.provider, l.account, l.model, slots.free
   from vidgen.limits as l
  cross join lateral (
    select count(*) as free
      from vidgen.slots as s
-    where s.provider = l.provider and s.key_fingerprint = l.key_fingerprint
+    where s.provider = l.provider and s.account = l.account
       and s.model = l.model and s.task_id is null
  ) as slots
  where l.max_generations is not null;
@@ -302,7 +302,7 @@ declare
   most integer := (
     select 2 * l.max_generations
       from vidgen.limits as l
-     where l.provider = of_provider and l.key_fingerprint = of_account and l.model = of_model
+     where l.provider = of_provider and l.account = of_account and l.model = of_model
   );
 begin
   return greatest(
@@ -345,8 +345,8 @@ as $$
      where exists (
              select
                from vidgen.gates as g
-              where g.provider = w.provider and g.key_fingerprint = any (w.scopes)
-                and g.key_fingerprint like any (array['key:%', 'storage:%', 'machine:%'])
+              where g.provider = w.provider and g.scope = any (w.scopes)
+                and g.scope like any (array['key:%', 'storage:%', 'machine:%'])
            )
   )
   select exists (
@@ -359,20 +359,20 @@ as $$
 $$;
 
 -- In a SQL function it is the column that is meant: there the parameters say whose they are.
-create function vidgen.count_slots(of_provider text, of_key text, of_model text)
+create function vidgen.count_slots(of_provider text, of_account text, of_model text)
 returns integer
 language sql volatile set search_path = pg_catalog, pg_temp
 as $$
   select count(*)::integer
     from vidgen.slots as s
-   where s.provider = count_slots.of_provider and s.key_fingerprint = count_slots.of_key
+   where s.provider = count_slots.of_provider and s.account = count_slots.of_account
      and s.model = count_slots.of_model
 $$;
 
 -- The one place where slots are made, and free ones taken away. A volatile function takes a new
 -- snapshot for each of its statements, so each sees what the one before it has waited for.
 create function vidgen.set_limit(
-  of_provider text, of_key text, of_model text, new_max integer, is_read boolean
+  of_provider text, of_account text, of_model text, new_max integer, is_read boolean
 ) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -381,16 +381,16 @@ declare
   missing integer;
 begin
   -- One at a time: the lock on this row is held until the end.
-  insert into vidgen.limits as l (provider, key_fingerprint, model, max_generations, read_at)
-  values (of_provider, of_key, of_model, new_max, case when is_read then now() end)
-      on conflict (provider, key_fingerprint, model) do update
+  insert into vidgen.limits as l (provider, account, model, max_generations, read_at)
+  values (of_provider, of_account, of_model, new_max, case when is_read then now() end)
+      on conflict (provider, account, model) do update
      set max_generations = excluded.max_generations, read_at = excluded.read_at;
 
   if new_max is not null then
     -- What is in flight without a slot here: begun while the model had no limit, or with a key that had
     -- another account's label then.
-    insert into vidgen.slots (provider, key_fingerprint, model, task_id, submission_id, taken_at)
-    select s.provider, of_key, s.model, s.task_id, s.id, s.sent_at
+    insert into vidgen.slots (provider, account, model, task_id, submission_id, taken_at)
+    select s.provider, of_account, s.model, s.task_id, s.id, s.sent_at
       from vidgen.submissions as s
       left join vidgen.keys as k
         on k.provider = s.provider and k.key_fingerprint = s.key_fingerprint
@@ -398,21 +398,21 @@ begin
        -- Without an answer for long: given up, or about to be (see free_slots).
        and (s.answer = 'generation' or (s.answer is null and s.sent_at > now() - interval '10 minutes'))
        and s.provider = of_provider and s.model = of_model
-       and of_key in (s.account, k.account)
+       and of_account in (s.account, k.account)
        and not exists (
          select from vidgen.slots as taken
-          where taken.submission_id = s.id and taken.key_fingerprint = of_key
+          where taken.submission_id = s.id and taken.account = of_account
        );
   end if;
 
-  missing := coalesce(new_max, 0) - vidgen.count_slots(of_provider, of_key, of_model);
+  missing := coalesce(new_max, 0) - vidgen.count_slots(of_provider, of_account, of_model);
   if missing < 0 then
     -- Free ones, then reserved ones, whose tasks go back to wait. What is in flight keeps its slot
     -- until it has ended.
     delete from vidgen.slots as s
      using (
        select id from vidgen.slots
-        where provider = of_provider and key_fingerprint = of_key and model = of_model
+        where provider = of_provider and account = of_account and model = of_model
           and submission_id is null
         order by task_id is not null, taken_at desc
         limit -missing
@@ -420,8 +420,8 @@ begin
      ) as free
      where s.id = free.id;
   elsif missing > 0 then
-    insert into vidgen.slots (provider, key_fingerprint, model)
-    select of_provider, of_key, of_model from generate_series(1, missing);
+    insert into vidgen.slots (provider, account, model)
+    select of_provider, of_account, of_model from generate_series(1, missing);
     perform vidgen.wake('vidgen_tasks', '');
   end if;
 end
@@ -443,13 +443,13 @@ declare
 begin
   select coalesce(l.max_generations, 0) into slots
     from vidgen.slots as s
-    join vidgen.limits as l using (provider, key_fingerprint, model)
+    join vidgen.limits as l using (provider, account, model)
    where s.id = slot_id
      for share of l;
   delete from vidgen.slots as s
    where s.id = slot_id and s.task_id = of_task
      and s.submission_id is not distinct from of_submission
-     and vidgen.count_slots(s.provider, s.key_fingerprint, s.model) > slots;
+     and vidgen.count_slots(s.provider, s.account, s.model) > slots;
   if not found then
     update vidgen.slots as s
        set task_id = null, submission_id = null, taken_at = null
@@ -1120,11 +1120,11 @@ grant select on public.video_generation_gates to authenticated;
 grant select on public.video_generation_gates to service_role;
 grant select, delete on vidgen.gates, vidgen.slots, vidgen.troubles to vidgen_worker;
 grant insert (
-  provider, key_fingerprint, model, reason, message, details, probe_at, until
+  provider, scope, model, reason, message, details, probe_at, until
 ) on vidgen.gates to vidgen_worker;
 grant update (message, details, probe_at, probes, until, trial) on vidgen.gates to vidgen_worker;
 grant insert (
-  provider, key_fingerprint, credit_balance, outlay
+  provider, account, credit_balance, outlay
 ) on vidgen.account_readings to vidgen_worker;
 grant select on
   public.video_generation_gates, vidgen.account_readings, vidgen.free_slots, vidgen.limits,
@@ -1132,11 +1132,11 @@ grant select on
   to vidgen_worker;
 grant update (remaining) on vidgen.troubles to vidgen_worker;
 grant insert (
-  provider, key_fingerprint, model, max_generations, read_at
+  provider, account, model, max_generations, read_at
 ) on vidgen.limits to vidgen_worker;
 grant update (max_generations, read_at, asked_at) on vidgen.limits to vidgen_worker;
 grant insert (
-  provider, key_fingerprint, model, task_id, submission_id, taken_at
+  provider, account, model, task_id, submission_id, taken_at
 ) on vidgen.slots to vidgen_worker;
 grant update (task_id, submission_id, taken_at) on vidgen.slots to vidgen_worker;
 grant execute on function

@@ -1,16 +1,18 @@
 """Where every verb starts and ends: `vidgen-worker` and `python -m vidgen_worker` alike.
 
-Before anything large is imported, Ctrl-C ends the process without a word, and the three streams are
+Before anything large is imported, Ctrl-C ends the process with one line, and the three streams are
 made to take whatever is printed. After it, an error that nobody expected becomes one sentence. It
 knows nothing of what the verbs do.
 """
 
 import codecs
+import contextlib
 import os
 import signal
 import sys
 
 INTERRUPTED = 130
+INTERRUPTED_SAID = "Interrupted.\n"
 FAILED = 1
 READER_LEFT = 141
 """What a shell says of a program whose reader has left: 128 and SIGPIPE."""
@@ -28,20 +30,19 @@ def main() -> None:
         signal.signal(signal.SIGINT, _end_at_once)
     _open_streams()
     try:
-        from vidgen_worker.cli import main as run  # noqa: PLC0415 - it takes half a second
-        from vidgen_worker.telemetry.log import catch_the_rest, configure  # noqa: PLC0415
+        from vidgen_worker.cli import main as run  # noqa: PLC0415 - it takes a tenth of a second
+        from vidgen_worker.telemetry.late_log import catch_the_rest, configure_late  # noqa: PLC0415
 
-        configure("warning")
+        configure_late(_set_up_the_log)
         catch_the_rest()
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            run()
+            run()  # where a verb begins it turns Ctrl-C into an exception again
         finally:
             if ours:
                 signal.signal(signal.SIGINT, _end_at_once)
         _flush()
     except KeyboardInterrupt:
+        sys.stderr.write(INTERRUPTED_SAID)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         _leave_quietly()
@@ -56,9 +57,17 @@ def main() -> None:
         sys.exit(FAILED)
 
 
+def _set_up_the_log() -> None:
+    from vidgen_worker.telemetry.log import configure  # noqa: PLC0415 - most verbs log nothing
+
+    configure("warning")
+
+
 def _end_at_once(number: int, frame: object) -> None:
     """End while there is nothing to clear away; an exception would come out of some import."""
     del number, frame
+    with contextlib.suppress(OSError):
+        os.write(2, INTERRUPTED_SAID.encode())
     os._exit(INTERRUPTED)
 
 

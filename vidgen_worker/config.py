@@ -5,9 +5,12 @@ Whatever the environment holds ends here as a usable value or a sentence, never 
 Numbers that depend on each other are written as arithmetic once, at the end of `Settings`.
 """
 
+import ast
 import base64
 import binascii
 import difflib
+import inspect
+import itertools
 import json
 import os
 import re
@@ -104,7 +107,7 @@ class Environment(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True,
+        env_file=".env", extra="ignore", frozen=True,
         case_sensitive=False, env_ignore_empty=True, hide_input_in_errors=True,
         defer_build=True,  # most verbs read three settings: the validator of all takes its time
     )  # fmt: skip
@@ -584,10 +587,30 @@ def _sentences(error: dict[str, Any]) -> list[str]:
 
 def effective(settings: Settings) -> list[tuple[str, str, str]]:
     """Name, value (secrets masked) and help text of every setting, in order."""
-    rows = []
-    for name, field in type(settings).model_fields.items():
-        rows.append((name.upper(), shown(getattr(settings, name)), field.description or ""))
-    return rows
+    said = meanings()
+    return [
+        (name.upper(), shown(getattr(settings, name)), said[name]) for name in Settings.model_fields
+    ]
+
+
+def meanings() -> Mapping[str, str]:
+    """What each setting means: the docstring below its field.
+
+    Read here and not by pydantic, which would do so at every import: half of what that takes.
+    """
+    (settings,) = ast.parse(inspect.getsource(Settings)).body
+    body = settings.body if isinstance(settings, ast.ClassDef) else []
+    found = {}
+    for field, text in itertools.pairwise(body):
+        match field, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(meaning))),
+            ):
+                found[name] = inspect.cleandoc(meaning)
+            case _:
+                continue
+    return found
 
 
 def shown(value: object) -> str:

@@ -132,7 +132,7 @@ async def test_a_clip_that_is_stored_is_concluded_behind_a_closed_gate(world: Wo
 async def test_the_daily_limit_of_one_model_leaves_the_still_alone(world: World) -> None:
     user = world.user()
     world.sql(
-        "insert into vidgen.gates (provider, key_fingerprint, model, reason, message) "
+        "insert into vidgen.gates (provider, scope, model, reason, message) "
         "values ('runway', '*', 'gen4.5', 'PROVIDER_QUOTA', 'paused')"
     )
     async with world.worker():
@@ -174,7 +174,7 @@ async def test_a_bad_key_closes_nothing_for_the_others(world: World) -> None:
             ]
             assert seen_by(world, user) == [], "somebody works"
     assert {row["status"] for row in rows} == {"completed"}
-    (gate,) = world.sql("select key_fingerprint as scope from vidgen.gates")
+    (gate,) = world.sql("select scope from vidgen.gates")
     assert gate["scope"] == f"key:{bad.process.life.queue.key.fingerprint}"
     assert bad.process.life.queue.key.fingerprint != good.process.life.queue.key.fingerprint
 
@@ -183,7 +183,7 @@ async def test_an_operator_closes_and_opens_by_hand(world: World) -> None:
     user = world.user()
     async with world.worker():
         world.sql(
-            "insert into vidgen.gates (provider, key_fingerprint, model, reason, message) values "
+            "insert into vidgen.gates (provider, scope, model, reason, message) values "
             "('runway', '*', '*', 'MAINTENANCE', 'Video generation is paused until noon.')"
         )
         assert seen_by(world, user) == [("*", "MAINTENANCE")]
@@ -205,7 +205,7 @@ async def test_a_gate_that_closes_between_claim_and_submit_holds(world: World) -
     def close(event: bus.Event) -> None:
         if isinstance(event, events.ResolutionMapped):
             world.sql(
-                "insert into vidgen.gates (provider, key_fingerprint, model, reason, message) "
+                "insert into vidgen.gates (provider, scope, model, reason, message) "
                 "values ('runway', '*', 'gen4_image', 'MAINTENANCE', 'paused') "
                 "on conflict do nothing"
             )
@@ -288,7 +288,7 @@ async def test_a_storm_closes_the_gate_and_one_task_opens_it(world: World) -> No
 
 async def test_only_one_task_is_let_through_by_any_number_of_workers(world: World) -> None:
     world.sql(
-        "insert into vidgen.gates (provider, key_fingerprint, model, reason, message, probe_at) "
+        "insert into vidgen.gates (provider, scope, model, reason, message, probe_at) "
         "select 'runway', 'default', 'gen4_image', 'PROVIDER_STORM', 'paused',"
         " now() + interval '1 hour'"
     )

@@ -20,7 +20,7 @@ from psycopg import sql
 from tests.conftest import Database
 from tests.support.commands import Cli, Result, cli, complete, connected, findings
 from vidgen_worker import __version__
-from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.config import Settings
 from vidgen_worker.database.remedies import CONNECT_REMEDIES, explain_connect
 from vidgen_worker.sandbox.control import StorageControl

@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.support.settings import MANDATORY
-from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.client.database import ClientSettings, load_client_settings
 from vidgen_worker.config import Settings, SettingsError, load
 from vidgen_worker.domain import masking
@@ -434,17 +434,18 @@ IMPORTING += "\nsys.meta_path.insert(0, Watch())\n"
         ("stats", "pydantic"), ("demo", "rich.console"), ("migrate", "vidgen_worker.config"),
     ],
 )  # fmt: skip
-def test_ctrl_c_while_a_verb_is_being_loaded_ends_it_without_a_word(
+def test_ctrl_c_while_a_verb_is_being_loaded_ends_it_with_one_line(
     tmp_path: Path, verb: str, moment: str
 ) -> None:
     """The signal falls into an import: the longest part of the first half second."""
     (tmp_path / "sitecustomize.py").write_text(IMPORTING)
-    done = run(verb, PYTHONPATH=str(tmp_path), AT=moment)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run(verb, PYTHONPATH=path, AT=moment)
     assert done.returncode == ExitCode.INTERRUPTED, done.stderr
-    assert done.stderr == ""
+    assert done.stderr == "Interrupted.\n"
 
 
-def test_ctrl_c_while_a_verb_waits_for_the_database_is_quiet() -> None:
+def test_ctrl_c_while_a_verb_waits_for_the_database_says_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://u:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/d"
         with subprocess.Popen(
@@ -456,7 +457,7 @@ def test_ctrl_c_while_a_verb_waits_for_the_database_is_quiet() -> None:
             _, said = process.communicate(timeout=60)
             connection.close()
     assert process.returncode == ExitCode.INTERRUPTED
-    assert said == ""
+    assert said == "Interrupted.\n"
 
 
 def test_the_console_script_goes_through_the_same_guard() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.poolers import PGBOUNCER, pgbouncer
 from tests.support.world import World, vidgen
-from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.database.remedies import explain_connect
 
 UNREACHABLE_IPV6 = "2001:db8::1"  # RFC 3849: in documents only

@@ -230,7 +230,7 @@ relieved as (
 -- one off.
 update vidgen.gates as g
    set probe_at = now(), until = now()
- where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
+ where g.provider = %(provider)s and g.scope in (select scope from relieved)
    and g.probe_at is not null
 -- Claims: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
@@ -310,7 +310,7 @@ waiting as materialized (
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(image_model)s and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
@@ -428,13 +428,13 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+   where l.provider = %(provider)s and l.account = %(account)s
      and l.max_generations is not null
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(image_model)s and s.task_id is null
      and %(idle)s and exists (select from suspect where stage = 'image')
    limit 1
@@ -443,7 +443,7 @@ image_slots as materialized (
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
@@ -778,7 +778,7 @@ gate as materialized (
          coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
          count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+   where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
 )
 
@@ -795,7 +795,7 @@ free as materialized (
   select max(f.free) filter (where f.model = %(image_model)s) as images,
          max(f.free) filter (where f.model = %(video_model)s) as videos
     from vidgen.free_slots as f
-   where f.provider = %(provider)s and f.key_fingerprint = %(account)s
+   where f.provider = %(provider)s and f.account = %(account)s
 ),
 place as materialized (
   -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
@@ -983,12 +983,12 @@ asked as materialized (
           and not exists (
             select from vidgen.gates as g
              where g.provider = w.provider
-               and g.key_fingerprint = any (w.scopes)
+               and g.scope = any (w.scopes)
           )
      )
      and not exists (
        select from vidgen.gates as g
-        where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
+        where g.provider = me.provider and g.scope = any (%(scopes)s::text[])
      )
 ),
 suspects as materialized (
@@ -1195,14 +1195,14 @@ gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
          coalesce(bool_or(g.trial = %(task_id)s), false) as on_trial
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+   where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(model)s)
 ),
 own as materialized (
   -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
   select s.id
     from vidgen.slots as s, mine
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(model)s and s.task_id = mine.id
      and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
    limit 1
@@ -1218,7 +1218,7 @@ other as materialized (
   -- task could wait for ever.
   select s.id
     from vidgen.slots as s, mine, gate, user_lock
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
@@ -1268,7 +1268,7 @@ candidate as materialized (
        exists (select from slot)
        or not exists (
          select from vidgen.limits as l
-          where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+          where l.provider = %(provider)s and l.account = %(account)s
             and l.model = %(model)s and l.max_generations is not null
        )
      )
@@ -1667,8 +1667,8 @@ returning w.id
 -- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
 delete from vidgen.gates as g
  where g.closed_at < now() - interval '1 hour'
-   and g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
-   and not exists (select from vidgen.workers as w where g.key_fingerprint = any (w.scopes))
+   and g.scope like any (array['key:%%', 'storage:%%', 'machine:%%'])
+   and not exists (select from vidgen.workers as w where g.scope = any (w.scopes))
 
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
@@ -1773,7 +1773,7 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
           where u.removed_at is null and u.since < now() - interval '1 hour'
        ) as uploads_left,
        (select coalesce(jsonb_agg(jsonb_build_object(
-                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
+                 'scope', g.scope, 'model', g.model, 'reason', g.reason
                )), '[]')
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
@@ -1781,15 +1781,15 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
             -- Of accounts that have a worker.
             select l.model, sum(l.max_generations) as slots,
                    sum((select count(*) from vidgen.slots as s
-                         where (s.provider, s.key_fingerprint, s.model)
-                             = (l.provider, l.key_fingerprint, l.model)
+                         where (s.provider, s.account, s.model)
+                             = (l.provider, l.account, l.model)
                            and s.task_id is not null)) as taken
               from vidgen.limits as l
              where l.max_generations is not null
                and exists (
                  select from vidgen.workers as w
                   where w.dead_at is null and w.provider = l.provider
-                    and w.account = l.key_fingerprint
+                    and w.account = l.account
                )
              group by l.model
           ) as of_model) as slots
@@ -1849,13 +1849,13 @@ select coalesce(a.discrepancies, 0) as discrepancies from vidgen.audited as a
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
--- that is closed already keeps its probes. The column key_fingerprint holds the scope.
+-- that is closed already keeps its probes.
 insert into vidgen.gates as g
-  (provider, key_fingerprint, model, reason, message, details, probe_at, until)
+  (provider, scope, model, reason, message, details, probe_at, until)
 values
   (%(provider)s, %(scope)s, %(model)s, %(reason)s, %(message)s, %(details)s,
    now() + %(probe)s::interval, now() + %(probe)s::interval)
-on conflict (provider, key_fingerprint, model) do nothing
+on conflict (provider, scope, model) do nothing
 returning g.model
 
 -- meet_gate --
@@ -1891,7 +1891,7 @@ select exists (
        )
        and not exists (
          select from vidgen.gates as g
-          where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+          where g.provider = %(provider)s and g.scope = %(scope)s
        ) as again,
        (
          select coalesce(max(s.estimated_cost), (select l.expected_cost from vidgen.settings as l))
@@ -2027,16 +2027,16 @@ update vidgen.gates as g
        probe_at = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
        until = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes')
   from (
-    select provider, key_fingerprint, model
+    select provider, scope, model
       from vidgen.gates
-     where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
+     where provider = %(provider)s and scope = any (%(scopes)s::text[])
        and probe_at <= now()
      order by probe_at
      limit 1
        for update skip locked
   ) as due
- where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
-returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
+ where (g.provider, g.scope, g.model) = (due.provider, due.scope, due.model)
+returning g.scope, g.model, g.reason, g.probes,
           extract(epoch from now() - g.closed_at)::float as seconds
 
 -- claim_trial --
@@ -2046,9 +2046,9 @@ returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
 -- tried again and again. Rather not one that has failed, has seen a worker die, whose row refuses or
 -- whose user can't pay, which would try the task and not the provider.
 with gate as materialized (
-  select g.provider, g.key_fingerprint, g.model
+  select g.provider, g.scope, g.model
     from vidgen.gates as g, vidgen.workers as me
-   where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+   where g.provider = %(provider)s and g.scope = %(scope)s
      and g.model = %(model)s and g.probes = %(probes)s
      and me.id = %(worker_id)s and me.dead_at is null
      and not exists (
@@ -2117,7 +2117,7 @@ begun as materialized (
                 -- Whoever's input may be to blame comes last.
                 exists (
                   select from vidgen.troubles as tr
-                   where tr.provider = gate.provider and tr.scope = gate.key_fingerprint
+                   where tr.provider = gate.provider and tr.scope = gate.scope
                      and tr.model = gate.model
                      and t.user_id = any (tr.proven_users || tr.new_users)
                 ),
@@ -2132,8 +2132,8 @@ marked as (
      set trial = begun.id
     from gate, begun
    where begun.refused is null
-     and (g.provider, g.key_fingerprint, g.model)
-       = (gate.provider, gate.key_fingerprint, gate.model)
+     and (g.provider, g.scope, g.model)
+       = (gate.provider, gate.scope, gate.model)
 )
 select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
@@ -2150,15 +2150,15 @@ with troubles as materialized (
      for update
 )
 delete from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = %(scope)s and g.model = %(model)s
+ where g.provider = %(provider)s and g.scope = %(scope)s and g.model = %(model)s
    and (select count(*) from troubles) >= 0
 returning extract(epoch from now() - g.closed_at)::float as seconds
 
 -- read_gates --
 -- What is closed for this worker.
-select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
+select g.scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
   from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+ where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
  order by g.model
 
 -- stands_aside --
@@ -2169,13 +2169,13 @@ select vidgen.stands_aside(%(worker_id)s) as aside
 
 -- ask_limits --
 -- Whether this worker is the one to read the account's limits now: one of the fleet does, every
--- minute, and sooner while nobody knows them. Of all models that this key was ever used with: tasks
+-- minute, and sooner while nobody knows them. Of all models that this account was ever used with: tasks
 -- that began with another one may still be under way. Those that another worker is asking about, and
 -- nobody knows yet, come back as not `mine`: it may die before it says so.
 with asked as (
   update vidgen.limits as l
      set asked_at = now()
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+   where l.provider = %(provider)s and l.account = %(account)s
      and (
        l.asked_at is null or l.asked_at > now()
        or l.asked_at < now() - case when l.read_at is null then interval '5 seconds' else %(every)s end
@@ -2186,7 +2186,7 @@ select asked.model, true as mine from asked
 union all
 select l.model, false
   from vidgen.limits as l
- where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+ where l.provider = %(provider)s and l.account = %(account)s
    and l.read_at is null and l.model not in (select asked.model from asked)
 
 -- set_limit --
@@ -2199,6 +2199,6 @@ select vidgen.set_limit(%(provider)s, %(account)s, m.model, 1, false)
   from unnest(%(models)s::text[]) as m (model)
  where not exists (
    select from vidgen.limits as l
-    where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+    where l.provider = %(provider)s and l.account = %(account)s
       and l.model = m.model
  )

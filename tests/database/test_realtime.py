@@ -87,7 +87,7 @@ async def test_leases_checkpoints_and_gates_are_never_sent(world: World) -> None
         with slot(world) as name:
             await world.beats(3)
             world.sql(
-                "insert into vidgen.gates (provider, key_fingerprint, model, reason, message)"
+                "insert into vidgen.gates (provider, scope, model, reason, message)"
                 " values ('runway', '*', '*', 'PROVIDER_UNFUNDED', 'paused')"
             )
             world.sql("delete from vidgen.gates")

@@ -17,7 +17,7 @@ from psycopg.types.json import Json, Jsonb
 
 from tests.support.answering import refusing_runway
 from tests.support.world import World
-from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.client.database import open_database
 from vidgen_worker.database.pool import Database
 from vidgen_worker.database.postgres_text import STORABLE

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from tests.support.world import World, vidgen
 from vidgen_worker.cli import app
+from vidgen_worker.cli.verbs import Later
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.faults import FAULTS, PROVIDER_STORM
 
@@ -32,6 +33,7 @@ def test_a_command_is_understood(line: str) -> None:
     words = line.split()
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    command = command.load() if isinstance(command, Later) else command
     options = {o for p in command.params for o in [*p.opts, *p.secondary_opts]} | {"--help"}
     for word in words:
         if word.startswith("--"):

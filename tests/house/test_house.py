@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from vidgen_worker import __version__
-from vidgen_worker.config import Settings, shown
+from vidgen_worker.config import Settings, meanings, shown
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -29,8 +29,9 @@ def test_the_example_environment_holds_every_setting_with_its_default() -> None:
     text = (ROOT / ".env.example").read_text()
     lines = dict(re.findall(r"^(#?[A-Z_]+)=(.*)$", text, re.MULTILINE))
     expected = {}
+    said = meanings()
     for name, field in Settings.model_fields.items():
-        assert f"# {field.description}" in text, f"{name.upper()}: its description is not there"
+        assert f"# {said[name]}" in text, f"{name.upper()}: its meaning is not there"
         if field.is_required():
             expected[name.upper()] = lines.get(name.upper(), "")
         else:

@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 
 from vidgen_worker.cli import app
-from vidgen_worker.config import Settings, shown
+from vidgen_worker.config import Settings, meanings, shown
 from vidgen_worker.domain.faults import FAULTS
 from vidgen_worker.domain.resolution import RATIOS
 
@@ -24,9 +24,10 @@ def table(*rows: tuple[str, ...]) -> str:
 
 def settings_table() -> str:
     rows = [("setting", "default", "meaning")]
+    said = meanings()
     for name, field in Settings.model_fields.items():
         default = "mandatory" if field.is_required() else shown(field.get_default())
-        rows.append((f"`{name.upper()}`", default, field.description or ""))
+        rows.append((f"`{name.upper()}`", default, said[name]))
     return table(*rows)
 
 

@@ -227,7 +227,7 @@ async def test_a_waiting_task_whose_generation_runs(world: World, how: str, gate
     user, task = await handed_back(world, "[[stall]]")
     if gate:
         world.sql(
-            "insert into vidgen.gates (provider, key_fingerprint, model, reason, message) "
+            "insert into vidgen.gates (provider, scope, model, reason, message) "
             "values ('runway', '*', '*', 'MAINTENANCE', 'paused')"
         )
     # Far from due: a cancel waits for no pause.

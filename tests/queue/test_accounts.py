@@ -299,6 +299,6 @@ async def test_a_worker_whose_key_is_refused_hands_its_generations_to_another_ke
             rows = [await world.until(task) for task in tasks]
     assert {row["status"] for row in rows} == {"completed"}
     assert kinds(world) == {"image": 2, "video": 2}
-    (gate,) = world.sql("select key_fingerprint as scope, reason from vidgen.gates")
+    (gate,) = world.sql("select scope, reason from vidgen.gates")
     assert gate["scope"].startswith("key:")
     assert gate["reason"] == "PROVIDER_DENIED"

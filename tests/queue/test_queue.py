@@ -358,7 +358,7 @@ def test_gates_of_machines_and_keys_that_have_gone_are_swept(ground: Ground) -> 
     assert len(ground.sql("select * from vidgen.gates")) == 7, "one may come back within an hour"
     ground.sql("update vidgen.gates set closed_at = now() - interval '2 hours'")
     hand("sweep_gates")
-    left = ground.sql("select key_fingerprint as scope from vidgen.gates")
+    left = ground.sql("select scope from vidgen.gates")
     assert {row["scope"] for row in left} == {"key:key", "default", "other", "*"}
 
 

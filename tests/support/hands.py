@@ -133,7 +133,7 @@ class Hand:
         self.conn.close()
 
     def __call__(self, name: str, **parameters: object) -> list[Row]:
-        """Run a named query. Of a claim: what began, without the row that says only what is left."""
+        """Run a named query. Of a claim: what began, not the row that says only what is left."""
         rows = self.send(name, **parameters)
         return rows if name != "claim" else [row for row in rows if row["id"]]
 

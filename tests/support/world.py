@@ -323,8 +323,8 @@ def refuse_one(world: World, task_id: UUID, when: str) -> None:
 
 def reasons(world: World) -> list[tuple[str, str]]:
     """Kind of scope and reason of every closed gate."""
-    rows = world.sql("select key_fingerprint, reason from vidgen.gates order by reason")
-    return [(row["key_fingerprint"].partition(":")[0], row["reason"]) for row in rows]
+    rows = world.sql("select scope, reason from vidgen.gates order by reason")
+    return [(row["scope"].partition(":")[0], row["reason"]) for row in rows]
 
 
 def set_bucket(world: World, name: str, **settings: object) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import structlog
 
-from vidgen_worker.telemetry.log import LogFormat, catch_the_rest, configure
+from vidgen_worker.telemetry.late_log import catch_the_rest
+from vidgen_worker.telemetry.log import LogFormat, configure
 
 NASTY = "a\nb\r\tc\x1b[31m\x00\x85\u2028d\ud800"
 

@@ -106,7 +106,7 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
     user = world.user()
     world.sql("update user_credits set balance = balance + 1 where user_id = %s", user)
     world.sql(
-        "insert into vidgen.gates (provider, key_fingerprint, model, reason, message)"
+        "insert into vidgen.gates (provider, scope, model, reason, message)"
         " values ('runway', '*', '*', 'OPERATOR', 'Paused.')"
     )
     task = world.order(user, world.scene(user))

@@ -4,6 +4,7 @@ Further members of each kind are tested where they belong.
 """
 
 import asyncio
+import os
 import resource
 import shutil
 import signal
@@ -51,7 +52,7 @@ from tests.support.world import (
     submissions,
     vidgen,
 )
-from vidgen_worker.cli.output import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.domain.faults import ALLOWANCE
 from vidgen_worker.telemetry import events
 
@@ -728,9 +729,10 @@ def test_a_taken_port_an_ascii_terminal_and_an_early_ctrl_c_bring_no_traceback(
         "        if name == 'vidgen_worker.cli': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Watch())\n"
     )
-    world.environment = {"PYTHONPATH": str(tmp_path)}
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    world.environment = {"PYTHONPATH": path}
     done = vidgen(world, "stats")
-    assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "")
+    assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "Interrupted.\n")
 
 
 # 6.

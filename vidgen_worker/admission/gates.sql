@@ -3,13 +3,13 @@
 
 -- close_gate --
 -- Nothing paid of this model starts in this scope until a probe or an operator opens it. A gate
--- that is closed already keeps its probes. The column key_fingerprint holds the scope.
+-- that is closed already keeps its probes.
 insert into vidgen.gates as g
-  (provider, key_fingerprint, model, reason, message, details, probe_at, until)
+  (provider, scope, model, reason, message, details, probe_at, until)
 values
   (%(provider)s, %(scope)s, %(model)s, %(reason)s, %(message)s, %(details)s,
    now() + %(probe)s::interval, now() + %(probe)s::interval)
-on conflict (provider, key_fingerprint, model) do nothing
+on conflict (provider, scope, model) do nothing
 returning g.model
 
 -- meet_gate --
@@ -45,7 +45,7 @@ select exists (
        )
        and not exists (
          select from vidgen.gates as g
-          where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+          where g.provider = %(provider)s and g.scope = %(scope)s
        ) as again,
        (
          select coalesce(max(s.estimated_cost), (select l.expected_cost from vidgen.settings as l))
@@ -181,16 +181,16 @@ update vidgen.gates as g
        probe_at = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes'),
        until = now() + least(%(probe)s::interval * 2 ^ least(g.probes + 1, 20), interval '5 minutes')
   from (
-    select provider, key_fingerprint, model
+    select provider, scope, model
       from vidgen.gates
-     where provider = %(provider)s and key_fingerprint = any (%(scopes)s::text[])
+     where provider = %(provider)s and scope = any (%(scopes)s::text[])
        and probe_at <= now()
      order by probe_at
      limit 1
        for update skip locked
   ) as due
- where (g.provider, g.key_fingerprint, g.model) = (due.provider, due.key_fingerprint, due.model)
-returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
+ where (g.provider, g.scope, g.model) = (due.provider, due.scope, due.model)
+returning g.scope, g.model, g.reason, g.probes,
           extract(epoch from now() - g.closed_at)::float as seconds
 
 -- claim_trial --
@@ -200,9 +200,9 @@ returning g.key_fingerprint as scope, g.model, g.reason, g.probes,
 -- tried again and again. Rather not one that has failed, has seen a worker die, whose row refuses or
 -- whose user can't pay, which would try the task and not the provider.
 with gate as materialized (
-  select g.provider, g.key_fingerprint, g.model
+  select g.provider, g.scope, g.model
     from vidgen.gates as g, vidgen.workers as me
-   where g.provider = %(provider)s and g.key_fingerprint = %(scope)s
+   where g.provider = %(provider)s and g.scope = %(scope)s
      and g.model = %(model)s and g.probes = %(probes)s
      and me.id = %(worker_id)s and me.dead_at is null
      and not exists (
@@ -271,7 +271,7 @@ begun as materialized (
                 -- Whoever's input may be to blame comes last.
                 exists (
                   select from vidgen.troubles as tr
-                   where tr.provider = gate.provider and tr.scope = gate.key_fingerprint
+                   where tr.provider = gate.provider and tr.scope = gate.scope
                      and tr.model = gate.model
                      and t.user_id = any (tr.proven_users || tr.new_users)
                 ),
@@ -286,8 +286,8 @@ marked as (
      set trial = begun.id
     from gate, begun
    where begun.refused is null
-     and (g.provider, g.key_fingerprint, g.model)
-       = (gate.provider, gate.key_fingerprint, gate.model)
+     and (g.provider, g.scope, g.model)
+       = (gate.provider, gate.scope, gate.model)
 )
 select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
@@ -304,15 +304,15 @@ with troubles as materialized (
      for update
 )
 delete from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = %(scope)s and g.model = %(model)s
+ where g.provider = %(provider)s and g.scope = %(scope)s and g.model = %(model)s
    and (select count(*) from troubles) >= 0
 returning extract(epoch from now() - g.closed_at)::float as seconds
 
 -- read_gates --
 -- What is closed for this worker.
-select g.key_fingerprint as scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
+select g.scope, g.model, g.reason, g.message, g.until, g.closed_at, g.probes
   from vidgen.gates as g
- where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+ where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
  order by g.model
 
 -- stands_aside --

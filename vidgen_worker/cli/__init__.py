@@ -1,7 +1,7 @@
 """The command line. It wires everything together and is the only part that prints.
 
-Each verb lives in a module of its own; here they are collected, and every error that an operator
-can do something about becomes a sentence and an exit code instead of a traceback.
+Each verb lives in a module of its own, which is imported when it is used. Here every error that an
+operator can do something about becomes a sentence and an exit code instead of a traceback.
 """
 
 import contextlib
@@ -13,29 +13,15 @@ import typer
 from typer.core import TyperGroup
 
 from vidgen_worker import __version__
-from vidgen_worker.cli import (
-    check,
-    credit,
-    demo,
-    gate,
-    limits,
-    prune,
-    reconcile,
-    sandbox,
-    stats,
-    tasks,
-    work,
-)
-from vidgen_worker.cli.output import ExitCode, fail
-from vidgen_worker.client.database import ClientError, DatabaseUnreachableError
-from vidgen_worker.client.service import ServiceUnavailableError, VideoGenerationError
-from vidgen_worker.config import SettingsError
-from vidgen_worker.domain.foreign_text import printable
-from vidgen_worker.telemetry.loopback_http import PortError
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.verbs import commands
 
 
 class _Verbs(TyperGroup):
-    """Repeats an argument that it can't use only spelled out."""
+    """All verbs. Repeats an argument that it can't use only spelled out."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - typer's own
+        super().__init__(**{**options, "commands": commands()})
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - typer's own
         """Read the arguments that stand before the verb."""
@@ -43,9 +29,13 @@ class _Verbs(TyperGroup):
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
-        """Run the verb."""
-        with _spelled_out():
-            return super().invoke(ctx)
+        """Run the verb; Ctrl-C ends it with one line."""
+        try:
+            with _spelled_out():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 @contextlib.contextmanager
@@ -54,7 +44,9 @@ def _spelled_out() -> Iterator[None]:
         yield
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own: about what somebody typed, or passed on
-            error.message = printable(str(error.message))  # type: ignore[attr-defined]
+            from vidgen_worker.domain.foreign_text import printable  # noqa: PLC0415 - rarely needed
+
+            error.message = printable(str(error.message), lines=True)  # type: ignore[attr-defined]
         raise
 
 
@@ -68,10 +60,9 @@ app = typer.Typer(
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # the other help takes longer to import than most verbs to answer
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (work, check, demo, sandbox, tasks, stats, credit, limits, gate, reconcile, prune):
-    module.register(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -97,19 +88,9 @@ def main() -> None:
     """Run the command line, and end the process with one of the documented codes."""
     try:
         app(prog_name="vidgen-worker")
-    except SettingsError as error:
-        fail(
-            ExitCode.CONFIGURATION,
-            "The configuration can't be used.",
-            *[f"  {problem}" for problem in error.problems],
-            "Set these in the environment or in .env (.env.example lists all of them). "
-            "To try it without any account: vidgen-worker demo",
-        )
-    except PortError as error:
-        fail(ExitCode.FAILED, str(error))
-    except (DatabaseUnreachableError, ServiceUnavailableError) as error:
-        fail(ExitCode.UNAVAILABLE, str(error))
-    except (ClientError, VideoGenerationError, LookupError) as error:
-        fail(ExitCode.FAILED, str(error))
-    except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+    except Exception as error:
+        # Here, because it knows the boxes below, which a verb that fails has imported already.
+        from vidgen_worker.cli.errors import end_with  # noqa: PLC0415
+
+        end_with(error)
+        raise

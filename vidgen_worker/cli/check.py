@@ -17,8 +17,9 @@ import psycopg
 import typer
 from rich.text import Text
 
-from vidgen_worker.cli.output import ExitCode, console, print_json, table
-from vidgen_worker.cli.tasks import Json
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json
+from vidgen_worker.cli.output import console, print_json, table
 from vidgen_worker.client.database import (
     ClientError,
     Database,
@@ -75,11 +76,6 @@ class Finding:
     state: State
     said: str
     remedy: str = ""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(check)
 
 
 def check(json: Json = False) -> None:

@@ -1,26 +1,18 @@
 """`credits`: add to a user's balance, show it, and prove that the books agree."""
 
 from typing import Annotated
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import typer
 
-from vidgen_worker.cli.output import ExitCode, console, facts, fail, need_yes, print_json, table
-from vidgen_worker.cli.tasks import Json, Yes
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json, User, Yes
+from vidgen_worker.cli.output import console, facts, fail, need_yes, print_json, table
 from vidgen_worker.client.database import load_client_settings, open_database
 
-credits_app = typer.Typer(help="Balances, grants and the audit of both.", no_args_is_help=True)
-
-User = Annotated[UUID, typer.Argument(help="The user's id.", show_default=False)]
 NOTHING = {"balance": 0, "held": 0}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    app.add_typer(credits_app, name="credits")
-
-
-@credits_app.command()
 def grant(
     user: User,
     amount: Annotated[int, typer.Argument(min=1, help="Credits to add.", show_default=False)],
@@ -52,7 +44,6 @@ def grant(
         console().print(f"Balance: {before['balance']} → {after['balance']} credits.")
 
 
-@credits_app.command()
 def show(
     user: User,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries to show.")] = 20,
@@ -84,7 +75,6 @@ def show(
         console().print("", table(("when", "kind", "amount", "task", "reference"), lines))
 
 
-@credits_app.command()
 def audit(json: Json = False) -> None:
     """Compare every balance with its ledger and holds; exit code 1 when one disagrees."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
-from vidgen_worker.cli.output import ExitCode, console, facts, fail, status_text
+from vidgen_worker.cli.output import console, facts, fail, status_text
 from vidgen_worker.cli.stack import (
     RESOLUTION,
     Seed,
@@ -38,11 +38,6 @@ Row = dict[str, Any]
 
 class DemoError(Exception):
     """The demo did not get its video."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(demo)
 
 
 def demo() -> None:

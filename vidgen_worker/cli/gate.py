@@ -4,27 +4,17 @@ from typing import Annotated
 
 import typer
 
-from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json, table
-from vidgen_worker.cli.tasks import Json, Yes
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json, Yes
+from vidgen_worker.cli.output import console, fail, need_yes, print_json, table
 from vidgen_worker.client.database import load_client_settings, open_database
 from vidgen_worker.domain.keys import ALL_MODELS
 
 PAUSED = "Video generation is paused by the operator."
 
-gate_app = typer.Typer(
-    help="A closed gate pauses paid submits of a model; running generations go on.",
-    no_args_is_help=True,
-)
-
 Model = Annotated[str, typer.Argument(help="The model; * is all of them.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    app.add_typer(gate_app, name="gate")
-
-
-@gate_app.command("list")
 def list_gates(json: Json = False) -> None:
     """Show every closed gate: reason, since when, and when it is probed next."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
@@ -43,7 +33,6 @@ def list_gates(json: Json = False) -> None:
         console().print(table(columns, lines))
 
 
-@gate_app.command()
 def close(
     model: Model = ALL_MODELS,
     message: Annotated[str, typer.Option(help="What users read meanwhile.")] = PAUSED,
@@ -59,7 +48,6 @@ def close(
     )
 
 
-@gate_app.command("open")
 def open_gate(
     model: Model = ALL_MODELS,
     scope: Annotated[

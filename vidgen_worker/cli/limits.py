@@ -1,27 +1,15 @@
 """`limits`: whom a limit of his own keeps back, why and until when; let a user begin anew."""
 
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
-from vidgen_worker.cli.output import ExitCode, console, facts, fail, need_yes, print_json, table
-from vidgen_worker.cli.tasks import Json, Yes
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json, User, Yes
+from vidgen_worker.cli.output import console, facts, fail, need_yes, print_json, table
 from vidgen_worker.client.database import load_client_settings, open_database
 
-limits_app = typer.Typer(
-    help="What one user has used of his limits; lift a stop or a pause.", no_args_is_help=True
-)
 
-User = Annotated[UUID, typer.Argument(help="The user's id.", show_default=False)]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    app.add_typer(limits_app, name="limits")
-
-
-@limits_app.command("list")
 def list_limits(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Users to show.")] = 50,
     json: Json = False,
@@ -42,7 +30,6 @@ def list_limits(
         console().print(table(columns, lines))
 
 
-@limits_app.command()
 def show(user: User, json: Json = False) -> None:
     """Show what a user has used of each limit, and which inputs are not sent again."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
@@ -71,7 +58,6 @@ def show(user: User, json: Json = False) -> None:
         console().print("", table(columns, lines, "Rejected inputs, not sent again"))
 
 
-@limits_app.command()
 def lift(user: User, yes: Yes = False, json: Json = False) -> None:
     """Let a user begin anew: no stop, no pause, no loss counted; rejected inputs stay so."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:

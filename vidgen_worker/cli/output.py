@@ -1,4 +1,4 @@
-"""What the verbs share in printing: exit codes, tables, JSON for machines, the last word.
+"""What the verbs share in printing: tables, JSON for machines, the last word.
 
 Results go to stdout, everything else to stderr. Text from elsewhere is never read as markup.
 """
@@ -6,8 +6,7 @@ Results go to stdout, everything else to stderr. Text from elsewhere is never re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from enum import IntEnum
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 from uuid import UUID
 
 from rich import box
@@ -16,6 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.domain.foreign_text import LONGEST, json_text, printable, spelled
 
 WIDTH_OF_A_PIPE = 200
@@ -27,26 +27,6 @@ STATUS_STYLES: Mapping[str, str] = {
     "failed": "red",
     "cancelled": "magenta",
 }
-
-
-class ExitCode(IntEnum):
-    """How a verb ends; `--help` prints this list."""
-
-    meaning: str
-
-    def __new__(cls, value: int, meaning: str) -> Self:
-        """Make a member that carries its meaning."""
-        member = int.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
-
-    OK = 0, "done"
-    FAILED = 1, "it could not be done, a check is red, or the watched task failed"
-    USAGE = 2, "wrong usage, or --yes is missing"
-    UNAVAILABLE = 69, "the database can't be reached"
-    CONFIGURATION = 78, "the configuration can't be used"
-    INTERRUPTED = 130, "interrupted"
 
 
 class _Console(Console):

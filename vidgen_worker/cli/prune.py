@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from vidgen_worker.cli.output import ExitCode, console, fail, need_yes, print_json
-from vidgen_worker.cli.tasks import Json, Yes
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json, Yes
+from vidgen_worker.cli.output import console, fail, need_yes, print_json
 from vidgen_worker.client.database import (
     Database,
     RefusedError,
@@ -34,11 +35,6 @@ SHORTEST = timedelta(days=1)
 BATCH = 500
 MOST_LEFT = 100
 """So many tasks may refuse to go: more are a rule of the application's, and end the run."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(prune)
 
 
 def prune(

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import typer
-
 from vidgen_worker.cli.check import read_account
-from vidgen_worker.cli.output import ExitCode, console, facts, fail, print_json, table
-from vidgen_worker.cli.tasks import Json
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json
+from vidgen_worker.cli.output import console, facts, fail, print_json, table
 from vidgen_worker.client.database import Database, open_database
 from vidgen_worker.config import load
 from vidgen_worker.domain.faults import Fault
@@ -30,11 +29,6 @@ class Comparison:
     def unexplained(self) -> int:
         """Generations at the provider beyond those we know of, and those we may have caused."""
         return max(self.provider - self.ours - self.unknown - self.in_flight, 0)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(reconcile)
 
 
 def reconcile(json: Json = False) -> None:

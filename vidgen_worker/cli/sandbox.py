@@ -5,17 +5,11 @@ import signal
 import sys
 from collections.abc import Mapping
 
-import typer
-
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
-from vidgen_worker.cli.output import ExitCode, console
+from vidgen_worker.cli.output import console
 from vidgen_worker.cli.stack import CREDITS, Seed, running_sandbox, seed
 from vidgen_worker.client.database import open_database
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command()(sandbox)
 
 
 def sandbox() -> None:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from vidgen_worker.cli import tether
+from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
-from vidgen_worker.cli.output import ExitCode, fail
+from vidgen_worker.cli.output import fail
 from vidgen_worker.client.database import Database
 from vidgen_worker.config import Settings, SettingsError
 from vidgen_worker.database.migrate import migrate

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vidgen_worker.cli.options import Json
 from vidgen_worker.cli.output import console, facts, print_json, table
-from vidgen_worker.cli.tasks import Json
 from vidgen_worker.client.database import Database, load_client_settings, open_database
 from vidgen_worker.config import format_duration
 
@@ -28,12 +28,6 @@ STATE_STYLES: Mapping[str, str] = {
     "dead": "red",
 }
 WORKER_COLUMNS = ("worker", "host", "pid", "version", "state", "running", "of", "silent", "up")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    app.command()(stats)
-    app.command()(workers)
 
 
 def stats(

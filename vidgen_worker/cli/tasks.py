@@ -1,31 +1,27 @@
-"""`enqueue` and `tasks`: order a video, look at tasks, cancel and retry them."""
+"""`tasks list` and `tasks show`: what was ordered, and each task's whole story."""
 
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import typer
 
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json, TaskId
 from vidgen_worker.cli.output import (
-    ExitCode,
     cell,
     console,
     facts,
     fail,
-    need_yes,
     print_json,
     status_text,
     table,
 )
-from vidgen_worker.cli.watch import watch
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.client.service import VideoGenerationService
 from vidgen_worker.config import parse_duration
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Status
-
-tasks_app = typer.Typer(help="Look at tasks, cancel them, try them again.", no_args_is_help=True)
 
 Row = dict[str, Any]
 
@@ -35,62 +31,7 @@ URLS = ("image_url", "video_url")
 IN_THE_STORY = {"Stages": {"path"}, "Paid submissions": {"generation_id", "account", "key"}}
 """Long columns that the story tells anyway, at the moment when they came."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it; without this it only says what.")]
-TaskId = Annotated[UUID, typer.Argument(help="The task's id.", show_default=False)]
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    app.command()(enqueue)
-    app.add_typer(tasks_app, name="tasks")
-
-
-def enqueue(
-    scene: Annotated[UUID, typer.Option(help="The scene to make a video of.")],
-    user: Annotated[UUID, typer.Option(help="The scene's owner, who pays.")],
-    watch_it: Annotated[bool, typer.Option("--watch", help="Show it until it has ended.")] = False,
-    priority: Annotated[
-        int, typer.Option(min=-10, max=10, help="Higher first, among this user's own tasks.")
-    ] = 0,
-    run_after: Annotated[
-        str | None, typer.Option(help="Not before: a time (ISO 8601) or a duration (15m).")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Order the video of a scene, as its owner would: same policies, same limits."""
-    settings = load_client_settings()
-    service = VideoGenerationService(settings)
-    try:
-        task = service.start_video_generation_task(
-            scene, user, task_id=uuid4(), priority=priority, run_after=_moment(run_after)
-        )
-    finally:
-        service.close()
-    task_id = task["task_id"]
-    if not json:
-        console().print(f"Task {task_id} is {task['status']}.", soft_wrap=True)
-    if not watch_it:
-        if json:
-            print_json(task)
-        return
-    try:
-        with open_database(settings.database_url.get_secret_value()) as database:
-            ended = watch(database, task_id, console(stderr=json))
-    except KeyboardInterrupt:
-        fail(
-            ExitCode.INTERRUPTED,
-            f"Stopped watching. The task goes on: vidgen-worker tasks show {task_id}",
-        )
-    if json:
-        print_json(ended)
-    else:
-        _print_task(ended)
-    if ended["status"] != Status.COMPLETED:
-        raise typer.Exit(ExitCode.FAILED)
-
-
-@tasks_app.command("list")
 def list_tasks(
     user: Annotated[UUID | None, typer.Option(help="Only of this user.")] = None,
     status: Annotated[Status | None, typer.Option(help="Only with this status.")] = None,
@@ -102,10 +43,10 @@ def list_tasks(
     json: Json = False,
 ) -> None:
     """List the newest tasks."""
-    with _database() as database:
+    with open_tasks() as database:
         values = {
             "user_id": user, "status": status, "code": code, "scene_id": scene,
-            "worker_id": worker, "since": _length(since, "--since"), "limit": limit,
+            "worker_id": worker, "since": length(since, "--since"), "limit": limit,
         }  # fmt: skip
         rows = database.rows("find_tasks", values)
         gates = database.rows("gates")
@@ -139,11 +80,10 @@ def list_tasks(
     out.print(table(columns, lines))
 
 
-@tasks_app.command()
 def show(task_id: TaskId, json: Json = False) -> None:
     """Show one task's whole story: attempts, submissions, generations, files, money."""
-    with _database() as database:
-        row = _row(database, task_id)
+    with open_tasks() as database:
+        row = find(database, task_id)
         row_of = {"task_id": task_id}
         submissions = database.rows("submissions_of_task", row_of)
         checkpoints = database.rows("checkpoints_of_task", row_of)
@@ -157,7 +97,7 @@ def show(task_id: TaskId, json: Json = False) -> None:
             "story": story, "set_aside": refusal, "user_limits": limits,
         })  # fmt: skip
         return
-    _print_task({**row, **money})
+    print_task({**row, **money})
     if refusal and refusal["until"]:
         console().print(
             f"Set aside until {cell(refusal['until'])}: its row refuses a change "
@@ -181,56 +121,20 @@ def show(task_id: TaskId, json: Json = False) -> None:
     console().print("", table(("when", "what", "stage", "attempt", "details"), steps, "Story"))
 
 
-@tasks_app.command()
-def cancel(task_id: TaskId, yes: Yes = False, json: Json = False) -> None:
-    """Cancel a task: what is held for it is released, what runs at the provider is ended."""
-    with _database() as database:
-        row = _row(database, task_id)
-        if Status(row["status"]).terminal:
-            fail(ExitCode.FAILED, f"Task {task_id} has ended already: {row['status']}.")
-        need_yes(
-            f"Cancel task {task_id} ({row['status']}, {row['progress']:.0f} %). The user's hold is "
-            "released; a finished stage stays paid.",
-            yes=yes,
-        )
-        row = database.rows("cancel_task", {"task_id": task_id})[0]
-    if json:
-        print_json(row)
-    elif row["status"] == Status.CANCELLED:
-        console().print(f"Task {task_id} is cancelled.")
-    else:
-        console().print(f"Task {task_id}: its worker was asked to cancel it.")
-
-
-@tasks_app.command()
-def retry(task_id: TaskId, yes: Yes = False, json: Json = False) -> None:
-    """Put a failed or cancelled task back into the queue; finished stages are not paid again."""
-    with _database() as database:
-        row = _row(database, task_id)
-        need_yes(
-            f"Retry task {task_id} ({row['status']}, {row['error_code'] or 'no error'}). Stages "
-            "that are not finished are submitted to the provider again, which costs money.",
-            yes=yes,
-        )
-        row = database.rows("retry_task", {"task_id": task_id})[0]
-    if json:
-        print_json(row)
-    else:
-        console().print(f"Task {task_id} is {row['status']}.")
-
-
-def _database() -> AbstractContextManager[Database]:
+def open_tasks() -> AbstractContextManager[Database]:
+    """Provide the database of the settings."""
     return open_database(load_client_settings().database_url.get_secret_value())
 
 
-def _row(database: Database, task_id: UUID) -> Row:
+def find(database: Database, task_id: UUID) -> Row:
+    """Return a task's row, or end with a sentence."""
     row = database.row("task", {"task_id": task_id})
     if row is None:
         fail(ExitCode.FAILED, f"There is no task {task_id}. Look: vidgen-worker tasks list")
     return row
 
 
-def _print_task(row: Row) -> None:
+def print_task(row: Row) -> None:
     """Everything that is set; URLs last and in one piece, to be copied."""
     out = console()
     apart = {"error", "message"} if row.get("error_message") else set()
@@ -241,7 +145,7 @@ def _print_task(row: Row) -> None:
         out.print(f"{name}: {printable(str(url))}", soft_wrap=True)
 
 
-def _length(text: str | None, option: str) -> timedelta | None:
+def length(text: str | None, option: str) -> timedelta | None:
     """Read a duration."""
     if text is None:
         return None
@@ -250,21 +154,3 @@ def _length(text: str | None, option: str) -> timedelta | None:
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
     return length if isinstance(length, timedelta) else None
-
-
-def _moment(text: str | None) -> datetime | timedelta | None:
-    """Read a time, or a duration: from now on, by the database's clock."""
-    if text is None:
-        return None
-    try:
-        length = parse_duration(text)
-    except ValueError:
-        length = None
-    if isinstance(length, timedelta):
-        return length
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        message = f"{text!r} is neither a time (2026-12-24T18:00:00+00:00) nor a duration (15m)."
-        raise typer.BadParameter(message, param_hint="--run-after") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -10,8 +10,9 @@ from typing import Annotated
 import psycopg
 import typer
 
-from vidgen_worker.cli.output import ExitCode, console, fail, print_json
-from vidgen_worker.cli.tasks import Json
+from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.options import Json
+from vidgen_worker.cli.output import console, fail, print_json
 from vidgen_worker.client.database import (
     ClientSettings,
     connect,
@@ -26,12 +27,6 @@ from vidgen_worker.database.migrate import StrangeSchemaError, migrations, pendi
 from vidgen_worker.database.migrate import migrate as apply_migrations
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.telemetry.log import configure
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs."""
-    app.command()(run)
-    app.command()(migrate)
 
 
 def run() -> None:

@@ -327,7 +327,7 @@ select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
            0
          ) as outlay,
        (select to_jsonb(r) from vidgen.account_readings as r
-         where r.provider = %(provider)s and r.key_fingerprint = %(account)s
+         where r.provider = %(provider)s and r.account = %(account)s
          order by r.read_at desc limit 1) as reading
   from vidgen.submissions as s
  where s.provider = %(provider)s
@@ -336,7 +336,7 @@ select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
 
 -- add_account_reading --
 -- Keep a reading, for the next comparison.
-insert into vidgen.account_readings (provider, key_fingerprint, credit_balance, outlay)
+insert into vidgen.account_readings (provider, account, credit_balance, outlay)
 values (%(provider)s, %(account)s, %(credit_balance)s, %(outlay)s)
 returning id;
 
@@ -345,27 +345,27 @@ returning id;
 -- of accounts that have a worker, or something in flight.
 select account, model, slots, taken
   from (
-    select l.key_fingerprint as account, l.model, l.max_generations as slots,
+    select l.account as account, l.model, l.max_generations as slots,
            case
              when l.max_generations is null then (
                select count(*)
                  from vidgen.submissions as s
                 where s.ended_at is null and s.answer is distinct from 'unknown'
                   and s.provider = l.provider and s.model = l.model
-                  and s.account = l.key_fingerprint
+                  and s.account = l.account
              )
              else (
                select count(*)
                  from vidgen.slots as s
                 where s.task_id is not null
-                  and (s.provider, s.key_fingerprint, s.model)
-                    = (l.provider, l.key_fingerprint, l.model)
+                  and (s.provider, s.account, s.model)
+                    = (l.provider, l.account, l.model)
              )
            end::integer as taken,
            exists (
              select from vidgen.workers as w
               where w.dead_at is null and w.provider = l.provider
-                and w.account = l.key_fingerprint
+                and w.account = l.account
            ) as works
       from vidgen.limits as l
   ) as of_account
@@ -374,15 +374,15 @@ select account, model, slots, taken
 
 -- gates --
 -- Every closed gate: a row is a gate that is closed.
-select provider, key_fingerprint as scope, model, reason, message, details, closed_at, until, probes
+select provider, scope, model, reason, message, details, closed_at, until, probes
   from vidgen.gates
  order by closed_at;
 
 -- close_gate --
 -- An operator's hand: for all keys, without a probe, so that only an operator opens it again.
-insert into vidgen.gates (provider, key_fingerprint, model, reason, message, details)
+insert into vidgen.gates (provider, scope, model, reason, message, details)
 values ('runway', '*', %(model)s, 'OPERATOR', %(message)s, %(details)s)
-on conflict (provider, key_fingerprint, model) do update
+on conflict (provider, scope, model) do update
    set message = excluded.message, details = excluded.details
 returning model;
 
@@ -390,8 +390,8 @@ returning model;
 -- Open the gates of a model, of one scope or of all, whoever closed them; a trouble that lasts closes
 -- them again.
 delete from vidgen.gates
- where model = %(model)s and (%(scope)s::text is null or key_fingerprint = %(scope)s)
-returning key_fingerprint as scope, reason;
+ where model = %(model)s and (%(scope)s::text is null or scope = %(scope)s)
+returning scope, reason;
 
 -- find_tasks --
 -- The newest tasks that fit every filter that is given.

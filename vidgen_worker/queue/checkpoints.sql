@@ -230,5 +230,5 @@ relieved as (
 -- one off.
 update vidgen.gates as g
    set probe_at = now(), until = now()
- where g.provider = %(provider)s and g.key_fingerprint in (select scope from relieved)
+ where g.provider = %(provider)s and g.scope in (select scope from relieved)
    and g.probe_at is not null

@@ -76,7 +76,7 @@ waiting as materialized (
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(image_model)s and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
@@ -194,13 +194,13 @@ limited as materialized (
   select coalesce(bool_or(l.model = %(image_model)s), false) as images,
          coalesce(bool_or(l.model = %(video_model)s), false) as videos
     from vidgen.limits as l
-   where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+   where l.provider = %(provider)s and l.account = %(account)s
      and l.max_generations is not null
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(image_model)s and s.task_id is null
      and %(idle)s and exists (select from suspect where stage = 'image')
    limit 1
@@ -209,7 +209,7 @@ image_slots as materialized (
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(video_model)s and s.task_id is null
      and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than

@@ -29,7 +29,7 @@ gate as materialized (
          coalesce(bool_or(g.model in ('*', %(video_model)s)), false) as videos,
          count(*) > 0 and vidgen.stands_aside(%(worker_id)s) as aside
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+   where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
 )
 
@@ -46,7 +46,7 @@ free as materialized (
   select max(f.free) filter (where f.model = %(image_model)s) as images,
          max(f.free) filter (where f.model = %(video_model)s) as videos
     from vidgen.free_slots as f
-   where f.provider = %(provider)s and f.key_fingerprint = %(account)s
+   where f.provider = %(provider)s and f.account = %(account)s
 ),
 place as materialized (
   -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for

@@ -150,12 +150,12 @@ asked as materialized (
           and not exists (
             select from vidgen.gates as g
              where g.provider = w.provider
-               and g.key_fingerprint = any (w.scopes)
+               and g.scope = any (w.scopes)
           )
      )
      and not exists (
        select from vidgen.gates as g
-        where g.provider = me.provider and g.key_fingerprint = any (%(scopes)s::text[])
+        where g.provider = me.provider and g.scope = any (%(scopes)s::text[])
      )
 ),
 suspects as materialized (

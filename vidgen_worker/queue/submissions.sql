@@ -29,14 +29,14 @@ gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
          coalesce(bool_or(g.trial = %(task_id)s), false) as on_trial
     from vidgen.gates as g
-   where g.provider = %(provider)s and g.key_fingerprint = any (%(scopes)s::text[])
+   where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(model)s)
 ),
 own as materialized (
   -- The one that the claim reserved; a claim with an older snapshot may have it locked for a moment.
   select s.id
     from vidgen.slots as s, mine
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(model)s and s.task_id = mine.id
      and coalesce(s.submission_id, %(submission_id)s) = %(submission_id)s
    limit 1
@@ -52,7 +52,7 @@ other as materialized (
   -- task could wait for ever.
   select s.id
     from vidgen.slots as s, mine, gate, user_lock
-   where s.provider = %(provider)s and s.key_fingerprint = %(account)s
+   where s.provider = %(provider)s and s.account = %(account)s
      and s.model = %(model)s
      and s.task_id is null and not exists (select from own)
      and (
@@ -102,7 +102,7 @@ candidate as materialized (
        exists (select from slot)
        or not exists (
          select from vidgen.limits as l
-          where l.provider = %(provider)s and l.key_fingerprint = %(account)s
+          where l.provider = %(provider)s and l.account = %(account)s
             and l.model = %(model)s and l.max_generations is not null
        )
      )

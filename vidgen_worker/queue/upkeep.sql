@@ -15,8 +15,8 @@ returning w.id
 -- Gates of keys, file stores and machines that no worker has had for an hour: nobody would probe them.
 delete from vidgen.gates as g
  where g.closed_at < now() - interval '1 hour'
-   and g.key_fingerprint like any (array['key:%%', 'storage:%%', 'machine:%%'])
-   and not exists (select from vidgen.workers as w where g.key_fingerprint = any (w.scopes))
+   and g.scope like any (array['key:%%', 'storage:%%', 'machine:%%'])
+   and not exists (select from vidgen.workers as w where g.scope = any (w.scopes))
 
 -- sweep_turns --
 -- Users who have had no waiting task for long; an arrival that comes in meanwhile makes a new row.
@@ -121,7 +121,7 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
           where u.removed_at is null and u.since < now() - interval '1 hour'
        ) as uploads_left,
        (select coalesce(jsonb_agg(jsonb_build_object(
-                 'scope', g.key_fingerprint, 'model', g.model, 'reason', g.reason
+                 'scope', g.scope, 'model', g.model, 'reason', g.reason
                )), '[]')
           from vidgen.gates as g) as gates,
        (select coalesce(jsonb_agg(of_model), '[]')
@@ -129,15 +129,15 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
             -- Of accounts that have a worker.
             select l.model, sum(l.max_generations) as slots,
                    sum((select count(*) from vidgen.slots as s
-                         where (s.provider, s.key_fingerprint, s.model)
-                             = (l.provider, l.key_fingerprint, l.model)
+                         where (s.provider, s.account, s.model)
+                             = (l.provider, l.account, l.model)
                            and s.task_id is not null)) as taken
               from vidgen.limits as l
              where l.max_generations is not null
                and exists (
                  select from vidgen.workers as w
                   where w.dead_at is null and w.provider = l.provider
-                    and w.account = l.key_fingerprint
+                    and w.account = l.account
                )
              group by l.model
           ) as of_model) as slots

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import structlog
 
 from vidgen_worker.domain.task import Fence, StageName
+from vidgen_worker.telemetry.late_log import settle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ Subscriber = Callable[[Event], None]
 
 def log(event: Event) -> None:
     """Write an event to the log: the subscriber that is always there."""
+    settle()
     structlog.get_logger("video_generation").log(event.importance(), event.text(), **event.fields())
 
 

@@ -9,7 +9,6 @@ process, whoever logs it: every text goes through `foreign_text.printable`.
 import contextlib
 import logging
 import sys
-import threading
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 from uuid import UUID
@@ -19,8 +18,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from vidgen_worker.domain import masking
 from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.telemetry.late_log import LOGGER
 
-LOGGER = "video_generation"
 TRACEBACKS = ("exception", "traceback")
 LONGEST_VALUE = 2000
 LONGEST_TRACEBACK = 12_000
@@ -129,23 +128,6 @@ def _value(value: object, depth: int) -> object:
             return [_value(item, depth - 1) for item in list(value)[:MOST_ITEMS]]
         case _:
             return printable(str(value), LONGEST_VALUE)
-
-
-def catch_the_rest() -> None:
-    """Let what Python itself would print of an unexpected end go to the log, secrets hidden."""
-    log = logging.getLogger(LOGGER)
-
-    def uncaught(args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
-            name = args.thread.name if args.thread else "unknown"
-            log.error("thread %s ended unexpectedly", name, exc_info=args.exc_value)
-
-    def unraisable(args: "sys.UnraisableHookArgs") -> None:
-        if args.exc_value is not None and not isinstance(args.exc_value, BrokenPipeError):
-            log.error("ignored while something was cleared away", exc_info=args.exc_value)
-
-    threading.excepthook = uncaught
-    sys.unraisablehook = unraisable
 
 
 def _json_renderer() -> Processor:
