@@ -745,6 +745,8 @@ returns table (
   cancel_requested boolean, refused text
 )
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+-- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
+set enable_seqscan = off
 as $$
 #variable_conflict use_variable
 declare
@@ -754,9 +756,8 @@ begin
   if cardinality(of_tasks) > 1 and exists (
     select
       from pg_trigger as g
-      join pg_proc as f on f.oid = g.tgfoid
      where g.tgrelid = 'public.video_generation_tasks'::regclass and not g.tgisinternal
-       and f.pronamespace <> 'vidgen'::regnamespace
+       and g.tgfoid::regproc::text not like 'vidgen.%'
   ) then
     return query
       select one.* from unnest(of_tasks) as t (id)
@@ -773,7 +774,8 @@ begin
       from public.video_generation_tasks as t
       -- A worker declared dead claims nothing.
       join vidgen.workers as me on me.id = for_worker and me.dead_at is null
-     where t.id = any (of_tasks) and t.status = 'pending'
+     -- Not `=`: a partial index of few rows would be walked, by a plan that is kept when they are many.
+     where t.id = any (of_tasks) and t.status is not distinct from 'pending'
        -- What is due earlier than its row says (an output that is to try a gate) begins.
        and (to_cancel or t.run_after <= now() or exists (
          select from vidgen.resumes as r where r.task_id = t.id and r.resume_at <= now()
@@ -784,7 +786,8 @@ begin
     perform vidgen.pass_over(t.id)
        from public.video_generation_tasks as t
        join vidgen.workers as me on me.id = for_worker and me.dead_at is null
-      where t.id = any (of_tasks) and t.id <> all (waiting) and t.status = 'pending';
+      where t.id = any (of_tasks) and t.id <> all (waiting)
+        and t.status is not distinct from 'pending';
   end if;
   if waiting = '{}' then
     return;
@@ -802,8 +805,9 @@ begin
   set constraints all immediate;
   -- As check_taken.
   if (
-    select count(*) from public.video_generation_tasks as t
-     where t.id = any (waiting) and t.status = 'processing' and t.worker_id = for_worker
+    select count(*) filter (where t.status = 'processing' and t.worker_id = for_worker)
+      from public.video_generation_tasks as t
+     where t.id = any (waiting)
   ) < cardinality(waiting) then
     perform vidgen.row_stays(waiting[1]);
   end if;

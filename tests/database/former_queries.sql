@@ -389,8 +389,6 @@ moved as (
          end
     from left_over as o
    where t.user_id = o.user_id and t.lane = %(lane)s
-     -- By their ids, and not along the whole line.
-     and t.user_id = any (array(select user_id from line))
   returning t.waiting_since
 ),
 rest as materialized (
