@@ -13,7 +13,7 @@ from vidgen_worker.cli.tasks import print_task
 from vidgen_worker.cli.watch import watch
 from vidgen_worker.client.database import load_client_settings, open_database
 from vidgen_worker.client.service import VideoGenerationService
-from vidgen_worker.config import parse_duration
+from vidgen_worker.domain.durations import parse_duration
 from vidgen_worker.domain.task import Status
 
 

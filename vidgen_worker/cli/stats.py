@@ -17,7 +17,7 @@ from rich.text import Text
 from vidgen_worker.cli.options import Json
 from vidgen_worker.cli.output import console, facts, print_json, table
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.config import format_duration
+from vidgen_worker.domain.durations import format_duration
 
 Row = dict[str, Any]
 
@@ -103,8 +103,12 @@ def shown(found: Mapping[str, Any]) -> Group:
         columns = (*(["account"] if several else []), "model", "in flight", "of")
         parts.append(table(columns, lines, "At the provider"))
     if found["in_flight"]:
-        lines = [(row["stage"] or "–", row["state"], row["tasks"]) for row in found["in_flight"]]  # noqa: RUF001
-        parts.append(table(("stage", "state", "tasks"), lines, "In flight"))
+        lines = [
+            (row["stage"] or "–", row["state"], row["tasks"], row["expected_at"])  # noqa: RUF001
+            for row in found["in_flight"]
+        ]
+        columns = ("stage", "state", "tasks", "all expected by")
+        parts.append(table(columns, lines, "In flight"))
     columns = (
         "", "completed", "failed", "cancelled", "success", "submitted", "possibly paid",
         "provider cost", "charged",

@@ -18,8 +18,9 @@ from vidgen_worker.cli.output import (
     status_text,
     table,
 )
+from vidgen_worker.cli.time_left import TimeLeft
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.config import parse_duration
+from vidgen_worker.domain.durations import parse_duration
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Status
 
@@ -50,6 +51,7 @@ def list_tasks(
         }  # fmt: skip
         rows = database.rows("find_tasks", values)
         gates = database.rows("gates")
+    now = [row.pop("database_now") for row in rows]
     if json:
         print_json(rows)
         return
@@ -65,7 +67,15 @@ def list_tasks(
         return
     out = console()
     wide = out.width >= WIDE
-    columns = ("task", *(["user"] if wide else []), "status", "%", "step or code", "created")
+    columns = (
+        "task",
+        *(["user"] if wide else []),
+        "status",
+        "%",
+        "step or code",
+        *(["expected"] if wide else []),
+        "created",
+    )
     lines = [
         (
             row["id"],
@@ -73,9 +83,10 @@ def list_tasks(
             status_text(row),
             f"{row['progress']:.0f}",
             row["error_code"] or row["current_step"],
+            *([TimeLeft().words(row, clock)] if wide else []),
             row["created_at"],
         )
-        for row in rows
+        for row, clock in zip(rows, now, strict=True)
     ]
     out.print(table(columns, lines))
 
