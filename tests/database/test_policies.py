@@ -104,6 +104,8 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.user_limits": {"vidgen_worker": READ},
     "vidgen.user_troubles": {"vidgen_worker": READ},
     "vidgen.rejections": {"vidgen_worker": READ},
+    # By a function only, which keeps the newest.
+    "vidgen.events": {"vidgen_worker": READ},
     "vidgen.limits": WORKER_ONLY,
     "vidgen.slots": WORKER_ONLY,
     "vidgen.checkpoints": WORKER_ONLY,

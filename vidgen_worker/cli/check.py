@@ -49,6 +49,8 @@ HTTP_SECONDS = 15.0
 SKEW_NOTED = timedelta(seconds=5)
 SKEW_REFUSED = timedelta(minutes=5)
 LOW_BALANCE = 100
+WIDE = 120
+"""Columns of a terminal from which on each setting's meaning is shown."""
 FILES_AT_ONCE = 4
 """So many of the largest clips in the scratch folder leave no worker short of room."""
 
@@ -84,7 +86,8 @@ def check(json: Json = False) -> None:
     rows = effective(settings)
     out = console()
     if not json:
-        out.print(table(("setting", "value", "meaning"), rows), "")
+        columns = ("setting", "value", "meaning")[: 3 if out.width >= WIDE else 2]
+        out.print(table(columns, [row[: len(columns)] for row in rows]), "")
     findings = []
     for look in (check_postgres, check_storage, check_runway, check_scratch, check_media):
         for finding in look(settings):

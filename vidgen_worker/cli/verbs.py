@@ -43,8 +43,9 @@ VERBS: Mapping[str, Verb | Family] = {
     "tasks": Family("Look at tasks, cancel them, try them again.", {
         "list": Verb("List the newest tasks.", "tasks.list_tasks"),
         "show": Verb("Show one task's whole story.", "tasks.show"),
-        "cancel": Verb("Cancel a task.", "changes.cancel"),
-        "retry": Verb("Put an ended task back into the queue.", "changes.retry"),
+        "watch": Verb("Show a task until it has ended.", "tasks.watch"),
+        "cancel": Verb("Cancel a task, or all that fit.", "changes.cancel"),
+        "retry": Verb("Put ended tasks back into the queue.", "changes.retry"),
     }),
     "stats": Verb("Show the queue, throughput, failures, cost, workers.", "stats.stats"),
     "workers": Verb("List every worker.", "stats.workers"),
