@@ -1,7 +1,7 @@
 """`credits`: add to a user's balance, show it, and prove that the books agree."""
 
 from typing import Annotated
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import typer
 
@@ -88,7 +88,9 @@ def audit(json: Json = False) -> None:
     elif not wrong:
         console().print("Balances, holds and ledger agree.")
     else:
-        console().print(table(list(wrong[0]), [list(row.values()) for row in wrong]))
+        # Whole ids: what follows is done in SQL.
+        lines = [[str(v) if isinstance(v, UUID) else v for v in row.values()] for row in wrong]
+        console().print(table(list(wrong[0]), lines))
         fail(
             ExitCode.FAILED,
             f"{len(wrong)} balance(s) disagree with the ledger or the holds. The ledger "

@@ -35,6 +35,7 @@ class Family:
 
 VERBS: Mapping[str, Verb | Family] = {
     "run": Verb("Run the worker until SIGTERM or Ctrl-C.", "work.run"),
+    "init": Verb("Write a file of settings to fill in.", "init.init"),
     "migrate": Verb("Bring the database up to this version.", "work.migrate"),
     "check": Verb("Show the settings, and test each dependency.", "check.check"),
     "demo": Verb("Show all of it at work on this machine, without any account.", "demo.demo"),

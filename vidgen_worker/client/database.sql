@@ -730,9 +730,12 @@ select id
 select id from vidgen.workers where id between %(first)s and %(last)s order by id limit 3;
 
 -- signed_up --
--- Whether the project's Auth knows a user; null where this role may not ask.
-select case when has_table_privilege(current_user, 'auth.users', 'select') then
-         (select count(*) > 0 from auth.users where id = %(user_id)s)
+-- Whether the project's Auth knows a user, or we do; null where this role may not see Auth's users.
+select case
+         when exists (select from public.user_credits where user_id = %(user_id)s) then true
+         when has_table_privilege(current_user, 'auth.users', 'select')
+              and not row_security_active('auth.users')
+           then exists (select from auth.users where id = %(user_id)s)
        end as known;
 
 -- tasks_to_change --
