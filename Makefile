@@ -19,8 +19,8 @@ demo: $(STAMP) ## a scene becomes a video: no account, no Docker, half a minute
 	@exec $(BIN)/python -m vidgen_worker demo
 
 .PHONY: sandbox
-sandbox: $(STAMP) ## keep the demo's stack running, to play with
-	@exec $(BIN)/python -m vidgen_worker sandbox
+sandbox: $(STAMP) ## a Supabase project on this machine; ARGS="--data DIR" keeps it
+	@exec $(BIN)/python -m vidgen_worker sandbox $(ARGS)
 
 .PHONY: test
 test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
@@ -30,9 +30,9 @@ test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
 soak: $(STAMP) ## kills, restarts and faults for some 5 minutes; ARGS="--seed 7" repeats one run
 	$(BIN)/python -m tests.soak.run $(ARGS)
 
-# What the tests need from npm: the Supabase CLI, and what the Node example imports or is checked by.
+# What the tests need from npm: the Supabase CLI, and what the examples import or are built by.
 NODE_TOOLS := supabase@3.1.0 @supabase/supabase-js@2.119.1 ws@8.23.0 \
-  typescript@7.0.2 @types/node@20.19.43 @types/ws@8.18.2
+  typescript@7.0.2 @types/node@20.19.43 @types/ws@8.18.2 vite@8.4.0
 
 .PHONY: tools
 tools: .tools/node_modules/.package-lock.json ## the Supabase CLI, supabase-js and tsc, for their tests (npm)
@@ -82,7 +82,7 @@ dist: $(STAMP) ## wheel and source archive in dist/
 lock: ## renew requirements.lock with the newest versions that pyproject.toml admits
 	rm -rf build/lock
 	$(call make_venv,build/lock)
-	build/lock/bin/python -m pip install -q -e '.[sandbox,dev]'
+	build/lock/bin/python -m pip install -q -e '.[sandbox,dashboard,dev]'
 	{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --exclude-editable; } \
 	  > requirements.lock.new
 	mv requirements.lock.new requirements.lock

@@ -33,14 +33,18 @@ select s.id, s.id, s.user_id from public.video_scenes as s where s.id = any (%s:
 """
 
 
+STAGES = os.environ.get("BENCH_STAGES") != "no"
+"""Whether the stages are told too; beside the others, only what they tell is told."""
+
+
 def tell(event: Event) -> None:
     """Say what the bench waits for. A task has the id of its scene."""
     match event:
         case ListenChanged(listening=True):
             say("ready")
-        case SubmissionRecorded():
+        case SubmissionRecorded() if STAGES:
             say("submitted", id=str(event.fence.task_id), stage=event.stage)
-        case GenerationEnded():
+        case GenerationEnded() if STAGES:
             say("generated", id=str(event.fence.task_id), stage=event.stage)
         case TaskCompleted():
             say("ended", id=str(event.fence.task_id))

@@ -98,7 +98,8 @@ def _drain(site: Site, one: Contender, tasks: int) -> Result:
         producer.ask({"ids": scenes})
         producer.until("enqueued")
     site.forget_statements()
-    more = {"VIDGEN_CONCURRENCY": str(CONCURRENCY), "BENCH_CONCURRENCY": str(CONCURRENCY)}
+    more = {"VIDGEN_CONCURRENCY": str(CONCURRENCY), "BENCH_CONCURRENCY": str(CONCURRENCY),
+            "BENCH_STAGES": "no"}  # fmt: skip
     with one.start("work", site, os.environ, **more) as worker:
         warm = tasks // 3
         first = worker.until("ended", warm)[-1]["at"]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import alone, commands, fleet, races
+from bench import alone, commands, fleet, looks, races, waits
 from bench.contenders import ALL
 from bench.ground import ROOT, Ground
 from bench.lines import BrokenError
@@ -48,8 +48,11 @@ class Sizes:
     fleet_tasks: int
     flat_tasks: int
     held_seconds: float
+    waits: int
+    real_waits: int
     videos: int
     video_bytes: int
+    clip_seconds: int
     command_rounds: int
 
 
@@ -57,21 +60,25 @@ FULL = Sizes(
     jobs=50, job_rounds=3, pipelines=300, pipeline_rounds=3, in_flight=1000, window_seconds=20,
     finished=1_000_000, backlog=100_000, claims=60, insert_rounds=3, deaths=50, death_rounds=2,
     outage_seconds=45, limited=60, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
-    disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, videos=8,
-    video_bytes=100_000_000, command_rounds=9,
+    disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, waits=1000,
+    real_waits=20, videos=8, video_bytes=100_000_000, clip_seconds=10, command_rounds=9,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=8, job_rounds=1, pipelines=30, pipeline_rounds=1, in_flight=50, window_seconds=3,
     finished=20_000, backlog=10_000, claims=20, insert_rounds=1, deaths=20, death_rounds=1,
     outage_seconds=5, limited=12, processes=[1, 2], queue_tasks=300, database_tasks=60,
-    disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, videos=8,
-    video_bytes=20_000_000, command_rounds=1,
+    disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, waits=200, real_waits=0,
+    videos=8, video_bytes=20_000_000, clip_seconds=2, command_rounds=1,
 )  # fmt: skip
 
 
 def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
     """What is measured, in order."""
     return {
+        "waits": lambda: {
+            "simulated": waits.simulated(sizes.waits),
+            "real": waits.real(ground, sizes.real_waits, rounds=2) if sizes.real_waits else None,
+        },
         "pick_up": lambda: races.pick_up(ground, sizes.jobs, sizes.job_rounds),
         "pipelines": lambda: races.pipelines(ground, sizes.pipelines, sizes.pipeline_rounds),
         "in_flight": lambda: alone.in_flight(
@@ -93,6 +100,7 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "fleet": lambda: fleet.pipelines(ground, sizes.fleet_tasks, sizes.processes),
         "flat": lambda: fleet.flat(ground, sizes.flat_tasks, sizes.flat_tasks // 20),
         "streams": lambda: fleet.streams(ground, sizes.videos, sizes.video_bytes),
+        "clip_memory": lambda: looks.clip_memory(1920, 1080, sizes.clip_seconds),
         "deaths": lambda: [alone.deaths(ground, sizes.deaths) for _ in range(sizes.death_rounds)],
         "outage": lambda: alone.outage(ground, 50, sizes.outage_seconds),
         "command_line": lambda: commands.command_line(ground, sizes.command_rounds),

@@ -33,6 +33,7 @@ create table public.video_generation_tasks (
   worker_id uuid,
   cancel_requested_at timestamptz,
   run_after timestamptz not null default now(),
+  expected_at timestamptz,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   started_at timestamptz,
@@ -43,10 +44,12 @@ create table public.video_generation_tasks (
   -- Most programs end at the year 9999: one such row makes every list that shows it fail.
   constraint times_can_be_read check (
     greatest(
-      run_after, created_at, started_at, completed_at, cancel_requested_at, video_url_expires_at
+      run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+      video_url_expires_at
     ) < '9999-01-02 00:00:00+00'
     and least(
-      run_after, created_at, started_at, completed_at, cancel_requested_at, video_url_expires_at
+      run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+      video_url_expires_at
     ) > '1900-01-01 00:00:00+00'
   ),
   constraint priority_is_from_minus_10_to_10 check (priority between -10 and 10),
@@ -55,6 +58,7 @@ create table public.video_generation_tasks (
   constraint attempt_is_not_negative check (attempt >= 0),
   constraint progress_is_a_percentage check (progress between 0 and 100),
   constraint stage_progress_is_a_percentage check (stage_progress between 0 and 100),
+  constraint only_a_running_task_is_expected check (expected_at is null or status = 'processing'),
   constraint processing_has_a_worker check (status <> 'processing' or worker_id is not null),
   constraint waiting_has_no_worker check (status <> 'pending' or worker_id is null),
   constraint completed_has_a_video_path check (status <> 'completed' or video_path is not null),
@@ -91,6 +95,8 @@ comment on table public.video_generation_tasks is
   'One order of one user for one video of one scene. Insert a row, then watch it.';
 comment on column public.video_generation_tasks.lane is
   'Which pair of models makes it.';
+comment on column public.video_generation_tasks.expected_at is
+  'When it will probably be completed; null while that is unknown. No promise.';
 comment on column public.video_generation_tasks.video_path is
   'Object name in the videos bucket: the lasting reference. Sign it again when video_url is over.';
 
@@ -160,6 +166,8 @@ create function vidgen.task_changes() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
+declare
+  tenth interval := (old.expected_at - now()) / 10;
 begin
   if new.attempt < old.attempt then
     raise exception 'task %: attempt never goes down (% to %)', old.id, old.attempt, new.attempt
@@ -187,14 +195,14 @@ begin
       new.id, new.user_id, new.lane, new.priority, new.failures, new.max_failures, new.attempt, new.progress,
       new.stage_progress, new.current_step, new.message, new.error_code, new.error_message, new.error,
       new.resolution, new.video_ratio, new.image_ratio, new.image_path, new.image_url, new.video_path,
-      new.worker_id, new.cancel_requested_at, new.run_after, new.created_at, new.started_at,
-      new.completed_at
+      new.worker_id, new.cancel_requested_at, new.run_after, new.expected_at, new.created_at,
+      new.started_at, new.completed_at
     ) is distinct from (
       old.id, old.user_id, old.lane, old.priority, old.failures, old.max_failures, old.attempt, old.progress,
       old.stage_progress, old.current_step, old.message, old.error_code, old.error_message, old.error,
       old.resolution, old.video_ratio, old.image_ratio, old.image_path, old.image_url, old.video_path,
-      old.worker_id, old.cancel_requested_at, old.run_after, old.created_at, old.started_at,
-      old.completed_at
+      old.worker_id, old.cancel_requested_at, old.run_after, old.expected_at, old.created_at,
+      old.started_at, old.completed_at
     ) then
       raise exception 'task %: it has ended (%) and can''t be changed', old.id, old.status
         using errcode = 'check_violation',
@@ -213,6 +221,16 @@ begin
   if old.status in ('pending', 'processing') and new.status in ('pending', 'processing') then
     -- A late or resumed writer must not pull the bar back before the user's eyes.
     new.progress := greatest(new.progress, old.progress);
+  end if;
+  if new.status <> 'processing' then
+    new.expected_at := null;
+  elsif new.expected_at is not null and old.expected_at is not null then
+    -- What a client shows of it must not jump: from one write to the next it moves by a tenth of the time
+    -- left at the most. Once that time is over, nothing is known, until the next write.
+    new.expected_at := case
+      when tenth > interval '0' then
+        least(greatest(new.expected_at, old.expected_at - tenth), old.expected_at + tenth)
+    end;
   end if;
   new.updated_at := now();
   return new;
@@ -300,7 +318,7 @@ grant select on public.video_generation_tasks to vidgen_worker;
 grant update (
   status, failures, attempt, progress, stage_progress, current_step, message, error_code,
   error_message, error, resolution, video_ratio, image_ratio, image_path, image_url, video_path,
-  video_url, video_url_expires_at, worker_id, run_after, started_at, completed_at
+  video_url, video_url_expires_at, worker_id, run_after, expected_at, started_at, completed_at
 ) on public.video_generation_tasks to vidgen_worker;
 
 create policy "owners see their tasks" on public.video_generation_tasks

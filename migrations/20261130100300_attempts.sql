@@ -126,6 +126,26 @@ comment on column vidgen.submissions.met_gate is
 comment on column vidgen.submissions.late_at is
   'When the answer came, after a worker had counted it as unknown: no task follows its generation.';
 
+-- How long generations take, learnt by the whole fleet: one row per kind (a model, and the seconds of the
+-- clip; 0 for a still), its last 24 ends. A poll sees an end later than it was: so two times each, in
+-- seconds since the provider accepted it, that of the last poll before the end and that of the first after
+-- it. A row is as old as its model; there are as many as models and durations in use.
+create table vidgen.generation_times (
+  provider text not null,
+  model text not null,
+  seconds smallint not null,
+  ended_after real[] not null,
+  ended_by real[] not null,
+  primary key (provider, model, seconds),
+  constraint seconds_are_not_negative check (seconds >= 0),
+  constraint the_last_24_are_kept check (
+    cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
+  )
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.generation_times is
+  'How long the last generations of each kind took, newest first: when to poll, and what a task''s end is expected by.';
+
 create index submissions_by_task on vidgen.submissions (task_id, stage, sent_at);
 create index submissions_by_user on vidgen.submissions (user_id, sent_at);
 -- Generations whose end nobody has booked yet.
@@ -1267,9 +1287,13 @@ grant update (
   state, request, submission_id, generation_id, generation_started_at, bucket, path, media_type,
   size, sha256, updated_at, verdict
 ) on vidgen.checkpoints to vidgen_worker;
+grant insert (
+  provider, model, seconds, ended_after, ended_by
+) on vidgen.generation_times to vidgen_worker;
+grant update (ended_after, ended_by) on vidgen.generation_times to vidgen_worker;
 grant select on
-  vidgen.budgets, vidgen.checkpoints, vidgen.events, vidgen.keys, vidgen.scene_writes,
-  vidgen.set_aside,
+  vidgen.budgets, vidgen.checkpoints, vidgen.events, vidgen.generation_times, vidgen.keys,
+  vidgen.scene_writes, vidgen.set_aside,
   vidgen.submissions
   to vidgen_worker;
 grant insert (

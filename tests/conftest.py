@@ -8,6 +8,7 @@ Nothing here replaces code of ours.
 import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -93,6 +94,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start: a background job of a shell ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=["aiohttp", "httpx"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have what is free go by either transport: httpx's own is used where a proxy is set."""
+    if request.param == "httpx":
+        monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -202,6 +212,13 @@ class _database:  # noqa: N801 - reads as the verb it is: `with _database(...)`
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.server.admin_url(), autocommit=True) as connection:
             connection.execute(statement)
+
+
+@contextmanager
+def database_of(server: PostgresServer, purpose: str, template: str) -> Iterator[Database]:
+    """Provide a database for longer than a test: a module's."""
+    with _database(server, purpose, template) as name:
+        yield Database(name, server.url(name), server.admin_url(name))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.support.world import (
 )
 from vidgen_worker.domain.faults import ALLOWANCE, IN_A_ROW
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
-from vidgen_worker.storage.storage import Bucket, Found, misfits
+from vidgen_worker.storage.buckets import Bucket, Found, misfits
 from vidgen_worker.telemetry import events
 
 ROOMY = {"VIDGEN_IMAGE_SLOTS": "100", "VIDGEN_VIDEO_SLOTS": "100", "VIDGEN_GATE_PROBE": "1h"}
@@ -136,7 +136,7 @@ async def test_a_bucket_that_is_changed_at_work_keeps_what_was_paid(
         await until(world, lambda: posts(world) == (1, 1))
         set_bucket(world, bucket, **wrong)
         if name != "too small":
-            await worker.janitor.prove_storage()
+            await worker.janitor.probing.prove_storage()
         await until(world, lambda: reasons(world) == [("storage", "STORAGE_MISCONFIGURED")])
         (late,) = crowd(world, 1)
         await world.beats(3)
@@ -342,7 +342,7 @@ async def test_a_machine_without_room_claims_nothing_and_heals(world: World) -> 
         async with world.worker(VIDGEN_IMAGE_SLOTS="9", VIDGEN_VIDEO_SLOTS="9") as worker:
             await world.beats(2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
-            await worker.janitor.prove_machine()
+            await worker.janitor.probing.prove_machine()
             tasks = crowd(world, 3)
             await world.beats(3)
             assert reasons(world) == [("machine", "SCRATCH_UNAVAILABLE")]
@@ -372,7 +372,8 @@ async def test_a_success_forgets_a_trouble_before_it_closes_anything(world: Worl
 async def test_check_is_red_for_a_key_that_may_not_store(
     world: World, key: str, there: bool
 ) -> None:
-    from vidgen_worker.cli.check import State, look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.check_services import look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.finding import State  # noqa: PLC0415
 
     if there:
         make_buckets(world)
@@ -387,7 +388,8 @@ async def test_check_is_red_for_a_key_that_may_not_store(
 
 @pytest.mark.parametrize("name", WRONG)
 async def test_check_names_bucket_setting_value_and_remedy(world: World, name: str) -> None:
-    from vidgen_worker.cli.check import State, look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.check_services import look_at_buckets  # noqa: PLC0415
+    from vidgen_worker.cli.finding import State  # noqa: PLC0415
 
     bucket, wrong, _ = WRONG[name]
     make_buckets(world)

@@ -19,8 +19,9 @@ from pydantic import SecretStr
 from tests.support.settings import MANDATORY
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.client.database import ClientSettings, load_client_settings
-from vidgen_worker.config import Settings, SettingsError, load
+from vidgen_worker.config import Settings, load
 from vidgen_worker.domain import masking
+from vidgen_worker.settings.environment import SettingsError
 
 SECRET = "hunter22"
 VERBS = ("run", "check", "migrate", "stats", "tasks list", "credits audit", "gate list", "workers")

@@ -8,6 +8,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.support.commands import Cli, cli, complete, connected
 from tests.support.hands import STAGE, Ground
 from tests.support.world import World

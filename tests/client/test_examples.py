@@ -1,8 +1,8 @@
-"""The examples, run as they stand: against the real database, the worker and the doubles.
+"""The examples, run as they stand: against the real database, the worker and the sandbox's project.
 
-The REST API is `tests/support/rest.py`, Realtime `tests/support/realtime.py`; the clients are the
-real ones. The Node script runs, and is checked against the types that the Supabase CLI makes of the
-real database, where `make tools` has put its packages.
+REST, Realtime and Storage are the sandbox's, the clients are the real ones. The Node script runs,
+and is checked against the types that the Supabase CLI makes of the real database, where `make
+tools` has put its packages.
 """
 
 import asyncio
@@ -25,13 +25,10 @@ import httpx
 import pytest
 
 from tests.conftest import Database
-from tests.support.realtime import Realtime
-from tests.support.rest import Rest
+from tests.support.projects import Served, served
 from tests.support.world import World
-from vidgen_worker.sandbox.control import RunwayControl, StorageControl
+from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.postgres.server import free_port
-from vidgen_worker.sandbox.serving import BackgroundServer
-from vidgen_worker.sandbox.supabase.storage import StorageDouble
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -45,20 +42,14 @@ COMMANDS = {"py": sys.executable, "sh": "bash", "mjs": "node"}
 class Project(World):
     """A world whose SUPABASE_URL has REST and Realtime beside Storage."""
 
-    rest: Rest = field(kw_only=True)
-    realtime: Realtime = field(kw_only=True)
+    served: Served = field(kw_only=True)
 
 
 @pytest.fixture
 def project(database: Database, runway: RunwayControl, tmp_path: Path) -> Iterator[Project]:
     """Provide a world as a client sees it."""
-    double = StorageDouble(tmp_path / "storage", database.admin_url)
-    rest = Rest(database.admin_url, double.keys)
-    realtime = Realtime(database.admin_url, double.keys)
-    double.app.router.routes.extend([*rest.routes(), *realtime.routes()])
-    with BackgroundServer(double.app, websockets=True) as server:
-        storage = StorageControl(server.url, double.keys)
-        yield Project(database, runway, storage, rest=rest, realtime=realtime)
+    with served(database, tmp_path) as found:
+        yield Project(database, runway, found.storage, served=found)
 
 
 def environment(project: Project, user: UUID) -> dict[str, str]:
@@ -164,7 +155,7 @@ async def test_ctrl_c_cancels_what_was_ordered(
     user = project.user()
     scene = str(project.scene(user))
     async with started([*words, scene], environment(project, user), tmp_path) as process:
-        assert await asyncio.to_thread(project.rest.read.wait, PATIENCE), "it never read the row"
+        await asyncio.to_thread(project.served.heard.next, "read")
         process.send_signal(signal.SIGINT)
         code, out, err = await end_of(process)
     assert code in {1, 130}, (out, err)
@@ -182,7 +173,7 @@ async def test_the_rows_changes_reach_the_node_script_by_realtime(
     user = project.user()
     env = environment(project, user) | {"REFETCH_MS": NEVER}
     async with started([*words, str(project.scene(user))], env, tmp_path) as process:
-        claims = await asyncio.to_thread(project.realtime.subscribed.get, timeout=PATIENCE)
+        claims = await asyncio.to_thread(project.served.heard.next, "subscribed")
         assert claims["sub"] == str(user)
         async with project.worker():
             code, out, err = await end_of(process)
@@ -190,7 +181,7 @@ async def test_the_rows_changes_reach_the_node_script_by_realtime(
     shown = [int(line[:3]) for line in out.splitlines() if " %  " in line]
     assert shown == sorted(shown)
     assert {0, 5, 15, 35, 75, 100} <= set(shown)
-    assert {change["type"] for change in project.realtime.sent} == {"UPDATE"}
+    assert {change["type"] for change in project.served.heard.sent} == {"UPDATE"}
 
 
 async def test_the_node_script_reads_again_what_it_missed_while_it_was_cut_off(
@@ -201,16 +192,16 @@ async def test_the_node_script_reads_again_what_it_missed_while_it_was_cut_off(
     user = project.user()
     env = environment(project, user) | {"REFETCH_MS": NEVER}
     async with started([*words, str(project.scene(user))], env, tmp_path) as process:
-        await asyncio.to_thread(project.realtime.subscribed.get, timeout=PATIENCE)
+        await asyncio.to_thread(project.served.heard.next, "subscribed")
         task = project.one("select id from video_generation_tasks")["id"]
-        project.realtime.cut()
+        project.served.project.realtime.cut()
         async with project.worker():
             await project.until(task)
-        project.realtime.back()
+        project.served.project.realtime.back()
         code, out, err = await end_of(process)
     assert code == 0, (out, err)
     await clip_of(out)
-    assert project.realtime.sent == []
+    assert project.served.heard.sent == []
 
 
 async def test_realtime_tells_a_stranger_nothing(project: Project, tmp_path: Path) -> None:
@@ -220,11 +211,11 @@ async def test_realtime_tells_a_stranger_nothing(project: Project, tmp_path: Pat
     scene = str(project.scene(user))
     env = environment(project, user) | {"REFETCH_MS": NEVER}
     async with started([*words, scene], env, tmp_path):
-        await asyncio.to_thread(project.realtime.subscribed.get, timeout=PATIENCE)
+        await asyncio.to_thread(project.served.heard.next, "subscribed")
         project.sql("update video_generation_tasks set user_id = %s, progress = 7", stranger)
-        kept = await asyncio.to_thread(project.realtime.withheld.get, timeout=PATIENCE)
-        assert str(stranger) in kept
-    assert project.realtime.sent == []
+        kept = await asyncio.to_thread(project.served.heard.next, "withheld")
+        assert kept.new["user_id"] == str(stranger)
+    assert project.served.heard.sent == []
 
 
 async def test_after_the_hour_the_owner_signs_again(project: Project, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import pytest
 from pydantic import SecretStr
 
 from vidgen_worker.client.database import ClientSettings
-from vidgen_worker.config import SettingsError
 from vidgen_worker.sandbox.control import StorageControl
 from vidgen_worker.sandbox.postgres.server import free_port
 from vidgen_worker.service import (
@@ -28,6 +27,7 @@ from vidgen_worker.service import (
     VideoGenerationError,
     VideoGenerationService,
 )
+from vidgen_worker.settings.environment import SettingsError
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ select t.cancel_requested_at is not null as cancel_requested,
   left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
+ where
+   -- use fence --
 
 -- start_task --
 -- Hold the user's credits for the stages that are not stored yet (prices are read here and copied into
@@ -38,8 +38,8 @@ select t.cancel_requested_at is not null as cancel_requested,
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 due as materialized (
@@ -91,8 +91,8 @@ select hold.verdict, due.prices,
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 begun as (
@@ -113,8 +113,8 @@ select mine.cancel from mine
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 open_stage as materialized (
@@ -192,11 +192,11 @@ select (select count(*) from settled) as settled,
 with reported as materialized (
   select * from unnest(
     %(task_ids)s::uuid[], %(attempts)s::integer[], %(progress)s::float8[],
-    %(stage_progress)s::float8[], %(messages)s::text[]
-  ) as r (task_id, attempt, progress, stage_progress, message)
+    %(stage_progress)s::float8[], %(messages)s::text[], %(seconds_left)s::float8[]
+  ) as r (task_id, attempt, progress, stage_progress, message, seconds_left)
 ),
 mine as materialized (
-  select t.id, r.progress, r.stage_progress, r.message
+  select t.id, r.progress, r.stage_progress, r.message, r.seconds_left
     from public.video_generation_tasks as t
     join reported as r on r.task_id = t.id and r.attempt = t.attempt
    where t.worker_id = %(worker_id)s and t.status = 'processing'
@@ -205,7 +205,7 @@ mine as materialized (
 )
 update public.video_generation_tasks as t
    set progress = greatest(t.progress, mine.progress), stage_progress = mine.stage_progress,
-       message = mine.message
+       message = mine.message, expected_at = now() + mine.seconds_left * interval '1 second'
   from mine
  where t.id = mine.id
 
@@ -234,6 +234,7 @@ update vidgen.gates as g
    and g.probe_at is not null
 -- Claims: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
+-- Up to 400 lines: three statements share one decision (docs/claim.md), and are read side by side.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
@@ -612,8 +613,8 @@ select begun.*
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 ended as (
@@ -641,8 +642,8 @@ select case when ended.status is distinct from 'completed' then vidgen.row_stays
 with mine as materialized (
   select t.id, now() + %(delay)s as run_after, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 put_back as (
@@ -688,8 +689,8 @@ select extract(epoch from now() - b.waiting_since)::float as seconds
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 rejected as (
@@ -733,8 +734,8 @@ select case when ended.status is distinct from 'failed' then vidgen.row_stays(mi
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 ended as (
@@ -788,6 +789,11 @@ select owed.scene_id
 -- Make the owed writes of one scene, where its lock has gone.
 select vidgen.write_owed_scene(%(scene_id)s) as refused
 -- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
+
+-- fragment fence --
+-- Task t is run by this very attempt.
+t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+and t.status = 'processing'
 
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
@@ -1206,6 +1212,7 @@ returning t.user_id
 -- Paid POSTs and what they brought: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
 -- `mine` is the fence: see checkpoints.sql.
+-- Up to 600 lines: the record of money, whose statements lock the same rows in one order.
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
@@ -1218,8 +1225,8 @@ with mine as materialized (
   select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
          t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 paid as materialized (
@@ -1365,7 +1372,8 @@ shown as (
   -- and other statements count by it. The next report shows the progress.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
-         message = %(message)s, stage_progress = 0
+         message = %(message)s, stage_progress = 0,
+         expected_at = now() + %(seconds_left)s::float8 * interval '1 second'
     from admitted
    where t.id = admitted.id and not exists (select from braking)
 )
@@ -1410,8 +1418,9 @@ answered as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing' and %(follow)s
+   where
+     -- use fence --
+     and %(follow)s
      for no key update
 ),
 followed as (
@@ -1487,7 +1496,8 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 -- A generation is over: its end and cost are facts (no fence); the checkpoint follows under the
 -- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
 -- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
--- show it: a fact is written whatever the row says.
+-- show it: a fact is written whatever the row says. Where it is known how long it took, the fleet learns
+-- that: between `ended_after` and `ended_by` seconds.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
@@ -1498,9 +1508,42 @@ with ended as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
+),
+timed as materialized (
+  -- As it was before this statement: a repeat teaches nothing.
+  select s.provider, s.model, %(clip_seconds)s::smallint as seconds
+    from vidgen.submissions as s
+    join mine on mine.id = s.task_id
+   where s.generation_id = %(generation_id)s and s.ended_at is null
+     and %(ended_by)s::real is not null
+),
+times as materialized (
+  -- A fact waits for no lock: while another statement teaches the same, this one teaches nothing.
+  select g.provider, g.model, g.seconds
+    from vidgen.generation_times as g
+    join timed using (provider, model, seconds)
+     for no key update of g skip locked
+),
+taught as (
+  update vidgen.generation_times as g
+     set ended_after = (array[%(ended_after)s::real] || g.ended_after)[:24],
+         ended_by = (array[%(ended_by)s::real] || g.ended_by)[:24]
+    from times
+   where (g.provider, g.model, g.seconds) = (times.provider, times.model, times.seconds)
+),
+first_taught as (
+  insert into vidgen.generation_times (provider, model, seconds, ended_after, ended_by)
+  select timed.provider, timed.model, timed.seconds, array[%(ended_after)s::real],
+         array[%(ended_by)s::real]
+    from timed
+   where not exists (
+     select from vidgen.generation_times as g
+      where (g.provider, g.model, g.seconds) = (timed.provider, timed.model, timed.seconds)
+   )
+  on conflict (provider, model, seconds) do nothing
 ),
 checkpointed as (
   update vidgen.checkpoints as c
@@ -1536,6 +1579,12 @@ shown as (
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 )
 select id from mine
+
+-- generation_times --
+-- How long the last generations of each kind took: newest first.
+select g.model, g.seconds, g.ended_after, g.ended_by
+  from vidgen.generation_times as g
+ where g.provider = %(provider)s
 
 -- close_generation --
 -- The end and cost of a generation that nobody follows any more (late answers, cancels).

@@ -326,6 +326,7 @@ def test_a_row_that_its_user_holds_stops_nobody_elses_progress(ground: Ground) -
                 "report",
                 task_ids=[h.id for h in held.values()], attempts=[1, 1], progress=[39.0, 39.0],
                 stage_progress=[50.0, 50.0], messages=["at work", "at work"],
+                seconds_left=[None, None],
             )
         )  # fmt: skip
         assert not ground.waits(late)

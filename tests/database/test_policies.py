@@ -57,7 +57,8 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
         # What a worker shows of its work. Whose it is, its scene, its place: nobody's.
         "vidgen_worker": Rights(select=ALL, update=frozenset({
             "attempt", "completed_at", "current_step", "error", "error_code", "error_message",
-            "failures", "image_path", "image_ratio", "image_url", "message", "progress",
+            "expected_at", "failures", "image_path", "image_ratio", "image_url", "message",
+            "progress",
             "resolution", "run_after", "stage_progress", "started_at", "status", "video_path",
             "video_ratio", "video_url", "video_url_expires_at", "worker_id",
         })),
@@ -111,6 +112,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.checkpoints": WORKER_ONLY,
     "vidgen.budgets": WORKER_ONLY,
     "vidgen.submissions": WORKER_ONLY,
+    "vidgen.generation_times": WORKER_ONLY,
     "vidgen.account_readings": WORKER_ONLY,
     "vidgen.charges": WORKER_ONLY,
     "vidgen.holds": {"vidgen_worker": READ},

@@ -4,6 +4,7 @@ One committed UPDATE per change that a user can see, none for leases, heartbeats
 gates, and never a DELETE. The server needs wal_level=logical; the wheel and the container have it.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -11,9 +12,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.realtime import COLUMN
 from tests.support.world import World
 
+COLUMN = re.compile(r"(\w+)\[[^\]]+\]:('(?:[^']|'')*'|\S+)")
 TABLE = "table public.video_generation_tasks:"
 
 

@@ -15,8 +15,10 @@ from vidgen_worker.domain.faults import (
     Fault,
     FaultName,
     Hold,
+    Probe,
     backoff,
     failure_fault,
+    probe_of,
 )
 
 
@@ -96,6 +98,16 @@ def test_a_gate_keeps_the_users_hold() -> None:
 def test_a_fault_that_closes_a_gate_says_for_whom() -> None:
     closing = {name for name, rule in FAULTS.items() if rule.disposition is Disposition.GATE}
     assert closing == {name for name, rule in FAULTS.items() if rule.gate is not None}
+
+
+def test_each_reason_of_a_gate_has_one_probe() -> None:
+    closing = [(r.code, r.probe) for r in FAULTS.values() if r.gate is not None]
+    closing += [(r.brake.reason, r.brake.probe) for r in FAULTS.values() if r.brake is not None]
+    assert len({reason for reason, _ in closing}) == len(set(closing))
+    for reason, probe in closing:
+        assert reason is not None
+        assert probe is probe_of(reason)
+    assert {probe for _, probe in closing} == set(Probe)
 
 
 def test_only_the_field_of_a_fault_is_visible_to_the_user() -> None:

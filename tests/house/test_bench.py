@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import alone, fleet, races
+from bench import alone, fleet, looks, races
 from bench import run as bench_run
 from bench.byhand import OutputError, check_clip, check_picture, open_by_hand
 from bench.contenders import ALL, OURS, PEERS
@@ -186,6 +186,13 @@ def test_large_clips_pass_through_little_memory(bench_ground: Ground) -> None:
     assert found["stored_mb"] >= 200
     assert found["worker_mb"] < 150
     assert found["worker_mb"] - found["idle_mb"] < 30
+
+
+def test_a_look_at_a_clip_is_measured_as_it_is_and_conformed() -> None:
+    found = looks.clip_memory(640, 360, 1)
+    assert [found[way]["conformed"] for way in ("as_it_is", "conformed")] == [False, True]
+    # Python and libav alone are some forty.
+    assert 30 < found["as_it_is"]["mb"] < found["conformed"]["mb"] < 500
 
 
 def test_a_process_that_breaks_is_no_result(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_prometheus_takes_the_alert_rules() -> None:
 
 
 def test_the_sizing_table_follows_from_its_formulas() -> None:
-    """40 ms, 2.8 ms, 94 MB, 39 KB; 90 s a task, polled every 6 s; nine connections a worker."""
+    """40 ms, 2.8 ms, 94 MB, 39 KB; 90 s a task, polled every 7 s; nine connections a worker."""
     rows = re.findall(
         r"^\| ([\d,]+) \| (\d+) \| (\d) × (\d+) \| (\d+) \| ([\d.]+) \| (\d+) MB \|$",  # noqa: RUF001
         TEXTS["operations.md"],
@@ -95,13 +95,12 @@ def test_the_sizing_table_follows_from_its_formulas() -> None:
     )
     assert len(rows) == 4
     pool = Settings.model_fields["vidgen_database_pool"].default
-    poll = Settings.model_fields["vidgen_poll_interval"].default.total_seconds()
     for row in rows:
         videos, slots, workers, each, connections = (int(n.replace(",", "")) for n in row[:5])
         assert slots == videos * 90 / 3600
         assert workers * each >= slots
         assert connections == workers * (pool + 3)
-        assert float(row[5]) == pytest.approx(videos * (0.040 + 90 / poll * 0.0028) / 3600, rel=0.2)
+        assert float(row[5]) == pytest.approx(videos * (0.040 + 90 / 7 * 0.0028) / 3600, rel=0.2)
         assert int(row[6]) == round(workers * 94 + slots * 0.039)
 
 
@@ -110,6 +109,7 @@ ELSEWHERE = {
     "run": "every test of a worker",
     "stats --watch": "test_operations.py",
     "enqueue --scene ID --user ID --watch": "test_cli.py",
+    "dashboard": "test_dashboard.py",
     "tasks": "a group of verbs; its --help is tried",
     "credits": "a group of verbs; its --help is tried",
 }

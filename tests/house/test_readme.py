@@ -8,9 +8,10 @@ import pytest
 from typer.main import get_command
 
 from vidgen_worker.cli import app
-from vidgen_worker.config import Settings, meanings, shown
+from vidgen_worker.config import Settings, meanings
 from vidgen_worker.domain.faults import FAULTS
 from vidgen_worker.domain.resolution import RATIOS
+from vidgen_worker.settings.looks import shown
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

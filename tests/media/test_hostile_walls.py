@@ -24,10 +24,16 @@ from tests.support.commands import Cli, cli, complete, connected, findings
 from tests.support.world import World, recorded
 from vidgen_worker.cli import app
 from vidgen_worker.domain.faults import Fault
-from vidgen_worker.media import outputs as media_module
+from vidgen_worker.media import children as media_children
 from vidgen_worker.media import public_address
 from vidgen_worker.media.outputs import Media
-from vidgen_worker.media.public_address import NotPublicError, is_public, only_public, refusal
+from vidgen_worker.media.public_address import (
+    NotPublicError,
+    is_public,
+    only_public,
+    public_sockets,
+    refusal,
+)
 from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.telemetry import events
@@ -78,7 +84,7 @@ class Hijacked:
         program.write_text(
             HIJACKED.format(root=str(ROOT), body=indented, before=before, large=LARGE)
         )
-        self.monkeypatch.setattr(media_module, "_CHILD", program)
+        self.monkeypatch.setattr(media_children, "_CHILD", program)
 
     async def look(self, name: str = "output") -> str:
         """Look at a file in a folder of its own; return what the fault says."""
@@ -449,10 +455,10 @@ async def test_a_name_that_changes_its_mind_is_told_nothing(
     await media.aclose()
     assert raised.value.name == "output_unavailable"
     assert len(asked) == 2
-    assert listening.told.wait(60)
-    assert (listening.connections, listening.sent) == (1, b"")
+    assert (listening.connections, listening.sent) == (0, b"")
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_file_server_is_told_no_secret(
     listening: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -486,6 +492,20 @@ async def test_an_address_of_this_machine_itself_is_not_public() -> None:
     assert closed == [True]
     places["client_addr"] = ("192.168.0.2", 50_000)
     await trace("connection.connect_tcp.complete", {"return_value": stream})
+
+
+def test_no_socket_is_made_for_this_machine_s_own_public_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make, family = public_sockets(), socket.AF_INET
+    own, other = ("127.0.0.1", 443), ("127.0.0.2", 443)
+    with pytest.raises(NotPublicError):
+        make((family, socket.SOCK_STREAM, 0, "", other))
+    # As if loopback were an address of the Internet's.
+    monkeypatch.setattr(public_address, "is_public", lambda _: True)
+    with pytest.raises(NotPublicError):
+        make((family, socket.SOCK_STREAM, 0, "", own))
+    make((family, socket.SOCK_STREAM, 0, "", other)).close()
 
 
 async def test_what_a_proxy_reaches_is_the_proxys_business(

@@ -22,8 +22,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vidgen_worker.domain.faults import Fault
-from vidgen_worker.media import outputs as media_module
-from vidgen_worker.media.outputs import Downloaded, Media
+from vidgen_worker.media import children as media_children
+from vidgen_worker.media.downloads import Downloaded
+from vidgen_worker.media.outputs import Media
 from vidgen_worker.sandbox.control import RunwayControl
 
 RATIO = "320:180"
@@ -460,7 +461,7 @@ async def test_a_child_that_does_not_answer_in_time_is_ended(
     media: Media, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stick: Callable[[], Stuck]
 ) -> None:
     await media.check_image(picture(tmp_path / "b.png"), RATIO)
-    monkeypatch.setattr(media_module, "JOB_SECONDS", 0.3)
+    monkeypatch.setattr(media_children, "JOB_SECONDS", 0.3)
     [slow] = media.child_pids
     with pytest.raises(Fault, match="without an answer") as raised:
         await stick().job
@@ -545,8 +546,8 @@ async def test_a_child_has_no_rights_and_reads_no_environment_of_its_parent(
     )
     program = (
         "import asyncio, os, sys, pathlib\n"
-        "from vidgen_worker.media import outputs as media\n"
-        "media._CHILD = pathlib.Path(sys.argv[2])\n"
+        "from vidgen_worker.media import children, outputs as media\n"
+        "children._CHILD = pathlib.Path(sys.argv[2])\n"
         "path = media.Path(media.__file__).parents[2]\n"
         "os.environ['PYTHONPATH'] = str(path)\n"
         "media.hide_environment()\n"
@@ -559,7 +560,7 @@ async def test_a_child_has_no_rights_and_reads_no_environment_of_its_parent(
         "    await looking.aclose()\n"
         "asyncio.run(main())\n"
     )
-    root = str(Path(media_module.__file__).parents[2])
+    root = str(Path(media_children.__file__).parents[2])
     spy.write_text(
         spy.read_text().replace("os.environ['PYTHONPATH'].split(os.pathsep)[0]", repr(root))
     )
@@ -595,7 +596,7 @@ async def test_a_child_ends_with_its_parent_in_mid_job(tmp_path: Path) -> None:
         program,
         str(tmp_path / "a.png"),
         stdout=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(media_module.__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(media_children.__file__).parents[2])},
     )
     assert parent.stdout is not None
     child = psutil.Process(int(await parent.stdout.readline()))
@@ -608,7 +609,7 @@ async def test_a_child_ends_with_its_parent_in_mid_job(tmp_path: Path) -> None:
 async def test_a_child_that_can_not_start_is_no_fault_of_the_file(
     media: Media, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(media_module, "_CHILD", tmp_path / "absent.py")
+    monkeypatch.setattr(media_children, "_CHILD", tmp_path / "absent.py")
     with pytest.raises(Fault, match="can't start") as raised:
         await media.check_image(picture(tmp_path / "a.png"), RATIO)
     assert raised.value.name == "scratch_unavailable"
@@ -674,6 +675,7 @@ async def test_a_download_needs_no_length(media: Media, tmp_path: Path) -> None:
     assert (await downloaded(media, tmp_path / "a", OK + b"\r\n", b"abc")).size == 3
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     ("head", "body"),
     [
@@ -702,6 +704,7 @@ async def test_what_does_not_arrive_whole_is_unavailable_and_leaves_no_file(
     assert is_empty(tmp_path)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "head",
     [
@@ -783,6 +786,7 @@ def led_to(place: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n".encode()
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "place",
     [
@@ -870,7 +874,7 @@ async def test_a_machine_without_open_files_left_blames_no_file(tmp_path: Path) 
         "            print(fault.name)\n"
         "asyncio.run(main())\n"
     )
-    root = str(Path(media_module.__file__).parents[2])
+    root = str(Path(media_children.__file__).parents[2])
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, str(tmp_path / "a"),
         stdout=asyncio.subprocess.PIPE, env=os.environ | {"PYTHONPATH": root},
@@ -892,6 +896,7 @@ async def test_a_file_under_which_the_kernel_kills_two_children_is_the_machines_
     assert raised.value.name == "scratch_unavailable"
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_cancelled_download_leaves_no_file(media: Media, tmp_path: Path) -> None:
     began = asyncio.Event()
 
@@ -909,6 +914,7 @@ async def test_a_cancelled_download_leaves_no_file(media: Media, tmp_path: Path)
     assert is_empty(tmp_path)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("url", ["ftp://example.com/a", "not a url", "http://127.0.0.1:1/a"])
 async def test_an_address_that_can_not_be_fetched_is_unavailable(
     media: Media, tmp_path: Path, url: str
@@ -918,6 +924,7 @@ async def test_an_address_that_can_not_be_fetched_is_unavailable(
     assert raised.value.name == "output_unavailable"
 
 
+@pytest.mark.usefixtures("transport")
 async def test_eight_downloads_at_once_take_constant_memory(media: Media, tmp_path: Path) -> None:
     size, piece = 16 * 2**20, bytes(2**16)
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from uuid import UUID
 
+import psycopg
+import pytest
+
 from tests.support.world import World, recorded
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.resolution import Resolution
@@ -97,6 +100,12 @@ async def test_a_stage_without_a_price_costs_nothing_and_says_so(world: World) -
     assert (row["status"], row["error_code"]) == ("failed", "PRICE_MISSING")
     assert world.credits(user) == (CREDITS, 0)
     assert world.sql("select id from vidgen.submissions where task_id = %s", task) == []
+
+
+def test_a_third_stage_can_t_be_one_that_the_claim_reserves_for(world: World) -> None:
+    add_its_row(world)
+    with pytest.raises(psycopg.errors.CheckViolation, match="the_claim_reserves_for_image_and_vid"):
+        world.sql("update vidgen.stages set reserved = true where name = 'poster'")
 
 
 def test_each_stage_that_a_worker_walks_has_its_row_and_its_price(world: World) -> None:

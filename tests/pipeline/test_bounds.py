@@ -11,7 +11,8 @@ from tests.support.answering import bomb, server
 from tests.support.watching import until, until_true, watch
 from tests.support.world import PATIENCE, World, cancel, hearing, recorded
 from vidgen_worker.domain.faults import Fault
-from vidgen_worker.providers.http_client import LARGEST_ANSWER, HttpClient
+from vidgen_worker.providers.free_client import FreeClient
+from vidgen_worker.providers.http_client import LARGEST_ANSWER
 from vidgen_worker.providers.runway.adapter import Runway
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry import events
@@ -65,7 +66,7 @@ async def test_one_that_can_t_even_be_cancelled_is_given_up_and_its_cost_read_la
             "update vidgen.submissions set ended_at = now() - interval '6 minutes',"
             " cost_read_at = now() - interval '6 minutes'"
         )
-        await worker.janitor.read_costs_again()
+        await worker.janitor.strays.read_costs_again()
     assert [g["state"] for g in world.runway.generations()] == ["CANCELLED"]
 
 
@@ -176,7 +177,7 @@ async def test_cancels_in_an_outage_back_off_and_end_and_the_janitor_goes_on(
         world.runway.set(outage=False)
         # Its own turn may have looked at some of them during the outage, or be at it now.
         age(world, "2 minutes")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
         await until(world, lambda: set(ends(world)) == {"cancelled"})
     assert {g["state"] for g in world.runway.generations()} == {"CANCELLED"}
 
@@ -200,14 +201,18 @@ async def test_a_stray_that_can_never_be_asked_about_is_given_up(world: World) -
         cancel(world, user, task)
         assert (await world.until(task))["status"] == "cancelled"
         age(world, "1 hour")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
         assert ends(world) == [None]
         age(world, "3 hours")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
     assert ends(world) == ["given up"]
 
 
 # Answers.
+
+
+def client(seconds: float = PATIENCE) -> FreeClient:
+    return FreeClient(timeout=httpx.Timeout(seconds), limits=httpx.Limits())
 
 
 def huge(coding: str) -> tuple[bytes, bytes]:
@@ -215,13 +220,14 @@ def huge(coding: str) -> tuple[bytes, bytes]:
     return f"content-encoding: {coding}\r\ncontent-length: {len(body)}".encode(), body
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "identity", "br", "zstd", "gzip, gzip"])
 async def test_an_answer_larger_than_any_of_ours_is_refused_before_it_is_unpacked(
     coding: str,
 ) -> None:
     head, body = huge(coding)
     peak = _memory()
-    async with server(head, body) as url, HttpClient() as http:
+    async with server(head, body) as url, client() as http:
         with pytest.raises(httpx.DecodingError):
             await http.get(url)
     assert _memory() - peak < 150_000_000
@@ -241,18 +247,20 @@ async def test_both_adapters_turn_a_bomb_into_a_fault(world: World) -> None:
         await storage.aclose()
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_packed_answer_of_usual_size_is_read_although_none_was_asked_for() -> None:
     body = bomb(1 << 20)
     head = f"content-encoding: gzip\r\ncontent-length: {len(body)}".encode()
-    async with server(head, body) as url, HttpClient() as http:
+    async with server(head, body) as url, client() as http:
         answer = await http.get(url)
     assert len(answer.content) == 1 << 20
     assert "content-encoding" not in answer.headers
 
 
+@pytest.mark.usefixtures("transport")
 async def test_an_answer_that_drips_is_ended() -> None:
     slow = server(b"content-length: 99999", b"", drip=0.05)
-    async with slow as url, HttpClient(timeout=0.3) as http:
+    async with slow as url, client(0.3) as http:
         began = time.monotonic()
         with pytest.raises(httpx.ReadTimeout):
             await http.get(url)

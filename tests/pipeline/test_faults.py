@@ -638,7 +638,7 @@ async def test_an_unexpected_error_that_stays_ends_the_task_and_what_it_has_begu
     async with world.worker() as worker:
         row = await world.until(task)
         world.sql("update vidgen.submissions set answered_at = now() - interval '1 minute'")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
     assert (row["error_code"], row["failures"]) == ("INTERNAL_ERROR", 3)
     assert world.credits(user) == (CREDITS, 0)
     assert world.none_lives(task)

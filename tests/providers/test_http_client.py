@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 
+from vidgen_worker.providers.free_client import FreeClient
 from vidgen_worker.providers.http_client import HttpClient
 
 ANSWER = b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\ncontent-length: 2\r\n\r\nok"
@@ -31,9 +33,11 @@ async def baker(heads: list[bytes]) -> AsyncIterator[str]:
         await ended.wait()
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_cookie_is_neither_kept_nor_sent_back() -> None:
     heads: list[bytes] = []
-    async with baker(heads) as url, HttpClient() as client:
+    free = FreeClient(timeout=httpx.Timeout(5), limits=httpx.Limits())
+    async with baker(heads) as url, free as client:
         for _ in range(2):
             answer = await client.get(url)
             assert answer.headers["set-cookie"] == "a=b"

@@ -471,6 +471,7 @@ async def test_a_cost_without_its_object_is_read_too() -> None:
     assert (await polled(says(200, state("CANCELLED", cost=3)))).cost == 3.0
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     "act",
     [
@@ -492,6 +493,7 @@ async def test_a_poll_that_fails_is_not_repeated_in_place(act: Act) -> None:
     assert (fault.name, requests) == ("poll_failed", 1)
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     ("act", "name"),
     [

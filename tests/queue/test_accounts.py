@@ -150,7 +150,7 @@ async def test_a_generation_whose_key_is_gone_for_an_hour_is_paid_again(world: W
     async with world.worker(RUNWAYML_API_SECRET=other) as worker:
         with recorded() as heard:
             await until(world, lambda: refused(heard) == set(tasks))
-            await worker.janitor.end_strays()
+            await worker.janitor.strays.end()
             # It was heard of a moment ago.
             await world.until(tasks[0], "pending")
             world.sql(
@@ -158,7 +158,7 @@ async def test_a_generation_whose_key_is_gone_for_an_hour_is_paid_again(world: W
                 " where key_fingerprint <> %s", worker.process.life.queue.key.fingerprint,
             )  # fmt: skip
             world.sql("update vidgen.submissions set sent_at = now() - interval '61 minutes'")
-            await worker.janitor.end_strays()
+            await worker.janitor.strays.end()
             row = await world.until(tasks[0])
     assert row["status"] == "completed"
     assert paid(world) == {("first", "image"): 1, ("other", "image"): 1, ("other", "video"): 1}
@@ -199,12 +199,12 @@ async def test_strays_are_ended_by_the_account_that_made_them(world: World) -> N
     world.sql("update vidgen.submissions set answered_at = now() - interval '2 minutes'")
     async with world.worker(RUNWAYML_API_SECRET=other) as stranger:
         await world.beats(4)
-        await stranger.janitor.end_strays()
+        await stranger.janitor.strays.end()
         assert world.one("select ended_at from vidgen.submissions")["ended_at"] is None
         async with world.worker() as maker:
             await until(world, lambda: len(world.sql("select id from vidgen.workers")) == 2)
             world.sql("update vidgen.submissions set looked_at = null")
-            await maker.janitor.end_strays()
+            await maker.janitor.strays.end()
     assert world.one("select ended_state from vidgen.submissions")["ended_state"] == "cancelled"
 
 
@@ -220,9 +220,9 @@ async def test_a_cost_is_not_called_gone_by_a_stranger(world: World) -> None:
         world.sql("update vidgen.submissions set cost_read_at = ended_at")
         async with world.worker(RUNWAYML_API_SECRET=other) as stranger:
             await world.beats(2)
-            await stranger.janitor.read_costs_again()
+            await stranger.janitor.strays.read_costs_again()
             assert world.one("select cost from vidgen.submissions")["cost"] is None
-            await maker.janitor.read_costs_again()
+            await maker.janitor.strays.read_costs_again()
     row = world.one("select ended_state, cost from vidgen.submissions")
     assert (row["ended_state"], row["cost"]) == ("failed", 3)
 

@@ -224,6 +224,7 @@ def test_a_report_passes_over_a_row_that_a_client_holds(ground: Ground) -> None:
         report = {
             "task_ids": ids[::-1], "attempts": [1] * 20, "progress": [36.0] * 20,
             "stage_progress": [1.0] * 20, "messages": ["at work"] * 20,
+            "seconds_left": [None] * 20,
         }  # fmt: skip
         late = hand.later(lambda: hand("report", **report))
         assert not ground.waits(late)

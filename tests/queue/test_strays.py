@@ -205,7 +205,7 @@ async def test_a_task_that_ends_in_front_of_its_generation_frees_its_place(
             assert (await world.until(task))["error_code"] == code
             waiting = world.order(other, world.scene(other))
             world.sql("update vidgen.submissions set answered_at = now() - interval '1 minute'")
-            await worker.janitor.end_strays()
+            await worker.janitor.strays.end()
             assert (await world.until(waiting))["status"] == "completed"
     (stray,) = [e for e in heard if isinstance(e, events.StrayGeneration)]
     assert (stray.task, stray.state) == (str(task), "cancelled")
@@ -234,7 +234,7 @@ async def test_a_generation_that_ends_while_its_task_waits_gives_its_slot_back(
                         "  and model = 'gen4_image'")["n"]:  # fmt: skip
             world.sql("update vidgen.submissions set answered_at = now() - interval '1 minute',"
                       " looked_at = null")  # fmt: skip
-            await worker.janitor.end_strays()
+            await worker.janitor.strays.end()
         world.sql("update video_generation_tasks set run_after = now() where id = %s", task)
         row = await world.until(task)
     assert row["status"] == "completed"

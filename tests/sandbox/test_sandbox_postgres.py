@@ -16,7 +16,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres, PostgresError
+from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres
+from vidgen_worker.sandbox.postgres.software import PostgresError
 
 REPOSITORY = Path(__file__).parents[2]
 NOBODY = 65534

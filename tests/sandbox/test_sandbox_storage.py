@@ -147,7 +147,7 @@ async def test_a_bare_body_is_an_upload_too(
     ("bucket", "name", "content", "options", "error"),
     [
         ("none", "a.png", PNG, AS_PNG, NO_BUCKET),
-        ("stills", "a.png", PNG, {}, ("415", "invalid_mime_type", "mime type text/plain;")),
+        ("stills", "a.png", PNG, {}, ("415", "invalid_mime_type", "mime type text/plain is")),
         ("stills", "é.png", PNG, AS_PNG, ("400", "InvalidKey", "Invalid key: é.png")),
         ("stills", "a" * 1100, PNG, AS_PNG, ("500", "Internal", "Internal Server Error")),
         ("stills", "a.png", PNG * 3, AS_PNG, ("413", "Payload too large", "The object exceeded")),
@@ -288,7 +288,8 @@ async def test_a_signed_url_may_ask_for_a_download(
     url = (await films.create_signed_url("a.mp4", 60, {"download": "my film.mp4"}))["signedURL"]
     assert url is not None
     disposition = (await http.get(url)).headers["content-disposition"]
-    assert disposition == "attachment; filename*=UTF-8''my%20film.mp4"
+    name = "my%20film.mp4"
+    assert disposition == f"attachment; filename={name}; filename*=UTF-8''{name}"
 
 
 async def test_signing_is_refused_as_observed(storage: AsyncStorageClient) -> None:
@@ -399,10 +400,18 @@ async def test_both_kinds_of_keys_are_taken(
     assert await (await clients(keys.anon)).list_buckets() == []
 
 
-@pytest.mark.parametrize("key", ["sb_secret_wrong", "no.j.wt"])
-async def test_a_wrong_key_is_refused(clients: Clients, key: str) -> None:
-    error = await refused((await clients(key)).list_buckets())
-    assert error == ("403", "Unauthorized", "Invalid Compact JWS")
+@pytest.mark.parametrize(
+    ("key", "error"),
+    [
+        # The gateway's own answer, which storage3 can't read.
+        ("sb_secret_wrong", (401, "InternalError")),
+        ("no.j.wt", ("403", "Unauthorized")),
+    ],
+)
+async def test_a_wrong_key_is_refused(
+    clients: Clients, key: str, error: tuple[object, str]
+) -> None:
+    assert (await refused((await clients(key)).list_buckets()))[:2] == error
 
 
 async def test_an_expired_token_is_refused(

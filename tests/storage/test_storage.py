@@ -14,7 +14,8 @@ from supabase import AsyncClientOptions, acreate_client
 
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.sandbox.control import StorageControl
-from vidgen_worker.storage.storage import REMOVE_BATCH, Bucket, Storage
+from vidgen_worker.storage.buckets import Bucket
+from vidgen_worker.storage.storage import REMOVE_BATCH, Storage
 
 IMAGES = Bucket("generated-content", public=True, max_bytes=1_000_000, media_types=("image/png",))
 VIDEOS = Bucket("video-files", public=False, max_bytes=2_000_000, media_types=("video/mp4",))
@@ -221,6 +222,7 @@ async def test_what_does_not_pass_is_unavailable_after_four_tries(
     assert len(uploads(bare_storage)) == 4
 
 
+@pytest.mark.usefixtures("transport")
 async def test_an_upload_that_is_cut_off_is_sent_again(
     store: Storage, bare_storage: StorageControl, clip: Path
 ) -> None:
@@ -230,6 +232,7 @@ async def test_an_upload_that_is_cut_off_is_sent_again(
     assert found["sha256"] == digest(clip)
 
 
+@pytest.mark.usefixtures("transport")
 async def test_a_store_that_hangs_is_unavailable(bare_storage: StorageControl, clip: Path) -> None:
     key = bare_storage.keys.service_role
     async with opened(bare_storage.url, key, seconds=0.2) as storage:
@@ -319,6 +322,7 @@ HTML = b"<html>Bad Gateway</html>"
 UPLOADED = json.dumps({"Key": f"video-files/{CLIP}", "Id": "1"}).encode()
 
 
+@pytest.mark.usefixtures("transport")
 @pytest.mark.parametrize(
     ("status", "body", "fault", "tries"),
     [

@@ -82,6 +82,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "follow": True,
     "statement": "complete", "error": "P0001 no", "waiting": None, "part": "storage",
     "allowance": 3, "upload_ids": [], "digest": "digest", "rejected": False,
+    "seconds_left": 60.0, "clip_seconds": 0, "ended_after": 30.0, "ended_by": 36.0,
 })  # fmt: skip
 
 FENCED = (
@@ -264,7 +265,10 @@ def of_report(name: str, held: Held) -> dict[str, Any]:
     """`report` takes arrays."""
     if name != "report":
         return {}
-    return {"task_ids": [held.id], "attempts": [held.attempt], "progress": [38.0]}
+    return {
+        "task_ids": [held.id], "attempts": [held.attempt], "progress": [38.0],
+        "seconds_left": [60.0],
+    }  # fmt: skip
 
 
 class Later(threading.Thread):
@@ -398,7 +402,14 @@ class Ground(Application):
             "  from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
             " where c.relkind = 'r' and n.nspname in ('public', 'vidgen') order by 1"
         )
-        clocks = ["updated_at", "heartbeat_at", "cost_read_at", "read_at", "audited_at"]
+        clocks = [
+            "updated_at",
+            "expected_at",
+            "heartbeat_at",
+            "cost_read_at",
+            "read_at",
+            "audited_at",
+        ]
         return {
             table["name"]: [
                 row["row"]

@@ -186,6 +186,10 @@ def a_failure_with_a_cost(ground: Ground, hand: Hand) -> Parameters:
     return held.fence
 
 
+def a_still_that_ended(ground: Ground, hand: Hand) -> Parameters:
+    return ground.held(hand, "start_task", *STAGE[:3]).fence
+
+
 def lost_slots(ground: Ground, hand: Hand) -> Parameters:
     """An unanswered submission of long ago, and the slot of a task that is gone."""
     hand("set_limit", model="gen4_image", max_generations=3)
@@ -281,6 +285,7 @@ STATES: Mapping[str, Prepare] = {
     "heartbeats": the_dead,
     "paid_submissions": a_generation_nobody_follows,
     "read_submission": a_generation_nobody_follows,
+    "generation_times": a_still_that_ended,
     "waited": a_task_that_waits,
     "close_generation": a_generation_nobody_follows,
     "stray_submissions": a_generation_nobody_follows,

@@ -187,7 +187,8 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("query ask_limits"),
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
         **_both("query still_waiting"), **_both("query heartbeats"), **_both("query take_over"),
-        **_both("query load_task"), **_both("query start_task"), **_both("query complete"),
+        **_both("query load_task"), **_both("query start_task"),
+        **_both("query generation_times"), **_both("query complete"),
     }),
     "statements of a stage": Scenario({
         **_both("query begin_submission", 1, 2), **_both("query answer_submission", 1, 2),

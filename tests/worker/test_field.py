@@ -91,7 +91,7 @@ async def test_a_scene_deleted_in_front_of_its_generation_frees_the_only_place(
         assert (await world.until(task))["error_code"] == "SCENE_NOT_FOUND"
         waiting = world.order(other, world.scene(other))
         world.sql("update vidgen.submissions set answered_at = now() - interval '1 minute'")
-        await worker.janitor.end_strays()
+        await worker.janitor.strays.end()
         assert (await world.until(waiting))["status"] == "completed"
     first, *_ = submissions(world)
     assert (first["ended_state"], first["ended_at"] is not None) == ("cancelled", True)

@@ -141,7 +141,7 @@ async def test_the_watchdog_falls_silent_when_the_claim_loop_is_stuck(
     """And speaks again when it turns again; /healthz says the same."""
     async with world.worker() as worker:
         await asyncio.to_thread(told.until, "WATCHDOG")
-        while not worker.janitor.proofs.proven():  # before that it claims nothing
+        while not worker.janitor.probing.proofs.proven():  # before that it claims nothing
             await world.beats(1)
         async with worker.claiming.lock:  # as a claim that never comes back holds it
             await world.beats(1)

@@ -13,7 +13,7 @@ from vidgen_worker.domain.task import Task
 from vidgen_worker.queue.caller import Caller
 from vidgen_worker.queue.claims import LANE, taken_of
 from vidgen_worker.telemetry.bus import emit
-from vidgen_worker.telemetry.events import GateClosed
+from vidgen_worker.telemetry.events import GateClosed, GateOpened
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,14 @@ class Gates:
         )  # fmt: skip
         return taken_of(rows)
 
-    async def open(self, gate: Gate) -> float | None:
-        """Open a gate; the seconds that it was closed, None when it was open."""
+    async def open(self, gate: Gate, reason: str) -> None:
+        """Open a gate that closed for this reason, and say so unless it was open already."""
         rows = await self._caller.run("open_gate", **self._gate(gate))
-        return float(rows[0]["seconds"]) if rows else None
+        if rows:
+            emit(GateOpened(
+                scope=gate.scope, model=gate.model, code=reason,
+                closed_seconds=round(float(rows[0]["seconds"]), 1),
+            ))  # fmt: skip
 
     async def stands_aside(self) -> bool:
         """Whether this worker is behind a gate of its own while another of its account works on."""

@@ -57,7 +57,7 @@ def _play(out: Console, output: Path, interrupts: Interrupts) -> None:
 
     began = time.monotonic()
     output.mkdir(exist_ok=True)
-    out.print("Starting PostgreSQL and the doubles of Runway and Supabase Storage …")
+    out.print("Starting PostgreSQL and the doubles of Supabase and Runway …")
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(running_sandbox(interrupts))
         environment = sandbox.environment()

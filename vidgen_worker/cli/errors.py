@@ -4,7 +4,7 @@ from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.output import fail
 from vidgen_worker.client.database import ClientError, DatabaseUnreachableError
 from vidgen_worker.client.service import ServiceUnavailableError, VideoGenerationError
-from vidgen_worker.config import SettingsError
+from vidgen_worker.settings.environment import SettingsError
 from vidgen_worker.telemetry.loopback_http import PortError
 
 

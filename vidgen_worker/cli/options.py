@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vidgen_worker.config import parse_duration
+from vidgen_worker.domain.durations import parse_duration
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]

@@ -24,9 +24,11 @@ from vidgen_worker.client.database import (
     load_client_settings,
     open_database,
 )
-from vidgen_worker.config import REMEDIES, SettingsError, format_duration, parse_duration
+from vidgen_worker.domain.durations import format_duration, parse_duration
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.providers import proxies
+from vidgen_worker.settings.environment import SettingsError
+from vidgen_worker.settings.looks import REMEDIES
 
 if TYPE_CHECKING:
     from vidgen_worker.storage.storage import Storage

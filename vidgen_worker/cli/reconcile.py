@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from vidgen_worker.cli.check import read_account
+from vidgen_worker.cli.check_services import read_account
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.options import Json
 from vidgen_worker.cli.output import console, facts, fail, print_json, table

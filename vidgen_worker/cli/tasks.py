@@ -21,6 +21,7 @@ from vidgen_worker.cli.output import (
     status_text,
     table,
 )
+from vidgen_worker.cli.time_left import TimeLeft
 from vidgen_worker.client.database import Database, load_client_settings, open_database
 from vidgen_worker.domain.faults import FAULTS
 from vidgen_worker.domain.foreign_text import printable
@@ -56,6 +57,7 @@ def list_tasks(
         }  # fmt: skip
         rows = database.rows("find_tasks", values)
         gates = database.rows("gates")
+    now = [row.pop("database_now") for row in rows]
     if json:
         print_json(rows)
         return
@@ -67,16 +69,16 @@ def list_tasks(
     out = console()
     wide = out.width >= WIDE
     columns = ("task", "status", "%", "age", "took", "step or code",
-               *(("user", "ordered") if wide else ()))  # fmt: skip
+               *(("expected", "user", "ordered") if wide else ()))  # fmt: skip
     lines = [
         (
             row["id"], status_text(row), f"{row['progress']:.0f}",
             lasting(row["age"].total_seconds()),
             lasting(row["took"].total_seconds()) if row["took"] is not None else None,
             row["error_code"] or row["current_step"],
-            *([row["user_id"], row["created_at"]] if wide else []),
+            *([TimeLeft().words(row, clock), row["user_id"], row["created_at"]] if wide else []),
         )
-        for row in rows
+        for row, clock in zip(rows, now, strict=True)
     ]  # fmt: skip
     out.print(table(columns, lines))
 

@@ -39,7 +39,7 @@ VERBS: Mapping[str, Verb | Family] = {
     "migrate": Verb("Bring the database up to this version.", "work.migrate"),
     "check": Verb("Show the settings, and test each dependency.", "check.check"),
     "demo": Verb("Show all of it at work on this machine, without any account.", "demo.demo"),
-    "sandbox": Verb("Keep the demo's services running for programs.", "sandbox.sandbox"),
+    "sandbox": Verb("Keep a Supabase project running on this machine.", "sandbox.verbs"),
     "enqueue": Verb("Order the video of a scene.", "orders.enqueue"),
     "tasks": Family("Look at tasks, cancel them, try them again.", {
         "list": Verb("List the newest tasks.", "tasks.list_tasks"),
@@ -50,6 +50,7 @@ VERBS: Mapping[str, Verb | Family] = {
     }),
     "stats": Verb("Show the queue, throughput, failures, cost, workers.", "stats.stats"),
     "workers": Verb("List every worker.", "stats.workers"),
+    "dashboard": Verb("Show all of this in a browser.", "dashboard.dashboard"),
     "credits": Family("Balances, grants and the audit of both.", {
         "grant": Verb("Add credits to a user's balance.", "credit.grant"),
         "show": Verb("Show a user's balance and its newest entries.", "credit.show"),

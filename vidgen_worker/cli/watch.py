@@ -6,17 +6,23 @@ It reads the row the way a client does and shows nothing that a client can't see
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from vidgen_worker.cli.time_left import TimeLeft
 from vidgen_worker.client.database import Database
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Status
 
 LOOK_SECONDS = 0.2
 TELL_EVERY_PERCENT = 10
+WORDS_WIDTH = 74
+"""Columns of the line beside its bar."""
+WIDE = 115
+"""Columns of a terminal from which on the line also says how long it has taken."""
 
 Row = dict[str, Any]
 
@@ -36,11 +42,11 @@ def watch(
     pause = threading.Event()
     with show:
         while True:
-            row = database.row("task", {"task_id": task_id})
+            row = database.row("task_and_clock", {"task_id": task_id})
             if row is None:
                 message = f"Task {task_id} is gone: somebody deleted it."
                 raise LookupError(message)
-            show.update(row)
+            show.update(row, row.pop("database_now"))
             if Status(row["status"]).terminal:
                 return row
             each_look()
@@ -53,13 +59,15 @@ class _Bar:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.fields[status]:<10}", markup=False),
-            BarColumn(bar_width=32),
+            BarColumn(bar_width=max(8, min(32, console.width - WORDS_WIDTH))),
             TaskProgressColumn(),
             TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            *([TimeElapsedColumn()] if console.width >= WIDE else []),
             console=console,
         )
-        self._line = self._progress.add_task("", total=100, status="")
+        self._line = self._progress.add_task("", total=100, status="", left="")
+        self._left = TimeLeft()
 
     def __enter__(self) -> None:
         self._progress.start()
@@ -67,13 +75,14 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def update(self, row: Row) -> None:
+    def update(self, row: Row, now: datetime) -> None:
         """Move the bar."""
         self._progress.update(
             self._line,
             completed=row["progress"],
             description=printable(row["current_step"]),
             status=row["status"],
+            left=self._left.words(row, now),
         )
 
 
@@ -84,6 +93,7 @@ class _Lines:
         self._console = console
         self._began = time.monotonic()
         self._seen: tuple[object, ...] = ()
+        self._left = TimeLeft()
 
     def __enter__(self) -> None:
         return None
@@ -91,12 +101,14 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def update(self, row: Row) -> None:
+    def update(self, row: Row, now: datetime) -> None:
         """Print a line if there is something to tell."""
+        left = self._left.words(row, now)
         seen = (row["status"], row["current_step"], row["progress"] // TELL_EVERY_PERCENT)
         if seen == self._seen:
             return
         self._seen = seen
         elapsed = time.monotonic() - self._began
         head = f"{elapsed:6.1f} s  {row['progress']:3.0f} %  {row['status']:<10}"
-        self._console.print(f"{head}  {printable(row['current_step'])}", soft_wrap=True)
+        step = ", ".join(filter(None, (printable(row["current_step"]), left)))
+        self._console.print(f"{head}  {step}", soft_wrap=True)

@@ -11,20 +11,21 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 from pydantic import SecretStr
 
-from vidgen_worker.config import Environment, read
+from vidgen_worker.config import read
 from vidgen_worker.database import sessions
 from vidgen_worker.database.database_url import place_of
 from vidgen_worker.database.postgres_text import STORABLE
 from vidgen_worker.database.remedies import explain_connect
 from vidgen_worker.database.statements import load_queries
 from vidgen_worker.domain.foreign_text import printable
+from vidgen_worker.settings.environment import Environment
 
 Row = dict[str, Any]
 Claims = Mapping[str, str]
@@ -68,6 +69,10 @@ class NotMigratedError(ClientError):
     """The database lacks our tables, or this version's."""
 
 
+class TookTooLongError(DatabaseUnreachableError):
+    """The statement was ended after its time: there is more to read than the caller waits for."""
+
+
 class RefusedError(ClientError):
     """The database refused the statement: `sqlstate` says why, `hint` what to do about it."""
 
@@ -80,10 +85,20 @@ class RefusedError(ClientError):
 
 
 class Database:
-    """Connections to one database, opened when they are needed. Safe to share by threads."""
+    """Connections to one database, opened when they are needed. Safe to share by threads.
 
-    def __init__(self, url: str) -> None:
+    `queries` are the named blocks that it knows; a statement ends after `statement_timeout`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        queries: Mapping[str, LiteralString] = QUERIES,
+        statement_timeout: timedelta = STATEMENT_TIMEOUT,
+    ) -> None:
         self._url = url
+        self._queries = queries
+        self._statement_timeout = statement_timeout
         self._idle: list[psycopg.Connection[Row]] = []
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -101,7 +116,7 @@ class Database:
         while True:
             connection, reused = self._take()
             try:
-                found = _run(connection, name, parameters or {}, claims)
+                found = self._run(connection, name, parameters or {}, claims)
             except psycopg.Error as error:
                 if connection.closed and reused:
                     continue
@@ -129,6 +144,23 @@ class Database:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+
+    def _run(
+        self,
+        connection: psycopg.Connection[Row],
+        name: str,
+        parameters: Mapping[str, object],
+        claims: Claims | None,
+    ) -> list[Row]:
+        statement = self._queries[name]
+        # A transaction each, so that what we rely on can be said in it, whatever pooler is between.
+        with connection.transaction():
+            sessions.pin_transaction(connection, statement_timeout=self._statement_timeout)
+            if claims is None:
+                return connection.execute(statement, parameters).fetchall()
+            who = {"role": claims["role"], "claims": json.dumps(dict(claims))}
+            connection.execute(QUERIES["act_as"], who)
+            return connection.execute(statement, parameters).fetchall()
 
     def _take(self) -> tuple[psycopg.Connection[Row], bool]:
         with self._lock:
@@ -182,23 +214,6 @@ def listens(
     return any(True for _ in ear.notifies(timeout=seconds, stop_after=1))
 
 
-def _run(
-    connection: psycopg.Connection[Row],
-    name: str,
-    parameters: Mapping[str, object],
-    claims: Claims | None,
-) -> list[Row]:
-    statement = QUERIES[name]
-    # A transaction each, so that what we rely on can be said in it, whatever pooler is in between.
-    with connection.transaction():
-        sessions.pin_transaction(connection, statement_timeout=STATEMENT_TIMEOUT)
-        if claims is None:
-            return connection.execute(statement, parameters).fetchall()
-        who = {"role": claims["role"], "claims": json.dumps(dict(claims))}
-        connection.execute(QUERIES["act_as"], who)
-        return connection.execute(statement, parameters).fetchall()
-
-
 def _translated(error: psycopg.Error, url: str) -> ClientError:
     """Turn an error of psycopg into one of ours."""
     said = printable(error.diag.message_primary or str(error))
@@ -219,6 +234,11 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
                 "A row or table that this needs is locked by another transaction.",
                 sqlstate=error.sqlstate, hint=hint,
             )  # fmt: skip
+        case errors.QueryCanceled():
+            return TookTooLongError(
+                f"The database at {place_of(url)} did not answer in time ({said}). "
+                "Ask for less, or try again when it has less to do."
+            )
         case errors.InsufficientPrivilege() if "row-level security" not in said:
             hint = "Use the URL of role postgres in DATABASE_URL, or grant the right."
             return RefusedError(f"{said}.", sqlstate=error.sqlstate, hint=hint)

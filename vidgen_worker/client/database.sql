@@ -1,4 +1,5 @@
 -- What the Python service and the command line ask, one named block each.
+-- Up to 750 lines: a catalogue of questions, most of which are a few lines and know none of the others.
 
 -- act_as --
 -- For the rest of the transaction, be who PostgREST would make of these claims.
@@ -97,8 +98,11 @@ select who.user_id,
        case when u.paused_until > now() then u.reason end as reason,
        cost.lost, cost.open, cost.running, s.max_unbilled_cost_per_user as most_lost, cost.opens_at,
        (
-         select count(*) from public.video_generation_tasks as t
-          where t.user_id = who.user_id and t.status in ('pending', 'processing')
+         -- One count each: for both together the planner would read all that the user ever ordered.
+         (select count(*) from public.video_generation_tasks as t
+           where t.user_id = who.user_id and t.status = 'pending')
+         + (select count(*) from public.video_generation_tasks as t
+             where t.user_id = who.user_id and t.status = 'processing')
        ) as unfinished,
        s.max_unfinished_per_user as most_unfinished,
        case when hour.is_now then l.inserts else 0 end as inserts, s.max_inserts_per_hour,
@@ -414,7 +418,8 @@ returning scope, reason;
 
 -- find_tasks --
 -- The newest tasks that fit every filter that is given.
-select *, now() - created_at as age, coalesce(completed_at, now()) - started_at as took
+select *, now() as database_now, now() - created_at as age,
+       coalesce(completed_at, now()) - started_at as took
   from public.video_generation_tasks
  where (%(user_id)s::uuid is null or user_id = %(user_id)s)
    and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
@@ -424,6 +429,28 @@ select *, now() - created_at as age, coalesce(completed_at, now()) - started_at 
    and (%(since)s::interval is null or created_at > now() - %(since)s::interval)
  order by created_at desc, id
  limit %(limit)s;
+
+-- fragment holds_of_task --
+-- The open hold of a task, or the one that closed in the transaction of its end: each by its index.
+-- There is none by task_id, since that would cost every claim a page more.
+select h.opened_at, h.closed_at, h.prices, h.amount
+  from vidgen.holds as h
+ where h.task_id = %(task_id)s and h.closed_at is null
+union all
+select h.opened_at, h.closed_at, h.prices, h.amount
+  from public.video_generation_tasks as of_task
+  join vidgen.holds as h on h.closed_at = of_task.completed_at and h.task_id = of_task.id
+ where of_task.id = %(task_id)s;
+
+-- fragment charges_of_task --
+-- A stage is charged between the order of its task and its end: of the user's ledger only that is read.
+select e.stage, e.amount, e.created_at
+  from public.video_generation_tasks as of_task
+  join public.credit_entries as e
+    on e.user_id = of_task.user_id and e.task_id = of_task.id and e.kind = 'charge'
+   and e.created_at between least(of_task.created_at, of_task.started_at)
+                        and coalesce(of_task.completed_at, now())
+ where of_task.id = %(task_id)s;
 
 -- story_of_task --
 -- Everything that is recorded of a task, in the order in which it happened.
@@ -442,7 +469,9 @@ select at, what, stage, attempt, details
                from jsonb_each_text(h.prices) as p (stage, credits)
                left join vidgen.stages as st on st.name = p.stage
            )
-      from vidgen.holds as h where h.task_id = %(task_id)s
+      from (
+        -- use holds_of_task --
+      ) as h
     union all
     select 4, sent_at, 'submitted', stage, attempt, format('%%s with key %%s of account %%s, by worker %%s', model, key_fingerprint, account,
                   worker_id)
@@ -468,12 +497,15 @@ select at, what, stage, attempt, details
       from vidgen.checkpoints where task_id = %(task_id)s and state = 'done'
     union all
     select 8, created_at, 'charged', stage, null, format('%%s credits', -amount)
-      from public.credit_entries
-     where user_id = (select user_id from public.video_generation_tasks where id = %(task_id)s)
-       and task_id = %(task_id)s and kind = 'charge'
+      from (
+        -- use charges_of_task --
+      ) as charges
     union all
     select 9, closed_at, 'rest of the hold released', null, null, null
-      from vidgen.holds where task_id = %(task_id)s and closed_at is not null
+      from (
+        -- use holds_of_task --
+      ) as h
+     where closed_at is not null
     union all
     select 10, cancel_requested_at, 'cancel asked', null, null, null
       from public.video_generation_tasks
@@ -507,9 +539,12 @@ select at, what, stage, attempt, details
 
 -- money_of_task --
 -- What the user pays for a task beside what it costs at the provider.
-select (select coalesce(-sum(e.amount), 0)::bigint
-          from public.credit_entries as e
-         where e.user_id = t.user_id and e.task_id = t.id and e.kind = 'charge') as charged,
+select (
+         select coalesce(-sum(charges.amount), 0)::bigint
+           from (
+             -- use charges_of_task --
+           ) as charges
+       ) as charged,
        (select coalesce(sum(h.amount), 0)::bigint
           from vidgen.holds as h where h.task_id = t.id and h.closed_at is null) as held,
        (select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
@@ -524,8 +559,10 @@ select (select coalesce(-sum(e.amount), 0)::bigint
 select * from vidgen.queue_health;
 
 -- in_flight_by_stage --
--- What the running tasks are doing, by stage and state of its checkpoint.
-select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks
+-- What the running tasks are doing, by stage and state of its checkpoint, and when the last of them is
+-- expected to be completed.
+select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks,
+       max(t.expected_at) as expected_at
   from public.video_generation_tasks as t
   left join lateral (
     select c.stage, c.state
@@ -702,7 +739,7 @@ select vidgen.share_buckets(
 
 -- buckets_of_the_policy --
 -- The buckets that the storage policy goes by.
-select images_bucket, videos_bucket from vidgen.settings;
+select unnest(vidgen.our_buckets()) as bucket;
 
 -- tasks_between --
 -- Ids of tasks that begin with the same letters, as a range.

@@ -25,11 +25,11 @@ from vidgen_worker.client.database import (
     load_client_settings,
     user_claims,
 )
-from vidgen_worker.config import REMEDIES
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.domain.resolution import FALLBACK, look_up
 from vidgen_worker.domain.task import Status
 from vidgen_worker.providers import proxies
+from vidgen_worker.settings.looks import REMEDIES
 
 SIGNED_FOR = timedelta(hours=1)
 SIGN_AGAIN_BEFORE = timedelta(minutes=1)

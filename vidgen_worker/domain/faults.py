@@ -4,6 +4,8 @@ Adapters turn every foreign exception into a `Fault` that names a row of `FAULTS
 acts on the row's disposition. Nothing here does I/O, and nothing else decides what follows.
 """
 
+# Up to 700 lines: most of it is the one table of faults.
+
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,22 +118,36 @@ class Part(StrEnum):
     DATABASE = "database"
 
 
+class Probe(StrEnum):
+    """What is looked at, for free, before a gate that a fault closed may open."""
+
+    ACCOUNT = "whether the provider tells of the account"
+    BALANCE = "whether the account has credits for a generation"
+    DAILY_LIMIT = "whether the account may generate more today"
+    STORAGE = "whether the file store can keep an output"
+    MACHINE = "whether this machine can keep and look at an output"
+    ROWS = "whether the rows of waiting tasks take a change"
+    TASK = "the account; then one task is let through, because the account shows little"
+
+
 @dataclass(frozen=True, slots=True)
 class Brake:
     """What a fault does that shows after money was spent, when it comes again and again.
 
     It is noted for all workers at once (`vidgen.troubles`), by what it is about and by model.
-    `IN_A_ROW` users in a row close the gate of this scope, and from then on only `ALLOWANCE`
-    submissions more begin; one user, or two, brake themselves alone (`vidgen.user_troubles`). A
-    stage that is stored forgets it. `input_to_blame`: a prompt or picture may cause it, so users
-    for whom the model never worked count as one. `at_once`: the first one is enough, because the
-    fault itself says that it is everybody's.
+    `IN_A_ROW` users in a row close the gate of this scope, which this probe opens, and from then on
+    only `ALLOWANCE` submissions more begin; one user, or two, brake themselves alone
+    (`vidgen.user_troubles`). A stage that is stored forgets it.
+    `input_to_blame`: a prompt or picture may cause it, so users for whom the model never worked
+    count as one. `at_once`: the first one is enough, because the fault itself says that it is
+    everybody's.
     """
 
     scope: Scope
     part: Part
     reason: str
     message: str
+    probe: Probe
     input_to_blame: bool = False
     at_once: bool = False
 
@@ -148,10 +164,10 @@ STORAGE_MESSAGE = "Video generation is paused: the file store is out of order."
 DATABASE_MESSAGE = "Video generation is paused: the application's database refuses its results."
 MACHINE_MESSAGE = "Video generation is paused: a machine of the service is out of order."
 
-_SUBMITTING = Brake(Scope.MODEL, Part.SUBMIT, PROVIDER_STORM, PROVIDER_MESSAGE)
-_GENERATING = Brake(Scope.MODEL, Part.GENERATION, PROVIDER_STORM, PROVIDER_MESSAGE)
+_SUBMITTING = Brake(Scope.MODEL, Part.SUBMIT, PROVIDER_STORM, PROVIDER_MESSAGE, Probe.TASK)
+_GENERATING = Brake(Scope.MODEL, Part.GENERATION, PROVIDER_STORM, PROVIDER_MESSAGE, Probe.TASK)
 _BY_INPUT = Brake(
-    Scope.MODEL, Part.GENERATION, PROVIDER_STORM, PROVIDER_MESSAGE, input_to_blame=True
+    Scope.MODEL, Part.GENERATION, PROVIDER_STORM, PROVIDER_MESSAGE, Probe.TASK, input_to_blame=True
 )
 
 
@@ -161,7 +177,8 @@ class FaultRule:
 
     `code` is what the row of the task says when the task ends by it (None: the task can't end by
     this fault alone). `message` is our sentence for the user: it never holds provider text.
-    `gate` says for whom the gate closes, where the disposition is GATE. `first` is what is tried
+    `gate` says for whom the gate closes, where the disposition is GATE, and `probe` what opens it.
+    `first` is what is tried
     before the disposition follows, and `another_submission` whether the task needs one to go on,
     which the cap may forbid. `maybe_paid`: the provider may have accepted, and nobody knows.
     `rejected`: content rules reject the input, which is remembered. `absent`: what was asked for
@@ -178,6 +195,7 @@ class FaultRule:
     message: str
     follows: str = ""
     gate: Scope | None = None
+    probe: Probe | None = None
     first: First | None = None
     pause: Pause = Pause.USUAL
     another_submission: bool = False
@@ -252,6 +270,7 @@ _RULES = (
         "PROVIDER_UNFUNDED", _GATE, Hold.KEPT,
         "Video generation is paused: the service's account at the provider needs a top-up.",
         gate=Scope.ACCOUNT,
+        probe=Probe.BALANCE,
         one_input=True,
         unbraked="closes its gate",
     ),
@@ -261,6 +280,7 @@ _RULES = (
         "Video generation is paused: the provider refuses the service's key.",
         "loud",
         gate=Scope.KEY,
+        probe=Probe.ACCOUNT,
         one_input=True,
         unbraked="closes its gate",
     ),
@@ -271,7 +291,8 @@ _RULES = (
         "The provider refuses this request. Change the scene's prompt or picture, then retry.",
         "closes no gate for others",
         brake=Brake(
-            Scope.MODEL, Part.SUBMIT, PROVIDER_STORM, PROVIDER_MESSAGE, input_to_blame=True
+            Scope.MODEL, Part.SUBMIT, PROVIDER_STORM, PROVIDER_MESSAGE, Probe.TASK,
+            input_to_blame=True,
         ),
     ),
     FaultRule(
@@ -279,6 +300,7 @@ _RULES = (
         "PROVIDER_QUOTA", _GATE, Hold.KEPT,
         "Video generation is paused: the provider's daily limit is reached.",
         gate=Scope.MODEL,
+        probe=Probe.DAILY_LIMIT,
         unbraked="closes its gate",
     ),
     FaultRule(
@@ -389,7 +411,9 @@ _RULES = (
         "The finished output could not be fetched yet. The task goes on by itself.",
         "GET the generation again for a fresh URL, then WAIT",
         first=First.FETCH_AGAIN,
-        brake=Brake(Scope.MODEL, Part.OUTPUT, "OUTPUT_UNAVAILABLE", PROVIDER_MESSAGE),
+        brake=Brake(
+            Scope.MODEL, Part.OUTPUT, "OUTPUT_UNAVAILABLE", PROVIDER_MESSAGE, Probe.ACCOUNT
+        ),
     ),
     FaultRule(
         FaultName.OUTPUT_UNDECODABLE, "output",
@@ -423,7 +447,8 @@ _RULES = (
         "the folder is named and made again; the generation is kept; this machine claims nothing "
         "until it has room again",
         brake=Brake(
-            Scope.MACHINE, Part.MACHINE, "SCRATCH_UNAVAILABLE", MACHINE_MESSAGE, at_once=True
+            Scope.MACHINE, Part.MACHINE, "SCRATCH_UNAVAILABLE", MACHINE_MESSAGE, Probe.MACHINE,
+            at_once=True,
         ),
     ),
     FaultRule(
@@ -432,7 +457,9 @@ _RULES = (
         "The file store can't be reached. The video is kept, the task goes on by itself.",
         "in place first; the generation is kept",
         first=First.SEND_AGAIN,
-        brake=Brake(Scope.STORAGE, Part.STORAGE, "STORAGE_UNAVAILABLE", STORAGE_MESSAGE),
+        brake=Brake(
+            Scope.STORAGE, Part.STORAGE, "STORAGE_UNAVAILABLE", STORAGE_MESSAGE, Probe.STORAGE
+        ),
     ),
     FaultRule(
         FaultName.BUCKET_MISSING, "storage", "bucket missing",
@@ -449,6 +476,7 @@ _RULES = (
         "Video generation is paused: the file store refuses the service's key.",
         "the generation is kept; a long storage outage also stops new submits",
         gate=Scope.STORAGE,
+        probe=Probe.STORAGE,
         unbraked="closes its gate",
     ),
     FaultRule(
@@ -456,7 +484,9 @@ _RULES = (
         "a bucket's size limit, media types or visibility don't fit",
         "STORAGE_MISCONFIGURED", _GATE, Hold.KEPT,
         "Video generation is paused: the file store is not set up for it.",
-        "the generation is kept; loud, names bucket, setting and remedy", gate=Scope.STORAGE,
+        "the generation is kept; loud, names bucket, setting and remedy",
+        gate=Scope.STORAGE,
+        probe=Probe.STORAGE,
         unbraked="closes its gate",
     ),
     FaultRule(
@@ -465,7 +495,7 @@ _RULES = (
         "STORAGE_REFUSED", _WAIT, Hold.KEPT,
         "The file store does not take the video now. It is kept, the task goes on by itself.",
         "the generation is kept; three in a row close the gate",
-        brake=Brake(Scope.STORAGE, Part.STORAGE, "STORAGE_REFUSED", STORAGE_MESSAGE),
+        brake=Brake(Scope.STORAGE, Part.STORAGE, "STORAGE_REFUSED", STORAGE_MESSAGE, Probe.STORAGE),
     ),
     FaultRule(
         FaultName.STORAGE_REFUSED, "storage",
@@ -475,7 +505,8 @@ _RULES = (
         "loud",
         first=First.LOOK_AT_BUCKET,
         brake=Brake(
-            Scope.STORAGE, Part.STORAGE, "STORAGE_REFUSED", STORAGE_MESSAGE, input_to_blame=True
+            Scope.STORAGE, Part.STORAGE, "STORAGE_REFUSED", STORAGE_MESSAGE, Probe.STORAGE,
+            input_to_blame=True,
         ),
     ),
     FaultRule(
@@ -501,7 +532,8 @@ _RULES = (
         "The operator finds its reason with `vidgen-worker tasks show`; then retry.",
         "a pause that grows, nothing paid meanwhile; FAIL after max_refusals (vidgen.settings)",
         brake=Brake(
-            Scope.ACCOUNT, Part.DATABASE, ROW_REFUSED, DATABASE_MESSAGE, input_to_blame=True
+            Scope.ACCOUNT, Part.DATABASE, ROW_REFUSED, DATABASE_MESSAGE, Probe.ROWS,
+            input_to_blame=True,
         ),
     ),
     FaultRule(
@@ -529,12 +561,22 @@ _RULES = (
         "INTERNAL_ERROR", _RETRY, Hold.KEPT,
         "Something went wrong on our side. The operator finds the details in the log.",
         "full traceback in the log",
-        brake=Brake(Scope.MACHINE, Part.MACHINE, "INTERNAL_ERROR", MACHINE_MESSAGE),
+        brake=Brake(Scope.MACHINE, Part.MACHINE, "INTERNAL_ERROR", MACHINE_MESSAGE, Probe.MACHINE),
     ),
 )  # fmt: skip
 
 FAULTS: Mapping[FaultName, FaultRule] = MappingProxyType({rule.name: rule for rule in _RULES})
 """The table of the README, by name."""
+
+_PROBES: Mapping[str, Probe] = MappingProxyType(
+    {rule.code: rule.probe for rule in _RULES if rule.code is not None and rule.probe is not None}
+    | {rule.brake.reason: rule.brake.probe for rule in _RULES if rule.brake is not None}
+)
+
+
+def probe_of(reason: str) -> Probe:
+    """How a gate with this reason is probed: the column of the fault that closed it."""
+    return _PROBES.get(reason, Probe.ACCOUNT)
 
 
 class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary

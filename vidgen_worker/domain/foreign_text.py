@@ -24,6 +24,8 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\U000e0100-\U000e01ef]"
 )
 _SPACES = "Zs"
+_HARMLESS = re.compile(r"[\w .,:;+-]{1,30}")
+_KEYS = ("sb_", "sbp_", "key_", "eyJ")
 
 
 def _spelled(code: int) -> str:
@@ -116,3 +118,9 @@ def json_text(value: object, *, ascii_only: bool = False, **options: Any) -> str
     """Write JSON that can be read back as it was, and looked at on a terminal."""
     text = json.dumps(value, ensure_ascii=ascii_only, **options)
     return masked(text).translate(_JSON)
+
+
+def quoted(value: str) -> str:
+    """Return a value as a sentence repeats it: not where it may be a secret in the wrong place."""
+    harmless = _HARMLESS.fullmatch(value) and not value.startswith(_KEYS)
+    return f"'{value}'" if harmless else "what is written there"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import av.logging
+import av.subtitles.stream  # av.open imports it: here once, and not in each process of a job
 from av.error import FFmpegError
 
 from vidgen_worker.media.clip import check_video

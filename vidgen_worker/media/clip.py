@@ -59,7 +59,7 @@ def check_video(job: dict[str, Any]) -> dict[str, Any]:
     conform = found is None or not found.plain or found.size != wanted
     if found is None or conform:
         with opened(name, source, end) as container:
-            found = _conform(container, video_stream(container), target, job)
+            found = _conform(container, video_stream(container, THREADS), target, job)
             _check_stated_length(container, found.seconds)
     return {
         "width": found.size[0], "height": found.size[1], "codec": found.codec,

@@ -14,7 +14,7 @@ from vidgen_worker.media.formats import UndecodableError
 MAX_PIXELS = 64_000_000
 """Largest picture or frame that is decoded; four times 4K."""
 THREADS = 2
-"""Threads of a decoder or encoder: more would multiply the memory on large machines."""
+"""Threads of an encoder, and of the decoder before it: more would multiply the memory."""
 # Damage is an error, not something to be painted over.
 STRICT = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
 # A demuxer that is not on this list is never opened, whatever a file says of itself. Those that
@@ -71,8 +71,11 @@ def has_decoder(stream: VideoStream | AudioStream) -> bool:
     return context is not None
 
 
-def video_stream(container: InputContainer) -> VideoStream:
-    """Return the pictures of a film, ready to be decoded. Raises UndecodableError."""
+def video_stream(container: InputContainer, threads: int = 1) -> VideoStream:
+    """Return the pictures of a film, ready to be decoded. Raises UndecodableError.
+
+    A few pictures are decoded for less by one thread.
+    """
     if not container.streams.video:
         raise UndecodableError("there is neither picture nor film in the file")
     stream = container.streams.video[0]
@@ -82,5 +85,5 @@ def video_stream(container: InputContainer) -> VideoStream:
     if context.width * context.height > MAX_PIXELS:
         raise UndecodableError(f"{context.width}x{context.height} is more than {MAX_PIXELS} pixels")
     context.options = dict(STRICT)
-    context.thread_count = THREADS
+    context.thread_count = threads
     return stream

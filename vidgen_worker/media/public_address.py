@@ -1,9 +1,10 @@
 """Whether an address is public: where a foreign answer leads must be.
 
 A server outside could lead this machine to its own network: to a metadata service, say. `refusal`
-looks before anything is opened; `only_public` looks again at what a connection has reached, before
-a byte is sent there: a name may resolve to something else the second time. Where a proxy connects,
-the proxy decides: nothing is known here of what it reaches.
+looks before anything is opened. A name may resolve to something else the second time, so what is
+dialled is looked at as well: `public_sockets` makes no socket for another address, and where the
+transport is httpx's own, `only_public` looks at what was reached, before a byte is sent there.
+Where a proxy connects, the proxy decides: nothing is known here of what it reaches.
 """
 
 import asyncio
@@ -13,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+
+from vidgen_worker.providers.aiohttp_transport import AddressInfo, Sockets
 
 HTTPS_PORT = 443
 
@@ -36,8 +39,8 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
-class NotPublicError(Exception):
-    """A connection has reached an address that is not public; nothing was sent."""
+class NotPublicError(OSError):
+    """A connection would lead to an address that is not public, or has; nothing was sent."""
 
 
 async def refusal(url: httpx.URL, *, allow_loopback: bool = False) -> str | None:
@@ -83,6 +86,30 @@ def only_public(url: httpx.URL, *, allow_loopback: bool = False) -> Trace:
             raise NotPublicError(f"the private address {theirs} of {url.host}")
 
     return trace
+
+
+def public_sockets(*, allow_loopback: bool = False) -> Sockets:
+    """Return what makes the sockets of a transport; it raises NotPublicError instead of one."""
+
+    def make(info: AddressInfo) -> socket.socket:
+        family, kind, protocol, _, address = info
+        theirs = str(address[0])
+        allowed = allow_loopback and _is_loopback(theirs)
+        if not allowed and (not is_public(theirs) or theirs == _source(family, address)):
+            raise NotPublicError(f"the private address {theirs}")
+        return socket.socket(family, kind, protocol)
+
+    return make
+
+
+def _source(family: int, address: tuple[Any, ...]) -> str:
+    """This machine's address towards another one: its own, towards itself. Sends nothing."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address)
+        except OSError:
+            return ""  # no way there: the connection says it better
+        return str(probe.getsockname()[0])
 
 
 async def _addresses(host: str) -> list[str]:

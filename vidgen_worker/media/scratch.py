@@ -232,3 +232,9 @@ def sweep(parent: Path) -> list[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed.append(folder)
     return removed
+
+
+def discard(half_written: Path) -> None:
+    """Remove a file that is of no use."""
+    with contextlib.suppress(OSError):  # a folder that is gone or read-only is the next one's find
+        half_written.unlink(missing_ok=True)

@@ -15,14 +15,13 @@ from av.video.frame import VideoFrame
 from vidgen_worker.media.filters import Shown, fitting, has_alpha, way_of
 from vidgen_worker.media.formats import (
     NoOutputError,
-    Still,
     UndecodableError,
     form,
     head_of,
     proves_whole,
-    still,
 )
 from vidgen_worker.media.libav import STRICT, opened, video_stream
+from vidgen_worker.media.pictures import Still, still
 
 SMALLEST = 8
 """A picture with fewer pixels on a side stands in for one that is not there."""

@@ -11,9 +11,17 @@ from typing import assert_never
 
 from vidgen_worker.admission import storms
 from vidgen_worker.admission.probing import account_problem
-from vidgen_worker.config import format_duration
 from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
-from vidgen_worker.domain.faults import FAULTS, Disposition, Fault, FaultName, Pause, backoff
+from vidgen_worker.domain.durations import format_duration
+from vidgen_worker.domain.faults import (
+    FAULTS,
+    Disposition,
+    Fault,
+    FaultName,
+    Pause,
+    Probe,
+    backoff,
+)
 from vidgen_worker.domain.keys import Gate, Scope
 from vidgen_worker.domain.task import (
     Abandoned,
@@ -71,7 +79,10 @@ USER_LIMIT = "USER_LIMIT"
 
 async def attempt(tools: Tools, run: Run) -> Outcome:
     """Run one attempt to its end, and conclude it. Only asyncio.CancelledError comes out."""
-    outcome = await decide(tools, run)
+    try:
+        outcome = await Pipeline(tools, run).walk()
+    except Exception as error:  # noqa: BLE001 - every way that the walk can end is an outcome
+        outcome = await decide(tools, run, error)
     run.concluding = True
     try:
         try:
@@ -85,12 +96,8 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
         except (LeaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:  # noqa: BLE001 - else it is nobody's, and comes again at once
-            details = f"{type(error).__name__}: {error}"
-            emit(UnexpectedError(
-                fence=run.task.fence, code="INTERNAL_ERROR", details=details,
-                traceback=traceback.format_exc(),
-            ))  # fmt: skip
-            return await set_aside(tools, run, outcome, "conclude", details)
+            fault = _unexpected(run, error)
+            return await set_aside(tools, run, outcome, "conclude", fault.details)
     except LeaseLostError:
         emit(LeaseLost(fence=run.task.fence))
         return Abandoned()
@@ -104,59 +111,74 @@ async def set_aside(  # noqa: PLR0913 - what the row keeps of it
     return await conclude(tools, run, SetAside(statement, error, verdict, locked))
 
 
-async def decide(tools: Tools, run: Run) -> Outcome:  # noqa: C901, PLR0911 - a way it ends each
-    """Walk the pipeline; every way it can end is an outcome."""
-    try:
-        return await Pipeline(tools, run).walk()
-    except LeaseLostError:
-        emit(LeaseLost(fence=run.task.fence))
-        return await follow(tools, run, Fault(FaultName.LEASE_LOST, details="no row was hit"))
-    except CancelAskedError:
-        # Asked while nothing of it ran at the provider.
-        return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
-    except (ProvenError, NotOursError):
-        # It goes back to pending at once: its deaths count no more, or only workers that may follow
-        # its generation see it from now on.
-        return HandedBack()
-    except SubmissionCapError:
-        details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
-        fault = Fault(FaultName.SUBMISSION_UNKNOWN, details=details)
-        return failed(fault)
-    except RowRefusedError as error:
-        return SetAside(error.statement, error.error, locked=error.locked)
-    except GateClosedError as error:
-        # The gate closed while the task ran. The claim takes it up when the gate opens: no pause is
-        # needed.
-        details = "the gate is closed"
-        return Requeued(timedelta(), failed=False, code=str(error), details=details, waiting=False)
-    except BrakedError as error:
-        details = f"nothing has gone well since: {error.details}"
-        await tools.gates.close(error.gate, error.reason, error.message, details)
-        delay = tools.settings.vidgen_queue_poll
-        return Requeued(delay, failed=False, code=error.reason, details=details, waiting=False)
-    except UserLimitedError as error:
-        return _user_limited(run, error)
-    except NoSlotError:
-        # The claim takes it up again when a slot is free. It needs a pause only where the claim was
-        # wrong about the free slot, because the frozen request names another model.
-        delay = timedelta() if run.submitted else tools.settings.vidgen_queue_poll
-        details = "no slot is free"
-        return Requeued(delay, failed=False, code=NO_SLOT, details=details, waiting=False)
-    except Fault as met:
-        fault = await blame(tools, run, met)
-        await storms.watch(tools.gates, run.task, _model(tools, run), fault)
-        return await follow(tools, run, fault)
-    except StatementStuckError as error:
-        return await follow(tools, run, Fault(FaultName.DATABASE_TRANSIENT, details=str(error)))
-    except Exception as error:  # noqa: BLE001 - the table's last row: anything else
-        details = f"{type(error).__name__}: {error}"
-        emit(UnexpectedError(
-            fence=run.task.fence, code="INTERNAL_ERROR", details=details,
-            traceback=traceback.format_exc(),
-        ))  # fmt: skip
-        unexpected = Fault(FaultName.INTERNAL_ERROR, details=details)
-        await storms.watch(tools.gates, run.task, _model(tools, run), unexpected)
-        return await follow(tools, run, unexpected)
+async def decide(  # noqa: PLR0911 - a way that a walk ends each
+    tools: Tools, run: Run, error: Exception
+) -> Outcome:
+    """What follows from how a walk ended before its end."""
+    match error:
+        case LeaseLostError():
+            emit(LeaseLost(fence=run.task.fence))
+            return await follow(tools, run, Fault(FaultName.LEASE_LOST, details="no row was hit"))
+        case CancelAskedError():
+            # Asked while nothing of it ran at the provider.
+            return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
+        case ProvenError() | NotOursError():
+            # It goes back to pending at once: its deaths count no more, or only workers that may
+            # follow its generation see it from now on.
+            return HandedBack()
+        case SubmissionCapError():
+            details = f"{tools.settings.vidgen_max_submissions} submissions may have been paid"
+            return failed(Fault(FaultName.SUBMISSION_UNKNOWN, details=details))
+        case RowRefusedError():
+            return SetAside(error.statement, error.error, locked=error.locked)
+        case GateClosedError() | BrakedError() | NoSlotError():
+            return await _not_now(tools, run, error)
+        case UserLimitedError():
+            return _user_limited(run, error)
+        case Fault():
+            fault = await blame(tools, run, error)
+        case StatementStuckError():
+            fault = Fault(FaultName.DATABASE_TRANSIENT, details=str(error))
+            return await follow(tools, run, fault)
+        case _:  # the table's last row: anything else
+            fault = _unexpected(run, error)
+    await storms.watch(tools.gates, run.task, _model(tools, run), fault)
+    return await follow(tools, run, fault)
+
+
+def _unexpected(run: Run, error: Exception) -> Fault:
+    details = f"{type(error).__name__}: {error}"
+    emit(UnexpectedError(
+        fence=run.task.fence, code="INTERNAL_ERROR", details=details,
+        traceback="".join(traceback.format_exception(error)),
+    ))  # fmt: skip
+    return Fault(FaultName.INTERNAL_ERROR, details=details)
+
+
+async def _not_now(
+    tools: Tools, run: Run, error: GateClosedError | BrakedError | NoSlotError
+) -> Requeued:
+    """Wait, because nothing paid may begin: the claim takes the task up when something may."""
+    poll = tools.settings.vidgen_queue_poll
+    match error:
+        case GateClosedError():
+            # It closed while the task ran. No pause is needed: the claim waits for it to open.
+            code, delay, details = str(error), timedelta(), "the gate is closed"
+        case BrakedError():
+            code, delay, details = (
+                error.reason,
+                poll,
+                f"nothing has gone well since: {error.details}",
+            )
+            await tools.gates.close(error.gate, error.reason, error.message, details)
+        case NoSlotError():
+            # It needs a pause only where the claim was wrong about the free slot, because the
+            # frozen request names another model.
+            delay = timedelta() if run.submitted else poll
+            code, details = NO_SLOT, "no slot is free"
+        case _:
+            assert_never(error)
+    return Requeued(delay, failed=False, code=code, details=details, waiting=False)
 
 
 def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
@@ -187,7 +209,8 @@ async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
         return fault
     model = _model(tools, run)
     again, price = await tools.gates.meet(run.task, _gate(tools, run, fault), model)
-    if not again or await account_problem(tools.provider, fault.code, model, price) is not None:
+    probe = fault.rule.probe or Probe.ACCOUNT
+    if not again or await account_problem(tools.provider, probe, model, price) is not None:
         return fault
     return Fault(FaultName.REQUEST_DENIED, details=f"{fault.name} again: {fault.details}")
 

@@ -6,7 +6,6 @@ stage that is `storing` already passes through as well: one poll, for fresh URLs
 for anything, or looks at an output.
 """
 
-import random
 import time
 from datetime import timedelta
 from typing import assert_never
@@ -15,12 +14,14 @@ from uuid import UUID
 from vidgen_worker.domain.faults import Disposition, Fault, FaultName, First, failure_fault
 from vidgen_worker.domain.keys import Scope
 from vidgen_worker.domain.task import Checkpoint, CheckpointState, Failed, GenerationEnd
+from vidgen_worker.pipeline.forecast import Sight
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation, GenerationState, Provider
 from vidgen_worker.queue.checkpoints import Reported
 from vidgen_worker.queue.errors import NotOursError
 from vidgen_worker.queue.queue import Queue
+from vidgen_worker.queue.submissions import Took
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     GenerationEnded,
@@ -55,6 +56,7 @@ class Generating:
         self._stage = stage
         self._model = order.request.model
         self._id = generation_id
+        self._sight = Sight(tools, run, stage)
         self._polled_at = float("-inf")
         self._booked = False
         """Its end is written down: what is said of it again is no second end."""
@@ -62,7 +64,6 @@ class Generating:
     async def follow(self, checkpoint: Checkpoint | None) -> Generation:
         """Poll until the generation has ended; returns it only if it succeeded."""
         settings = self._tools.settings
-        interval = settings.vidgen_poll_interval.total_seconds()
         deadline = settings.vidgen_stage_deadline.total_seconds()
         hard_deadline = settings.vidgen_stage_hard_deadline.total_seconds()
         began, trouble, overdue = time.monotonic(), 0, False
@@ -70,8 +71,8 @@ class Generating:
             # Only of the generation that is followed: one before it may be hours old.
             began -= _age(checkpoint)
             self._booked = checkpoint.state is CheckpointState.STORING
-        if self._stage.name in self._run.submitted:
-            await self._pause(interval)
+        # Also of a generation that is resumed: when it was polled last, nobody knows.
+        await self._pause(self._sight.next_poll(time.monotonic() - began))
         while True:
             seconds = time.monotonic() - began
             try:
@@ -89,11 +90,13 @@ class Generating:
             end = end_of(generation)
             if end is not None:
                 ended_by = _fault_of(generation)
-                await self.end(end, generation.cost, seconds, ended_by)
+                took = self._sight.took(seconds) if ended_by is None else None
+                await self.end(end, generation.cost, seconds, ended_by, took)
                 if ended_by is not None:
                     raise ended_by
                 return generation
-            self._show(generation)
+            self._sight.note(generation, seconds)
+            self._show(generation, seconds)
             looked = not trouble or trouble >= LAST_READS
             if seconds > hard_deadline and looked and not self._booked:
                 # After a look, or after enough of them that failed.
@@ -104,13 +107,13 @@ class Generating:
                     fence=self._fence, stage=self._stage.name, generation=self._id, seconds=seconds,
                 ))  # fmt: skip
             slower = 2 ** min(trouble, 4) * (5 if overdue else 1)
-            pause = min(interval * slower, max(SLOWEST_POLL.total_seconds(), interval))
+            pause = self._sight.next_poll(time.monotonic() - began) * slower
+            pause = min(pause, max(SLOWEST_POLL.total_seconds(), self._sight.pace.longest))
             await self._pause(max(pause, asked.total_seconds()))
 
     async def read_again(self, generation: Generation) -> Generation:
         """Read a finished generation for fresh URLs; trouble leaves the ones we have."""
-        interval = self._tools.settings.vidgen_poll_interval.total_seconds()
-        await self._pause(max(self._polled_at + interval - time.monotonic(), 0))
+        await self._pause(max(self._polled_at + self._sight.pace.least - time.monotonic(), 0))
         try:
             return await self._poll()
         except Fault as fault:
@@ -129,16 +132,19 @@ class Generating:
             self._say_ended(end, cost, _age(checkpoint))
 
     async def end(
-        self, end: GenerationEnd, cost: float | None, seconds: float, fault: Fault | None = None
-    ) -> None:
+        self, end: GenerationEnd, cost: float | None, seconds: float, fault: Fault | None = None,
+        took: Took | None = None,
+    ) -> None:  # fmt: skip
         """Book its end, and the task's where `fault` is that. Raises LeaseLostError."""
         self._say_ended(end, cost, seconds)
         fatal = fault is not None and fault.disposition is Disposition.FAIL
         await self._queue.submissions.end_generation(
             self._fence, self._stage.name, self._id, end, cost, self._stage.storing,
             failed(fault) if fault is not None and fatal else None,
-            rejected=fault is not None and fault.rule.rejected,
+            rejected=fault is not None and fault.rule.rejected, took=took,
         )  # fmt: skip
+        if took is not None:
+            self._queue.times.add(self._model, took.seconds, took.ended)
 
     def _say_ended(self, end: GenerationEnd, cost: float | None, seconds: float) -> None:
         emit(GenerationEnded(
@@ -207,7 +213,7 @@ class Generating:
         await self.end(end, None, seconds)
         raise Fault(FaultName.GENERATION_OVERDUE, details=details)
 
-    def _show(self, generation: Generation) -> None:
+    def _show(self, generation: Generation, seconds: float) -> None:
         """Progress to the row, throttled: from this step's milestone towards the next one."""
         within = min(max(generation.progress or 0.0, 0.0), 1.0)
         low, high = self._stage.generating.progress, self._stage.storing.progress
@@ -219,10 +225,11 @@ class Generating:
         self._tools.report(Reported(
             self._fence, low + (high - low) * within, within * 100,
             _MESSAGES.get(generation.state, self._stage.generating.message),
+            self._sight.seconds_left(seconds),
         ))  # fmt: skip
 
     async def _pause(self, seconds: float) -> None:
-        await self._run.pause(timedelta(seconds=seconds * random.uniform(1.0, 1.25)))  # noqa: S311
+        await self._run.pause(timedelta(seconds=seconds))
 
 
 _MESSAGES = {

@@ -5,7 +5,7 @@ decides anything.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -17,7 +17,7 @@ from vidgen_worker.domain.keys import Gate
 from vidgen_worker.domain.task import StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
-from vidgen_worker.pipeline.stages import Stage
+from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Provider
 from vidgen_worker.queue.checkpoints import Reported
 from vidgen_worker.queue.errors import CancelAskedError
@@ -38,6 +38,8 @@ class Run:
     """The gate that this task was let through, to try whether a storm has passed."""
     posting: "asyncio.Task[UUID] | None" = None
     """The paid POST in flight with its records: never cut, not even by a drain."""
+    orders: Mapping[StageName, Order] = field(default_factory=dict)
+    """What each stage asks for, once that is known."""
     submitted: set[StageName] = field(default_factory=set)
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)

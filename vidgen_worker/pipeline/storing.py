@@ -19,7 +19,6 @@ from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
-    GateOpened,
     OutputConformed,
     OutputFetched,
     OutputUploaded,
@@ -96,12 +95,7 @@ class Storing:
         if gate is None or gate.model != model or self._stage.name not in self._run.submitted:
             return
         self._run.trial = None
-        seconds = await self._gates.open(gate)
-        if seconds is not None:
-            emit(GateOpened(
-                scope=gate.scope, model=gate.model, code=PROVIDER_STORM,
-                closed_seconds=round(seconds, 1),
-            ))  # fmt: skip
+        await self._gates.open(gate, PROVIDER_STORM)
 
     async def _fetch(self, generation: Generation, target: Path) -> tuple[Path, int, str]:
         """Download until the bytes are there and decode. A fresh URL costs a GET, never money."""

@@ -15,6 +15,7 @@ from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName, First
 from vidgen_worker.domain.task import Answer, Artifact, Fate, StageName
+from vidgen_worker.pipeline import forecast
 from vidgen_worker.pipeline.generating import end_at_provider
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
@@ -91,18 +92,36 @@ class Submitting:
 
     async def submit(self, loaded: Loaded, artifacts: Mapping[StageName, Artifact]) -> UUID:
         """Pay for a generation: recorded before and after, never sent twice blindly."""
-        request, source = self._order.request, self._stage.made_from
-        if source is None:
-            return await self._submit_once(request, loaded.inputs)
         refused: Fault | None = None
-        for url in await self._addresses(source, loaded, artifacts[source.name]):
+        for request in await self._requests(loaded, artifacts):
+            await self._tools.license()
+            if self._run.cancel.is_set():
+                raise CancelAskedError
+            # A task of its own: whatever ends this attempt (drain, lost lease, cancel) must not cut
+            # the POST, and its answer is recorded however late it comes. The record before it
+            # belongs to it: one that no POST follows would be waited for, and then counted as paid.
+            posting = asyncio.create_task(self._post(request, loaded.inputs))
+            self._run.posting = posting
             try:
-                return await self._submit_once(replace(request, source=url), loaded.inputs)
+                generation_id = await self._answer(posting)
             except Fault as fault:
                 if fault.rule.first is not First.NEXT_ADDRESS:
                     raise
                 refused = fault
-        raise refused or Fault(FaultName.FRAME_REFUSED, details=f"there is no {source.name}")
+            else:
+                self._run.submitted.add(self._stage.name)
+                return generation_id
+        raise refused or Fault(FaultName.FRAME_REFUSED, details="its source has no address")
+
+    async def _requests(
+        self, loaded: Loaded, artifacts: Mapping[StageName, Artifact]
+    ) -> list[Request]:
+        """The request, once for each address of what it is made from."""
+        request, source = self._order.request, self._stage.made_from
+        if source is None:
+            return [request]
+        urls = await self._addresses(source, loaded, artifacts[source.name])
+        return [replace(request, source=url) for url in urls]
 
     async def _addresses(self, source: Stage, loaded: Loaded, artifact: Artifact) -> list[str]:
         """Where the provider may fetch what it is made from: its own output, then our copy."""
@@ -125,34 +144,25 @@ class Submitting:
             return [*urls, storage.public_url(artifact.bucket, artifact.path)]
         return [*urls, await storage.sign(artifact.bucket, artifact.path, SIGNED_FOR)]
 
-    async def _submit_once(self, request: Request, inputs: str) -> UUID:
-        await self._tools.license()
-        if self._run.cancel.is_set():
-            raise CancelAskedError
-        # A task of its own: whatever ends this attempt (drain, lost lease, cancel) must not cut
-        # the POST, and its answer is recorded however late it comes. The record before it belongs
-        # to it: one that no POST follows would be waited for, and then counted as paid.
-        posting = asyncio.create_task(self._post(request, inputs))
-        self._run.posting = posting
+    async def _answer(self, posting: "asyncio.Task[UUID]") -> UUID:
+        """Wait for the generation of a POST in flight, unless its owner cancels."""
         asked = asyncio.create_task(self._run.cancel.wait())
         stuck = asyncio.create_task(self._unrecorded.wait())
         try:
             await asyncio.wait({posting, asked, stuck}, return_when=asyncio.FIRST_COMPLETED)
-            if not posting.done():
-                if stuck.done():
-                    # The worker keeps the answer; a later attempt attaches to it.
-                    details = "the provider's answer can't be recorded for now"
-                    raise Fault(FaultName.INTERNAL_ERROR, details=details)
-                # The answer will find nobody who follows it, and its generation is ended then.
-                raise CancelAskedError
-            generation_id = posting.result()
+            if posting.done():
+                return posting.result()
+            if stuck.done():
+                # The worker keeps the answer; a later attempt attaches to it.
+                details = "the provider's answer can't be recorded for now"
+                raise Fault(FaultName.INTERNAL_ERROR, details=details)
+            # The answer will find nobody who follows it, and its generation is ended then.
+            raise CancelAskedError
         finally:
             asked.cancel()
             stuck.cancel()
             if posting.done():
                 self._run.posting = None
-        self._run.submitted.add(self._stage.name)
-        return generation_id
 
     async def _post(self, request: Request, inputs: str) -> UUID:
         """The paid POST, with the record before it and of whatever was answered."""
@@ -160,7 +170,8 @@ class Submitting:
         frozen = Order(request, self._order.ratio, self._order.seconds).frozen()
         made_from = stage.made_from.name if stage.made_from else None
         post = Post(
-            submission_id, stage.name, made_from, request, frozen, inputs, stage.generating
+            submission_id, stage.name, made_from, request, frozen, inputs, stage.generating,
+            forecast.seconds_left(self._tools, self._run, stage, (), 0.0),
         )  # fmt: skip
         sent = await self._queue.submissions.begin(self._fence, post)
         emit(SubmissionBegun(
@@ -169,17 +180,37 @@ class Submitting:
         ))  # fmt: skip
         try:
             self._raise_if_stale(sent)
-            accepted = await self._submit(submission_id, request)
+            accepted = await self._provider.submit(request)
         except Fault as fault:
-            if fault.rule.maybe_paid:
-                self._say_unknown(submission_id, request, fault.details)
-            answer = Answer.UNKNOWN if fault.rule.maybe_paid else Answer.REFUSED
-            mine, _ = await self._queue.submissions.answer(
-                self._fence, stage.name, submission_id, answer, None, fault.details
-            )
-            if not mine:
-                raise LeaseLostError(str(self._fence.task_id)) from fault
+            await self._record_refusal(submission_id, request, fault)
             raise
+        except asyncio.CancelledError:
+            self._say_unknown(submission_id, request, "cut off before the answer: the worker ends")
+            raise
+        except Exception as error:
+            emit(UnexpectedError(
+                fence=self._fence, code="SUBMISSION_UNKNOWN", details=one_line(error),
+                traceback=traceback.format_exc(),
+            ))  # fmt: skip
+            unknown = Fault(FaultName.SUBMISSION_UNKNOWN, details=one_line(error))
+            await self._record_refusal(submission_id, request, unknown)
+            raise unknown from error
+        return await self._accept(submission_id, accepted)
+
+    async def _record_refusal(self, submission_id: UUID, request: Request, fault: Fault) -> None:
+        """Record that no generation began, or that nobody knows. Raises LeaseLostError."""
+        if fault.rule.maybe_paid:
+            self._say_unknown(submission_id, request, fault.details)
+        answer = Answer.UNKNOWN if fault.rule.maybe_paid else Answer.REFUSED
+        mine, _ = await self._queue.submissions.answer(
+            self._fence, self._stage.name, submission_id, answer, None, fault.details
+        )
+        if not mine:
+            raise LeaseLostError(str(self._fence.task_id)) from fault
+
+    async def _accept(self, submission_id: UUID, accepted: Accepted) -> UUID:
+        """Record the generation that was paid for. Raises LeaseLostError if nobody follows it."""
+        stage = self._stage
         emit(SubmissionAnswered(
             fence=self._fence, stage=stage.name, submission=submission_id,
             generation=accepted.generation_id, estimated_cost=accepted.estimated_cost,
@@ -200,22 +231,6 @@ class Submitting:
         if not mine or fate is not Fate.FOLLOWED:
             raise LeaseLostError(str(self._fence.task_id))
         return accepted.generation_id
-
-    async def _submit(self, submission_id: UUID, request: Request) -> Accepted:
-        """Send it. Raises Fault, whatever the adapter raises; a process that ends says so."""
-        try:
-            return await self._provider.submit(request)
-        except Fault:
-            raise
-        except asyncio.CancelledError:
-            self._say_unknown(submission_id, request, "cut off before the answer: the worker ends")
-            raise
-        except Exception as error:
-            emit(UnexpectedError(
-                fence=self._fence, code="SUBMISSION_UNKNOWN", details=one_line(error),
-                traceback=traceback.format_exc(),
-            ))  # fmt: skip
-            raise Fault(FaultName.SUBMISSION_UNKNOWN, details=one_line(error)) from error
 
     async def _record(self, submission_id: UUID, accepted: Accepted) -> tuple[bool, Fate]:
         """Write the answer, however often it takes: nothing else knows this generation's id.

@@ -8,6 +8,7 @@ or writes the task's end: that is the worker's.
 
 from collections.abc import Mapping
 from datetime import timedelta
+from uuid import UUID
 
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName
@@ -16,6 +17,7 @@ from vidgen_worker.domain.scene import scene_of
 from vidgen_worker.domain.task import (
     Artifact,
     Cancelled,
+    Checkpoint,
     CheckpointState,
     Completed,
     Funding,
@@ -79,16 +81,21 @@ class Pipeline:
                     if loaded.cancel_requested:
                         return await self._cancel(loaded)
                     orders = await self._prepare(loaded)
-                artifacts[stage.name] = await self._stage(
-                    stage, loaded, orders[stage.name], artifacts
-                )
+                checkpoint, order = loaded.checkpoints.get(stage.name), orders[stage.name]
+                artifact = checkpoint.artifact if checkpoint else None
+                if artifact is None:
+                    await self._queue.times.read()
+                    submitting = Submitting(self._tools, self._run, stage, order)
+                    generation_id = await self._begun(submitting, stage, loaded)
+                    if generation_id is None:
+                        generation_id = await submitting.submit(loaded, artifacts)
+                        self._raise_if_proven()
+                    artifact = await self._finish(stage, order, checkpoint, generation_id)
+                artifacts[stage.name] = artifact
                 self._run.done.add(stage.name)
-            result = next(artifacts[stage.name] for stage in self._stages if stage.is_result)
-            good_until = boot_time() + SIGNED_FOR.total_seconds()
-            url = await self._storage.sign(result.bucket, result.path, SIGNED_FOR)
+            return await self._complete(artifacts)
         except CancelAskedError:
             return await self._cancel(await self._queue.checkpoints.load(self._fence))
-        return Completed(url, good_until)
 
     def _scene_changed(self, loaded: Loaded) -> bool:
         """Whether the scene is another one than when it was read."""
@@ -136,6 +143,7 @@ class Pipeline:
                 orders[stage.name] = stage.order(
                     scene, resolution, self._settings, self._tools.provider
                 )
+        self._run.orders = orders
         verdict = await self._queue.checkpoints.start(self._fence, resolution)
         if verdict is Funding.REFUSED:
             raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
@@ -143,29 +151,25 @@ class Pipeline:
             raise Fault(FaultName.PRICE_MISSING, details="credit_prices lacks an action")
         return orders
 
-    async def _stage(
-        self, stage: Stage, loaded: Loaded, order: Order, artifacts: Mapping[StageName, Artifact]
-    ) -> Artifact:
-        """Do what is missing of one stage."""
-        tools, run = self._tools, self._run
+    async def _begun(self, submitting: Submitting, stage: Stage, loaded: Loaded) -> UUID | None:
+        """The generation that an earlier attempt has paid for; None: there is none to follow."""
         checkpoint = loaded.checkpoints.get(stage.name)
-        if checkpoint and checkpoint.artifact and checkpoint.state is CheckpointState.DONE:
-            return checkpoint.artifact
-        submitting = Submitting(tools, run, stage, order)
-        generation_id = None
-        if checkpoint:
-            emit(StageResumed(
-                fence=self._fence, stage=stage.name, state=checkpoint.state,
-                generation=checkpoint.generation_id,
-            ))  # fmt: skip
-            generation_id = checkpoint.generation_id
-            submission_id = checkpoint.submission_id
-            if generation_id is None and submission_id and stage.name not in loaded.closed:
-                generation_id = await submitting.late_answer(submission_id)
-        if generation_id is None:
-            generation_id = await submitting.submit(loaded, artifacts)
-            if self._task.alone:
-                raise ProvenError
+        if checkpoint is None:
+            return None
+        emit(StageResumed(
+            fence=self._fence, stage=stage.name, state=checkpoint.state,
+            generation=checkpoint.generation_id,
+        ))  # fmt: skip
+        submission_id = checkpoint.submission_id
+        if checkpoint.generation_id is None and submission_id and stage.name not in loaded.closed:
+            return await submitting.late_answer(submission_id)
+        return checkpoint.generation_id
+
+    async def _finish(
+        self, stage: Stage, order: Order, checkpoint: Checkpoint | None, generation_id: UUID
+    ) -> Artifact:
+        """Follow a generation to its end, and store its output."""
+        tools, run = self._tools, self._run
         run.generations[stage.name] = generation_id
         generating = Generating(tools, run, stage, order, generation_id)
         storing = checkpoint is not None and checkpoint.state is CheckpointState.STORING
@@ -174,9 +178,21 @@ class Pipeline:
         run.polling = not storing
         generation = await generating.follow(checkpoint)
         run.polling = False
-        if self._task.alone and not storing:
-            raise ProvenError
+        if not storing:
+            self._raise_if_proven()
         return await Storing(tools, run, stage, order, generating).store(generation)
+
+    def _raise_if_proven(self) -> None:
+        """Raise ProvenError where a task that runs alone has come further than before."""
+        if self._task.alone:
+            raise ProvenError
+
+    async def _complete(self, artifacts: Mapping[StageName, Artifact]) -> Completed:
+        """Sign the address of what the task was ordered for."""
+        result = next(artifacts[stage.name] for stage in self._stages if stage.is_result)
+        good_until = boot_time() + SIGNED_FOR.total_seconds()
+        url = await self._storage.sign(result.bucket, result.path, SIGNED_FOR)
+        return Completed(url, good_until)
 
     async def _cancel(self, loaded: Loaded) -> Outcome:
         """End what still runs at the provider; what is stored and settled stays."""

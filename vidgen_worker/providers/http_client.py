@@ -1,5 +1,8 @@
 """httpx's client as all our adapters use it: without cookies, and with bounds for every answer.
 
+`PaidClient` sends what is paid; all else goes by `FreeClient`, in its own module, for less CPU.
+Nothing here knows aiohttp.
+
 None of the services that we ask uses cookies, and httpx looks for them in every answer by way of
 the standard library's cookie jar: a twentieth of the CPU that a request takes. What is asked, and
 what follows from an answer, is the adapters' business.
@@ -11,7 +14,7 @@ import os
 import ssl
 import zlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, final
 
 import httpx
 
@@ -41,7 +44,9 @@ def certificates() -> ssl.SSLContext:
 
 @functools.cache
 def _certificates(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    return httpx.create_ssl_context()
+    context = httpx.create_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])  # httpx would, and aiohttp would not
+    return context
 
 
 class HttpClient(httpx.AsyncClient):
@@ -101,6 +106,26 @@ class HttpClient(httpx.AsyncClient):
         raise AttributeError("this client keeps no cookies; send a header instead")
 
 
+@final
+class PaidClient(HttpClient):
+    """Sends a request once, each on a connection of its own, by httpx's own transport.
+
+    A server that closes an idle connection just then looks as if the answer got lost. What is
+    raised before the first byte has left is known of this transport only. Its reads have no
+    time-out, which would cut off an answer that has come while this process stood still: whoever
+    sends bounds the whole.
+    """
+
+    def __init__(self, *, connect: float, max_connections: int) -> None:
+        super().__init__(
+            verify=certificates(),
+            http2=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(None, connect=connect, pool=connect),
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=0),
+        )
+
+
 async def _read(response: httpx.Response) -> bytes:
     """Read a body up to the limit, decompressed by no more than it takes to reach it."""
     coding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -135,4 +160,4 @@ def _too_large(response: httpx.Response) -> httpx.DecodingError:
     return httpx.DecodingError(said, request=response.request)
 
 
-__all__ = ["LARGEST_ANSWER", "HttpClient", "certificates"]
+__all__ = ["LARGEST_ANSWER", "HttpClient", "PaidClient", "certificates"]

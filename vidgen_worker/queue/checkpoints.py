@@ -5,7 +5,7 @@ What is paid is written elsewhere (`submissions`), and so is the end (`conclusio
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -80,12 +80,17 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Progress of one task, to be written with others in one statement."""
+    """Progress of one task, to be written with others in one statement.
+
+    `seconds_left` until its end is expected, None where that is unknown: it is written with what
+    has changed, and is no change by itself.
+    """
 
     fence: Fence
     progress: float
     stage_progress: float | None
     message: str
+    seconds_left: float | None = field(default=None, compare=False)
 
 
 class Checkpoints:
@@ -188,6 +193,7 @@ class Checkpoints:
             progress=[r.progress for r in reports],
             stage_progress=[r.stage_progress for r in reports],
             messages=[r.message for r in reports],
+            seconds_left=[r.seconds_left for r in reports],
         )  # fmt: skip
 
 

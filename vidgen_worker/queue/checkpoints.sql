@@ -29,8 +29,8 @@ select t.cancel_requested_at is not null as cancel_requested,
   left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
- where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-   and t.status = 'processing'
+ where
+   -- use fence --
 
 -- start_task --
 -- Hold the user's credits for the stages that are not stored yet (prices are read here and copied into
@@ -38,8 +38,8 @@ select t.cancel_requested_at is not null as cancel_requested,
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 due as materialized (
@@ -91,8 +91,8 @@ select hold.verdict, due.prices,
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 begun as (
@@ -113,8 +113,8 @@ select mine.cancel from mine
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 open_stage as materialized (
@@ -192,11 +192,11 @@ select (select count(*) from settled) as settled,
 with reported as materialized (
   select * from unnest(
     %(task_ids)s::uuid[], %(attempts)s::integer[], %(progress)s::float8[],
-    %(stage_progress)s::float8[], %(messages)s::text[]
-  ) as r (task_id, attempt, progress, stage_progress, message)
+    %(stage_progress)s::float8[], %(messages)s::text[], %(seconds_left)s::float8[]
+  ) as r (task_id, attempt, progress, stage_progress, message, seconds_left)
 ),
 mine as materialized (
-  select t.id, r.progress, r.stage_progress, r.message
+  select t.id, r.progress, r.stage_progress, r.message, r.seconds_left
     from public.video_generation_tasks as t
     join reported as r on r.task_id = t.id and r.attempt = t.attempt
    where t.worker_id = %(worker_id)s and t.status = 'processing'
@@ -205,7 +205,7 @@ mine as materialized (
 )
 update public.video_generation_tasks as t
    set progress = greatest(t.progress, mine.progress), stage_progress = mine.stage_progress,
-       message = mine.message
+       message = mine.message, expected_at = now() + mine.seconds_left * interval '1 second'
   from mine
  where t.id = mine.id
 

@@ -7,8 +7,8 @@
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 ended as (
@@ -36,8 +36,8 @@ select case when ended.status is distinct from 'completed' then vidgen.row_stays
 with mine as materialized (
   select t.id, now() + %(delay)s as run_after, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 put_back as (
@@ -83,8 +83,8 @@ select extract(epoch from now() - b.waiting_since)::float as seconds
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 rejected as (
@@ -128,8 +128,8 @@ select case when ended.status is distinct from 'failed' then vidgen.row_stays(mi
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 ended as (

@@ -1,5 +1,10 @@
 -- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
 
+-- fragment fence --
+-- Task t is run by this very attempt.
+t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
+and t.status = 'processing'
+
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
 coalesce(

@@ -11,6 +11,7 @@ from vidgen_worker.queue.conclusions import Conclusions
 from vidgen_worker.queue.leases import Leases
 from vidgen_worker.queue.line import Line
 from vidgen_worker.queue.submissions import Submissions
+from vidgen_worker.queue.times import Times
 from vidgen_worker.queue.upkeep import Upkeep
 
 
@@ -25,5 +26,6 @@ class Queue:
         self.claims = Claims(caller)
         self.checkpoints = Checkpoints(caller)
         self.submissions = Submissions(caller)
+        self.times = Times(caller)
         self.conclusions = Conclusions(caller)
         self.upkeep = Upkeep(caller)

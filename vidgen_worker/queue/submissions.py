@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from vidgen_worker.database.pool import LOCK_PATIENCE, Row
 from vidgen_worker.database.trouble import LockedError
 from vidgen_worker.domain.keys import ALL_MODELS, Gate
+from vidgen_worker.domain.polling import Ended
 from vidgen_worker.domain.task import Answer, Failed, Fate, Fence, GenerationEnd, StageName
 from vidgen_worker.providers.protocol import Accepted, Request
 from vidgen_worker.queue.caller import Caller, fenced_by
@@ -41,6 +42,7 @@ class Post:
 
     `made_from` names the stage whose stored output is the request's source, `frozen` is the order
     as the checkpoint keeps it, `inputs` the digest of the scene that it was made from.
+    `seconds_left` until the task's end is expected, None where that is unknown.
     """
 
     id: UUID
@@ -50,6 +52,15 @@ class Post:
     frozen: Mapping[str, Any]
     inputs: str
     step: Step
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """When a generation of a clip of so many seconds ended; 0 for a still."""
+
+    seconds: int
+    ended: Ended
 
 
 class Submissions:
@@ -70,7 +81,8 @@ class Submissions:
             fingerprint=post.request.fingerprint(), digest=post.request.digest(),
             inputs=post.inputs, request=Jsonb(dict(post.frozen)),
             probe=self._caller.settings.vidgen_gate_probe,
-            max_submissions=self._caller.settings.vidgen_max_submissions, **_shown(post.step),
+            max_submissions=self._caller.settings.vidgen_max_submissions,
+            seconds_left=post.seconds_left, **_shown(post.step),
         )  # fmt: skip
         if rows[0]["cancel"]:
             raise CancelAskedError
@@ -126,15 +138,20 @@ class Submissions:
     async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, generation_id: UUID, end: GenerationEnd,
         cost: float | None, step: Step, verdict: Failed | None = None, *, rejected: bool = False,
+        took: Took | None = None,
     ) -> None:  # fmt: skip
         """Book a generation's end, and how the task must end because of it, if it must.
 
+        What it `took` is learnt by the whole fleet.
         Raises LeaseLostError, or RowRefusedError where the task's row is locked, after the facts
         are written.
         """
         values: dict[str, Any] = {
             "stage": stage, "generation_id": generation_id, "ended_state": end,
             "cost": cost, "verdict": kept(verdict), "rejected": rejected, **_shown(step),
+            "clip_seconds": took.seconds if took else 0,
+            "ended_after": took.ended.after if took else None,
+            "ended_by": took.ended.by if took else None,
         }  # fmt: skip
         try:
             await self._caller.fenced("end_generation", fence, show=True, **values)

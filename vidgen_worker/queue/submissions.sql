@@ -1,6 +1,7 @@
 -- Paid POSTs and what they brought: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
 -- `mine` is the fence: see checkpoints.sql.
+-- Up to 600 lines: the record of money, whose statements lock the same rows in one order.
 
 -- begin_submission --
 -- Before a paid POST: the submission row, and the checkpoint `submitting` with the frozen request.
@@ -13,8 +14,8 @@ with mine as materialized (
   select t.id, t.user_id, t.lane, t.attempt, t.worker_id,
          t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
 ),
 paid as materialized (
@@ -160,7 +161,8 @@ shown as (
   -- and other statements count by it. The next report shows the progress.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
-         message = %(message)s, stage_progress = 0
+         message = %(message)s, stage_progress = 0,
+         expected_at = now() + %(seconds_left)s::float8 * interval '1 second'
     from admitted
    where t.id = admitted.id and not exists (select from braking)
 )
@@ -205,8 +207,9 @@ answered as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing' and %(follow)s
+   where
+     -- use fence --
+     and %(follow)s
      for no key update
 ),
 followed as (
@@ -282,7 +285,8 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 -- A generation is over: its end and cost are facts (no fence); the checkpoint follows under the
 -- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
 -- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
--- show it: a fact is written whatever the row says.
+-- show it: a fact is written whatever the row says. Where it is known how long it took, the fleet learns
+-- that: between `ended_after` and `ended_by` seconds.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
@@ -293,9 +297,42 @@ with ended as (
 mine as materialized (
   select t.id
     from public.video_generation_tasks as t
-   where t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
-     and t.status = 'processing'
+   where
+     -- use fence --
      for no key update
+),
+timed as materialized (
+  -- As it was before this statement: a repeat teaches nothing.
+  select s.provider, s.model, %(clip_seconds)s::smallint as seconds
+    from vidgen.submissions as s
+    join mine on mine.id = s.task_id
+   where s.generation_id = %(generation_id)s and s.ended_at is null
+     and %(ended_by)s::real is not null
+),
+times as materialized (
+  -- A fact waits for no lock: while another statement teaches the same, this one teaches nothing.
+  select g.provider, g.model, g.seconds
+    from vidgen.generation_times as g
+    join timed using (provider, model, seconds)
+     for no key update of g skip locked
+),
+taught as (
+  update vidgen.generation_times as g
+     set ended_after = (array[%(ended_after)s::real] || g.ended_after)[:24],
+         ended_by = (array[%(ended_by)s::real] || g.ended_by)[:24]
+    from times
+   where (g.provider, g.model, g.seconds) = (times.provider, times.model, times.seconds)
+),
+first_taught as (
+  insert into vidgen.generation_times (provider, model, seconds, ended_after, ended_by)
+  select timed.provider, timed.model, timed.seconds, array[%(ended_after)s::real],
+         array[%(ended_by)s::real]
+    from timed
+   where not exists (
+     select from vidgen.generation_times as g
+      where (g.provider, g.model, g.seconds) = (timed.provider, timed.model, timed.seconds)
+   )
+  on conflict (provider, model, seconds) do nothing
 ),
 checkpointed as (
   update vidgen.checkpoints as c
@@ -331,6 +368,12 @@ shown as (
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 )
 select id from mine
+
+-- generation_times --
+-- How long the last generations of each kind took: newest first.
+select g.model, g.seconds, g.ended_after, g.ended_by
+  from vidgen.generation_times as g
+ where g.provider = %(provider)s
 
 -- close_generation --
 -- The end and cost of a generation that nobody follows any more (late answers, cancels).

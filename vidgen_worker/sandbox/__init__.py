@@ -1,11 +1,13 @@
 """A Supabase project and a Runway account that run on this machine, for demos and tests.
 
-Reading order: `stack` (what starts), `postgres/`, `supabase/` (the database, Storage), `runway/`.
+Reading order: `stack` (what starts), `postgres/`, `supabase/` (a project), `runway/`, `state` (what
+is kept).
 Only the command line and the tests import it; the worker does not know that it exists.
 """
 
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
-from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres, PostgresError
+from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres
+from vidgen_worker.sandbox.postgres.software import PostgresError
 from vidgen_worker.sandbox.runway.generations import RunwaySettings
 from vidgen_worker.sandbox.runway.words import WORDS, Word
 from vidgen_worker.sandbox.stack import Sandbox

@@ -1,18 +1,21 @@
-"""The whole sandbox: PostgreSQL, Runway's double and Storage's, in one folder that disappears.
+"""The whole sandbox: PostgreSQL, a Supabase project and Runway's double, in one folder.
 
-The server is a process of its own; the doubles share one HTTP server in a thread. Whatever ends
-this process, kill -9 included, ends PostgreSQL and deletes the temporary folder. It never applies
-our migrations and never starts a worker: that is the caller's business.
+The database is a process of its own; the doubles share one HTTP server in a thread, and one origin.
+Whatever ends this process, kill -9 included, ends PostgreSQL and deletes the folder, if it is a
+temporary one. It never applies our migrations and never starts a worker: that is the caller's
+business.
 """
 
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 from uuid import UUID
 
+import httpx
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,14 +23,16 @@ from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres, scratch_path
 from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
+from vidgen_worker.sandbox.state import State
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
-from vidgen_worker.sandbox.supabase.storage import StorageDouble
+from vidgen_worker.sandbox.supabase.project import PATHS, SupabaseProject
 
 Part = TypeVar("Part")
 
 POLL_INTERVAL = "500ms"
-STORAGE_PATHS = ("/storage/", "/sandbox/storage/")
+WEEK_SECONDS = 7 * 86_400
+REQUEST_SECONDS = 30.0
 
 
 class Sandbox:
@@ -38,8 +43,7 @@ class Sandbox:
         self.folder = (folder or scratch_path("vidgen-sandbox")).absolute()
         self._postgres: EmbeddedPostgres | None = None
         self._server: BackgroundServer | None = None
-        self._runway_key = ""
-        self._keys = StorageKeys.generate()
+        self.state = State()
 
     @classmethod
     def start(  # noqa: PLR0913 - each has a default and is given by name
@@ -55,7 +59,9 @@ class Sandbox:
         """Start everything; the ports are free ones unless given.
 
         Without a `folder` all of it lives in a temporary one, which `stop` deletes. With one, the
-        database and the stored objects are there again next time; Runway's generations are not.
+        database, users, stored objects and keys are there again next time; Runway's generations
+        are not. Raises `PostgresError`, `ServingError`, `StateError`, and OSError for a port that
+        is taken.
         """
         sandbox = cls(folder)
         try:
@@ -72,18 +78,23 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Where both doubles listen."""
+        """The one origin: SUPABASE_URL, and where Runway's double listens."""
         return _running(self._server).url
 
     @property
     def runway(self) -> RunwayControl:
         """What Runway's double saw, and how it shall behave."""
-        return RunwayControl(self.url, self._runway_key)
+        return RunwayControl(self.url, self.state.runway_key or "")
 
     @property
     def storage(self) -> StorageControl:
         """What Storage's double holds, and how it shall fail."""
-        return StorageControl(self.url, self._keys)
+        return StorageControl(self.url, self.keys)
+
+    @property
+    def keys(self) -> StorageKeys:
+        """The project's keys."""
+        return self.state.keys
 
     @property
     def product_image_url(self) -> str:
@@ -95,18 +106,39 @@ class Sandbox:
         return {
             "DATABASE_URL": self.postgres.url(),
             "SUPABASE_URL": self.url,
-            "SUPABASE_SERVICE_ROLE_KEY": self._keys.service_role,
-            "SUPABASE_ANON_KEY": self._keys.anon,
-            "RUNWAYML_API_SECRET": self._runway_key,
+            "SUPABASE_SERVICE_ROLE_KEY": self.keys.service_role,
+            "SUPABASE_ANON_KEY": self.keys.anon,
+            "RUNWAYML_API_SECRET": self.state.runway_key or "",
             "RUNWAYML_BASE_URL": self.url,
             "VIDGEN_POLL_INTERVAL": POLL_INTERVAL,
             # Its pictures are on http://127.0.0.1, which the worker refuses elsewhere.
             "VIDGEN_ALLOW_LOOPBACK_ASSETS": "true",
         }
 
-    def user_token(self, user_id: UUID | str) -> str:
-        """Return the access token of a signed-in user."""
-        return self._keys.user_token(user_id)
+    def user_token(self, user_id: UUID | str, *, seconds: float = WEEK_SECONDS) -> str:
+        """Return the access token of a signed-in user, by default good for a week."""
+        return self.keys.user_token(user_id, seconds=seconds)
+
+    def add_user(self, email: str, password: str) -> UUID:
+        """Make a user who can sign in, as an administrator does; return the id.
+
+        Raises `httpx.HTTPError`.
+        """
+        key = self.keys.service_role
+        answer = httpx.post(
+            f"{self.url}/auth/v1/admin/users",
+            json={"email": email, "password": password, "email_confirm": True},
+            headers={"apikey": key, "authorization": f"Bearer {key}"},
+            timeout=REQUEST_SECONDS,
+            trust_env=False,
+        ).raise_for_status()
+        return UUID(answer.json()["id"])
+
+    def keep(self, state: State) -> None:
+        """Remember a state; over restarts, where the sandbox has a folder of its own."""
+        self.state = state
+        if not self._temporary:
+            state.save(self.folder)
 
     def stop(self) -> None:
         """Stop what runs and delete the temporary folder. Any number of calls is fine."""
@@ -139,6 +171,7 @@ class Sandbox:
         fetch_remote_assets: bool,  # noqa: FBT001 - likewise
     ) -> None:
         self.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.state = State() if self._temporary else State.of(self.folder)
         self._postgres = EmbeddedPostgres.start(
             None if self._temporary else self.folder / "postgres",
             port=postgres_port,
@@ -147,22 +180,32 @@ class Sandbox:
         )
         bootstrap(self._postgres.admin_url())
         runway = RunwayDouble(
-            self.folder / "runway", settings, fetch_remote_assets=fetch_remote_assets
+            self.folder / "runway",
+            settings,
+            key=self.state.runway_key,
+            fetch_remote_assets=fetch_remote_assets,
         )
-        storage = StorageDouble(
-            self.folder / "storage", self._postgres.admin_url(), keys=self._keys
+        project = SupabaseProject(
+            self.folder / "storage", self._postgres.admin_url(), keys=self.state.keys
         )
-        self._runway_key = runway.key
-        self._server = BackgroundServer(_both(runway, storage), port)
+        self._server = BackgroundServer(_both(runway, project), port, websockets=True)
         self._server.start()
+        self.keep(
+            replace(
+                self.state,
+                runway_key=runway.key,
+                port=self._server.port,
+                postgres_port=self._postgres.port,
+            )
+        )
 
 
-def _both(runway: RunwayDouble, storage: StorageDouble) -> ASGIApp:
+def _both(runway: RunwayDouble, project: SupabaseProject) -> ASGIApp:
     """Return one application that is both, by path."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with runway.lifespan(app), storage.lifespan(app):
+        async with runway.lifespan(app), project.lifespan(app):
             yield
 
     shell = Starlette(lifespan=lifespan)
@@ -170,8 +213,8 @@ def _both(runway: RunwayDouble, storage: StorageDouble) -> ASGIApp:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await shell(scope, receive, send)
-        elif scope["path"].startswith(STORAGE_PATHS):
-            await storage.app(scope, receive, send)
+        elif scope["path"].startswith(PATHS):
+            await project.app(scope, receive, send)
         else:
             await runway.app(scope, receive, send)
 

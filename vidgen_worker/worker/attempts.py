@@ -4,12 +4,13 @@ The claim decides which task is next, the pipeline what becomes of it.
 """
 
 import asyncio
+import functools
 import traceback
 from collections.abc import Callable, Iterable
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError
 from vidgen_worker.domain.keys import Gate
-from vidgen_worker.domain.task import Task
+from vidgen_worker.domain.task import Outcome, Task
 from vidgen_worker.pipeline.attempt import attempt
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.telemetry.bus import emit
@@ -38,29 +39,38 @@ class Attempts:
             emit(TaskStarted(
                 fence=task.fence, user=task.user_id, waited_seconds=round(waited, 3)
             ))  # fmt: skip
-            self._process.held.tasks[task.id] = (run, asyncio.create_task(self._attempt(run)))
+            working = asyncio.create_task(attempt(self._tools(), run))
+            working.add_done_callback(functools.partial(self._ended, run))
+            self._process.held.tasks[task.id] = (run, working)
 
-    async def _attempt(self, run: Run) -> None:
-        """Run one attempt and free its slot, whatever happened."""
-        task, process = run.task, self._process
-        tools = Tools(
+    def _tools(self) -> Tools:
+        process = self._process
+        return Tools(
             settings=process.settings, queue=process.life.queue, gates=process.life.gates,
             provider=process.provider, storage=process.storage, media=process.media,
             license=process.license, report=self._reports.add, turns=process.turns,
             scratch=process.scratch, stages=process.stages,
         )  # fmt: skip
-        try:
-            await attempt(tools, run)
-        except DatabaseUnavailableError as error:
-            # Only while giving up: the drain's deadline has passed, or this life is over.
-            emit(LoopFailed(loop=f"task {task.id}", error=str(error), traceback=""))
-        except Exception as error:  # noqa: BLE001 - said, and left to the sweep of orphans
-            emit(LoopFailed(
-                loop=f"task {task.id}", error=f"{type(error).__name__}: {error}"[:500],
-                traceback=traceback.format_exc(),
-            ))  # fmt: skip
-        finally:
-            process.held.keep_posting(run)
-            self._reports.forget(task.id)
-            process.held.free(run)
-            self._freed()
+
+    def _ended(self, run: Run, working: "asyncio.Task[Outcome]") -> None:
+        """Free the slot of an attempt, whatever happened; what nobody expected is said.
+
+        Its task is left to the sweep of orphans then.
+        """
+        task, held = run.task, self._process.held
+        error = None if working.cancelled() else working.exception()
+        match error:
+            case None:
+                pass
+            case DatabaseUnavailableError():
+                # Only while giving up: the drain's deadline has passed, or this life is over.
+                emit(LoopFailed(loop=f"task {task.id}", error=str(error), traceback=""))
+            case _:
+                emit(LoopFailed(
+                    loop=f"task {task.id}", error=f"{type(error).__name__}: {error}"[:500],
+                    traceback="".join(traceback.format_exception(error)),
+                ))  # fmt: skip
+        held.keep_posting(run)
+        self._reports.forget(task.id)
+        held.free(run)
+        self._freed()

@@ -11,6 +11,7 @@ from datetime import timedelta
 from vidgen_worker.database.pool import STATEMENT_DEADLINE
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.keys import Gate
+from vidgen_worker.queue.claims import Claimed
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import TaskFailed, TaskHandedBack
 from vidgen_worker.worker.attempts import Attempts
@@ -39,6 +40,9 @@ class Claiming:
         self._observer = Observer()
         self.lock = asyncio.Lock()
         self._more = True
+        """The last claim left rows."""
+        self._empty, self._patience = 0, MOST_EMPTY_CLAIMS
+        """Claims in a row that brought nothing, and how many may before a rest."""
         self._suspect_waits = False
         """Claim nothing until idle: a suspect runs alone."""
         self._sweep_due = 0.0
@@ -47,8 +51,7 @@ class Claiming:
     async def loop(self) -> None:
         """One claim, then wait for a reason for the next: NOTIFY, a free slot, the poll."""
         process, wakes = self._process, self._process.wakes
-        empty = 0
-        patience = MOST_EMPTY_CLAIMS
+        self._empty, self._patience = 0, MOST_EMPTY_CLAIMS
         due = 0.0
         longest = process.settings.vidgen_queue_poll * 1.1 + CLAIM_STATEMENTS * STATEMENT_DEADLINE
         while not process.stopping.is_set():
@@ -59,30 +62,46 @@ class Claiming:
                 poll = process.settings.vidgen_queue_poll.total_seconds()
                 due = boot_time() + poll * random.uniform(0.9, 1.1)  # noqa: S311
             if wakes.cancel.is_set():
-                wakes.cancel.clear()
-                async with self.lock:
-                    cancelled = await process.life.queue.claims.take_cancelled()
-                    self._attempts.start((task, 0.0) for task in cancelled)
+                await self._take_cancelled()
             if polled:
                 await self._take_over()
-            progress = await self._claim()
-            empty = 0 if progress else empty + 1
-            if progress or not self._more:
-                patience = MOST_EMPTY_CLAIMS
-            spent = empty > patience
-            if self._more and self._slots() > 0 and not spent:
-                await process.sleep(
-                    CLAIM_AGAIN * random.uniform(0.5, 1.5) * (0 if progress else 1)  # noqa: S311
-                )
-                continue
-            if spent:
-                # What waits may stay locked for hours.
-                patience = max(patience // 2, 1)
-            if not progress:
-                # A flood of NOTIFY, which any role may send, is answered at this pace.
-                await process.sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5))  # noqa: S311
-            empty = 0
-            await self._wait_for_wake(max(due - boot_time(), 0.0))
+            progress = False
+            if (slots := self._slots()) > 0:
+                async with self.lock:
+                    claimed = await self._take(slots)
+                    self._attempts.start(claimed.tasks)
+                self._more = claimed.more
+                progress = bool(claimed.tasks or claimed.cleared)
+            await self._rest(due, progress=progress)
+
+    async def _rest(self, due: float, *, progress: bool) -> None:
+        """Wait until there is a reason for the next claim, `due` at the latest.
+
+        After `progress`, something was taken or cleared, it comes at once where rows were left.
+        """
+        process = self._process
+        self._empty = 0 if progress else self._empty + 1
+        if progress or not self._more:
+            self._patience = MOST_EMPTY_CLAIMS
+        spent = self._empty > self._patience
+        if self._more and self._slots() > 0 and not spent:
+            await process.sleep(
+                CLAIM_AGAIN * random.uniform(0.5, 1.5) * (0 if progress else 1)  # noqa: S311
+            )
+            return
+        if spent:
+            # What waits may stay locked for hours.
+            self._patience = max(self._patience // 2, 1)
+        if not progress:
+            # A flood of NOTIFY, which any role may send, is answered at this pace.
+            await process.sleep(CLAIM_AGAIN * random.uniform(0.5, 1.5))  # noqa: S311
+        self._empty = 0
+        await self._wait_for_wake(max(due - boot_time(), 0.0))
+
+    async def _wait_for_wake(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._process.wakes.claim.wait()
 
     async def try_gate(self, gate: Gate, probes: int) -> bool:
         """Let one task through a gate, beyond the slots; whether there was one to try it."""
@@ -99,11 +118,6 @@ class Claiming:
         """A slot is free: claim at once where rows were left."""
         if self._more:
             self._process.wakes.claim.set()
-
-    async def _wait_for_wake(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._process.wakes.claim.wait()
 
     def _claims(self) -> bool:
         """Whether this worker claims at all now.
@@ -126,19 +140,20 @@ class Claiming:
             return 0
         return max(self._process.settings.vidgen_concurrency - len(held), 0)
 
-    async def _claim(self) -> bool:
-        """Claim once; whether something was taken or cleared: then the next claim comes at once."""
+    async def _take(self, slots: int) -> Claimed:
+        """Claim once, and measure it."""
         process = self._process
-        slots = self._slots()
-        if slots == 0:
-            return False
+        began = boot_time()
+        claimed = await process.life.queue.claims.take(slots, idle=not process.held)
+        process.metrics.claimed(boot_time() - began)
+        return claimed
+
+    async def _take_cancelled(self) -> None:
+        """Take the tasks whose owners ask to cancel: beyond the slots, nothing is paid for them."""
+        self._process.wakes.cancel.clear()
         async with self.lock:
-            began = boot_time()
-            claimed = await process.life.queue.claims.take(slots, idle=not process.held)
-            process.metrics.claimed(boot_time() - began)
-            self._attempts.start(claimed.tasks)
-        self._more = claimed.more
-        return bool(claimed.tasks or claimed.cleared)
+            cancelled = await self._process.life.queue.claims.take_cancelled()
+            self._attempts.start((task, 0.0) for task in cancelled)
 
     async def _take_over(self) -> None:
         """Take the tasks of the dead; once per lease even without a free slot, for others to take.

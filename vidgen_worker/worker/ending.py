@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 from vidgen_worker.domain.clock import boot_time
 
@@ -12,7 +13,7 @@ LOOPS_END = 10.0
 EXIT_OK, EXIT_FORCED = 0, 1
 
 
-async def end_all(working: AbstractSet[asyncio.Future[None]], seconds: float) -> None:
+async def end_all(working: AbstractSet[asyncio.Future[Any]], seconds: float) -> None:
     """Cancel these until they have ended, or the time is over.
 
     Python 3.11's wait_for, which psycopg waits with, swallows a cancellation that meets the end of

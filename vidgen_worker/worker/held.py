@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
 from vidgen_worker.domain.faults import Fault
-from vidgen_worker.domain.task import Fence
+from vidgen_worker.domain.task import Fence, Outcome
 from vidgen_worker.pipeline.run import Run
 from vidgen_worker.queue.errors import (
     BrakedError,
@@ -32,7 +32,7 @@ EXPECTED_OF_A_POST = (
     SubmissionCapError, RowRefusedError, DatabaseUnavailableError,
 )  # fmt: skip
 
-Working = tuple[Run, "asyncio.Task[None]"]
+Working = tuple[Run, "asyncio.Task[Outcome]"]
 
 
 class Held:

@@ -6,42 +6,27 @@ at its next turn. It never touches a task that somebody runs.
 """
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.database.pool import Row
-from vidgen_worker.domain.clock import boot_time
-from vidgen_worker.domain.faults import IN_A_ROW, PROVIDER_STORM, ROW_REFUSED, Fault, First
-from vidgen_worker.domain.keys import ALL_MODELS, Gate, Scope
-from vidgen_worker.domain.task import GenerationEnd
-from vidgen_worker.pipeline.generating import end_at_provider, end_of, was_rejected
-from vidgen_worker.queue.errors import NotOursError, RowRefusedError
+from vidgen_worker.domain.faults import Fault
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     BooksDisagree,
-    BucketNoted,
-    GateOpened,
-    GateProbed,
-    GenerationLeftAlone,
     LimitRead,
     LimitsUnread,
-    MachineUnproven,
-    StorageUnproven,
-    StrayGeneration,
     TasksForgotten,
     UploadsKept,
     UploadsLeft,
     UploadsRemoved,
 )
+from vidgen_worker.worker.probing import Probing, TryGate
 from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.proofs import Proofs
-
-TryGate = Callable[[Gate, int], Awaitable[bool]]
-"""Lets one task through a gate, which was probed so often; whether there was one."""
+from vidgen_worker.worker.strays import Strays
 
 SWEEP_EVERY = timedelta(seconds=60)
 STRAYS_EVERY = timedelta(seconds=15)
@@ -51,8 +36,6 @@ REFUSALS_POLLS = 5
 COUNT_EVERY = timedelta(seconds=15)
 PROVE_EVERY = timedelta(minutes=3)
 """Both may change at any time: a bucket's settings in the dashboard, a disk's free room."""
-ROOM, MOST_ROOM = 2**20, 2**26
-"""Free bytes that a small clip needs, and that are enough for most clips."""
 LIMITS_AGAIN = timedelta(seconds=5)
 """After a reading that failed."""
 LIMITS_EVERY = timedelta(minutes=1)
@@ -89,24 +72,18 @@ class Janitor:
 
     def __init__(self, process: Process, proofs: Proofs, try_gate: TryGate) -> None:
         self._process = process
-        self.proofs = proofs
-        self._try_gate = try_gate
-        self._closed = True
-        self._look_at = 0.0
-        """When it is looked up anew what is closed, by `boot_time`."""
+        self.probing = Probing(process, proofs, try_gate)
+        self.strays = Strays(process)
         self._limits: dict[str, int | None] = {}
-        self._room = ROOM
-        """Bytes that must be free here: more after each time that it was too little."""
-        self._noted: frozenset[str] = frozenset()
 
     def duties(self) -> tuple[Duty, ...]:
         """Everything that is done now and then, each with its own pace."""
         settings = self._process.settings
         pace = min(settings.vidgen_queue_poll, settings.vidgen_gate_probe)
         return (
-            Duty("storage", PROVE_EVERY, self.prove_storage),
-            Duty("machine", PROVE_EVERY, self.prove_machine),
-            Duty("gates", pace, self.probe_closed),
+            Duty("storage", PROVE_EVERY, self.probing.prove_storage),
+            Duty("machine", PROVE_EVERY, self.probing.prove_machine),
+            Duty("gates", pace, self.probing.probe_closed),
             Duty("limits", LIMITS_EVERY, self.read_limits),
             Duty("rows", SWEEP_EVERY, self.sweep_rows, at_once=False),
             Duty(
@@ -121,9 +98,9 @@ class Janitor:
                 self.write_owed_scenes,
                 at_once=False,
             ),
-            Duty("strays", STRAYS_EVERY, self.end_strays, at_once=False),
+            Duty("strays", STRAYS_EVERY, self.strays.end, at_once=False),
             Duty("uploads", UPLOADS_EVERY, self.remove_uploads, at_once=False),
-            Duty("costs", SWEEP_EVERY, self.read_costs_again, at_once=False),
+            Duty("costs", SWEEP_EVERY, self.strays.read_costs_again, at_once=False),
             Duty("audit", AUDIT_EVERY, self.audit),
             Duty("forget", FORGET_EVERY, self.forget, at_once=False),
             *(
@@ -140,101 +117,6 @@ class Janitor:
         while not self._process.stopping.is_set():
             pause = await duty.do() or duty.every
             await asyncio.sleep(pause.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
-
-    async def prove_storage(self) -> timedelta | None:
-        """Look whether the file store can keep what is paid for; what it can't closes its gate."""
-        try:
-            await self._prove_storage()
-        except Fault as fault:
-            if not self.proofs.storage:
-                emit(StorageUnproven(code=fault.code, details=fault.details))
-            elif fault.rule.first is First.SEND_AGAIN:
-                return None  # it may pass; uploads meet it too, and those are counted
-            await self._close(Scope.STORAGE, fault)
-        # Before the first proof the gate's probes may be minutes apart.
-        return None if self.proofs.storage else self._process.settings.vidgen_gate_probe
-
-    async def _prove_storage(self) -> None:
-        noted = frozenset(str(misfit) for misfit in await self._process.storage.prove())
-        for details in sorted(noted - self._noted):
-            emit(BucketNoted(details=details))
-        self._noted = noted
-        if not self.proofs.storage:
-            self.proofs.storage = True
-            self._process.wakes.claim.set()
-
-    async def prove_machine(self) -> timedelta | None:
-        """Look whether this machine can keep, and look at, what is paid for."""
-        try:
-            await self._process.machine_works(self._room)
-        except Fault as fault:
-            if not self.proofs.machine:
-                emit(MachineUnproven(code=fault.code, details=fault.details))
-            await self._close(Scope.MACHINE, fault)
-            return self._process.settings.vidgen_gate_probe
-        self.proofs.machine = True
-        self._process.wakes.claim.set()
-        return None
-
-    async def _close(self, scope: Scope, fault: Fault) -> None:
-        gates = self._process.life.gates
-        message = fault.rule.brake.message if fault.rule.brake else fault.message
-        await gates.close(gates.of(scope, ALL_MODELS), fault.code, message, fault.details)
-
-    async def probe_closed(self) -> None:
-        """Probe where something is closed, which is looked up only when it may have changed."""
-        process = self._process
-        sweeping = boot_time() >= self._look_at
-        if sweeping or process.wakes.gates or not process.listener.listening:
-            process.wakes.gates = False
-            self._look_at = boot_time() + SWEEP_EVERY.total_seconds()
-            closed = await process.life.gates.read_closed()
-            self._closed = bool(closed)
-            machine = process.life.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS).scope
-            self.proofs.machine_closed = any(gate["scope"] == machine for gate in closed)
-        if self._closed:
-            await self.probe()
-
-    async def probe(self) -> None:
-        """Probe one closed gate whose time has come; open it where the probe goes well."""
-        process, gates = self._process, self._process.life.gates
-        if not process.settings.runwayml_enabled:
-            return  # a worker that claims nothing could not try the gate after a storm
-        due = await gates.take_probe()
-        if due is None:
-            return
-        gate = Gate(due["scope"], due["model"])
-        problem = await self._problem(due["reason"], gate)
-        if problem is None and due["reason"] == PROVIDER_STORM:
-            # Reading the account shows little: the gate opens when a stage of a task is stored.
-            tried = await self._try_gate(gate, due["probes"])
-            problem = "one task tries it" if tried else "no task waits that could try it"
-        elif problem is None and not self._is_machine(gate) and await gates.try_kept(gate):
-            # It is free and shows more than a probe: the trouble was met with such an output.
-            problem = "one output that is kept tries it"
-        elif (
-            problem is None
-            and due["reason"] == ROW_REFUSED
-            and await gates.is_troubled(gate, ROW_REFUSED)
-            and await self._try_gate(gate, due["probes"])
-        ):
-            # A row takes changes again; whether a paid stage goes well is known when one is stored.
-            problem = "one task tries it"
-        if problem is None:
-            seconds = await gates.open(gate)
-            if seconds is not None:
-                emit(GateOpened(
-                    scope=gate.scope, model=gate.model, code=due["reason"],
-                    closed_seconds=round(seconds, 1),
-                ))  # fmt: skip
-            if self._is_machine(gate):
-                self.proofs.machine_closed = False
-                self._room = min(self._room * 4, MOST_ROOM)
-                process.wakes.claim.set()
-        else:
-            emit(GateProbed(
-                scope=gate.scope, model=gate.model, code=due["reason"], details=problem
-            ))  # fmt: skip
 
     async def read_limits(self) -> timedelta:
         """Read the provider's limits if it is this worker's turn; the pause until the next look.
@@ -306,48 +188,14 @@ class Janitor:
         if tasks or holds:
             emit(TasksForgotten(tasks=tasks, holds=holds))
 
-    def _is_machine(self, gate: Gate) -> bool:
-        return gate == self._process.life.queue.key.scopes.gate(Scope.MACHINE, ALL_MODELS)
-
-    async def _problem(self, reason: str, gate: Gate) -> str | None:
-        """Why the gate must stay closed; None when it may open."""
-        of_storage = self._process.life.queue.key.scopes.gate(Scope.STORAGE, ALL_MODELS)
-        try:
-            if self._is_machine(gate):
-                await self._process.machine_works(self._room)
-                self.proofs.machine = True
-                return None
-            if gate == of_storage or reason.startswith("STORAGE"):
-                await self._prove_storage()
-                return None
-        except Fault as fault:
-            return fault.details
-        if reason == ROW_REFUSED:
-            return await self._rows_problem(gate)
-        return await account_problem(self._process.provider, reason, gate.model)
-
-    async def _rows_problem(self, gate: Gate) -> str | None:
-        """Why rows may not take what is paid for; None where one of them does."""
-        gates = self._process.life.gates
-        if not await gates.is_troubled(gate, ROW_REFUSED):
-            return None
-        found = await gates.try_rows()
-        if found["taken"]:
-            return None
-        if found["tried"]:
-            return f"the rows of {found['tried']} waiting tasks refuse changes: {found['refused']}"
-        # Tasks that are set aside try their rows again after each pause, and pay nothing.
-        users = found["refusing"]
-        return f"rows of {users} users refuse changes" if users >= IN_A_ROW else None
-
     async def sweep(self) -> None:
         """Everything that is swept, at once."""
         await self.sweep_rows()
         await self.retry_refused()
         await self.write_owed_scenes()
-        await self.end_strays()
+        await self.strays.end()
         await self.remove_uploads()
-        await self.read_costs_again()
+        await self.strays.read_costs_again()
 
     async def sweep_rows(self) -> None:
         """Remove rows that are of no use any more."""
@@ -360,53 +208,6 @@ class Janitor:
     async def write_owed_scenes(self) -> None:
         """Write to the scenes that were locked when their tasks wrote them."""
         await self._process.life.queue.conclusions.write_owed_scenes()
-
-    async def end_strays(self) -> None:
-        """End the generations that nobody follows, book what they cost and so free their slots."""
-        queue = self._process.life.queue
-        for row in await queue.submissions.let_anyone_follow():
-            emit(GenerationLeftAlone(
-                task=str(row["task_id"]), generation=row["generation_id"],
-                account=row["account"], key=row["key_fingerprint"],
-            ))  # fmt: skip
-        strays = await queue.submissions.strays()
-        await asyncio.gather(*[self._end_unlocked(row) for row in strays])
-
-    async def _end_unlocked(self, row: Row) -> None:
-        """End one; where another transaction holds its row, the next run does."""
-        with contextlib.suppress(RowRefusedError):
-            await self._end_stray(row)
-
-    async def _end_stray(self, row: Row) -> None:
-        queue, provider = self._process.life.queue, self._process.provider
-        task_id, generation_id = row["task_id"], row["generation_id"]
-        try:
-            if row["kept"]:
-                # Its task goes on later, and reads it then; only its end is booked now.
-                generation = await provider.poll(generation_id)
-                end, cost = end_of(generation), generation.cost
-                if end is None:
-                    return
-                await queue.submissions.close_generation(
-                    task_id, generation_id, end, cost, rejected=was_rejected(generation)
-                )
-            else:
-                end, cost = await end_at_provider(provider, queue, task_id, generation_id)
-        except NotOursError:
-            return  # another key can say; the row stays and is met by its workers
-        except Fault as fault:
-            if fault.rule.absent:
-                if await queue.submissions.is_gone(task_id, generation_id):
-                    await queue.submissions.close_generation(
-                        task_id, generation_id, GenerationEnd.GONE, None
-                    )
-                return
-            if row["age"] < self._process.settings.vidgen_stage_hard_deadline.total_seconds():
-                return  # the provider can't be asked now; the row stays and is met again
-            # It must have ended by now: its slot is freed, and its cost is read later.
-            end, cost = GenerationEnd.GIVEN_UP, None
-            await queue.submissions.close_generation(task_id, generation_id, end, cost)
-        emit(StrayGeneration(task=str(task_id), generation=generation_id, state=end, cost=cost))
 
     async def remove_uploads(self) -> None:
         """Remove from Storage what was uploaded and will never be charged."""
@@ -432,32 +233,3 @@ class Janitor:
                 return 0
         await self._process.life.queue.upkeep.uploads_removed([row["upload_id"] for row in uploads])
         return sum(row["first_time"] for row in uploads)
-
-    async def read_costs_again(self) -> None:
-        """Refunds come some minutes after a failure; what the provider tells then is the truth."""
-        for row in await self._process.life.queue.submissions.costs_to_read_again():
-            # The next run reads those whose row another transaction holds.
-            with contextlib.suppress(RowRefusedError):
-                await self._read_cost_again(row)
-
-    async def _read_cost_again(self, row: Row) -> None:
-        queue = self._process.life.queue
-        task_id, generation_id = row["task_id"], row["generation_id"]
-        try:
-            if row["given_up"]:
-                await end_at_provider(self._process.provider, queue, task_id, generation_id)
-                return
-            generation = await self._process.provider.poll(generation_id)
-        except NotOursError:
-            return  # another key can say
-        except Fault as fault:
-            if fault.rule.absent and await queue.submissions.is_gone(task_id, generation_id):
-                await queue.submissions.close_generation(
-                    task_id, generation_id, GenerationEnd.GONE, None
-                )
-            return  # else it can't be asked now, and is met again
-        end = end_of(generation)  # None: it was booked as ended, and the provider goes on with it
-        await queue.submissions.close_generation(
-            task_id, generation_id, end, generation.cost,
-            rejected=end is not None and was_rejected(generation),
-        )  # fmt: skip

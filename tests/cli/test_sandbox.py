@@ -1,0 +1,155 @@
+"""`vidgen-worker sandbox` as a person has it: what it prints works when pasted, and is kept."""
+
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from tests.support.sandboxes import Running, fresh, sandbox
+from vidgen_worker.sandbox.state import free
+
+US = f"{sys.executable} -m vidgen_worker"
+NAMES = {
+    "SUPABASE_URL", "SUPABASE_ANON_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_KEY",
+    "DATABASE_URL", "RUNWAYML_BASE_URL", "RUNWAYML_API_SECRET", "ACCESS_TOKEN", "DEMO_EMAIL",
+    "DEMO_PASSWORD", "DEMO_USER_ID", "DEMO_SCENE_ID", "SUPABASE_SECRET_KEY", "WEBHOOK_SECRET",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """Provide a folder that PostgreSQL's account may enter."""
+    with tempfile.TemporaryDirectory(prefix="vidgen-test-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def running(home: Path) -> Iterator[Running]:
+    """Provide a sandbox that keeps nothing."""
+    with sandbox(home, "--env-file", ".env.sandbox") as found:
+        yield found
+
+
+def shell(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """What a person pastes into a fresh shell."""
+    return subprocess.run(
+        ["bash", "-e", "-o", "pipefail"], input=script, cwd=folder, env=fresh(),
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def sign_in(settings: dict[str, str]) -> httpx.Response:
+    return httpx.post(
+        f"{settings['SUPABASE_URL']}/auth/v1/token?grant_type=password",
+        json={"email": settings["DEMO_EMAIL"], "password": settings["DEMO_PASSWORD"]},
+        headers={"apikey": settings["SUPABASE_ANON_KEY"]},
+    )
+
+
+def test_every_line_it_tells_to_type_works_in_a_fresh_shell(running: Running, home: Path) -> None:
+    """All of them, in their order; the worker that they start makes the demo's video."""
+    assert running.settings.keys() >= NAMES
+    lines = re.findall(r"^  (\S.*)$", running.said, re.MULTILINE)
+    assert len(lines) >= 5
+    done = shell("\n".join([*lines, "kill %1; wait %1 || true"]), home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Video generation completed" in done.stdout
+    assert '"status":"completed"' in done.stdout.replace(" ", "")
+    # `credits show`: what the enqueue above has cost.
+    assert re.search(r"\b70\b", done.stdout), done.stdout
+
+
+def test_what_it_prints_without_a_file_can_be_pasted_whole(running: Running, home: Path) -> None:
+    """`set -a`, the settings, `set +a`: the printed form where no file is asked for."""
+    from vidgen_worker.cli.sandbox import usage  # noqa: PLC0415 - the command line's own
+
+    said = usage(running.settings)
+    block = said.partition("set +a")[0] + "set +a\n"
+    asked = shell(block + "python3 -c \"import os; print(os.environ['DEMO_USER_ID'])\"", home)
+    assert asked.stdout.strip() == running.settings["DEMO_USER_ID"], asked.stderr
+
+
+def test_a_token_is_renewed_by_address_and_id_and_for_nobody_else(
+    running: Running, home: Path
+) -> None:
+    sourced = "set -a; . ./.env.sandbox; set +a; "
+    us = f"{US} sandbox token"
+    for user in ("$DEMO_EMAIL", "$DEMO_USER_ID"):
+        token = shell(f'{sourced} {us} "{user}"', home)
+        answer = httpx.get(
+            f"{running.settings['SUPABASE_URL']}/auth/v1/user",
+            headers={
+                "apikey": running.settings["SUPABASE_KEY"],
+                "authorization": f"Bearer {token.stdout.strip()}",
+            },
+        )
+        assert answer.json()["id"] == running.settings["DEMO_USER_ID"], token.stderr
+    stranger = shell(f"{sourced} {us} nobody@example.com", home)
+    assert (stranger.returncode, stranger.stdout) == (1, "")
+    assert "There is no user 'nobody@example.com'" in stranger.stderr
+    hosted = shell(f"{sourced} SUPABASE_URL=https://abc.supabase.co {us} x", home)
+    assert hosted.returncode == 78
+    assert "no other project makes tokens" in hosted.stderr
+
+
+def test_a_file_that_is_somebodys_own_is_not_overwritten(home: Path) -> None:
+    (home / "mine").write_text("KEEP=me\n")
+    done = shell(f"{US} sandbox --env-file mine", home)
+    assert done.returncode == 78
+    assert "was not written by a sandbox" in done.stderr
+    assert (home / "mine").read_text() == "KEEP=me\n"
+
+
+def test_a_port_that_is_taken_is_said_in_a_sentence(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert free(port) == 0
+        done = shell(f"{US} sandbox --port {port}", home)
+    assert done.returncode == 1
+    assert f"can't start on port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_keeps_database_users_objects_keys_and_ports(home: Path) -> None:
+    arguments = ("--data", "kept", "--port", str(free_port()))
+    with sandbox(home, *arguments) as first:
+        before = first.settings
+        service = {
+            "apikey": before["SUPABASE_SERVICE_ROLE_KEY"],
+            "authorization": f"Bearer {before['SUPABASE_SERVICE_ROLE_KEY']}",
+        }
+        storage = f"{before['SUPABASE_URL']}/storage/v1"
+        made = httpx.post(f"{storage}/bucket", json={"name": "kept"}, headers=service)
+        put = httpx.post(f"{storage}/object/kept/a.txt", content=b"kept", headers=service)
+        signed = httpx.post(
+            f"{storage}/object/sign/kept/a.txt", json={"expiresIn": 3600}, headers=service
+        )
+        assert [made.status_code, put.status_code] == [200, 200]
+        with psycopg.connect(before["DATABASE_URL"]) as connection:
+            connection.execute("update video_scenes set visual_prompt = 'kept'")
+    with sandbox(home, "--data", "kept") as second:
+        after = second.settings
+        renewed = {"ACCESS_TOKEN"}
+        assert {n: v for n, v in after.items() if n not in renewed} == {
+            n: v for n, v in before.items() if n not in renewed
+        }
+        assert sign_in(after).status_code == 200
+        assert httpx.get(f"{storage}{signed.json()['signedURL']}").content == b"kept"
+        with psycopg.connect(after["DATABASE_URL"]) as connection:
+            rows = connection.execute("select visual_prompt from video_scenes").fetchall()
+            balance = connection.execute("select balance from user_credits").fetchall()
+        assert (rows, balance) == ([("kept",)], [(100,)])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port

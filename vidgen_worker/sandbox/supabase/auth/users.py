@@ -1,0 +1,282 @@
+"""Users, sessions and refresh tokens: rows of the schema `auth`, as `supabase_auth_admin`.
+
+A refresh token is good once; within seconds of its use it gives its successor again, later it ends
+the session, because then two parties have it. Passwords are bcrypt hashes. It never speaks HTTP.
+"""
+
+import asyncio
+import functools
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import bcrypt
+from psycopg import AsyncConnection, errors
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool
+
+from vidgen_worker.sandbox.supabase.auth.refusals import (
+    ALREADY_THERE,
+    BAD_CREDENTIALS,
+    NO_REFRESH_TOKEN,
+    NO_USER,
+    USED_REFRESH_TOKEN,
+)
+
+Connection = AsyncConnection[dict[str, Any]]
+Row = dict[str, Any]
+
+CONNECT_SECONDS = 10.0
+REUSE_SECONDS = 10
+ROUNDS = 10
+"""Of bcrypt, as GoTrue has it."""
+LONGEST_PASSWORD_BYTES = 72
+PROVIDER = {"provider": "email", "providers": ["email"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A signed-in user: who, in which session, and what renews it."""
+
+    user: Row
+    id: UUID
+    refresh_token: str
+
+
+class Users:
+    """The schema `auth`. `lifespan` keeps its connections."""
+
+    def __init__(self, admin_url: str) -> None:
+        """Use the database of `admin_url`, a superuser's URL."""
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            admin_url,
+            connection_class=AsyncConnection[dict[str, Any]],
+            min_size=0,
+            max_size=4,
+            timeout=CONNECT_SECONDS,
+            check=AsyncConnectionPool.check_connection,
+            configure=_log_in,
+            open=False,
+            kwargs={"row_factory": dict_row},
+        )
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Keep connections for the length of the block."""
+        await self._pool.open(wait=False)
+        yield
+        await self._pool.close(timeout=1)
+
+    async def create(
+        self,
+        email: str,
+        password: str,
+        user_metadata: Mapping[str, Any],
+        user_id: UUID | None = None,
+    ) -> Row:
+        """Create a user whose address counts as confirmed. Raises `AuthRefusalError`."""
+        hashed = await asyncio.to_thread(bcrypt.hashpw, _bytes_of(password), bcrypt.gensalt(ROUNDS))
+        try:
+            return await self._one(
+                """
+                insert into auth.users
+                  (instance_id, id, aud, role, email, encrypted_password, email_confirmed_at,
+                   raw_app_meta_data, raw_user_meta_data, created_at, updated_at)
+                values ('00000000-0000-0000-0000-000000000000', %s, 'authenticated',
+                        'authenticated', %s, %s, now(), %s, %s, now(), now())
+                returning *
+                """,
+                user_id or uuid4(),
+                email.strip().lower(),
+                hashed.decode(),
+                Jsonb(PROVIDER),
+                Jsonb(dict(user_metadata)),
+            )
+        except errors.UniqueViolation as error:
+            raise ALREADY_THERE from error
+
+    async def by_id(self, user_id: str) -> Row:
+        """Return a user. Raises `AuthRefusalError`."""
+        return await self._one("select * from auth.users where id::text = %s", user_id)
+
+    async def everybody(self) -> list[Row]:
+        """Return all users."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute("select * from auth.users order by created_at, id")
+            return await cursor.fetchall()
+
+    async def change(self, user_id: str, body: Mapping[str, Any]) -> Row:
+        """Change a user's address, password or metadata. Raises `AuthRefusalError`."""
+        password = body.get("password")
+        hashed = None
+        if password:
+            salt = bcrypt.gensalt(ROUNDS)
+            hashed = await asyncio.to_thread(bcrypt.hashpw, _bytes_of(str(password)), salt)
+        try:
+            return await self._one(
+                """
+                update auth.users
+                   set email = coalesce(%s, email),
+                       encrypted_password = coalesce(%s, encrypted_password),
+                       raw_user_meta_data = coalesce(raw_user_meta_data, '{}') || %s,
+                       raw_app_meta_data = coalesce(raw_app_meta_data, '{}') || %s,
+                       updated_at = now()
+                 where id::text = %s
+                returning *
+                """,
+                body.get("email"),
+                None if hashed is None else hashed.decode(),
+                Jsonb(dict(body.get("data") or body.get("user_metadata") or {})),
+                Jsonb(dict(body.get("app_metadata") or {})),
+                user_id,
+            )
+        except errors.UniqueViolation as error:
+            raise ALREADY_THERE from error
+
+    async def delete(self, user_id: str) -> Row:
+        """Delete a user, and what refers to it as the foreign keys say."""
+        return await self._one("delete from auth.users where id::text = %s returning *", user_id)
+
+    async def sign_in(self, email: str, password: str) -> Session:
+        """Return a new session of a user whose password this is. Raises `AuthRefusalError`."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                "select * from auth.users where email = %s", [email.strip().lower()]
+            )
+            user = await cursor.fetchone()
+        known = (user or {}).get("encrypted_password")
+        hashed = known.encode() if known else _no_hash()
+        is_right = await asyncio.to_thread(bcrypt.checkpw, _bytes_of(password), hashed)
+        if user is None or not known or not is_right:
+            raise BAD_CREDENTIALS
+        return await self.begin(str(user["id"]))
+
+    async def begin(self, user_id: str) -> Session:
+        """Begin a session. Raises `AuthRefusalError`."""
+        user = await self._one(
+            "update auth.users set last_sign_in_at = now() where id::text = %s returning *", user_id
+        )
+        session, token = uuid4(), secrets.token_urlsafe(12)
+        async with self._pool.connection() as connection:
+            await connection.execute(
+                "insert into auth.sessions (id, user_id, created_at, updated_at, aal)"
+                " values (%s, %s, now(), now(), 'aal1')",
+                [session, user["id"]],
+            )
+            await _add_token(connection, token, user["id"], session, None)
+        return Session(user, session, token)
+
+    async def refresh(self, token: str) -> Session:
+        """Return the session of a refresh token, with its successor. Raises `AuthRefusalError`."""
+        stolen: UUID | None = None
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                """
+                select t.*, t.updated_at < now() - make_interval(secs => %s) as is_old,
+                       (select n.token from auth.refresh_tokens as n
+                         where n.parent = t.token order by n.id limit 1) as successor
+                  from auth.refresh_tokens as t where t.token = %s for update of t
+                """,
+                [REUSE_SECONDS, token],
+            )
+            row = await cursor.fetchone()
+            if row is None:
+                raise NO_REFRESH_TOKEN
+            new: str | None = row["successor"]
+            if row["revoked"] and (row["is_old"] or new is None):
+                stolen = row["session_id"]
+                await connection.execute("delete from auth.sessions where id = %s", [stolen])
+            elif new is None:
+                new = secrets.token_urlsafe(12)
+                await connection.execute(
+                    "update auth.refresh_tokens set revoked = true, updated_at = now()"
+                    " where id = %s",
+                    [row["id"]],
+                )
+                await _add_token(connection, new, row["user_id"], row["session_id"], token)
+        if stolen is not None or new is None:
+            raise USED_REFRESH_TOKEN
+        return Session(await self.by_id(row["user_id"]), row["session_id"], new)
+
+    async def has_session(self, session_id: str) -> bool:
+        """Whether a session has not ended."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                "select from auth.sessions where id::text = %s", [session_id]
+            )
+            return await cursor.fetchone() is not None
+
+    async def sign_out(self, user_id: str, session_id: str, scope: str) -> None:
+        """End this session (`local`), the others, or all of the user's (`global`)."""
+        async with self._pool.connection() as connection:
+            await connection.execute(
+                "delete from auth.sessions where user_id::text = %s and"
+                " case %s when 'local' then id::text = %s when 'others' then id::text <> %s"
+                " else true end",
+                [user_id, scope, session_id, session_id],
+            )
+
+    async def _one(self, statement: str, *values: object) -> Row:
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(statement.encode(), values)
+            row = await cursor.fetchone()
+        if row is None:
+            raise NO_USER
+        return row
+
+
+def as_json(user: Row) -> dict[str, Any]:
+    """Return a user as GoTrue shows it."""
+
+    def moment(name: str) -> str | None:
+        value = user[name]
+        return None if value is None else value.isoformat().replace("+00:00", "Z")
+
+    return {
+        "id": str(user["id"]),
+        "aud": user["aud"],
+        "role": user["role"],
+        "email": user["email"],
+        "email_confirmed_at": moment("email_confirmed_at"),
+        "phone": user["phone"] or "",
+        "confirmed_at": moment("email_confirmed_at"),
+        "last_sign_in_at": moment("last_sign_in_at"),
+        "app_metadata": user["raw_app_meta_data"] or {},
+        "user_metadata": user["raw_user_meta_data"] or {},
+        "identities": [],
+        "created_at": moment("created_at"),
+        "updated_at": moment("updated_at"),
+        "is_anonymous": user["is_anonymous"],
+    }
+
+
+@functools.cache
+def _no_hash() -> bytes:
+    """Return what is tried where there is no user, so that the answer takes as long."""
+    return bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(ROUNDS))
+
+
+async def _log_in(connection: Connection) -> None:
+    """Be who GoTrue is: triggers on its tables run as that role."""
+    await connection.execute("set session authorization supabase_auth_admin")
+    await connection.commit()
+
+
+async def _add_token(
+    connection: Connection, token: str, user_id: object, session: UUID, parent: str | None
+) -> None:
+    await connection.execute(
+        "insert into auth.refresh_tokens"
+        " (token, user_id, revoked, created_at, updated_at, session_id, parent)"
+        " values (%s, %s, false, now(), now(), %s, %s)",
+        [token, str(user_id), session, parent],
+    )
+
+
+def _bytes_of(password: str) -> bytes:
+    # bcrypt looks at so many bytes and refuses more.
+    return password.encode()[:LONGEST_PASSWORD_BYTES]

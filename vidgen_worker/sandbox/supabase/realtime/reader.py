@@ -1,0 +1,82 @@
+"""The one reader of the logical slot: it runs while somebody listens, and hands out each change.
+
+The slot is a temporary one: it begins with the first listener and ends with the last, or with the
+database; what happens in between is never sent. It never speaks to a client.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from psycopg.rows import dict_row
+
+from vidgen_worker.sandbox.supabase.realtime.pgoutput import Change, changes
+
+Connection = psycopg.AsyncConnection[dict[str, Any]]
+Deliver = Callable[[Connection, Change], Awaitable[None]]
+Fail = Callable[[psycopg.Error], Awaitable[None]]
+
+POLL_SECONDS = 0.05
+"""Between two looks at the slot; Realtime's own default is 0.1."""
+PUBLICATION = "supabase_realtime"
+
+
+class SlotReader:
+    """Reads while it is started. `deliver` gets each change, `fail` the end of the database."""
+
+    def __init__(self, admin_url: str, deliver: Deliver, fail: Fail) -> None:
+        self._admin_url = admin_url
+        self._deliver = deliver
+        self._fail = fail
+        self._task: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
+
+    async def started(self) -> None:
+        """Return once changes flow. Raises `psycopg.Error`."""
+        if self._ready is None or (
+            self._ready.done() and (self._task is None or self._task.done())
+        ):
+            self._ready = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._run(self._ready))
+        await asyncio.shield(self._ready)
+
+    async def stop(self) -> None:
+        """End the slot."""
+        task, self._task, self._ready = self._task, None, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self, ready: asyncio.Future[None]) -> None:
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                self._admin_url, autocommit=True, row_factory=dict_row
+            ) as connection:
+                await self._read(connection, ready)
+        except psycopg.Error as error:
+            if ready.done():
+                await self._fail(error)
+            else:
+                ready.set_exception(error)
+
+    async def _read(self, connection: Connection, ready: asyncio.Future[None]) -> None:
+        slot = f"realtime_{uuid4().hex[:12]}"
+        await connection.execute(
+            "select pg_create_logical_replication_slot(%s, 'pgoutput', true)", [slot]
+        )
+        ready.set_result(None)
+        while True:
+            cursor = await connection.execute(
+                "select data from pg_logical_slot_get_binary_changes("
+                "%s, null, null, 'proto_version', '1', 'publication_names', %s)",
+                [slot, PUBLICATION],
+            )
+            messages: Sequence[bytes] = [bytes(row["data"]) for row in await cursor.fetchall()]
+            for change in changes(messages):
+                await self._deliver(connection, change)
+            if not messages:
+                await asyncio.sleep(POLL_SECONDS)
