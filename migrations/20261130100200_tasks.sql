@@ -3,6 +3,47 @@
 -- Everything here may be seen by the row's owner. Realtime sends an event for every UPDATE, so
 -- leases, heartbeats, checkpoints, submissions and gates never touch this table.
 
+-- The two longest rules of a task's row, as functions of its CHECKs: each statement that writes the table
+-- parses the text of every CHECK anew, and a function once per session. Whoever may write the table calls
+-- them, an application's own role too.
+create function vidgen.times_can_be_read(
+  run_after timestamptz, expected_at timestamptz, created_at timestamptz, started_at timestamptz,
+  completed_at timestamptz, cancel_requested_at timestamptz, video_url_expires_at timestamptz
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  -- Most programs end at the year 9999: one such row makes every list that shows it fail.
+  return greatest(
+           run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+           video_url_expires_at
+         ) < '9999-01-02 00:00:00+00'
+     and least(
+           run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+           video_url_expires_at
+         ) > '1900-01-01 00:00:00+00';
+end
+$$;
+
+create function vidgen.texts_are_at_most_40000_bytes(
+  current_step text, message text, error_code text, error_message text, resolution text,
+  video_ratio text, image_ratio text, image_path text, image_url text, video_path text,
+  video_url text, error jsonb
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return greatest(
+           octet_length(current_step), octet_length(message), octet_length(error_code),
+           octet_length(error_message), octet_length(resolution), octet_length(video_ratio),
+           octet_length(image_ratio), octet_length(image_path), octet_length(image_url),
+           octet_length(video_path), octet_length(video_url), pg_column_size(error)
+         ) <= 40000;
+end
+$$;
+
 set local search_path = '';
 
 create table public.video_generation_tasks (
@@ -59,7 +100,19 @@ create table public.video_generation_tasks (
   constraint ended_has_completed_at check (
     (status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)
   ),
-  constraint claimed_has_started_at check (attempt = 0 or started_at is not null)
+  constraint claimed_has_started_at check (attempt = 0 or started_at is not null),
+  constraint times_can_be_read check (
+    vidgen.times_can_be_read(
+      run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+      video_url_expires_at
+    )
+  ),
+  constraint texts_are_at_most_40000_bytes check (
+    vidgen.texts_are_at_most_40000_bytes(
+      current_step, message, error_code, error_message, resolution, video_ratio, image_ratio,
+      image_path, image_url, video_path, video_url, error
+    )
+  )
 ) with (
   -- Progress is written in place: room for HOT updates, and vacuum before the dead rows pile up.
   fillfactor = 70,
@@ -111,46 +164,6 @@ create index video_generation_tasks_by_video on public.video_generation_tasks us
   where video_path is not null;
 create index video_generation_tasks_by_image on public.video_generation_tasks using hash (image_path)
   where image_path is not null;
-
--- Nobody stores a row that programs can't read: most end at the year 9999, and one such time makes every
--- list that shows it fail. A trigger, because these two rules would be the longest CHECKs: each statement
--- that writes the table parses the text of every CHECK, and of every trigger's WHEN, anew; a function is
--- parsed once per session. It comes after the other BEFORE triggers by its name.
-create function vidgen.times_and_texts_fit() returns trigger
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  broken text;
-begin
-  if greatest(
-       new.run_after, new.expected_at, new.created_at, new.started_at, new.completed_at,
-       new.cancel_requested_at, new.video_url_expires_at
-     ) >= '9999-01-02 00:00:00+00'
-     or least(
-       new.run_after, new.expected_at, new.created_at, new.started_at, new.completed_at,
-       new.cancel_requested_at, new.video_url_expires_at
-     ) <= '1900-01-01 00:00:00+00' then
-    broken := 'times_can_be_read';
-  elsif greatest(
-    octet_length(new.current_step), octet_length(new.message), octet_length(new.error_code),
-    octet_length(new.error_message), octet_length(new.resolution), octet_length(new.video_ratio),
-    octet_length(new.image_ratio), octet_length(new.image_path), octet_length(new.image_url),
-    octet_length(new.video_path), octet_length(new.video_url), pg_column_size(new.error)
-  ) > 40000 then
-    broken := 'texts_are_at_most_40000_bytes';
-  else
-    return new;
-  end if;
-  raise exception 'task %: its row violates the rule "%"', new.id, broken
-    using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
-          constraint = broken;
-end
-$$;
-
-create trigger times_and_texts_fit
-  before insert or update on public.video_generation_tasks
-  for each row execute function vidgen.times_and_texts_fit();
 
 -- A row is born pending with attempt 0, whoever inserts it, and can't be due in the past: else it would
 -- jump its owner's queue. A row for 'infinity' or the year 294276 can't be read by most programs (Python
@@ -307,12 +320,21 @@ create trigger path_stays
 
 call vidgen.revoke_from_strangers();
 
+grant execute on function
+  vidgen.times_can_be_read(
+    timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz
+  ),
+  vidgen.texts_are_at_most_40000_bytes(
+    text, text, text, text, text, text, text, text, text, text, text, jsonb
+  )
+  to public;
+
 revoke all on
   public.video_generation_tasks
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function
-  vidgen.times_and_texts_fit(), vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays()
+  vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays()
   from public, anon, authenticated, service_role;
 
 grant select on public.video_generation_tasks to authenticated;

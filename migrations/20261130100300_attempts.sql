@@ -231,6 +231,26 @@ comment on column vidgen.budgets.cancel_after is
 -- Suspects are few: an idle worker finds them without a look at what waits.
 create index budgets_suspect on vidgen.budgets (task_id) where suspect;
 
+-- Why a task went back or ended, for those who look at it later: what its other private rows don't say.
+create table vidgen.events (
+  task_id uuid not null references public.video_generation_tasks (id) on delete cascade,
+  number integer not null,
+  at timestamptz not null default now(),
+  what text not null,
+  attempt integer,
+  code text,
+  details text,
+  until timestamptz,
+  primary key (task_id, number),
+  constraint what_is_known check (what in ('requeued', 'failed', 'handed back', 'worker lost', 'retried'))
+);
+
+comment on table vidgen.events is
+  'The newest 50 returns and ends of a task. What was submitted, stored and charged stands elsewhere.';
+comment on column vidgen.events.details is
+  'For the operator: the provider''s own code and words, or what the database said.';
+comment on column vidgen.events.until is 'Before this the task did not begin again.';
+
 -- No foreign key: an object must not be forgotten with its task.
 create table vidgen.uploads (
   id uuid primary key,
@@ -860,6 +880,23 @@ exception
 end
 $$;
 
+-- Note what happened to a task. The caller holds the task's row: nobody else numbers its events meanwhile.
+create function vidgen.note_event(
+  of_task uuid, what text, attempt integer, code text, details text, until timestamptz
+) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  next integer;
+begin
+  select coalesce(max(e.number), 0) + 1 into next from vidgen.events as e where e.task_id = of_task;
+  insert into vidgen.events (task_id, number, what, attempt, code, details, until)
+  values (of_task, next, what, attempt, code, left(details, 500), until);
+  delete from vidgen.events as e where e.task_id = of_task and e.number <= next - 50;
+end
+$$;
+
 -- Give one task back. No row: this worker doesn't hold that attempt (null: any attempt), or a client holds
 -- the row; then the task is taken over when this worker's lease ends.
 create function vidgen.hand_back_task(of_task uuid, from_worker uuid, of_attempt integer)
@@ -887,6 +924,7 @@ begin
    where t.id = of_task
   returning t.id, t.attempt into task;
   perform vidgen.check_taken(of_task, 'pending', null);
+  perform vidgen.note_event(of_task, 'handed back', task.attempt, null, null, null);
   -- Not before here: what RETURN NEXT has returned, an exception does not take back.
   id := task.id;
   attempt := task.attempt;
@@ -940,6 +978,10 @@ begin
   insert into vidgen.budgets as b (task_id, crashes, suspect)
   values (of_task, died, died >= max_crashes - 1)
       on conflict (task_id) do update set crashes = excluded.crashes, suspect = excluded.suspect;
+  perform vidgen.note_event(
+    of_task, 'worker lost', task.attempt, case when died >= max_crashes then 'WORKER_LOST' end,
+    format('worker %s fell silent; crashes counted: %s of %s', from_worker, died, max_crashes), null
+  );
 
   if died >= max_crashes then
     update public.video_generation_tasks as t
@@ -1178,7 +1220,7 @@ begin
 end
 $$;
 
--- Its WHEN is short, here and in task_moves and task_leaves: see times_and_texts_fit.
+-- Its WHEN is short, here and in task_moves and task_leaves: see times_can_be_read.
 create trigger task_ends
   after update on public.video_generation_tasks
   for each row
@@ -1245,6 +1287,7 @@ revoke all on function
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
   vidgen.begin_attempts(uuid[], uuid, boolean),
+  vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
   vidgen.end_refused(uuid, text, boolean),
@@ -1281,7 +1324,8 @@ grant insert (
 ) on vidgen.generation_times to vidgen_worker;
 grant update (ended_after, ended_by) on vidgen.generation_times to vidgen_worker;
 grant select on
-  vidgen.budgets, vidgen.checkpoints, vidgen.generation_times, vidgen.keys, vidgen.scene_writes, vidgen.set_aside,
+  vidgen.budgets, vidgen.checkpoints, vidgen.events, vidgen.generation_times, vidgen.keys,
+  vidgen.scene_writes, vidgen.set_aside,
   vidgen.submissions
   to vidgen_worker;
 grant insert (
@@ -1302,6 +1346,7 @@ grant execute on function
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
   vidgen.begin_attempts(uuid[], uuid, boolean),
+  vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
   vidgen.end_refused(uuid, text, boolean),

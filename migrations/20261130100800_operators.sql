@@ -225,6 +225,9 @@ begin
   budgets as (
     delete from vidgen.budgets as b using forgotten as f where b.task_id = f.id
   ),
+  events as (
+    delete from vidgen.events as e using forgotten as f where e.task_id = f.id
+  ),
   refusals as (
     delete from vidgen.refusals as r using forgotten as f where r.task_id = f.id
   )

@@ -234,7 +234,7 @@ update vidgen.gates as g
    and g.probe_at is not null
 -- Claims: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
--- Up to 400 lines: three statements share one decision (docs/claim.md), and are read side by side.
+-- Up to 400 lines: two statements share one decision (docs/claim.md), and are read side by side.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
@@ -633,7 +633,10 @@ counted as (
          cancel_after = excluded.cancel_after
 )
 select mine.id,
-       case when put_back.status is distinct from 'pending' then vidgen.row_stays(mine.id) end as stays
+       case when put_back.status is distinct from 'pending' then vidgen.row_stays(mine.id) end as stays,
+       vidgen.note_event(
+         mine.id, 'requeued', %(attempt)s, %(code)s, %(details)s, mine.run_after
+       ) as noted
   from mine
   left join put_back on put_back.id = mine.id
 
@@ -681,6 +684,7 @@ ended as (
 )
 select case when ended.status is distinct from 'failed' then vidgen.row_stays(mine.id) end as stays,
        vidgen.release_credits(mine.id),
+       vidgen.note_event(mine.id, 'failed', %(attempt)s, %(code)s, %(details)s, null) as noted,
        case when %(scene_updates)s
          then vidgen.write_scene(mine.scene_id, mine.user_id, 'failed', null, null)
        end as scene_refused

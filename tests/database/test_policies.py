@@ -105,6 +105,8 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.user_limits": {"vidgen_worker": READ},
     "vidgen.user_troubles": {"vidgen_worker": READ},
     "vidgen.rejections": {"vidgen_worker": READ},
+    # By a function only, which keeps the newest.
+    "vidgen.events": {"vidgen_worker": READ},
     "vidgen.limits": WORKER_ONLY,
     "vidgen.slots": WORKER_ONLY,
     "vidgen.checkpoints": WORKER_ONLY,
@@ -131,6 +133,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
 
 CLIENTS = frozenset({"authenticated", "service_role", "vidgen_worker"})
 WORKER = frozenset({"vidgen_worker"})
+EVERYBODY = frozenset(ROLES)
 FUNCTIONS: Mapping[str, frozenset[str]] = {
     "public.cancel_video_generation_task(uuid)": CLIENTS,
     "public.retry_video_generation_task(uuid)": CLIENTS,
@@ -211,7 +214,9 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.check_running(uuid,uuid)": WORKER,
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
-    "vidgen.times_and_texts_fit()": NONE,
+    # Whoever may write a task runs its CHECKs, an application's own role too.
+    "vidgen.times_can_be_read(" + ",".join(7 * ["timestamp with time zone"]) + ")": EVERYBODY,
+    "vidgen.texts_are_at_most_40000_bytes(" + 11 * "text," + "jsonb)": EVERYBODY,
     "vidgen.charge_is_due()": NONE,
     "vidgen.submission_is_due()": NONE,
     "vidgen.check_hold(uuid,uuid,jsonb)": NONE,
