@@ -1,6 +1,5 @@
 -- Claims: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
--- Up to 400 lines: two statements share one decision (docs/claim.md), and are read side by side.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
