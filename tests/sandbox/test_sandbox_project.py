@@ -24,7 +24,8 @@ from starlette.responses import FileResponse, HTMLResponse
 from starlette.routing import Route
 from supabase import create_client
 from supabase.lib.client_options import SyncClientOptions
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.conftest import Database, PostgresServer, database_of
 from tests.support.projects import Served, served
@@ -462,7 +463,7 @@ def rest(project: Served, client: Supabase, method: str, path: str, **more: Any)
 class Phone:
     """A client of Realtime that says each Phoenix message by hand."""
 
-    def __init__(self, connection: ClientConnection, token: str, title: str) -> None:
+    def __init__(self, connection: Connection, token: str, title: str) -> None:
         self._connection = connection
         self._token = token
         self._title = title
