@@ -44,7 +44,8 @@ def running(home: Path) -> Iterator[Running]:
 def shell(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     """What a person pastes into a fresh shell."""
     return subprocess.run(
-        ["bash", "-e", "-o", "pipefail"], input=script, cwd=folder, env=fresh(REFETCH_SECONDS="0.2"),
+        ["bash", "-e", "-o", "pipefail"], input=script, cwd=folder,
+        env=fresh(REFETCH_SECONDS="0.2"),
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
