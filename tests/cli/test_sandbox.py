@@ -12,10 +12,13 @@ import httpx
 import psycopg
 import pytest
 
+from tests.support.commands import Cli, cli
 from tests.support.sandboxes import Running, fresh, sandbox
+from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.state import free
 
 US = f"{sys.executable} -m vidgen_worker"
+__all__ = ["cli"]
 NAMES = {
     "SUPABASE_URL", "SUPABASE_ANON_KEY", "SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_KEY",
     "DATABASE_URL", "RUNWAYML_BASE_URL", "RUNWAYML_API_SECRET", "ACCESS_TOKEN", "DEMO_EMAIL",
@@ -41,7 +44,8 @@ def running(home: Path) -> Iterator[Running]:
 def shell(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     """What a person pastes into a fresh shell."""
     return subprocess.run(
-        ["bash", "-e", "-o", "pipefail"], input=script, cwd=folder, env=fresh(),
+        ["bash", "-e", "-o", "pipefail"], input=script, cwd=folder,
+        env=fresh(REFETCH_SECONDS="0.2"),
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
@@ -54,9 +58,12 @@ def sign_in(settings: dict[str, str]) -> httpx.Response:
     )
 
 
+@pytest.mark.slow
 def test_every_line_it_tells_to_type_works_in_a_fresh_shell(running: Running, home: Path) -> None:
     """All of them, in their order; the worker that they start makes the demo's video."""
     assert running.settings.keys() >= NAMES
+    runway = RunwayControl(running.settings["RUNWAYML_BASE_URL"], "")
+    runway.set(image_seconds=0, video_seconds=0)
     lines = re.findall(r"^  (\S.*)$", running.said, re.MULTILINE)
     assert len(lines) >= 5
     done = shell("\n".join([*lines, "kill %1; wait %1 || true"]), home)
@@ -86,34 +93,35 @@ def test_its_dashboard_runs_along_and_its_link_is_printed(running: Running) -> N
 
 
 def test_a_token_is_renewed_by_address_and_id_and_for_nobody_else(
-    running: Running, home: Path
+    running: Running, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sourced = "set -a; . ./.env.sandbox; set +a; "
-    us = f"{US} sandbox token"
-    for user in ("$DEMO_EMAIL", "$DEMO_USER_ID"):
-        token = shell(f'{sourced} {us} "{user}"', home)
+    for name, value in running.settings.items():
+        monkeypatch.setenv(name, value)
+    for user in (running.settings["DEMO_EMAIL"], running.settings["DEMO_USER_ID"]):
+        token = cli("sandbox", "token", user)
         answer = httpx.get(
             f"{running.settings['SUPABASE_URL']}/auth/v1/user",
             headers={
                 "apikey": running.settings["SUPABASE_KEY"],
-                "authorization": f"Bearer {token.stdout.strip()}",
+                "authorization": f"Bearer {token.out.strip()}",
             },
         )
-        assert answer.json()["id"] == running.settings["DEMO_USER_ID"], token.stderr
-    stranger = shell(f"{sourced} {us} nobody@example.com", home)
-    assert (stranger.returncode, stranger.stdout) == (1, "")
-    assert "There is no user 'nobody@example.com'" in stranger.stderr
-    hosted = shell(f"{sourced} SUPABASE_URL=https://abc.supabase.co {us} x", home)
-    assert hosted.returncode == 78
-    assert "no other project makes tokens" in hosted.stderr
+        assert answer.json()["id"] == running.settings["DEMO_USER_ID"], token.err
+    stranger = cli("sandbox", "token", "nobody@example.com")
+    assert (stranger.code, stranger.out) == (1, "")
+    assert "There is no user 'nobody@example.com'" in stranger.err
+    monkeypatch.setenv("SUPABASE_URL", "https://abc.supabase.co")
+    hosted = cli("sandbox", "token", "x")
+    assert hosted.code == 78
+    assert "no other project makes tokens" in hosted.err
 
 
-def test_a_file_that_is_somebodys_own_is_not_overwritten(home: Path) -> None:
-    (home / "mine").write_text("KEEP=me\n")
-    done = shell(f"{US} sandbox --env-file mine", home)
-    assert done.returncode == 78
-    assert "was not written by a sandbox" in done.stderr
-    assert (home / "mine").read_text() == "KEEP=me\n"
+def test_a_file_that_is_somebodys_own_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("KEEP=me\n")
+    done = cli("sandbox", "--env-file", "mine")
+    assert done.code == 78
+    assert "was not written by a sandbox" in done.err
+    assert (tmp_path / "mine").read_text() == "KEEP=me\n"
 
 
 def test_a_port_that_is_taken_is_said_in_a_sentence(home: Path) -> None:
