@@ -129,6 +129,7 @@ begin
   insert into vidgen.budgets as b (task_id, retries) values (task.id, 1)
       on conflict on constraint budgets_pkey do update
      set retries = b.retries + 1, crashes = 0, suspect = false, rejected_inputs = null;
+  perform vidgen.note_event(task.id, 'retried', task.attempt, null, null, null);
 
   update public.video_generation_tasks as t
      set status = 'pending', worker_id = null, failures = 0, cancel_requested_at = null,

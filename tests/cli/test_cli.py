@@ -160,7 +160,7 @@ def test_enqueue_makes_a_task_that_list_and_show_find(connected: Cli, scene: Sce
     assert made["priority"] == 3
     listed = connected("tasks", "list", "--user", scene.user, "--status", "pending", "--json").json
     assert [task["id"] for task in listed] == [made["task_id"]]
-    assert made["task_id"] in connected("tasks", "list").out
+    assert made["task_id"][:8] in connected("tasks", "list").out
     shown = connected("tasks", "show", made["task_id"], "--json").json
     assert shown["submissions"] == []
     assert "Initializing" in connected("tasks", "show", made["task_id"]).out
@@ -232,8 +232,17 @@ def test_watching_shows_the_task_until_it_has_ended(
     assert "cancelled" in result.out
 
 
-def test_a_grant_needs_yes_and_is_made_once_per_reference(connected: Cli) -> None:
+def signed_up(database_url: str) -> uuid.UUID:
     user = uuid.uuid4()
+    with psycopg.connect(database_url) as connection:
+        connection.execute("insert into auth.users (id) values (%s)", [user])
+    return user
+
+
+def test_a_grant_needs_yes_and_is_made_once_per_reference(
+    connected: Cli, database_url: str
+) -> None:
+    user = signed_up(database_url)
     planned = connected("credits", "grant", user, 50)
     assert planned.code == ExitCode.USAGE
     assert "Grant 50 credits" in planned.err
@@ -244,15 +253,19 @@ def test_a_grant_needs_yes_and_is_made_once_per_reference(connected: Cli) -> Non
     shown = connected("credits", "show", user, "--json").json
     assert (shown["balance"], shown["held"], len(shown["entries"])) == (50, 0, 1)
     assert "order-" in connected("credits", "show", user).out
-    other = connected("credits", "grant", uuid.uuid4(), 50, "--reference", f"order-{user}", "--yes")
+    second = signed_up(database_url)
+    other = connected("credits", "grant", second, 50, "--reference", f"order-{user}", "--yes")
     assert other.code == ExitCode.FAILED
     assert "one reference per payment" in other.err
+    stranger = connected("credits", "grant", uuid.uuid4(), 50, "--yes")
+    assert stranger.code == ExitCode.FAILED
+    assert "There is no user" in stranger.err
 
 
 def test_the_audit_finds_a_balance_that_somebody_wrote_by_hand(
     connected: Cli, database_url: str
 ) -> None:
-    user = uuid.uuid4()
+    user = signed_up(database_url)
     connected("credits", "grant", user, 50, "--yes")
     assert connected("credits", "audit").code == ExitCode.OK
     with psycopg.connect(database_url) as connection:

@@ -58,7 +58,7 @@ async def test_stats_show_what_runs_what_failed_and_what_it_cost(world: World) -
     ]
     assert [row["state"] in {"settling", "steady"} for row in listed] == [True]
     assert listed[0]["concurrency"] == found["queue"]["slots"] == 20
-    for part in ("all open", "50.0 %", "CONTENT_REJECTED", str(listed[0]["pid"])):
+    for part in ("all open", "100.0 %", "CONTENT_REJECTED", str(listed[0]["pid"])):
         assert part in shown
 
 

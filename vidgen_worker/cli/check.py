@@ -20,6 +20,9 @@ from vidgen_worker.cli.options import Json
 from vidgen_worker.cli.output import console, print_json, table
 from vidgen_worker.config import effective, load
 
+WIDE = 120
+"""Columns of a terminal from which on each setting's meaning is shown."""
+
 
 def check(json: Json = False) -> None:
     """Show the effective settings, test each dependency, and say what to do about what is red."""
@@ -27,7 +30,8 @@ def check(json: Json = False) -> None:
     rows = effective(settings)
     out = console()
     if not json:
-        out.print(table(("setting", "value", "meaning"), rows), "")
+        columns = ("setting", "value", "meaning")[: 3 if out.width >= WIDE else 2]
+        out.print(table(columns, [row[: len(columns)] for row in rows]), "")
     findings = []
     for look in (check_postgres, check_storage, check_runway, check_scratch, check_media):
         for finding in look(settings):

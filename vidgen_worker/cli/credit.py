@@ -1,11 +1,12 @@
 """`credits`: add to a user's balance, show it, and prove that the books agree."""
 
 from typing import Annotated
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import typer
 
 from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.ids import check_user, find_id
 from vidgen_worker.cli.options import Json, User, Yes
 from vidgen_worker.cli.output import console, facts, fail, need_yes, print_json, table
 from vidgen_worker.client.database import load_client_settings, open_database
@@ -24,20 +25,22 @@ def grant(
     json: Json = False,
 ) -> None:
     """Add credits to a user's balance."""
-    name = reference or f"cli-{uuid4()}"
+    name = reference or f"cli-{uuid4().hex[:16]}"
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
-        of_user = {"user_id": user}
+        user_id = find_id(database, "user", user)
+        check_user(database, user_id)
+        of_user = {"user_id": user_id}
         before = database.row("user_credits", of_user) or NOTHING
         need_yes(
-            f"Grant {amount} credits to user {user} (balance {before['balance']}), "
+            f"Grant {amount} credits to user {user_id} (balance {before['balance']}), "
             f"reference {name}.",
             yes=yes,
         )
-        granted = {"user_id": user, "amount": amount, "reference": name}
+        granted = {"user_id": user_id, "amount": amount, "reference": name}
         database.rows("grant_credits", granted)
         after = database.row("user_credits", of_user) or NOTHING
     if json:
-        print_json({"user_id": user, "reference": name, "before": before, "after": after})
+        print_json({"user_id": user_id, "reference": name, "before": before, "after": after})
     elif after["balance"] == before["balance"]:
         console().print(f"Reference {name} was granted before: nothing changed.")
     else:
@@ -51,7 +54,8 @@ def show(
 ) -> None:
     """Show a user's balance, what of it is held, and the newest entries of the ledger."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
-        of_user = {"user_id": user, "limit": limit}
+        user_id = find_id(database, "user", user)
+        of_user = {"user_id": user_id, "limit": limit}
         credits_ = database.row("user_credits", of_user) or NOTHING
         entries = database.rows("credit_entries_of_user", of_user)
         prices = database.rows("credit_prices")
@@ -60,7 +64,7 @@ def show(
         return
     free = credits_["balance"] - credits_["held"]
     pairs = [
-        ("user", user),
+        ("user", user_id),
         ("balance", credits_["balance"]),
         ("held", credits_["held"]),
         ("free", free),
@@ -69,10 +73,10 @@ def show(
     console().print(facts(pairs))
     if entries:
         lines = [
-            (e["created_at"], e["kind"], f"{e['amount']:+d}", e["task_id"], e["reference"])
+            (e["created_at"], e["kind"], f"{e['amount']:+d}", e["task_id"] or e["reference"])
             for e in entries
         ]
-        console().print("", table(("when", "kind", "amount", "task", "reference"), lines))
+        console().print("", table(("when", "kind", "amount", "task or reference"), lines))
 
 
 def audit(json: Json = False) -> None:
@@ -84,7 +88,9 @@ def audit(json: Json = False) -> None:
     elif not wrong:
         console().print("Balances, holds and ledger agree.")
     else:
-        console().print(table(list(wrong[0]), [list(row.values()) for row in wrong]))
+        # Whole ids: what follows is done in SQL.
+        lines = [[str(v) if isinstance(v, UUID) else v for v in row.values()] for row in wrong]
+        console().print(table(list(wrong[0]), lines))
         fail(
             ExitCode.FAILED,
             f"{len(wrong)} balance(s) disagree with the ledger or the holds. The ledger "

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.ids import find_id
 from vidgen_worker.cli.options import Json, User, Yes
 from vidgen_worker.cli.output import console, facts, fail, need_yes, print_json, table
 from vidgen_worker.client.database import load_client_settings, open_database
@@ -33,13 +34,14 @@ def list_limits(
 def show(user: User, json: Json = False) -> None:
     """Show what a user has used of each limit, and which inputs are not sent again."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
-        row = database.rows("limits_of_user", {"user_id": user})[0]
-        rejections = database.rows("rejections_of_user", {"user_id": user, "limit": 20})
+        user_id = find_id(database, "user", user)
+        row = database.rows("limits_of_user", {"user_id": user_id})[0]
+        rejections = database.rows("rejections_of_user", {"user_id": user_id, "limit": 20})
     if json:
         print_json({**row, "rejected_inputs": rejections})
         return
     console().print(facts([
-        ("user", user),
+        ("user", user_id),
         ("stopped until", row["stopped_until"]),
         ("paused until", row["paused_until"]),
         ("reason", row["reason"]),
@@ -55,24 +57,25 @@ def show(user: User, json: Json = False) -> None:
     if rejections:
         lines = [(r["task_id"], r["rejected_at"], r["forgotten_at"]) for r in rejections]
         columns = ("task", "rejected", "forgotten")
-        console().print("", table(columns, lines, "Rejected inputs, not sent again"))
+        console().print(table(columns, lines, "Rejected inputs, not sent again"))
 
 
 def lift(user: User, yes: Yes = False, json: Json = False) -> None:
     """Let a user begin anew: no stop, no pause, no loss counted; rejected inputs stay so."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
-        before = database.rows("limits_of_user", {"user_id": user})[0]
+        user_id = find_id(database, "user", user)
+        before = database.rows("limits_of_user", {"user_id": user_id})[0]
         need_yes(
-            f"Lift the limits of user {user}: {before['rejections']} rejection(s) in a row, "
+            f"Lift the limits of user {user_id}: {before['rejections']} rejection(s) in a row, "
             f"{before['lost']:g} provider credits lost today. What waits goes on at once, which "
             "costs money.",
             yes=yes,
         )
-        known = database.rows("lift_limits", {"user_id": user})[0]["known"]
-        after = database.rows("limits_of_user", {"user_id": user})[0]
+        known = database.rows("lift_limits", {"user_id": user_id})[0]["known"]
+        after = database.rows("limits_of_user", {"user_id": user_id})[0]
     if not known:
-        fail(ExitCode.FAILED, f"Nothing was ever counted for user {user}. Check the id.")
+        fail(ExitCode.FAILED, f"Nothing was ever counted for user {user_id}. Check the id.")
     if json:
         print_json({"before": before, "after": after})
     else:
-        console().print(f"The limits of user {user} are lifted.")
+        console().print(f"The limits of user {user_id} are lifted.")

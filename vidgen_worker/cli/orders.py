@@ -1,20 +1,15 @@
 """`enqueue`: order a video, and watch it."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID, uuid4
 
 import typer
 
-from vidgen_worker.cli.exit_codes import ExitCode
-from vidgen_worker.cli.options import Json
-from vidgen_worker.cli.output import console, fail, print_json
-from vidgen_worker.cli.tasks import print_task
-from vidgen_worker.cli.watch import watch
+from vidgen_worker.cli.options import Json, moment
+from vidgen_worker.cli.output import console, print_json
+from vidgen_worker.cli.tasks import follow
 from vidgen_worker.client.database import load_client_settings, open_database
 from vidgen_worker.client.service import VideoGenerationService
-from vidgen_worker.domain.durations import parse_duration
-from vidgen_worker.domain.task import Status
 
 
 def enqueue(
@@ -34,7 +29,11 @@ def enqueue(
     service = VideoGenerationService(settings)
     try:
         task = service.start_video_generation_task(
-            scene, user, task_id=uuid4(), priority=priority, run_after=_moment(run_after)
+            scene,
+            user,
+            task_id=uuid4(),
+            priority=priority,
+            run_after=moment(run_after, "--run-after"),
         )
     finally:
         service.close()
@@ -45,35 +44,5 @@ def enqueue(
         if json:
             print_json(task)
         return
-    try:
-        with open_database(settings.database_url.get_secret_value()) as database:
-            ended = watch(database, task_id, console(stderr=json))
-    except KeyboardInterrupt:
-        fail(
-            ExitCode.INTERRUPTED,
-            f"Stopped watching. The task goes on: vidgen-worker tasks show {task_id}",
-        )
-    if json:
-        print_json(ended)
-    else:
-        print_task(ended)
-    if ended["status"] != Status.COMPLETED:
-        raise typer.Exit(ExitCode.FAILED)
-
-
-def _moment(text: str | None) -> datetime | timedelta | None:
-    """Read a time, or a duration: from now on, by the database's clock."""
-    if text is None:
-        return None
-    try:
-        length = parse_duration(text)
-    except ValueError:
-        length = None
-    if isinstance(length, timedelta):
-        return length
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        message = f"{text!r} is neither a time (2026-12-24T18:00:00+00:00) nor a duration (15m)."
-        raise typer.BadParameter(message, param_hint="--run-after") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    with open_database(settings.database_url.get_secret_value()) as database:
+        follow(database, task_id, json=json)

@@ -6,11 +6,13 @@ Results go to stdout, everything else to stderr. Text from elsewhere is never re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, NoReturn
 from uuid import UUID
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +21,10 @@ from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.domain.foreign_text import LONGEST, json_text, printable, spelled
 
 WIDTH_OF_A_PIPE = 200
+BETWEEN = 2
+"""Columns between two columns of a table."""
+SHORT_ID = 8
+_UNITS = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
 
 STATUS_STYLES: Mapping[str, str] = {
     "pending": "yellow",
@@ -57,10 +63,16 @@ def fail(code: ExitCode, *lines: str) -> NoReturn:
 
 
 def need_yes(plan: str, *, yes: bool) -> None:
-    """Say what is about to happen; go on only with `--yes`."""
+    """Say what is about to happen; go on with `--yes`, or where somebody at a terminal says so."""
     console(stderr=True).print(printable(plan), soft_wrap=True)
-    if not yes:
-        fail(ExitCode.USAGE, "Nothing was done. Add --yes to do it.")
+    if yes:
+        return
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print("Do it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        fail(ExitCode.USAGE, "Nothing was done.")
+    fail(ExitCode.USAGE, "Nothing was done. Add --yes to do it.")
 
 
 def print_json(value: object) -> None:
@@ -75,35 +87,121 @@ def _plain(value: object) -> object:
             return value.isoformat()
         case timedelta():
             return value.total_seconds()
+        case Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
         case _:
             return str(value)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
-    """Return a table in which text stays text, and ids and times stay in one piece."""
-    made = Table(
-        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold",
-        pad_edge=False, show_edge=False, collapse_padding=True,
-    )  # fmt: skip
-    lines = [list(row) for row in rows]
-    for number, name in enumerate(columns):
-        values = [line[number] for line in lines]
-        timed = any(isinstance(value, datetime) for value in values)
-        made.add_column(
-            # The zone once, in the head, instead of in every line.
-            Text(name.replace("_", " ") + (" (UTC)" if timed else "")),
-            overflow="fold",
-            no_wrap=timed or any(isinstance(value, UUID) for value in values),
-        )
-    for line in lines:
-        made.add_row(*[_in_table(value) for value in line])
-    return made
+class Rows:
+    """A table in which text stays text and no word is broken.
+
+    Where the words don't fit side by side, each row is a block of names and values.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
+    ) -> None:
+        lines = [list(row) for row in rows]
+        timed = [
+            any(isinstance(line[number], datetime) for line in lines)
+            for number in range(len(columns))
+        ]
+        # The zone once, in the head, instead of in every line.
+        self._columns = [
+            Text(name.replace("_", " ") + (" (UTC)" if zone else ""))
+            for name, zone in zip(columns, timed, strict=True)
+        ]
+        self._lines = [[_in_table(value) for value in line] for line in lines]
+        # A time is one word, and so is a number with its unit.
+        self._whole = [
+            zone or all(isinstance(line[number], int | float | None) for line in lines)
+            for number, zone in enumerate(timed)
+        ]
+        self.title = title
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render for the width that there is."""
+        if self.title:
+            yield ""
+            yield Text(self.title, style="bold")
+        widths = self._widths(options.max_width)
+        if widths is None:
+            yield from self._blocks()
+            return
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+        for name, width in zip(self._columns, widths, strict=True):
+            made.add_column(name, overflow="fold", width=width)
+        for line in self._lines:
+            made.add_row(*line)
+        yield made
+
+    def _widths(self, available: int) -> list[int] | None:
+        """Widths with which no word is broken; None where there are none."""
+        cells = [
+            [name, *column] for name, column in zip(self._columns, self._by_column(), strict=True)
+        ]
+        widths = [max(cell.cell_len for cell in column) for column in cells]
+        least = [
+            max(
+                _longest_word(cell) if not whole or cell is column[0] else cell.cell_len
+                for cell in column
+            )
+            for column, whole in zip(cells, self._whole, strict=True)
+        ]
+        room = available - BETWEEN * (len(widths) - 1)
+        if sum(least) > room:
+            return None
+        while sum(widths) > room:
+            widest = max(
+                (number for number, width in enumerate(widths) if width > least[number]),
+                key=widths.__getitem__,
+            )
+            widths[widest] = max(least[widest], widths[widest] - (sum(widths) - room))
+        return widths
+
+    def _by_column(self) -> list[list[Text]]:
+        return [[line[number] for line in self._lines] for number in range(len(self._columns))]
+
+    def _blocks(self) -> Iterator[RenderableType]:
+        for number, line in enumerate(self._lines):
+            if number:
+                yield ""
+            yield facts(zip([name.plain for name in self._columns], line, strict=True))
+
+
+def _longest_word(text: Text) -> int:
+    return max((cell_len(word) for word in text.plain.split()), default=0)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Rows:
+    """Return a table in which text stays text, and words, ids and times stay in one piece."""
+    return Rows(columns, rows, title)
 
 
 def _in_table(value: object) -> Text:
-    if isinstance(value, datetime):
-        return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"))
-    return cell(value)
+    match value:
+        case datetime():
+            return Text(value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S"))
+        case UUID():
+            return Text(short(value))
+        case _:
+            return cell(value)
+
+
+def short(value: object) -> str:
+    """Return the beginning of an id: enough to tell two apart, and what the verbs take."""
+    return str(value)[:SHORT_ID]
+
+
+def lasting(seconds: float) -> str:
+    """Write how long something lasts or is ago, in its largest two units at the most."""
+    whole = max(round(seconds), 0)
+    for unit, length, smaller, part in _UNITS:
+        if whole >= length:
+            rest = whole % length // part
+            return f"{whole // length}{unit}" + (f"{rest}{smaller}" if rest else "")
+    return f"{whole}s"
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:

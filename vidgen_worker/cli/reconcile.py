@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -57,19 +58,41 @@ def reconcile(json: Json = False) -> None:
         ]  # fmt: skip
         print_json({"models": rows, "credits": credits_, "unexplained": unexplained})
     else:
-        columns = ("model", "at Runway", "ours", "unknown", "in flight", "unexplained")
+        columns = ("model", "at Runway", "ours", "possibly paid", "in flight", "unexplained")
         lines = [
             (c.model, c.provider, c.ours, c.unknown, c.in_flight, c.unexplained)
             for c in comparisons
         ]
         console().print(table(columns, lines, "Generations of the last 24 hours"))
-        console().print(facts(list(credits_.items())))
+        console().print("", facts(_sum_of(credits_)))
     if unexplained or (credits_["unexplained"] or 0) > 0:
         fail(
             ExitCode.FAILED,
-            "Runway counts more than we can explain. Look for other users of this key, and at "
-            "Request History in Runway's developer portal.",
+            f"Runway counts more than we can explain: {unexplained} generation(s), "
+            f"{credits_['unexplained'] or 0:g} credit(s). Look for other users of this key, and "
+            "at Request History in Runway's developer portal.",
         )
+
+
+def _sum_of(credits_: dict[str, Any]) -> list[tuple[str, object]]:
+    """Return the credits as a sum that adds up, line by line."""
+    if credits_["read before"] is None:
+        return [
+            ("balance", credits_["balance"]),
+            ("", "Read for the first time: the next time this compares what has gone since."),
+        ]
+    unanswered = f"{credits_['possibly_paid_submissions']} submission(s) without an answer, which "
+    unanswered += "may exist"
+    if credits_["unpriced"]:
+        unanswered += f"; {credits_['unpriced']} of unknown price"
+    return [
+        ("balance", credits_["balance"]),
+        ("read before", credits_["read before"]),
+        ("gone since", f"{credits_['gone since']:g}"),
+        ("of that our generations", f"{credits_['explained']:g}"),
+        ("possibly paid", f"up to {credits_['possibly_paid']:g}, for {unanswered}"),
+        ("unexplained", f"{credits_['unexplained']:g}"),
+    ]  # fmt: skip
 
 
 def compare(account: Account, submissions: list[dict[str, Any]]) -> list[Comparison]:
@@ -96,18 +119,25 @@ def _credits(database: Database, account: Account, key: dict[str, str]) -> dict[
     row = database.row("outlay_of_account", key) or {"outlay": Decimal(0), "reading": None}
     before, outlay = row["reading"], Decimal(row["outlay"])
     gone = explained = unexplained = None
+    maybe: dict[str, Any] = {"submissions": 0, "credits": Decimal(0), "unpriced": 0}
     if before is not None:
         gone = Decimal(str(before["credit_balance"])) - account.credit_balance
         explained = outlay - Decimal(str(before["outlay"]))
-        unexplained = gone - explained
+        maybe = database.rows("possibly_paid", {**key, "since": before["read_at"]})[0]
+        left = gone - explained
+        # What may have been paid explains no more than has gone.
+        unexplained = left - min(max(left, Decimal(0)), maybe["credits"])
     database.rows(
         "add_account_reading",
         {**key, "credit_balance": account.credit_balance, "outlay": outlay},
     )
     return {
         "balance": account.credit_balance,
-        "read before": before["read_at"] if before else None,
+        "read before": datetime.fromisoformat(before["read_at"]) if before else None,
         "gone since": gone,
         "explained": explained,
+        "possibly_paid": maybe["credits"],
+        "possibly_paid_submissions": maybe["submissions"],
+        "unpriced": maybe["unpriced"],
         "unexplained": unexplained,
     }

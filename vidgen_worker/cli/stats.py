@@ -3,21 +3,22 @@
 It reads the database only, through the same views that an operator can select from in SQL.
 """
 
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from vidgen_worker.cli.gate import gates_table
 from vidgen_worker.cli.options import Json
-from vidgen_worker.cli.output import console, facts, print_json, table
+from vidgen_worker.cli.output import console, facts, lasting, print_json, table
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.domain.durations import format_duration
+from vidgen_worker.domain.faults import USERS_OWN
 
 Row = dict[str, Any]
 
@@ -27,7 +28,15 @@ STATE_STYLES: Mapping[str, str] = {
     "silent": "yellow",
     "dead": "red",
 }
-WORKER_COLUMNS = ("worker", "host", "pid", "version", "state", "running", "of", "silent", "up")
+FEW = 4
+"""Rows of failures and workers on a terminal of 24 lines."""
+EXPLAINED = (
+    "by users: what they asked for can't be made; not counted in success. sent: paid POSTs, "
+    "(n?) of them without an answer, which may exist. cost: the provider's credits."
+)
+WORKER_COLUMNS = ("worker", "host", "state", "running", "of", "silent", "up")
+WIDE = 100
+"""Columns of a terminal from which on a worker's process and version are shown."""
 
 
 def stats(
@@ -39,15 +48,24 @@ def stats(
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         if json:
             print_json(read(database))
-            return
-        out = console()
-        if not watch:
-            out.print(shown(read(database)))
-            return
-        pause = threading.Event()
-        with Live(shown(read(database)), console=out, auto_refresh=False) as live:
-            while not pause.wait(every):
-                live.update(shown(read(database)), refresh=True)
+        elif watch:
+            _watch(database, every)
+        else:
+            console().print(shown(read(database)))
+
+
+def _watch(database: Database, every: float) -> None:
+    """Look again and again: in one place on a terminal, a block after the other elsewhere."""
+    out, pause = console(), threading.Event()
+    if not out.is_terminal:
+        while True:
+            found = read(database)
+            out.print(f"{found['at']:%Y-%m-%d %H:%M:%S} UTC", shown(found), "", sep="\n")
+            sys.stdout.flush()
+            pause.wait(every)
+    with Live(shown(read(database), short=True), console=out, auto_refresh=False) as live:
+        while not pause.wait(every):
+            live.update(shown(read(database), short=True), refresh=True)
 
 
 def workers(json: Json = False) -> None:
@@ -65,9 +83,11 @@ def workers(json: Json = False) -> None:
 def read(database: Database) -> dict[str, Any]:
     """Everything that `stats` shows, as plain values."""
     return {
+        "at": database.rows("clock")[0]["now"],
         "queue": database.rows("queue_health")[0],
+        "suspects": database.rows("suspects")[0]["tasks"],
         "in_flight": database.rows("in_flight_by_stage"),
-        "throughput": database.rows("throughput"),
+        "throughput": database.rows("throughput", {"users_own": sorted(USERS_OWN)}),
         "failures": database.rows("failures_by_code"),
         "set_aside": database.rows("tasks_set_aside")[0]["tasks"],
         "limited_users": database.rows("users_limited")[0],
@@ -77,56 +97,71 @@ def read(database: Database) -> dict[str, Any]:
     }
 
 
-def shown(found: Mapping[str, Any]) -> Group:
-    """Return the tables of one look."""
-    queue: Row = found["queue"]
-    oldest = format_duration(timedelta(seconds=round(queue["oldest_seconds"])))
-    waiting = f"{queue['pending']}, the oldest for {oldest}" if queue["pending"] else "none"
-    parts: list[Any] = [
-        facts([
-            ("waiting", waiting),
-            ("for later", queue["scheduled"]),
-            ("running", f"{queue['processing']} in {queue['slots']} slots"),
-            *([("set aside", f"{found['set_aside']}: their rows refuse a change")]
-              if found["set_aside"] else []),
-            *_limited(found["limited_users"]),
-        ]),
-        _gates(found["gates"]),
-    ]  # fmt: skip
-    if found["slots"]:
-        several = len({row["account"] for row in found["slots"]}) > 1
-        lines = [
-            (*([row["account"]] if several else []), row["model"], row["taken"],
-             "no limit" if row["slots"] is None else row["slots"])
-            for row in found["slots"]
-        ]  # fmt: skip
-        columns = (*(["account"] if several else []), "model", "in flight", "of")
-        parts.append(table(columns, lines, "At the provider"))
-    if found["in_flight"]:
-        lines = [
-            (row["stage"] or "–", row["state"], row["tasks"], row["expected_at"])  # noqa: RUF001
-            for row in found["in_flight"]
-        ]
-        columns = ("stage", "state", "tasks", "all expected by")
-        parts.append(table(columns, lines, "In flight"))
-    columns = (
-        "", "completed", "failed", "cancelled", "success", "submitted", "possibly paid",
-        "provider cost", "charged",
-    )  # fmt: skip
-    parts.append(table(columns, [_throughput(row) for row in found["throughput"]], "Throughput"))
+def shown(found: Mapping[str, Any], *, short: bool = False) -> Group:
+    """Return the tables of one look; `short`: so much of them as 24 lines hold."""
+    most = FEW if short else None
+    parts: list[Any] = [facts(_summary(found)), _gates(found["gates"])]
+    columns = ("", "done", "failed", "by users", "cancelled", "success", "sent", "cost", "charged")
+    parts += ["", table(columns, [_throughput(row) for row in found["throughput"]])]
     if found["failures"]:
         lines = [(row["code"], row["tasks"], row["last"]) for row in found["failures"]]
-        parts.append(table(("code", "tasks", "last"), lines, "Failures of the last 24 hours"))
+        parts += _some(("code", "tasks", "last"), lines, "Failures of the last 24 hours", most)
     if found["workers"]:
-        parts.append(workers_table(found["workers"], "Workers"))
+        parts.append(workers_table(found["workers"][:most], "Workers"))
+        parts += _more(found["workers"], most)
     else:
         parts.append(Text("No worker is running. Start one: vidgen-worker run", style="yellow"))
-    # A blank line above each table that has a title.
-    spaced: list[Any] = []
-    for part in parts:
-        titled = isinstance(part, Table) and part.title
-        spaced += ["", part] if titled else [part]
-    return Group(*spaced)
+    if not short:
+        parts += ["", Text(EXPLAINED, style="dim")]
+    return Group(*parts)
+
+
+def _summary(found: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Return what waits and what runs, a line each."""
+    queue: Row = found["queue"]
+    waiting = "none"
+    if queue["pending"]:
+        waiting = f"{queue['pending']}, the oldest for {lasting(queue['oldest_seconds'])}"
+        if found["gates"]:
+            waiting += "; some behind a closed gate"
+    pairs: list[tuple[str, object]] = [
+        ("waiting", waiting),
+        ("for later", queue["scheduled"]),
+        ("running", f"{queue['processing']} in {queue['slots']} slots"),
+    ]
+    if found["in_flight"]:
+        kinds = [
+            f"{row['tasks']} {' '.join(filter(None, (row['stage'], row['state'])))}"
+            for row in found["in_flight"]
+        ]
+        ends = [row["expected_at"] for row in found["in_flight"] if row["expected_at"]]
+        by = f"; all expected by {max(ends):%H:%M:%S} UTC" if ends else ""
+        pairs.append(("of them", ", ".join(kinds) + by))
+    if found["slots"]:
+        several = len({row["account"] for row in found["slots"]}) > 1
+        places = [
+            f"{row['account'] + ' ' if several else ''}{row['model']} {row['taken']} of "
+            f"{'any number' if row['slots'] is None else row['slots']}"
+            for row in found["slots"]
+        ]
+        pairs.append(("at the provider", f"{', '.join(places)}; what may exist is counted"))
+    if found["set_aside"]:
+        pairs.append(("set aside", f"{found['set_aside']}: their rows refuse a change"))
+    if found["suspects"]:
+        pairs.append(("suspect", f"{found['suspects']}: each waits for an idle worker"))
+    return [*pairs, *_limited(found["limited_users"])]
+
+
+def _some(
+    columns: tuple[str, ...], lines: list[tuple[Any, ...]], title: str, most: int | None
+) -> list[Any]:
+    return [table(columns, lines[:most], title), *_more(lines, most)]
+
+
+def _more(rows: Sequence[object], most: int | None) -> list[Any]:
+    """Say how many rows are left out."""
+    left = len(rows) - (most or len(rows))
+    return [Text(f"… and {left} more", style="dim")] if left > 0 else []
 
 
 def _limited(users: Row) -> list[tuple[str, object]]:
@@ -139,16 +174,16 @@ def _limited(users: Row) -> list[tuple[str, object]]:
 
 def workers_table(rows: list[Row], title: str = "") -> object:
     """Return the table of workers."""
+    wide = console().width >= WIDE
     lines = [
         (
-            row["id"], row["host"], row["pid"], row["version"],
-            Text(row["state"], style=STATE_STYLES[row["state"]]),
-            row["running"], row["concurrency"], f"{row['silence'].total_seconds():.0f} s",
-            format_duration(timedelta(seconds=round(_life(row).total_seconds()))),
+            row["id"], row["host"], Text(row["state"], style=STATE_STYLES[row["state"]]),
+            row["running"], row["concurrency"], lasting(row["silence"].total_seconds()),
+            lasting(_life(row).total_seconds()), *((row["pid"], row["version"]) if wide else ()),
         )
         for row in rows
     ]  # fmt: skip
-    return table(WORKER_COLUMNS, lines, title)
+    return table((*WORKER_COLUMNS, *(("pid", "version") if wide else ())), lines, title)
 
 
 def _life(row: Row) -> timedelta:
@@ -158,11 +193,12 @@ def _life(row: Row) -> timedelta:
 
 
 def _throughput(row: Row) -> tuple[object, ...]:
-    ended = row["completed"] + row["failed"]
-    success = f"{100 * row['completed'] / ended:.1f} %" if ended else None
+    ended = row["completed"] + row["failed"] - row["failed_by_users"]
+    success = f"{100 * row['completed'] / ended:.1f} %" if ended > 0 else None
+    maybe = f" ({row['unknown_submissions']}?)" if row["unknown_submissions"] else ""
     return (
-        row["label"], row["completed"], row["failed"], row["cancelled"], success,
-        row["submissions"], row["unknown_submissions"], row["provider_cost"],
+        row["label"], row["completed"], row["failed"], row["failed_by_users"], row["cancelled"],
+        success, f"{row['submissions']}{maybe}", f"{row['provider_cost']:g}",
         row["credits_charged"],
     )  # fmt: skip
 
@@ -170,9 +206,4 @@ def _throughput(row: Row) -> tuple[object, ...]:
 def _gates(gates: list[Row]) -> object:
     if not gates:
         return facts([("gates", "all open")])
-    lines = [
-        (g["scope"], g["model"], g["reason"], g["details"], g["closed_at"], g["until"])
-        for g in gates
-    ]
-    columns = ("scope", "model", "reason", "details", "closed", "probed next")
-    return table(columns, lines, "Closed gates")
+    return gates_table(gates, "Closed gates")

@@ -35,6 +35,7 @@ class Family:
 
 VERBS: Mapping[str, Verb | Family] = {
     "run": Verb("Run the worker until SIGTERM or Ctrl-C.", "work.run"),
+    "init": Verb("Write a file of settings to fill in.", "init.init"),
     "migrate": Verb("Bring the database up to this version.", "work.migrate"),
     "check": Verb("Show the settings, and test each dependency.", "check.check"),
     "demo": Verb("Show all of it at work on this machine, without any account.", "demo.demo"),
@@ -43,8 +44,9 @@ VERBS: Mapping[str, Verb | Family] = {
     "tasks": Family("Look at tasks, cancel them, try them again.", {
         "list": Verb("List the newest tasks.", "tasks.list_tasks"),
         "show": Verb("Show one task's whole story.", "tasks.show"),
-        "cancel": Verb("Cancel a task.", "changes.cancel"),
-        "retry": Verb("Put an ended task back into the queue.", "changes.retry"),
+        "watch": Verb("Show a task until it has ended.", "tasks.watch"),
+        "cancel": Verb("Cancel a task, or all that fit.", "changes.cancel"),
+        "retry": Verb("Put ended tasks back into the queue.", "changes.retry"),
     }),
     "stats": Verb("Show the queue, throughput, failures, cost, workers.", "stats.stats"),
     "workers": Verb("List every worker.", "stats.workers"),

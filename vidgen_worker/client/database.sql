@@ -338,6 +338,22 @@ select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
    and (s.account = %(account)s or s.key_fingerprint = %(key_fingerprint)s)
    and s.answer = 'generation';
 
+-- possibly_paid --
+-- Paid POSTs without an answer since a moment, and what they cost at the most: each as much as the
+-- dearest generation of its model. `unpriced`: so many of models whose cost nobody has seen.
+select count(*) as submissions, coalesce(sum(dearest.cost), 0) as credits,
+       count(*) filter (where dearest.cost is null) as unpriced
+  from vidgen.submissions as s
+  left join lateral (
+    select max(coalesce(k.cost, k.estimated_cost)) as cost
+      from vidgen.submissions as k
+     where k.provider = s.provider and k.model = s.model and k.answer = 'generation'
+       and k.sent_at > now() - interval '7 days'
+  ) as dearest on true
+ where s.provider = %(provider)s
+   and (s.account = %(account)s or s.key_fingerprint = %(key_fingerprint)s)
+   and s.answer = 'unknown' and s.sent_at > %(since)s::timestamptz;
+
 -- add_account_reading --
 -- Keep a reading, for the next comparison.
 insert into vidgen.account_readings (provider, account, credit_balance, outlay)
@@ -378,16 +394,19 @@ select account, model, slots, taken
 
 -- gates --
 -- Every closed gate: a row is a gate that is closed.
-select provider, scope, model, reason, message, details, closed_at, until, probes
+select provider, scope, model, reason, message, details, closed_at, until, probes,
+       now() - closed_at as closed_for, until - now() as next_in
   from vidgen.gates
  order by closed_at;
 
 -- close_gate --
--- An operator's hand: for all keys, without a probe, so that only an operator opens it again.
-insert into vidgen.gates (provider, scope, model, reason, message, details)
-values ('runway', '*', %(model)s, 'OPERATOR', %(message)s, %(details)s)
+-- An operator's hand: for all keys. Without `until` no probe opens it, only an operator; with it the
+-- first look from then on.
+insert into vidgen.gates (provider, scope, model, reason, message, details, probe_at, until)
+values ('runway', '*', %(model)s, 'OPERATOR', %(message)s, %(details)s, %(until)s, %(until)s)
 on conflict (provider, scope, model) do update
-   set message = excluded.message, details = excluded.details
+   set message = excluded.message, details = excluded.details, probe_at = excluded.probe_at,
+       until = excluded.until
 returning model;
 
 -- open_gate --
@@ -399,7 +418,8 @@ returning scope, reason;
 
 -- find_tasks --
 -- The newest tasks that fit every filter that is given.
-select *, now() as database_now
+select *, now() as database_now, now() - created_at as age,
+       coalesce(completed_at, now()) - started_at as took
   from public.video_generation_tasks
  where (%(user_id)s::uuid is null or user_id = %(user_id)s)
    and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
@@ -472,7 +492,8 @@ select at, what, stage, attempt, details
       from vidgen.submissions
      where task_id = %(task_id)s and ended_at is not null and answer is distinct from 'refused'
     union all
-    select 7, updated_at, 'stored', stage, null, format('%%s/%%s, %%s bytes', bucket, path, size)
+    select 7, updated_at, 'stored', stage, null,
+           format('%%s bytes in bucket %%s', size, bucket)
       from vidgen.checkpoints where task_id = %(task_id)s and state = 'done'
     union all
     select 8, created_at, 'charged', stage, null, format('%%s credits', -amount)
@@ -494,8 +515,25 @@ select at, what, stage, attempt, details
            format('%%s refused %%s time(s): %%s', statement, tries, error)
       from vidgen.refusals where task_id = %(task_id)s
     union all
-    select 12, completed_at, status, null, attempt, coalesce(error_code || ': ' || error_message, video_path)
-      from public.video_generation_tasks where id = %(task_id)s and completed_at is not null
+    select 12, e.at, e.what, null, e.attempt,
+           concat_ws(
+             ', ', nullif(concat_ws(': ', e.code, e.details), ''),
+             case when e.until > e.at + interval '1 second'
+               then format('not before %%s UTC', to_char(e.until at time zone 'UTC', 'HH24:MI:SS')) end
+           )
+      from vidgen.events as e
+     where e.task_id = %(task_id)s
+       and not exists (
+         select from public.video_generation_tasks as t
+          where t.id = e.task_id and t.completed_at = e.at
+       )
+    union all
+    -- Its end, in our words to the user, and beside them in the provider's to the operator.
+    select 13, t.completed_at, t.status, null, t.attempt,
+           coalesce(concat_ws(' — ', t.error_code || ': ' || t.error_message, e.details), t.video_path)
+      from public.video_generation_tasks as t
+      left join vidgen.events as e on e.task_id = t.id and e.at = t.completed_at
+     where t.id = %(task_id)s and t.completed_at is not null
   ) as story
  order by at, place;
 
@@ -544,7 +582,12 @@ select label,
        coalesce(sum(submissions), 0)::bigint as submissions,
        coalesce(sum(unknown_submissions), 0)::bigint as unknown_submissions,
        coalesce(sum(provider_cost), 0) as provider_cost,
-       coalesce(sum(credits_charged), 0)::bigint as credits_charged
+       coalesce(sum(credits_charged), 0)::bigint as credits_charged,
+       (
+         select count(*) from public.video_generation_tasks as t
+          where t.completed_at >= date_trunc('hour', now()) - span.length
+            and t.status = 'failed' and t.error_code = any(%(users_own)s::text[])
+       ) as failed_by_users
   from (values ('this hour', interval '0'), ('24 hours', interval '23 hours'),
                ('7 days', interval '7 days')) as span (label, length)
   left join vidgen.stats_hourly as h on h.hour >= date_trunc('hour', now()) - span.length
@@ -697,3 +740,76 @@ select vidgen.share_buckets(
 -- buckets_of_the_policy --
 -- The buckets that the storage policy goes by.
 select unnest(vidgen.our_buckets()) as bucket;
+
+-- tasks_between --
+-- Ids of tasks that begin with the same letters, as a range.
+select id from public.video_generation_tasks
+ where id between %(first)s and %(last)s order by id limit 3;
+
+-- users_between --
+-- The same for users that we have met: by what we keep of them, and by their tasks.
+select id
+  from (
+    (select user_id as id from public.user_credits
+      where user_id between %(first)s and %(last)s order by user_id limit 3)
+    union
+    (select user_id from vidgen.user_limits
+      where user_id between %(first)s and %(last)s order by user_id limit 3)
+    union
+    (select user_id from public.video_generation_tasks
+      where user_id between %(first)s and %(last)s order by user_id limit 3)
+  ) as met
+ order by id
+ limit 3;
+
+-- workers_between --
+-- The same for workers.
+select id from vidgen.workers where id between %(first)s and %(last)s order by id limit 3;
+
+-- signed_up --
+-- Whether the project's Auth knows a user, or we do; null where this role may not see Auth's users.
+select case
+         when exists (select from public.user_credits where user_id = %(user_id)s) then true
+         when has_table_privilege(current_user, 'auth.users', 'select')
+              and not row_security_active('auth.users')
+           then exists (select from auth.users where id = %(user_id)s)
+       end as known;
+
+-- tasks_to_change --
+-- Tasks that fit every filter, the oldest first, with what the stages that are not done would cost
+-- their users.
+select t.id, t.user_id, t.status, t.error_code, t.current_step,
+       (
+         select coalesce(sum(p.credits), 0)::bigint
+           from vidgen.stages as st
+           join public.credit_prices as p on p.action = st.action
+          where not exists (
+            select from vidgen.checkpoints as c
+             where c.task_id = t.id and c.stage = st.name and c.state = 'done'
+          )
+       ) as credits
+  from public.video_generation_tasks as t
+ where t.status = any(%(statuses)s::text[])
+   and (%(user_id)s::uuid is null or t.user_id = %(user_id)s)
+   and (%(code)s::text is null or t.error_code = %(code)s)
+   and (%(since)s::interval is null or t.created_at > now() - %(since)s::interval)
+ order by t.created_at, t.id
+ limit %(limit)s;
+
+-- budget_of_task --
+-- What a task's budgets have counted, where they have.
+select crashes, suspect, retries, waiting_since from vidgen.budgets where task_id = %(task_id)s;
+
+-- suspects --
+-- How many tasks wait for an idle worker, because workers died under them.
+select count(*) as tasks from vidgen.suspects;
+
+-- codes --
+-- The error codes that tasks have ended with lately.
+select distinct error_code as code
+  from public.video_generation_tasks
+ where completed_at > now() - interval '30 days' and error_code is not null;
+
+-- clock --
+-- The database's clock.
+select now() as now;

@@ -625,6 +625,13 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
         return {"field": self.field} if self.field else {}
 
 
+USERS_OWN = frozenset({
+    "SCENE_NOT_FOUND", "INVALID_REQUEST", "RESOLUTION_UNSUPPORTED", "INSUFFICIENT_CREDITS",
+    "CONTENT_REJECTED", "USER_LIMIT", "ASSET_INVALID",
+})  # fmt: skip
+"""Codes of ends that say nothing of the service: what the user asked for can't be made."""
+
+
 def failure_fault(failure_code: str | None, details: str, cost: float | None) -> Fault:
     """Classify the failure code of a generation that ended FAILED.
 

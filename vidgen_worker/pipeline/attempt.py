@@ -13,7 +13,15 @@ from vidgen_worker.admission import storms
 from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
 from vidgen_worker.domain.durations import format_duration
-from vidgen_worker.domain.faults import Disposition, Fault, FaultName, Pause, Probe, backoff
+from vidgen_worker.domain.faults import (
+    FAULTS,
+    Disposition,
+    Fault,
+    FaultName,
+    Pause,
+    Probe,
+    backoff,
+)
 from vidgen_worker.domain.keys import Gate, Scope
 from vidgen_worker.domain.task import (
     Abandoned,
@@ -57,6 +65,12 @@ from vidgen_worker.telemetry.events import (
 LONG_WAIT = timedelta(minutes=2)
 CANCEL_SELDOM = timedelta(minutes=2)
 """The longest pause between two tries to cancel: its owner waits."""
+WHY_IT_WAITS = {
+    rule.code: rule.message
+    for rule in FAULTS.values()
+    if rule.code and rule.disposition in (Disposition.WAIT, Disposition.GATE)
+}
+"""What the row's `message` says of a wait: the fault's sentence, which promises that it goes on."""
 NO_SLOT = "NO_SLOT"
 """What the log calls a task that waits for a place at the provider."""
 USER_LIMIT = "USER_LIMIT"
@@ -338,4 +352,6 @@ def _waiting_message(outcome: Requeued) -> str:
         return "Waiting for a place at the provider"
     if outcome.code == USER_LIMIT:
         return "Waiting: your submissions come with pauses for now"
-    return "Waiting to try again" if outcome.failed else "Waiting for the service to continue"
+    if outcome.failed:
+        return "Waiting to try again"
+    return WHY_IT_WAITS.get(outcome.code, "Waiting for the service to continue")

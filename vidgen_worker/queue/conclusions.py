@@ -13,11 +13,15 @@ from psycopg.types.json import Jsonb
 from vidgen_worker.database.trouble import LockedError
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import FAULTS, FaultName
+from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Completed, Failed, Fence, Met, Requeued, SetAside, Status
 from vidgen_worker.queue.caller import Caller, scene_said
 from vidgen_worker.queue.verdicts import kept
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import OwedSceneRefused, RowRefused
+
+LONGEST_DETAILS = 500
+"""Characters of what is kept for the operator about a return or an end."""
 
 
 class Conclusions:
@@ -40,7 +44,8 @@ class Conclusions:
         """Conclude this attempt: back to pending after the delay."""
         await self._caller.fenced(
             "requeue", fence, delay=outcome.delay, message=message, failures=int(outcome.failed),
-            waiting=outcome.waiting,
+            waiting=outcome.waiting, code=outcome.code,
+            details=printable(outcome.details, LONGEST_DETAILS),
         )  # fmt: skip
 
     async def waited(self, task_id: UUID) -> timedelta:
@@ -53,6 +58,7 @@ class Conclusions:
         rows = await self._caller.fenced(
             "fail", fence, code=outcome.code, message=outcome.message[:2000],
             visible=Jsonb(dict(outcome.visible)), failures=int(counted),
+            details=printable(outcome.details, LONGEST_DETAILS),
             scene_updates=self._caller.settings.vidgen_scene_updates,
         )  # fmt: skip
         scene_said(fence, rows[0])

@@ -65,7 +65,10 @@ counted as (
          cancel_after = excluded.cancel_after
 )
 select mine.id,
-       case when put_back.status is distinct from 'pending' then vidgen.row_stays(mine.id) end as stays
+       case when put_back.status is distinct from 'pending' then vidgen.row_stays(mine.id) end as stays,
+       vidgen.note_event(
+         mine.id, 'requeued', %(attempt)s, %(code)s, %(details)s, mine.run_after
+       ) as noted
   from mine
   left join put_back on put_back.id = mine.id
 
@@ -113,6 +116,7 @@ ended as (
 )
 select case when ended.status is distinct from 'failed' then vidgen.row_stays(mine.id) end as stays,
        vidgen.release_credits(mine.id),
+       vidgen.note_event(mine.id, 'failed', %(attempt)s, %(code)s, %(details)s, null) as noted,
        case when %(scene_updates)s
          then vidgen.write_scene(mine.scene_id, mine.user_id, 'failed', null, null)
        end as scene_refused

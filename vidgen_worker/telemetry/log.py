@@ -8,6 +8,7 @@ process, whoever logs it: every text goes through `foreign_text.printable`.
 
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
@@ -25,6 +26,8 @@ LONGEST_VALUE = 2000
 LONGEST_TRACEBACK = 12_000
 MOST_ITEMS = 50
 DEEPEST = 4
+
+_ID = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -55,8 +58,9 @@ def configure(
         _sanitized,
     ]
     renderer = _console_renderer(colors=out.isatty()) if console else _json_renderer()
+    ends: list[Processor] = [_compact, renderer] if console else [renderer]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *ends],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=out),
         cache_logger_on_first_use=False,
@@ -67,7 +71,7 @@ def configure(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends],
         )
     )
     logging.basicConfig(handlers=[handler], level=max(threshold, logging.WARNING), force=True)
@@ -128,6 +132,19 @@ def _value(value: object, depth: int) -> object:
             return [_value(item, depth - 1) for item in list(value)[:MOST_ITEMS]]
         case _:
             return printable(str(value), LONGEST_VALUE)
+
+
+def _compact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Shorten a line for people: the time of day, and ids to what the verbs take for them."""
+    shown: MutableMapping[str, Any] = {}
+    for name, value in event.items():
+        if name == "timestamp" and isinstance(value, str):
+            shown[name] = value[11:23]  # 2026-11-30T16:55:13.123456Z
+        elif isinstance(value, str) and name not in TRACEBACKS:
+            shown[name] = _ID.sub(r"\1", value)
+        elif value is not None:
+            shown[name] = value
+    return shown
 
 
 def _json_renderer() -> Processor:

@@ -1,0 +1,80 @@
+"""Every table of the command line, on terminals of 80 and 120 columns: no word is broken."""
+
+import asyncio
+import re
+import sys
+from uuid import uuid4
+
+import pytest
+
+from tests.support.commands import Cli, cli, complete, connected
+from tests.support.world import World
+
+__all__ = ["cli", "complete", "connected"]
+
+LONG_MESSAGE = "Maintenance of the provider: video generation goes on at about four o'clock"
+
+
+def on_a_terminal(
+    cli: Cli, verb: list[object], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Run a verb in this process as on a terminal of that width; return its lines."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", cli(*verb).out).splitlines()
+
+
+def words_of(lines: list[str]) -> set[str]:
+    """Words, with a sign for each number: ages and balances go on between two looks."""
+    words = {re.sub(r"\d+", "#", word) for line in lines for word in line.split()}
+    return {word for word in words if set(word) - set("─━")}
+
+
+def look(cli: Cli, verb: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words_of(on_a_terminal(cli, verb, 1000, monkeypatch))
+    assert len(words) > 3, verb
+    for columns in (80, 120):
+        lines = on_a_terminal(cli, verb, columns, monkeypatch)
+        assert not words_of(lines) - words, (verb, columns)
+
+
+def test_no_table_breaks_a_word(
+    complete: Cli, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, poor = world.user(), world.user(0)
+    scenes = [
+        world.scene(user),
+        world.scene(user, image_prompt=f"[[fail SAFETY.INPUT.TEXT]] {uuid4()}"),
+    ]
+    done, rejected = [world.order(user, scene) for scene in scenes]
+    unpaid = world.order(poor, world.scene(poor))
+
+    async def worked() -> None:
+        async with world.worker():
+            for task in (done, rejected, unpaid):
+                await world.until(task)
+
+    asyncio.run(worked())
+    later = world.order(user, world.scene(user))
+    world.sql(
+        "update video_generation_tasks set run_after = now() + interval '1 day' where id = %s",
+        later,
+    )
+    look(complete, ["check"], monkeypatch)
+    world.sql(
+        "insert into vidgen.workers"
+        " (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)"
+        " values (gen_random_uuid(), 'worker-7d9f8b6c5-x2v4q', 4711, '0.1.0', 'runway', 'k',"
+        " 'default', '{*}', 1, interval '1 h')"
+    )
+    complete("gate", "close", "gen4_turbo", "--message", LONG_MESSAGE, "--yes")
+    complete("reconcile")  # the first reading has nothing to be compared with
+    verbs: list[list[object]] = [
+        ["tasks", "list"], ["tasks", "show", done], ["tasks", "show", rejected],
+        ["tasks", "show", later], ["stats"],
+        ["workers"], ["gate", "list"], ["credits", "show", user], ["limits", "list"],
+        ["limits", "show", user], ["reconcile"],
+    ]  # fmt: skip
+    for verb in verbs:
+        look(complete, verb, monkeypatch)
