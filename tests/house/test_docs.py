@@ -110,6 +110,8 @@ ELSEWHERE = {
     "stats --watch": "test_operations.py",
     "enqueue --scene ID --user ID --watch": "test_cli.py",
     "dashboard": "test_dashboard.py",
+    "sandbox --data DIR": "test_sandbox.py; it runs until Ctrl-C",
+    "sandbox token USER": "test_sandbox.py; it asks a running sandbox",
     "tasks": "a group of verbs; its --help is tried",
     "credits": "a group of verbs; its --help is tried",
 }
