@@ -15,8 +15,8 @@ help: ## this list
 	  | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
-demo: $(STAMP) ## a scene becomes a video: no account, no Docker, half a minute
-	@exec $(BIN)/python -m vidgen_worker demo
+demo: $(STAMP) ## a scene becomes a video: no account, no Docker, half a minute; ARGS=--keep shows it in a browser
+	@exec $(BIN)/python -m vidgen_worker demo $(ARGS)
 
 .PHONY: sandbox
 sandbox: $(STAMP) ## a Supabase project on this machine; ARGS="--data DIR" keeps it

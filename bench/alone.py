@@ -230,7 +230,8 @@ def held_snapshot(ground: Ground, seconds: float, claims: int) -> Result:
                 if tasks > past * HELD_PACE:
                     time.sleep(tasks / HELD_PACE - past)
                 _waiting(site, 5, users=5)
-                for row in worker.claim(5):
+                worker.mail = True
+                for row in worker.claim(5)[0]:
                     worker.task(fence_of(row), whole=False)
                     tasks += 1
             before, after = _in_turns(quiet, site, claims)

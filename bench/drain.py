@@ -63,6 +63,8 @@ class Hand:
         self.conn.prepare_threshold = 0
         self.conn.execute(PLANNED_ONCE)
         self.usual = {**USUAL, "worker_id": uuid4()}
+        self.mail = True
+        """Whether there is something to line up: a worker also hears of it by NOTIFY."""
         self("register_worker")
 
     def __call__(self, name: str, **parameters: object) -> list[dict[str, Any]]:
@@ -70,12 +72,18 @@ class Hand:
         cursor = self.conn.execute(QUERIES[name], {**self.usual, **parameters})
         return cursor.fetchall() if cursor.description else []
 
-    def claim(self, slots: int = SLOTS) -> list[dict[str, Any]]:
-        """Line up and claim in one round trip, as the worker does."""
+    def claim(self, slots: int = SLOTS) -> tuple[list[dict[str, Any]], bool]:
+        """Claim as the worker does: what was taken, and whether to ask again.
+
+        Where there is mail, it is lined up before that, in the same round trip.
+        """
         with self.conn.pipeline():
-            self.conn.execute(QUERIES["line_up"])
+            if self.mail:
+                self.conn.execute(QUERIES["line_up"])
             cursor = self.conn.execute(QUERIES["claim"], {**self.usual, "slots": slots})
-        return cursor.fetchall()
+        rows = cursor.fetchall()
+        self.mail = rows[0]["mail"]
+        return [row for row in rows if row["id"]], rows[0]["waiting"]
 
     def task(self, fence: dict[str, Any], *, whole: bool) -> None:
         """One task, from its claim to its end."""
@@ -119,9 +127,9 @@ def drain(*, whole: bool) -> None:
     sys.stdin.readline()
     tasks = 0
     while True:
-        rows = hand.claim()
+        rows, waiting = hand.claim()
         if not rows:
-            if not hand("still_waiting")[0]["waiting"]:
+            if not waiting:
                 break
             continue
         say("claimed", ids=[str(row["id"]) for row in rows])

@@ -1,9 +1,9 @@
 """What operators read, at a million finished tasks: `python -m bench.views`, some three minutes.
 
 Fills a PostgreSQL of its own with tasks that ended in the last 90 days (or `--days`), two
-submissions, two charges and a closed hold each, and a queue that waits; then times every view and
-the verb `stats`. The figures stand in docs/operations.md. Checkpoints are left out: nothing that is
-timed here reads those of ended tasks.
+submissions, two charges and a closed hold each, and a queue that waits; then times every view, the
+verb `stats` and the first look at each page of the dashboard. The figures stand in
+docs/operations.md. Checkpoints are left out: nothing that is timed here reads those of ended tasks.
 """
 
 import argparse
@@ -14,10 +14,14 @@ import sys
 import time
 from collections.abc import Iterator
 
+import httpx
 import psycopg
+from pydantic import SecretStr
 
 from bench.ground import Ground
+from vidgen_worker.cli.dashboard import running_dashboard
 from vidgen_worker.client.database import QUERIES as READ
+from vidgen_worker.client.database import ClientSettings
 from vidgen_worker.database.pool import QUERIES
 
 ROUNDS = 7
@@ -110,6 +114,23 @@ FILL = (
 READ_BY_USER = "select * from vidgen.consumption_by_user where user_id = md5('user7')::uuid"
 
 
+PAGES = ("/", "/tasks", "/tasks?status=failed", "/users", "/numbers", "/numbers?span=7d")
+
+
+def pages(url: str) -> Iterator[tuple[str, float]]:
+    """Each page and the seconds until a dashboard that has nothing kept has answered."""
+    settings = ClientSettings(database_url=SecretStr(url))
+    for page in PAGES:
+        took = []
+        for _ in range(ROUNDS):
+            with running_dashboard(settings) as link, httpx.Client(timeout=60) as client:
+                client.get(link.replace("/?", "/nowhere?"))  # the cookie, and no page of rows
+                answer = client.get(link.partition("/?")[0] + page)
+            answer.raise_for_status()
+            took.append(answer.elapsed.total_seconds())
+        yield page, statistics.median(took)
+
+
 def questions() -> Iterator[tuple[str, str]]:
     """What is timed: its name, and the statement."""
     yield "queue_health", "select * from vidgen.queue_health"
@@ -171,6 +192,8 @@ def main() -> None:
             env={**os.environ, "DATABASE_URL": site.url}, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         say("vidgen-worker stats, the process", time.monotonic() - began)
+        for page, seconds in pages(site.url):
+            say(f"dashboard {page}", seconds)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ insert into vidgen.settings (schema_version, oldest_program) values ('2026113010
 
 -- The paid steps. A stage is a row here and a declaration in vidgen_worker/pipeline/stages/.
 -- A foreign key to this table locks a stage's row FOR KEY SHARE at each INSERT. Eight connections that
--- only insert were no slower by it than by a CHECK of the names; it took one multixact per two inserts.
+-- only insert were no slower by it than by a CHECK of the names; it took about one multixact per insert.
 create table vidgen.stages (
   name text primary key,
   place smallint not null,

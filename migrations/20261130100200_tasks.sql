@@ -3,6 +3,47 @@
 -- Everything here may be seen by the row's owner. Realtime sends an event for every UPDATE, so
 -- leases, heartbeats, checkpoints, submissions and gates never touch this table.
 
+-- The two longest rules of a task's row, as functions of its CHECKs: each statement that writes the table
+-- parses the text of every CHECK anew, and a function once per session. Whoever may write the table calls
+-- them, an application's own role too.
+create function vidgen.times_can_be_read(
+  run_after timestamptz, expected_at timestamptz, created_at timestamptz, started_at timestamptz,
+  completed_at timestamptz, cancel_requested_at timestamptz, video_url_expires_at timestamptz
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  -- Most programs end at the year 9999: one such row makes every list that shows it fail.
+  return greatest(
+           run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+           video_url_expires_at
+         ) < '9999-01-02 00:00:00+00'
+     and least(
+           run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+           video_url_expires_at
+         ) > '1900-01-01 00:00:00+00';
+end
+$$;
+
+create function vidgen.texts_are_at_most_40000_bytes(
+  current_step text, message text, error_code text, error_message text, resolution text,
+  video_ratio text, image_ratio text, image_path text, image_url text, video_path text,
+  video_url text, error jsonb
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return greatest(
+           octet_length(current_step), octet_length(message), octet_length(error_code),
+           octet_length(error_message), octet_length(resolution), octet_length(video_ratio),
+           octet_length(image_ratio), octet_length(image_path), octet_length(image_url),
+           octet_length(video_path), octet_length(video_url), pg_column_size(error)
+         ) <= 40000;
+end
+$$;
+
 set local search_path = '';
 
 create table public.video_generation_tasks (
@@ -41,17 +82,6 @@ create table public.video_generation_tasks (
 
   constraint status_is_known
     check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
-  -- Most programs end at the year 9999: one such row makes every list that shows it fail.
-  constraint times_can_be_read check (
-    greatest(
-      run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
-      video_url_expires_at
-    ) < '9999-01-02 00:00:00+00'
-    and least(
-      run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
-      video_url_expires_at
-    ) > '1900-01-01 00:00:00+00'
-  ),
   constraint priority_is_from_minus_10_to_10 check (priority between -10 and 10),
   constraint failures_are_within_their_limit
     check (failures >= 0 and max_failures between 1 and 100),
@@ -71,13 +101,17 @@ create table public.video_generation_tasks (
     (status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)
   ),
   constraint claimed_has_started_at check (attempt = 0 or started_at is not null),
+  constraint times_can_be_read check (
+    vidgen.times_can_be_read(
+      run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+      video_url_expires_at
+    )
+  ),
   constraint texts_are_at_most_40000_bytes check (
-    octet_length(current_step) <= 40000 and octet_length(message) <= 40000
-    and octet_length(error_code) <= 40000 and octet_length(error_message) <= 40000
-    and octet_length(resolution) <= 40000 and octet_length(video_ratio) <= 40000
-    and octet_length(image_ratio) <= 40000 and octet_length(image_path) <= 40000
-    and octet_length(image_url) <= 40000 and octet_length(video_path) <= 40000
-    and octet_length(video_url) <= 40000 and pg_column_size(error) <= 40000
+    vidgen.texts_are_at_most_40000_bytes(
+      current_step, message, error_code, error_message, resolution, video_ratio, image_ratio,
+      image_path, image_url, video_path, video_url, error
+    )
   )
 ) with (
   -- Progress is written in place: room for HOT updates, and vacuum before the dead rows pile up.
@@ -210,13 +244,24 @@ begin
     end if;
   end if;
 
-  if old.status <> new.status and new.status in ('completed', 'failed', 'cancelled')
+  if old.status <> new.status and (
+       new.status in ('completed', 'failed', 'cancelled') or old.status in ('failed', 'cancelled')
+     )
      and not pg_has_role(current_user, 'service_role', 'usage')
      and not pg_has_role(
        current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
      ) then
-    -- What is kept for so long after its end is not pruned before, whatever a worker says.
-    new.completed_at := now();
+    if new.status <> 'pending' then
+      -- What is kept for so long after its end is not pruned before, whatever a worker says.
+      new.completed_at := now();
+    elsif pg_has_role(current_user, 'vidgen_worker', 'usage') then
+      -- Tasks that ended begin again when retry_video_generation_task says so, which counts how often, or
+      -- an operator: the worker's role can't have them done, and charged, once more.
+      raise exception 'task %: it has ended (%), and a worker does not begin it again',
+        old.id, old.status
+        using errcode = 'insufficient_privilege',
+              hint = 'Try again with retry_video_generation_task(id).';
+    end if;
   end if;
   if old.status in ('pending', 'processing') and new.status in ('pending', 'processing') then
     -- A late or resumed writer must not pull the bar back before the user's eyes.
@@ -271,42 +316,25 @@ create trigger path_stays
   )
   execute function vidgen.path_stays();
 
--- Tasks that ended begin again when retry_video_generation_task says so, which counts how often, or
--- an operator: the worker's role can't have them done, and charged, once more.
-create function vidgen.retry_is_asked_for() returns trigger
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-begin
-  if pg_has_role(current_user, 'vidgen_worker', 'usage')
-     and not pg_has_role(current_user, 'service_role', 'usage')
-     and not pg_has_role(
-       current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
-     ) then
-    raise exception 'task %: it has ended (%), and a worker does not begin it again', old.id, old.status
-      using errcode = 'insufficient_privilege',
-            hint = 'Try again with retry_video_generation_task(id).';
-  end if;
-  return new;
-end
-$$;
-
-create trigger retry_is_asked_for
-  before update on public.video_generation_tasks
-  for each row
-  when (old.status in ('failed', 'cancelled') and new.status = 'pending')
-  execute function vidgen.retry_is_asked_for();
-
 -- Rights.
 
 call vidgen.revoke_from_strangers();
+
+grant execute on function
+  vidgen.times_can_be_read(
+    timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz
+  ),
+  vidgen.texts_are_at_most_40000_bytes(
+    text, text, text, text, text, text, text, text, text, text, text, jsonb
+  )
+  to public;
 
 revoke all on
   public.video_generation_tasks
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function
-  vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays(), vidgen.retry_is_asked_for()
+  vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays()
   from public, anon, authenticated, service_role;
 
 grant select on public.video_generation_tasks to authenticated;

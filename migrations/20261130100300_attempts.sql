@@ -774,40 +774,62 @@ begin
 end
 $$;
 
--- Begin an attempt at a waiting task. No row: the task is not waiting any more, or another transaction
--- holds it. The row is locked and changed in one savepoint: a lock taken by the statement outside would
--- make a multixact of each row.
-create function vidgen.begin_attempt(of_task uuid, for_worker uuid, to_cancel boolean)
+-- Begin an attempt at each of these waiting tasks. No row: the task is not waiting any more, or another
+-- transaction holds it. The rows are locked and changed in one savepoint: a lock taken by the statement
+-- outside would make a multixact of each row. All in one, where nothing of an application's can be slow or
+-- refuse; else, and where one has refused, each in a savepoint of its own.
+create function vidgen.begin_attempts(of_tasks uuid[], for_worker uuid, to_cancel boolean)
 returns table (
   id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
   max_failures smallint, progress double precision, created_at timestamptz, run_after timestamptz,
   cancel_requested boolean, refused text
 )
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+-- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
+set enable_seqscan = off
 as $$
 #variable_conflict use_variable
 declare
-  task record;
+  waiting uuid[];
   noted vidgen.refusals;
 begin
+  if cardinality(of_tasks) > 1 and exists (
+    select
+      from pg_trigger as g
+     where g.tgrelid = 'public.video_generation_tasks'::regclass and not g.tgisinternal
+       and g.tgfoid::regproc::text not like 'vidgen.%'
+  ) then
+    return query
+      select one.* from unnest(of_tasks) as t (id)
+       cross join lateral vidgen.begin_attempts(array[t.id], for_worker, to_cancel) as one;
+    return;
+  end if;
   -- Rows with slow triggers: after two seconds the next statement takes the rows that are left. A trigger
   -- of four seconds on forty rows of one user would hold the turns of all users for minutes.
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
-  perform from public.video_generation_tasks as t
-    where t.id = of_task and t.status = 'pending'
-      -- What is due earlier than its row says (an output that is to try a gate) begins.
-      and (to_cancel or t.run_after <= now() or exists (
-        select from vidgen.resumes as r where r.task_id = t.id and r.resume_at <= now()
-      ))
-      for no key update skip locked;
-  if not found then
-    if not to_cancel and exists (
-      select from public.video_generation_tasks as t where t.id = of_task and t.status = 'pending'
-    ) then
-      perform vidgen.pass_over(of_task);
-    end if;
+  waiting := array(
+    select t.id
+      from public.video_generation_tasks as t
+      -- A worker declared dead claims nothing.
+      join vidgen.workers as me on me.id = for_worker and me.dead_at is null
+     -- Not `=`: a partial index of few rows would be walked, by a plan that is kept when they are many.
+     where t.id = any (of_tasks) and t.status is not distinct from 'pending'
+       -- What is due earlier than its row says (an output that is to try a gate) begins.
+       and (to_cancel or t.run_after <= now() or exists (
+         select from vidgen.resumes as r where r.task_id = t.id and r.resume_at <= now()
+       ))
+       for no key update of t skip locked
+  );
+  if cardinality(waiting) < cardinality(of_tasks) and not to_cancel then
+    perform vidgen.pass_over(t.id)
+       from public.video_generation_tasks as t
+       join vidgen.workers as me on me.id = for_worker and me.dead_at is null
+      where t.id = any (of_tasks) and t.id <> all (waiting)
+        and t.status is not distinct from 'pending';
+  end if;
+  if waiting = '{}' then
     return;
   end if;
 
@@ -819,32 +841,40 @@ begin
            when to_cancel then t.current_step else 'Initializing video generation pipeline'
          end,
          message = case when to_cancel then t.message else 'Video generation started' end
-   where t.id = of_task
-     -- A worker declared dead claims nothing.
-     and exists (select from vidgen.workers as me where me.id = for_worker and me.dead_at is null)
-  returning t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-            t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null as cancel_requested
-       into task;
-  if not found and not exists (
-    select from vidgen.workers as me where me.id = for_worker and me.dead_at is null
-  ) then
-    return;
+   where t.id = any (waiting);
+  set constraints all immediate;
+  -- As check_taken.
+  if (
+    select count(*) filter (where t.status = 'processing' and t.worker_id = for_worker)
+      from public.video_generation_tasks as t
+     where t.id = any (waiting)
+  ) < cardinality(waiting) then
+    perform vidgen.row_stays(waiting[1]);
   end if;
-  perform vidgen.check_taken(of_task, 'processing', for_worker);
   -- Not before here: what RETURN QUERY has returned, an exception does not take back.
-  return query select task.id, task.attempt, task.worker_id, task.user_id, task.scene_id,
-                      task.failures, task.max_failures, task.progress, task.created_at,
-                      task.run_after, task.cancel_requested, null::text;
+  return query
+    select t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+           t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null, null::text
+      from public.video_generation_tasks as t
+     where t.id = any (waiting);
 exception
   when others or assert_failure or query_canceled then
-    noted := vidgen.note_refusal(of_task, 'claim', format('%s %s', sqlstate, sqlerrm), null);
+    if cardinality(of_tasks) > 1 then
+      return query
+        select one.* from unnest(of_tasks) as t (id)
+         cross join lateral vidgen.begin_attempts(array[t.id], for_worker, to_cancel) as one;
+      return;
+    end if;
+    noted := vidgen.note_refusal(
+      of_tasks[1], 'claim', format('%s %s', sqlstate, sqlerrm), null
+    );
     -- In this table the claim skips the task already: it needs no condition of its own for refusals.
     insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
     select t.id, t.user_id, t.lane, 'image', noted.until
       from public.video_generation_tasks as t
-     where t.id = of_task
+     where t.id = of_tasks[1]
         on conflict (task_id) do update set resume_at = excluded.resume_at;
-    id := of_task;
+    id := of_tasks[1];
     refused := noted.error;
     return next;
 end
@@ -878,7 +908,7 @@ declare
   task record;
   noted vidgen.refusals;
 begin
-  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempt).
+  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempts).
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
@@ -927,7 +957,7 @@ declare
   task record;
   noted vidgen.refusals;
 begin
-  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempt).
+  -- Rows with slow triggers: the next statement takes the rows that are left (see begin_attempts).
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
@@ -1177,6 +1207,9 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
+  if old.status not in ('pending', 'processing') or new.status in ('pending', 'processing') then
+    return null;
+  end if;
   update vidgen.budgets as b
      set crashes = 0, suspect = false, waiting_since = null, cancel_after = null
    where b.task_id = new.id
@@ -1187,12 +1220,11 @@ begin
 end
 $$;
 
+-- Its WHEN is short, here and in task_moves and task_leaves: see times_can_be_read.
 create trigger task_ends
   after update on public.video_generation_tasks
   for each row
-  when (
-    old.status in ('pending', 'processing') and new.status in ('completed', 'failed', 'cancelled')
-  )
+  when (old.status <> new.status)
   execute function vidgen.task_ends();
 
 -- Try whether a row takes the changes of an attempt, and undo them. Returns the error; null: the row takes
@@ -1254,7 +1286,7 @@ revoke all on function
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
-  vidgen.begin_attempt(uuid, uuid, boolean),
+  vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
@@ -1313,7 +1345,7 @@ grant execute on function
   vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
-  vidgen.begin_attempt(uuid, uuid, boolean),
+  vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),

@@ -165,6 +165,12 @@ declare
   stage text;
   followers text[];
 begin
+  if old.status = 'pending' and old.attempt = 0 and new.status = 'processing' then
+    return null;  -- what has never begun and begins is in no resumes: the claim leaves out what is
+  end if;
+  if new.status <> 'pending' and old.status <> 'pending' then
+    return null;
+  end if;
   if new.status = 'pending' then
     if old.status = 'processing' then
       -- A rival that met its row locked by the claim has passed it over: it ran, and keeps its place.
@@ -230,14 +236,7 @@ $$;
 create trigger task_moves
   after update on public.video_generation_tasks
   for each row
-  when (
-    (new.status = 'pending' and (old.status <> 'pending' or old.run_after <> new.run_after))
-    -- What has never begun and begins is in no resumes: the claim leaves out what is.
-    or (
-      old.status = 'pending' and new.status <> 'pending'
-      and (old.attempt > 0 or new.status <> 'processing')
-    )
-  )
+  when (old.status <> new.status or old.run_after <> new.run_after)
   execute function vidgen.task_moves();
 
 -- Waiting tasks under which so many workers died that they run alone. `stage` is as in resumes. Rows are

@@ -277,57 +277,61 @@ create trigger gate_opens
   after delete on vidgen.gates
   for each row execute function vidgen.gate_opens();
 
+create view vidgen.free_slots with (security_invoker = true) as
+select l.provider, l.account, l.model, slots.free
+  from vidgen.limits as l
+ cross join lateral (
+   select count(*) as free
+     from vidgen.slots as s
+    where s.provider = l.provider and s.account = l.account
+      and s.model = l.model and s.task_id is null
+ ) as slots
+ where l.max_generations is not null;
+
+comment on view vidgen.free_slots is 'Models with a limit, and how many of their slots nobody has.';
+
 -- No image starts while far more tasks wait for a video slot than there are: twice as many as slots
 -- may be under way to one, counted by account. What waits for later waits for no slot, and what other
 -- keys run needs none of this key's. Nothing is counted beyond the number that decides.
-create view vidgen.rooms with (security_invoker = true) as
-select l.provider, l.account, l.model,
-       (
-         select count(*)
-           from vidgen.slots as s
-          where s.provider = l.provider and s.account = l.account
-            and s.model = l.model and s.task_id is null
-       ) as free,
-       greatest(
-         r.per_slot * l.max_generations
-         - (
-           select count(*)
-             from (
-               select
-                 from vidgen.due_resumes
-                where stage = 'video'
-                limit r.per_slot * l.max_generations
-             ) as waiting
-         )
-         - (
-           select count(*)
-             from (
-               select
-                 from public.video_generation_tasks as t
-                 join vidgen.workers as w on w.id = t.worker_id
-                where t.status = 'processing'
-                  and w.provider = l.provider and w.account = l.account
-                  and not exists (
-                    select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
-                  )
-                  -- A row that takes no change stays 'processing', and comes to no clip.
-                  and not exists (
-                    select from vidgen.refusals as f
-                     where f.task_id = t.id and f.until is not null
-                  )
-                limit r.per_slot * l.max_generations
-             ) as under_way
-         ),
-         0
-       )::integer as room
-  from vidgen.limits as l
- cross join (values (2)) as r (per_slot)
- where l.max_generations is not null;
-
-comment on view vidgen.rooms is 'Models with a limit: what may begin.';
-comment on column vidgen.rooms.free is 'Slots that nobody has.';
-comment on column vidgen.rooms.room is
-  'For how many new tasks there is room before this model, were it the one that makes the clips.';
+-- A function, so that a claim without a limit plans none of it; null: no limit.
+create function vidgen.room_before(of_provider text, of_account text, of_model text) returns integer
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  most integer := (
+    select 2 * l.max_generations
+      from vidgen.limits as l
+     where l.provider = of_provider and l.account = of_account and l.model = of_model
+  );
+begin
+  return greatest(
+    most
+    - (
+      select count(*)
+        from (select from vidgen.due_resumes where stage = 'video' limit most) as waiting
+    )
+    - (
+      select count(*)
+        from (
+          select
+            from public.video_generation_tasks as t
+            join vidgen.workers as w on w.id = t.worker_id
+           where t.status = 'processing' and w.provider = of_provider and w.account = of_account
+             and not exists (
+               select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
+             )
+             -- A row that takes no change stays 'processing', and comes to no clip.
+             and not exists (
+               select from vidgen.refusals as f where f.task_id = t.id and f.until is not null
+             )
+           limit most
+        ) as under_way
+    ),
+    0
+  );
+end
+$$;
 
 -- Whether a gate of this worker's own (its key's, file store's or machine's) is closed while another worker
 -- of its account goes on. Then it leaves waiting tasks that have begun to the other worker: it could not
@@ -494,6 +498,9 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
+  if old.status <> 'processing' then
+    return null;
+  end if;
   perform vidgen.free_slot(s.id, s.task_id, s.submission_id)
      from vidgen.slots as s
     where s.task_id = new.id and s.submission_id is null;
@@ -504,7 +511,7 @@ $$;
 create trigger task_leaves
   after update on public.video_generation_tasks
   for each row
-  when (old.status = 'processing' and new.status <> 'processing')
+  when (old.status <> new.status)
   execute function vidgen.task_leaves();
 
 -- The user's own statements, one after the other. A wait has an end: another statement of the same
@@ -1097,7 +1104,8 @@ revoke all on
 
 revoke all on function
   vidgen.show_gates(), vidgen.show_gate(), vidgen.gate_opens(), vidgen.stands_aside(uuid),
-  vidgen.count_slots(text, text, text), vidgen.set_limit(text, text, text, integer, boolean),
+  vidgen.room_before(text, text, text), vidgen.count_slots(text, text, text),
+  vidgen.set_limit(text, text, text, integer, boolean),
   vidgen.free_slot(bigint, uuid, uuid), vidgen.submission_ends(), vidgen.task_leaves(),
   vidgen.lock_user(uuid), vidgen.lock_limits(uuid), vidgen.count_user(uuid, bigint, bigint),
   vidgen.unbilled(uuid, timestamptz), vidgen.unbilled_cost(uuid),
@@ -1119,8 +1127,8 @@ grant insert (
   provider, account, credit_balance, outlay
 ) on vidgen.account_readings to vidgen_worker;
 grant select on
-  public.video_generation_gates, vidgen.account_readings, vidgen.limits, vidgen.rejections,
-  vidgen.rooms, vidgen.user_limits, vidgen.user_locks, vidgen.user_troubles
+  public.video_generation_gates, vidgen.account_readings, vidgen.free_slots, vidgen.limits,
+  vidgen.rejections, vidgen.user_limits, vidgen.user_locks, vidgen.user_troubles
   to vidgen_worker;
 grant update (remaining) on vidgen.troubles to vidgen_worker;
 grant insert (
@@ -1132,7 +1140,8 @@ grant insert (
 ) on vidgen.slots to vidgen_worker;
 grant update (task_id, submission_id, taken_at) on vidgen.slots to vidgen_worker;
 grant execute on function
-  vidgen.stands_aside(uuid), vidgen.count_slots(text, text, text),
+  vidgen.stands_aside(uuid), vidgen.room_before(text, text, text),
+  vidgen.count_slots(text, text, text),
   vidgen.set_limit(text, text, text, integer, boolean), vidgen.free_slot(bigint, uuid, uuid),
   vidgen.lock_limits(uuid), vidgen.unbilled(uuid, timestamptz),
   vidgen.refuse_submission(uuid, uuid, uuid, text, text, text, interval),

@@ -242,7 +242,8 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if exists (select from vidgen.pruned as p where p.task_id = new.id) then
+  if old.status in ('failed', 'cancelled') and new.status = 'pending'
+     and exists (select from vidgen.pruned as p where p.task_id = new.id) then
     raise exception 'task % ended on %: it is too long ago to be retried', new.id,
       to_char(old.completed_at at time zone 'UTC', 'YYYY-MM-DD')
       using errcode = 'PT409', hint = 'Insert a new task.';
@@ -254,7 +255,7 @@ $$;
 create trigger refuse_forgotten_retries
   before update of status on public.video_generation_tasks
   for each row
-  when (old.status in ('failed', 'cancelled') and new.status = 'pending')
+  when (old.status <> new.status)
   execute function vidgen.refuse_forgotten_retries();
 
 -- Rights.

@@ -64,7 +64,7 @@ def test_a_claim_takes_no_more_than_there_are_slots(ground: Ground) -> None:
     assert len(hand.claim(slots=5)) == 2
     assert hand.claim(slots=5) == []
     assert taken(ground) == (2, 0)
-    assert hand("still_waiting") == [{"resumable": False, "waiting": False}], (
+    assert hand.still_waiting() == {"resumable": False, "waiting": False}, (
         "asking again would find nothing"
     )
 
@@ -250,7 +250,7 @@ def test_no_image_starts_while_far_more_wait_for_a_video_than_there_are_slots(
     ground.orders(ground.user(), 10)
     begun = hand.claim(slots=10)
     assert len(begun) == 4, "twice as many as video slots are under way to one"
-    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
+    assert hand.still_waiting() == {"resumable": False, "waiting": False}
     hand.walk(begun[0], "start_task", *STAGE)
     assert not refused(hand, held_again(begun[0]), "video")
     assert len(hand.claim(slots=10)) == 1, "one has got there: one more may begin"
@@ -338,15 +338,15 @@ def test_a_busy_worker_asks_no_more_for_what_is_not_for_it(ground: Ground) -> No
     past_image(ground, hand, 0)
     for slots in (1, 5):
         limit(hand, VIDEO, slots)
-        assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": False}]
-    assert hand("still_waiting", idle=True)[0]["resumable"]
+        assert hand.still_waiting(idle=False) == {"resumable": False, "waiting": False}
+    assert hand.still_waiting(idle=True)["resumable"]
     ground.sql("delete from vidgen.resumes")
     limit(hand, IMAGE, 1)
     ground.order()
     hand("line_up")
-    assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": False}]
+    assert hand.still_waiting(idle=False) == {"resumable": False, "waiting": False}
     limit(hand, IMAGE, 2)
-    assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": True}]
+    assert hand.still_waiting(idle=False) == {"resumable": False, "waiting": True}
 
 
 def heard(listener: Hand) -> list[str]:

@@ -421,7 +421,7 @@ def test_who_is_paused_stands_in_nobodys_way(ground: Ground) -> None:
     ground.orders(user, 5)
     mine = ground.order(other)
     assert [one.id for one in hand.claim()] == [mine]
-    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
+    assert hand.still_waiting() == {"resumable": False, "waiting": False}
     ground.sql("select vidgen.lift_limits(%s)", user)
     taken = {one.id for one in hand.claim()} | {one.id for one in hand.claim()}
     assert {later.id, held.id} < taken

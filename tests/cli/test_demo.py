@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import av
+import httpx
 import pytest
 from PIL import Image
 
@@ -34,10 +35,10 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def demo(cwd: Path, scratch: Path, verb: str = "demo") -> Iterator[subprocess.Popen[str]]:
+def demo(cwd: Path, scratch: Path, *verb: str) -> Iterator[subprocess.Popen[str]]:
     environment = {**os.environ, "TMPDIR": str(scratch), "VIDGEN_CREDITS": "off"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "vidgen_worker", verb],
+        [sys.executable, "-m", "vidgen_worker", *(verb or ["demo"])],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
@@ -121,6 +122,23 @@ def test_the_demo_ends_with_a_playable_video(tmp_path: Path, scratch: Path) -> N
     assert {folder: folder.stat().st_mode for folder in modes} == modes
 
 
+def test_a_demo_that_is_kept_is_seen_in_a_browser_until_ctrl_c(
+    tmp_path: Path, scratch: Path
+) -> None:
+    with demo(tmp_path, scratch, "demo", "--keep") as process:
+        said = read_until(process, "Ctrl-C stops everything")
+        (link,) = re.findall(r"^See it: (\S+)$", said, re.MULTILINE)
+        with httpx.Client(follow_redirects=True) as client:
+            assert "steady" in (page := client.get(link).text) or "settling" in page
+            assert "completed" in client.get(link.partition("?")[0] + "tasks").text
+        family = children(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not [pid for pid in family if alive(pid)]
+    assert list(scratch.iterdir()) == []
+
+
 MOMENTS = (
     "Starting PostgreSQL",
     "Inserting a task",
@@ -170,24 +188,10 @@ def test_even_kill_9_leaves_no_process_and_no_folder(tmp_path: Path, scratch: Pa
         await_that(lambda: not list(scratch.iterdir()), "a folder outlived the demo")
 
 
-def test_the_sandbox_prints_what_programs_need_and_ends_with_ctrl_c(
-    tmp_path: Path, scratch: Path
-) -> None:
+def test_ctrl_c_ends_the_sandbox_and_leaves_nothing_behind(tmp_path: Path, scratch: Path) -> None:
+    """What it prints is tried in test_sandbox.py."""
     with demo(tmp_path, scratch, "sandbox") as process:
-        said = read_until(process, "Ctrl-C here stops everything")
-        variables = dict(re.findall(r"^export (\w+)=(\S+)$", said, re.MULTILINE))
-        settings = {**os.environ, **variables}
-        enqueue = ["enqueue", "--scene", variables["DEMO_SCENE"], "--user", variables["DEMO_USER"]]
-        for arguments in (["migrate"], enqueue, ["check"]):
-            done = subprocess.run(
-                [sys.executable, "-m", "vidgen_worker", *arguments],
-                env=settings,
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+        read_until(process, "Ctrl-C here stops everything")
         family = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)

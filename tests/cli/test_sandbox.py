@@ -77,6 +77,14 @@ def test_what_it_prints_without_a_file_can_be_pasted_whole(running: Running, hom
     assert asked.stdout.strip() == running.settings["DEMO_USER_ID"], asked.stderr
 
 
+def test_its_dashboard_runs_along_and_its_link_is_printed(running: Running) -> None:
+    (link,) = re.findall(r"^# See it in a browser: (\S+)$", running.said, re.MULTILINE)
+    with httpx.Client(follow_redirects=True) as client:
+        answer = client.get(link)
+    assert answer.status_code == 200
+    assert running.settings["SUPABASE_URL"] in answer.headers["content-security-policy"]
+
+
 def test_a_token_is_renewed_by_address_and_id_and_for_nobody_else(
     running: Running, home: Path
 ) -> None:

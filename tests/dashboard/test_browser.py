@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
+import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from psycopg import sql
 
 from tests.support.panel import Panel, browser, form_token, panel
 
@@ -135,6 +137,42 @@ def test_a_page_is_live_and_leaves_alone_who_is_at_work(
         expect(tile).to_have_text(str(waiting + 1))
         assert page.locator("#failures").bounding_box() == place
         assert page.evaluate("document.activeElement.href") == focused
+
+
+@contextmanager
+def away(panel: Panel) -> Iterator[None]:
+    """The panel's database takes no connection inside the block, and has ended those it had."""
+    database = panel.world.database
+    name = sql.Identifier(database.name)
+    with psycopg.connect(database.admin_url, dbname="postgres", autocommit=True) as conn:
+        conn.execute(sql.SQL("alter database {} allow_connections false").format(name))
+        conn.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s",
+            [database.name],
+        )
+        try:
+            yield
+        finally:
+            conn.execute(sql.SQL("alter database {} allow_connections true").format(name))
+
+
+def test_a_page_says_that_the_database_is_away_and_comes_back(
+    chromium: Browser, panel: Panel
+) -> None:
+    with opened(chromium, panel) as seen:
+        page = seen.page
+        page.clock.install()
+        with away(panel):
+            page.goto(f"{panel.url}/tasks?status=cancelled&since=30d")
+            expect(page.locator("#sentence")).to_contain_text("database")
+        page.clock.run_for(10_500)
+        page.get_by_role("heading", name="Tasks").wait_for()
+        with away(panel), page.expect_response(lambda answer: answer.status == 503):
+            page.evaluate("history.replaceState(null, '', '/tasks?status=cancelled&since=1h')")
+            page.clock.run_for(10_500)
+        expect(page.locator("#notice")).to_contain_text("What you see is from before.")
+        page.clock.run_for(10_500)
+        expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_the_keyboard_reaches_everything_and_sees_where_it_is(

@@ -234,24 +234,26 @@ update vidgen.gates as g
    and g.probe_at is not null
 -- Claims: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
--- Up to 400 lines: three statements share one decision (docs/claim.md), and are read side by side.
 
 -- claim --
 -- Begin an attempt on up to `slots` new tasks by turns: the users who have waited longest, each a
--- share, in their own order of priority, run_after, created_at. Work-conserving: `more` says that
--- rows are still waiting. Nothing while a task is ready that goes first: `resume` takes those, and then
--- this one comes again and is told so. The row lock on a user's turn makes this the only claim that
--- looks at this user; a client that holds a task's row is skipped. Where the model has a limit, each
--- task whose still is due gets one of its slots here, and no more begin than there are: locked rows,
--- because a count is read in this statement's own snapshot, beside which another claim may commit. The
--- count before them only says how many turns are worth a lock.
+-- share, in their own order of priority, run_after, created_at. Nothing while a task is ready that goes
+-- first: `resume` takes those, and then this one comes again and is told so. The row lock on a user's turn
+-- makes this the only claim that looks at this user; a client that holds a task's row is skipped. Where the
+-- model has a limit, each task whose still is due gets one of its slots here, and no more begin than there
+-- are: locked rows, because a count is read in this statement's own snapshot, beside which another claim
+-- may commit. The count before them only says how many turns are worth a lock.
+-- Each row says what is left, and where nothing began there is one row that says only this. `resumable`: a
+-- task is ready that goes first. `mail`: the mailbox isn't empty. `more`: that, or somebody is in the line.
+-- `waiting`: this should be repeated soon (another claim may have held that turn, or the slot); not while a
+-- gate is closed or no slot is free: then nothing may start, and asking again costs a statement each time.
 with
 -- use concern --
 ,
 -- use opening --
 ,
 places as materialized (
-  select greatest(least(%(slots)s, place.images), 0)::integer as most, place.images_limited as limited
+  select greatest(least(%(slots)s, place.images), 0)::integer as most
     from place, ready, vidgen.workers as me
    -- A worker declared dead claims nothing.
    where me.id = %(worker_id)s and me.dead_at is null
@@ -261,10 +263,8 @@ line as materialized (
   -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
   -- put back.
   select user_id, waiting_since, arrivals,
-         exists (
-           select from vidgen.user_limits as u
-            where u.user_id = turns.user_id and u.paused_until is not null
-         ) as slowed
+         (select u.paused_until is not null from vidgen.user_limits as u
+           where u.user_id = turns.user_id) is true as slowed
     from vidgen.turns
    where lane = %(lane)s and waiting_since is not null
    order by waiting_since
@@ -284,16 +284,13 @@ waiting as materialized (
      select case when %(max_running_per_user)s::integer is not null then (
               select count(*) from public.video_generation_tasks as t
                where t.user_id = line.user_id and t.status = 'processing'
-            ) + (
-              select count(*) from vidgen.resumes as r where r.user_id = line.user_id
-            ) end as tasks
+            ) + (select count(*) from vidgen.resumes as r where r.user_id = line.user_id) end as tasks
+     offset 0
    ) as begun
    cross join lateral (
      -- One probe per priority: rows for later, however many, are never walked.
      select found.id,
-            row_number() over (
-              order by found.priority desc, found.run_after, found.created_at
-            ) as rank
+            row_number() over (order by found.priority desc, found.run_after, found.created_at) as rank
        from generate_series(10, -10, -1) as p (priority)
       cross join lateral (
         select t.id, t.priority, t.run_after, t.created_at
@@ -302,9 +299,7 @@ waiting as materialized (
            and t.status = 'pending' and t.run_after <= now()
            and not exists (select from vidgen.resumes as r where r.task_id = t.id)
            -- A suspect waits for no turn, and takes none from its user's other tasks. One probe a row.
-           and not coalesce(
-             (select b.suspect from vidgen.budgets as b where b.task_id = t.id), false
-           )
+           and not coalesce((select b.suspect from vidgen.budgets as b where b.task_id = t.id), false)
          order by t.run_after, t.created_at
          limit (select rows + 1 from share)
       ) as found
@@ -328,19 +323,19 @@ chosen as materialized (
        w.rank + w.tasks <= %(max_running_per_user)s::integer
        -- Another claim had this turn after our snapshot: what it began is not in our count.
        and w.waiting_since = (
-         select seen.waiting_since
-           from vidgen.turns as seen
-          where seen.user_id = w.user_id and seen.lane = %(lane)s
+         select t.waiting_since from vidgen.turns as t where t.user_id = w.user_id and t.lane = %(lane)s
        )
      ))
    order by w.rank, w.waiting_since
-   limit (select case when limited then (select count(*) from image_slots) else most end from places)
+   limit (
+     select case when free.images is null then most else (select count(*) from image_slots) end
+       from places, free
+   )
 ),
 begun as materialized (
-  -- One by one, each in a savepoint: a row that refuses is set aside, and keeps nobody waiting.
-  select attempt.*
-    from chosen
-   cross join lateral vidgen.begin_attempt(chosen.id, %(worker_id)s, false) as attempt
+  -- A row that refuses is set aside, and keeps nobody waiting.
+  select *
+    from vidgen.begin_attempts(array(select id from chosen), %(worker_id)s, false)
 ),
 reserved as (
   update vidgen.slots as s
@@ -348,13 +343,11 @@ reserved as (
     from unnest(
            array(
              -- A retried task that has its still submits no image: it takes a clip's slot later.
-             select begun.id
-               from begun
-              where refused is null
-                and not exists (
-                  select from vidgen.checkpoints as c
-                   where c.task_id = begun.id and c.stage = 'image' and c.state = 'done'
-                )
+             select id from begun
+              where refused is null and not exists (
+                select from vidgen.checkpoints as c
+                 where c.task_id = begun.id and c.stage = 'image' and c.state = 'done'
+              )
            ),
            array(select id from image_slots)
          ) as given (task_id, slot_id)
@@ -364,22 +357,18 @@ taken as materialized (
   select array(select id from begun where refused is null) as ids
 ),
 left_over as materialized (
-  select line.user_id,
-         row_number() over (order by line.waiting_since) as place,
+  select line.user_id, row_number() over (order by line.waiting_since) as place,
          count(*) filter (where waiting.id = any (taken.ids)) as taken,
          -- Rows beyond those taken; or rows that came in after this statement's snapshot.
          count(waiting.id) > count(*) filter (where waiting.id = any (taken.ids))
          or line.arrivals is distinct from (
-           select seen.arrivals
-             from vidgen.turns as seen
-            where seen.user_id = line.user_id and seen.lane = %(lane)s
+           select t.arrivals from vidgen.turns as t where t.user_id = line.user_id and t.lane = %(lane)s
          ) as more,
          bool_or(waiting.at_cap) as at_cap,
          -- Had its turn and could not use it (a client holds the row): it must not stand in
          -- everybody's way.
-         bool_or(
-           waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids)
-         ) as passed
+         bool_or(waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
+           as passed
     from line
    cross join taken
     left join waiting on waiting.user_id = line.user_id
@@ -401,18 +390,26 @@ moved as (
     from left_over as o
    where t.user_id = o.user_id and t.lane = %(lane)s
   returning t.waiting_since
+),
+rest as materialized (
+  select exists (select from moved where waiting_since is not null)
+         or exists (
+           select from vidgen.turns as t
+            where t.lane = %(lane)s and t.waiting_since is not null
+              and t.user_id <> all (array(select user_id from line))
+         ) as in_line,
+         -- Also what line_up left: another claim holds that user's turn.
+         exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as mail
 )
-select c.*,
+select c.*, rest.mail, rest.in_line or rest.mail as more,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
-       exists (select from moved where waiting_since is not null)
-       or exists (
-         select from vidgen.turns as t
-          where t.lane = %(lane)s and t.waiting_since is not null
-            and t.user_id <> all (array(select user_id from line))
-       )
-       -- Mail that line_up left: another claim holds that user's turn.
-       or exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as more
-  from begun as c
+       ready.suspects or ready.living or ready.clips as resumable,
+       not gate.closed and (
+         (ready.clips and free.videos is not null)
+         or (coalesce(place.images > 0, true) and (rest.in_line or rest.mail))
+       ) as waiting
+  from gate cross join free cross join place cross join ready cross join rest
+  left join begun as c on true
  order by c.run_after, c.created_at
 
 -- resume --
@@ -450,13 +447,9 @@ video_slots as materialized (
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
    -- places: it may be the one that is left for a suspect.
    limit (
-     select count(*)
-       from (
-         select
-           from vidgen.due_resumes
-          where lane = %(lane)s and stage = 'video'
-          limit %(slots)s + 1
-       ) as waiting
+     select count(*) from (
+       select from vidgen.resumes where lane = %(lane)s and stage = 'video' limit %(slots)s + 1
+     ) as waiting
    )
      for update skip locked
 ),
@@ -471,14 +464,13 @@ alone as materialized (
          and case
                when suspect.stage is null then not gate.aside
                when gate.closed then false
-               when suspect.stage = 'video'
-               then not limited.videos or exists (select from video_slots)
+               when suspect.stage = 'video' then not limited.videos or exists (select from video_slots)
                else not limited.images or exists (select from image_slots)
              end
        order by suspect.run_after
       offset 0
     ) as first
-   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
+   cross join lateral vidgen.begin_attempts(array[first.task_id], %(worker_id)s, false) as begun
    limit 1
 ),
 living as materialized (
@@ -486,15 +478,14 @@ living as materialized (
     from (
       select r.task_id
         from vidgen.due_resumes as r
-       where r.stage is null
-         and (r.followers is null or r.followers && %(scopes)s::text[])
+       where r.stage is null and (r.followers is null or r.followers && %(scopes)s::text[])
          and not exists (select from suspect where suspect.task_id = r.task_id)
          and not exists (select from alone)
          and not (select aside from gate)
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
+   cross join lateral vidgen.begin_attempts(array[first.task_id], %(worker_id)s, false) as begun
    limit %(slots)s
 ),
 clips as materialized (
@@ -509,19 +500,14 @@ clips as materialized (
        order by r.resume_at
       offset 0
     ) as first
-   cross join lateral vidgen.begin_attempt(first.task_id, %(worker_id)s, false) as begun
+   cross join lateral vidgen.begin_attempts(array[first.task_id], %(worker_id)s, false) as begun
    limit (
-     select greatest(
-              least(
-                %(slots)s - (select count(*) from living),
-                case when limited.videos then
-                  (select count(*) from video_slots)
-                  -- One is left for a suspect.
-                  - (exists (select from suspect where stage = 'video') and not gate.images)::integer
-                end
-              ),
-              0
-            )
+     select greatest(least(
+              %(slots)s - (select count(*) from living),
+              -- One is left for a suspect.
+              case when limited.videos then (select count(*) from video_slots)
+                - (exists (select from suspect where stage = 'video') and not gate.images)::integer end
+            ), 0)
        from limited, gate
    )
 ),
@@ -534,11 +520,10 @@ reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from (
-           select *
-             from unnest(
-                    array(select id from begun where stage = 'video' and refused is null),
-                    array(select id from video_slots)
-                  ) as of_videos (task_id, slot_id)
+           select * from unnest(
+             array(select id from begun where stage = 'video' and refused is null),
+             array(select id from video_slots)
+           ) as of_videos (task_id, slot_id)
            union all
            select alone.id, image_slots.id
              from alone, image_slots
@@ -546,34 +531,10 @@ reserved as (
          ) as given
    where s.id = given.slot_id and given.task_id is not null
 )
-select c.id, c.attempt, c.worker_id, c.user_id, c.scene_id, c.failures, c.max_failures, c.progress,
-       c.created_at, c.run_after, c.cancel_requested, c.refused, c.alone,
+select c.*,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
   from begun as c
  order by c.run_after, c.created_at
-
--- still_waiting --
--- Why a claim came back with nothing. `resumable`: a task is ready that goes first. `waiting`: it should
--- be repeated soon, because somebody is in the line (another claim may have held that user's turn, or
--- the slot), or the mailbox isn't empty. Not while a gate is closed or no slot is free: then nothing may
--- start, and asking again costs a statement each time.
-with
--- use concern --
-,
--- use opening --
-select ready.suspects or ready.living or ready.clips as resumable,
-       not gate.closed
-       and (
-         (ready.clips and place.videos_limited)
-         or (
-           coalesce(place.images > 0, true)
-           and (
-             exists (select from vidgen.turns where lane = %(lane)s and waiting_since is not null)
-             or exists (select from vidgen.arrivals where lane = %(lane)s)
-           )
-         )
-       ) as waiting
-  from gate, place, ready
 
 -- claim_cancelled --
 -- Waiting tasks whose owner asked to cancel while a generation still runs: outside slots, gates and
@@ -602,7 +563,7 @@ select begun.*
      order by t.cancel_requested_at
     offset 0
   ) as asked
- cross join lateral vidgen.begin_attempt(asked.id, %(worker_id)s, true) as begun
+ cross join lateral vidgen.begin_attempts(array[asked.id], %(worker_id)s, true) as begun
  limit 100
 -- How an attempt ends: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
@@ -797,21 +758,18 @@ and t.status = 'processing'
 
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
-coalesce(
-  (
-    select min(later.run_after)
-      from generate_series(10, -10, -1) as p (priority)
-     cross join lateral (
-       select l.run_after
-         from public.video_generation_tasks as l
-        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
-          and l.status = 'pending' and l.run_after > now()
-        order by l.run_after
-        limit 1
-     ) as later
-  ),
-  'infinity'
-)
+coalesce((
+  select min(later.run_after)
+    from generate_series(10, -10, -1) as p (priority)
+   cross join lateral (
+     select l.run_after
+       from public.video_generation_tasks as l
+      where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
+        and l.status = 'pending' and l.run_after > now()
+      order by l.run_after
+      limit 1
+   ) as later
+), 'infinity')
 
 -- fragment concern --
 -- The suspects that this worker may take, and the gates that keep it from something.
@@ -839,34 +797,38 @@ alone as materialized (
          coalesce(bool_or(stage is null), false) as living
     from suspect
 ),
+free as materialized (
+  -- Free slots; null: no limit.
+  select max(f.free) filter (where f.model = %(image_model)s) as images,
+         max(f.free) filter (where f.model = %(video_model)s) as videos
+    from vidgen.free_slots as f
+   where f.provider = %(provider)s and f.account = %(account)s
+),
 place as materialized (
   -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
   -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
   -- (Two claims at once may take it all the same; then the next one that comes free is left.)
-  select case when gate.closed then 0 else least(i.free - alone.images::integer, v.room) end as images,
+  select case when gate.closed then 0 else least(
+           free.images - alone.images::integer,
+           case when free.videos is not null
+             then vidgen.room_before(%(provider)s, %(account)s, %(video_model)s) end
+         ) end as images,
          case when gate.videos then 0
-              else v.free - (alone.videos and not gate.images)::integer end as videos,
-         i.free is not null as images_limited, v.free is not null as videos_limited,
-         -- For a suspect: the slot that is left for it counts.
-         coalesce(i.free > 0, true) as any_image, coalesce(v.free > 0, true) as any_video
-    from gate
-   cross join alone
-    left join vidgen.rooms as i
-      on i.provider = %(provider)s and i.account = %(account)s and i.model = %(image_model)s
-    left join vidgen.rooms as v
-      on v.provider = %(provider)s and v.account = %(account)s and v.model = %(video_model)s
+              else free.videos - (alone.videos and not gate.images)::integer end as videos
+    from gate, alone, free
 ),
 ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
-  select %(idle)s and (
-           (alone.living and not gate.aside)
-           or (alone.images and place.any_image and not gate.closed)
-           or (alone.videos and place.any_video and not gate.closed)
-         ) as suspects,
+  select %(idle)s and case
+           when alone.living and not gate.aside then true
+           -- For a suspect, the slot that is left for it counts.
+           when gate.closed then false
+           else (alone.images and free.images is distinct from 0)
+                or (alone.videos and free.videos is distinct from 0)
+         end as suspects,
          not gate.aside and exists (
            select from vidgen.due_resumes as r
-            where r.stage is null
-              and (r.followers is null or r.followers && %(scopes)s::text[])
+            where r.stage is null and (r.followers is null or r.followers && %(scopes)s::text[])
               and not exists (select from suspect where suspect.task_id = r.task_id)
          ) as living,
          coalesce(place.videos > 0, true) and exists (
@@ -874,7 +836,7 @@ ready as materialized (
             where r.lane = %(lane)s and r.stage = 'video'
               and not exists (select from suspect where suspect.task_id = r.task_id)
          ) as clips
-    from gate, alone, place
+    from gate, alone, free, place
 )
 -- The leases of workers: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
@@ -2212,7 +2174,7 @@ begun as materialized (
                 w.place, case w.place when 1 then w.since end, random()
       offset 0
     ) as first
-   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as attempt
+   cross join lateral vidgen.begin_attempts(array[first.id], %(worker_id)s, false) as attempt
    limit 1
 ),
 marked as (

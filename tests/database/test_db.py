@@ -16,7 +16,7 @@ from vidgen_worker.database.trouble import DatabaseUnavailableError
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url, size=1, planned_once=True, lock_timeout=timedelta(milliseconds=100))
+    database = Database(url, size=1, lock_timeout=timedelta(milliseconds=100))
     await database.open()
     try:
         yield database

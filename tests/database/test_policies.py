@@ -122,7 +122,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.duties": WORKER_ONLY,
     "vidgen.audited": {"vidgen_worker": READ},
     "vidgen.audited_totals": {"vidgen_worker": READ},
-    "vidgen.rooms": {"vidgen_worker": READ},
+    "vidgen.free_slots": {"vidgen_worker": READ},
     "vidgen.suspects": {"vidgen_worker": READ},
     "vidgen.credit_discrepancies": {"vidgen_worker": READ},
     "vidgen.queue_health": {"vidgen_worker": READ},
@@ -133,6 +133,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
 
 CLIENTS = frozenset({"authenticated", "service_role", "vidgen_worker"})
 WORKER = frozenset({"vidgen_worker"})
+EVERYBODY = frozenset(ROLES)
 FUNCTIONS: Mapping[str, frozenset[str]] = {
     "public.cancel_video_generation_task(uuid)": CLIENTS,
     "public.retry_video_generation_task(uuid)": CLIENTS,
@@ -169,7 +170,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.audit_entries(integer)": WORKER,
     "vidgen.audit_users(uuid,integer)": WORKER,
     "vidgen.note_audit(bigint)": WORKER,
-    "vidgen.begin_attempt(uuid,uuid,boolean)": WORKER,
+    "vidgen.begin_attempts(uuid[],uuid,boolean)": WORKER,
     "vidgen.try_row(uuid,uuid)": WORKER,
     "vidgen.wake(text,text)": WORKER,
     "vidgen.row_stays(uuid)": WORKER,
@@ -214,7 +215,9 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.check_running(uuid,uuid)": WORKER,
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
-    "vidgen.retry_is_asked_for()": NONE,
+    # Whoever may write a task runs its CHECKs, an application's own role too.
+    "vidgen.times_can_be_read(" + ",".join(7 * ["timestamp with time zone"]) + ")": EVERYBODY,
+    "vidgen.texts_are_at_most_40000_bytes(" + 11 * "text," + "jsonb)": EVERYBODY,
     "vidgen.charge_is_due()": NONE,
     "vidgen.submission_is_due()": NONE,
     "vidgen.check_hold(uuid,uuid,jsonb)": NONE,
@@ -232,6 +235,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.show_gates()": NONE,
     "vidgen.followers(text,text,text)": WORKER,
     "vidgen.stands_aside(uuid)": WORKER,
+    "vidgen.room_before(text,text,text)": WORKER,
     "vidgen.is_left_alone(text,text,text,text,interval)": WORKER,
     "vidgen.worker_comes_or_goes()": NONE,
     "vidgen.task_is_born()": NONE,

@@ -41,7 +41,7 @@ def test_no_pause_is_below_five_seconds_or_above_the_setting(
     interval: float, history: list[Ended], seen: list[Seen], elapsed: float, lot: float
 ) -> None:
     pause = Pace.of(interval).pause(history, seen, elapsed, lot)
-    assert min(LEAST, 0.8 * interval) <= pause <= interval
+    assert min(LEAST, 0.95 * interval) <= pause <= interval
     assert interval < LEAST or pause >= LEAST
 
 

@@ -156,7 +156,7 @@ def test_the_statements_of_a_task_are_those_of_its_pipeline(bench_ground: Ground
         )
         site.forget_statements()
         hand = Hand(site.url)
-        (row,) = hand.claim()
+        ((row,), _) = hand.claim()
         hand.task(fence_of(row), whole=True)
         hand.conn.close()
         drained = {row["name"] for row in site.statements()}

@@ -111,6 +111,8 @@ ELSEWHERE = {
     "enqueue --scene ID --user ID --watch": "test_cli.py",
     "tasks watch ID": "test_living_with_it.py",
     "init": "test_living_with_it.py",
+    "sandbox --data DIR": "it runs until it is stopped; test_demo.py",
+    "sandbox token USER": "it asks a sandbox that runs",
     "dashboard": "test_dashboard.py",
     "tasks": "a group of verbs; its --help is tried",
     "credits": "a group of verbs; its --help is tried",

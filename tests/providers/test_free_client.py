@@ -313,21 +313,24 @@ async def test_the_sixth_version_of_addresses_is_reached(kind: str) -> None:
 @both
 @pytest.mark.parametrize("way", ["a download", "an upload"])
 async def test_who_is_cancelled_in_the_middle_leaves_no_connection(kind: str, way: str) -> None:
-    middle = asyncio.Event()
+    middle, kept = asyncio.Event(), list[httpx.Response]()
 
     async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (await head_of(reader)).startswith(b"GET"):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999\r\n\r\n" + b"x" * 9999)
-        middle.set()
+        else:
+            middle.set()
 
     async def work(http: HttpClient) -> None:
         if way == "an upload":
             await http.post(server.url, files={"file": ("a", b"x" * 20_000_000)})
         async with http.stream("GET", server.url) as response:
+            kept.append(response)  # what is collected is closed anyhow
             async for _ in response.aiter_raw():
-                pass
+                middle.set()
 
-    async with serving(act) as server, client(kind, places=1) as http:
+    patient = client(kind, places=1, seconds=4 * PATIENCE)  # no time-out is to close it
+    async with serving(act) as server, patient as http:
         for _ in range(2):  # there is one place: a second time it must be free again
             middle.clear()
             task = asyncio.create_task(work(http))

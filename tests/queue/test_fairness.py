@@ -316,7 +316,7 @@ class Line:
             return []
         seen = self.look(player.hand)
         rows = player.hand("claim", slots=slots)
-        if not rows and player.hand("still_waiting")[0]["resumable"]:
+        if not rows and player.hand.still_waiting()["resumable"]:
             rows = player.hand("resume", slots=slots)
             if not rows:
                 rows = player.hand("claim", slots=slots, resumed=True)
@@ -420,7 +420,7 @@ class Line:
 
     def still_waiting(self, player: Player) -> bool:
         """What a worker asks that came back with nothing."""
-        return player.hand("still_waiting")[0]["waiting"] is True
+        return player.hand.still_waiting()["waiting"] is True
 
     def served(self, rows: Iterable[Row], seen: Seen) -> set[UUID]:
         """Users to whom a claim gave something new."""

@@ -385,7 +385,7 @@ def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
     for model in ("gen4_image", "gen4_turbo"):
         hand("set_limit", model=model, max_generations=1)
     other = ground.order()
-    room = "select room from vidgen.rooms where model = 'gen4_turbo'"
+    room = "select vidgen.room_before('runway', 'default', 'gen4_turbo') as room"
     with kept(ground, how, user, *clips):
         assert ground.one(room)["room"] == 0
         assert [one.id for one in hand.claim()] == [other]

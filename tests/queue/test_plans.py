@@ -119,7 +119,7 @@ def test_a_claim_reads_no_more_beside_a_crowd(small: tuple[Ground, Hand], crowd:
         assert scanned(plan) == []
         return blocks(plan)
 
-    alone = {name: read(name) for name in ("line_up", "still_waiting")}
+    alone = {name: read(name) for name in ("line_up",)}
     claim_alone = blocks(plan_of(ground, "claim", worker_id=hand.worker_id))
 
     with ground.admin.transaction():
@@ -162,7 +162,6 @@ def test_a_claim_reads_no_more_beside_a_crowd(small: tuple[Ground, Hand], crowd:
         ("resume", True),
         ("resume", False),
         ("line_up", True),
-        ("still_waiting", True),
     ],
 )
 def test_a_plan_made_while_there_was_nothing_stays_good(

@@ -122,7 +122,7 @@ def test_a_claim_says_whether_somebody_still_waits(ground: Ground) -> None:
     worker("line_up")
     assert {row["more"] for row in worker("claim", slots=2)} == {True}
     assert {row["more"] for row in worker("claim", slots=2)} == {False}
-    assert worker("still_waiting") == [{"resumable": False, "waiting": False}]
+    assert worker.still_waiting() == {"resumable": False, "waiting": False}
 
 
 def test_a_user_at_the_limit_of_running_tasks_waits_and_comes_back(ground: Ground) -> None:
@@ -376,7 +376,7 @@ def test_what_another_account_has_to_follow_keeps_nobody_waiting(ground: Ground)
     new = ground.order()
     assert [one.id for one in stranger.claim(**OF_ANOTHER)] == [new]
     assert stranger.claim(**OF_ANOTHER) == []
-    assert stranger("still_waiting", **OF_ANOTHER) == [{"resumable": False, "waiting": False}]
+    assert stranger.still_waiting(**OF_ANOTHER) == {"resumable": False, "waiting": False}
     assert [one.id for one in hand.claim()] == [held.id]
 
 
@@ -587,7 +587,7 @@ def test_line_up_waits_for_no_claim_and_leaves_its_user_s_mail(ground: Ground) -
         other.conn.execute("set lock_timeout = '150ms'")
         assert [held.id for held in other.claim()] == [third]
         assert other.claim() == []
-        assert other("still_waiting") == [{"resumable": False, "waiting": True}]
+        assert other.still_waiting() == {"resumable": False, "waiting": True}
     assert [held.id for held in other.claim()] == [second]
 
 
@@ -611,7 +611,7 @@ def test_a_mailbox_that_somebody_empties_is_not_lost_with_them(ground: Ground) -
     with other.conn.transaction(force_rollback=True):
         other("line_up")
         assert worker.claim() == []
-        assert worker("still_waiting") == [{"resumable": False, "waiting": True}]
+        assert worker.still_waiting() == {"resumable": False, "waiting": True}
     assert [held.id for held in worker.claim()] == [task]
 
 
@@ -923,12 +923,12 @@ def test_a_suspect_without_a_slot_is_not_asked_for_again(ground: Ground, model: 
         "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)"
         " on conflict (task_id) do update set crashes = 2, suspect = true", held.id,
     )  # fmt: skip
-    assert hand("still_waiting")[0]["resumable"]
+    assert hand.still_waiting()["resumable"]
     ground.sql(
         "update vidgen.slots set task_id = gen_random_uuid(), taken_at = now() where model = %s",
         model,
     )
-    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
+    assert hand.still_waiting() == {"resumable": False, "waiting": False}
     ground.sql("update vidgen.slots set task_id = null, taken_at = null where model = %s", model)
     assert [one.id for one in hand.claim()] == [held.id]
 
@@ -941,16 +941,16 @@ def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> N
     new = ground.order()
     ground.sql("insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", new)
     hand("close_gate", model="*")
-    assert hand("still_waiting") == [{"resumable": True, "waiting": False}]
+    assert hand.still_waiting() == {"resumable": True, "waiting": False}
     ground.sql(
         "insert into vidgen.budgets (task_id, crashes, suspect) values (%s, 2, true)", held.id
     )
-    assert hand("still_waiting", idle=False) == [{"resumable": False, "waiting": False}]
+    assert hand.still_waiting(idle=False) == {"resumable": False, "waiting": False}
     assert hand.claim(idle=False) == []
-    assert hand("still_waiting") == [{"resumable": True, "waiting": False}]
+    assert hand.still_waiting() == {"resumable": True, "waiting": False}
     assert [one.id for one in hand.claim()] == [held.id]
     hand.about(held, "fail")
-    assert hand("still_waiting") == [{"resumable": False, "waiting": False}]
+    assert hand.still_waiting() == {"resumable": False, "waiting": False}
     assert hand.claim() == [], "to begin one costs money"
 
 

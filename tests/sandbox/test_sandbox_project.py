@@ -24,6 +24,8 @@ from starlette.responses import FileResponse, HTMLResponse
 from starlette.routing import Route
 from supabase import create_client
 from supabase.lib.client_options import SyncClientOptions
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.conftest import Database, PostgresServer, database_of
 from tests.support.projects import Served, served
@@ -453,3 +455,75 @@ def rest(project: Served, client: Supabase, method: str, path: str, **more: Any)
         **more.pop("headers", {}),
     }
     return httpx.request(method, f"{project.url}/rest/v1/{path}", headers=headers, **more)
+
+
+# Realtime -----------------------------------------------------------------------------------------
+
+
+class Phone:
+    """A client of Realtime that says each Phoenix message by hand."""
+
+    def __init__(self, connection: Connection, token: str, title: str) -> None:
+        self._connection = connection
+        self._token = token
+        self._title = title
+
+    def say(self, event: str, payload: dict[str, Any]) -> None:
+        self._connection.send(json.dumps(["1", "1", "realtime:books", event, payload]))
+
+    def join(self) -> None:
+        change = {
+            "event": "*", "schema": "public", "table": "books", "filter": f"title=eq.{self._title}",
+        }  # fmt: skip
+        self.say(
+            "phx_join", {"config": {"postgres_changes": [change]}, "access_token": self._token}
+        )
+        assert self.hear("system")["message"] == "Subscribed to PostgreSQL"
+
+    def hear(self, wanted: str) -> Any:  # noqa: ANN401 - a payload
+        while True:
+            *_, event, payload = json.loads(self._connection.recv(timeout=30))
+            if event == wanted:
+                return payload
+
+
+def test_a_channel_outlives_its_database_and_ends_with_its_token(
+    project: Served, database: Database, user: Supabase
+) -> None:
+    keys, title = project.storage.keys, a_title()
+    token = user.auth.get_session().access_token
+    books = user.table("books")
+    address = f"ws{project.url.removeprefix('http')}/realtime/v1/websocket"
+    with connect(f"{address}?apikey={keys.publishable}&vsn=2.0.0", proxy=None) as connection:
+        phone = Phone(connection, token, title)
+        phone.join()
+        books.insert({"title": title}).execute()
+        assert phone.hear("postgres_changes")["data"]["record"]["pages"] == 100
+        with psycopg.connect(database.admin_url, autocommit=True) as admin:
+            admin.execute(
+                "select pg_terminate_backend(active_pid) from pg_replication_slots"
+                " where database = current_database()"
+            )
+        phone.hear("phx_error")  # what clients join again for
+        phone.join()
+        books.update({"pages": 7}).eq("title", title).execute()
+        data = phone.hear("postgres_changes")["data"]
+        assert (data["type"], data["record"]["pages"]) == ("UPDATE", 7)
+        phone.say("access_token", {"access_token": keys.user_token(uuid.uuid4(), seconds=-60)})
+        assert phone.hear("system")["message"] == "JWT expired"
+        phone.hear("phx_close")
+
+
+def test_a_channel_that_can_never_hear_anything_is_told_so(project: Served) -> None:
+    address = f"ws{project.url.removeprefix('http')}/realtime/v1/websocket"
+    key = project.storage.keys.anon
+    with connect(f"{address}?apikey={key}&vsn=2.0.0", proxy=None) as connection:
+        phone = Phone(connection, key, "none")
+        for table, column, why in (
+            ("shelves", "id", "not in the publication"), ("books", "nothing", "invalid column"),
+        ):  # fmt: skip
+            change = {
+                "event": "*", "schema": "public", "table": table, "filter": f"{column}=eq.1",
+            }  # fmt: skip
+            phone.say("phx_join", {"config": {"postgres_changes": [change]}})
+            assert why in phone.hear("system")["message"]

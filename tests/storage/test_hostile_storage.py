@@ -80,17 +80,20 @@ class Thief:
         return ["list"] * seen + ["sign"] * signed.is_success
 
     async def try_everything(self, bucket: str, path: str, *, public: bool = True) -> list[str]:
-        """Every verb that would give him the object, or tell him that it is there."""
-        tries: dict[str, tuple[str, str, object]] = {
-            "download": ("GET", f"{bucket}/{path}", None),
-            "head": ("HEAD", f"{bucket}/{path}", None),
-            "download as signed in": ("GET", f"authenticated/{bucket}/{path}", None),
-            "head as signed in": ("HEAD", f"authenticated/{bucket}/{path}", None),
-            "info": ("GET", f"info/{bucket}/{path}", None),
-            "info as signed in": ("GET", f"info/authenticated/{bucket}/{path}", None),
-        }
+        """Every verb that would give him the object, or tell him that it is there.
+
+        Without `public` those are left out that give an object of a public bucket to whoever knows
+        its path: Storage asks no policy there.
+        """
+        tries: dict[str, tuple[str, str, object]] = {}
         if public:
-            tries |= {
+            tries = {
+                "download": ("GET", f"{bucket}/{path}", None),
+                "head": ("HEAD", f"{bucket}/{path}", None),
+                "download as signed in": ("GET", f"authenticated/{bucket}/{path}", None),
+                "head as signed in": ("HEAD", f"authenticated/{bucket}/{path}", None),
+                "info": ("GET", f"info/{bucket}/{path}", None),
+                "info as signed in": ("GET", f"info/authenticated/{bucket}/{path}", None),
                 "public": ("GET", f"public/{bucket}/{path}", None),
                 "public info": ("GET", f"info/public/{bucket}/{path}", None),
             }

@@ -134,6 +134,17 @@ class Hand:
         self.conn.close()
 
     def __call__(self, name: str, **parameters: object) -> list[Row]:
+        """Run a named query. Of a claim: what began, not the row that says only what is left."""
+        rows = self.send(name, **parameters)
+        return rows if name != "claim" else [row for row in rows if row["id"]]
+
+    def still_waiting(self, **parameters: object) -> dict[str, bool]:
+        """What a claim says is left: `resumable` and `waiting`. It takes nothing."""
+        row = self.send("claim", slots=0, **parameters)[0]
+        assert row["id"] is None
+        return {"resumable": row["resumable"], "waiting": row["waiting"]}
+
+    def send(self, name: str, **parameters: object) -> list[Row]:
         """Run a named query."""
         if name == "take_over" and "silent_ids" not in parameters:
             parameters |= self.observed()
@@ -227,7 +238,7 @@ class AtOnce:
 
     async def once(self, name: str, **parameters: object) -> list[Row]:
         """One statement."""
-        return self._hand(name, **{**parameters, **self._parameters})
+        return self._hand.send(name, **{**parameters, **self._parameters})
 
     async def pair(self, first: str, second: str, **parameters: object) -> list[Row]:
         """Two statements; the rows of the second."""

@@ -277,7 +277,6 @@ STATES: Mapping[str, Prepare] = {
     "line_up": arrivals,
     "claim": a_claimable_task,
     "resume": tasks_to_go_on,
-    "still_waiting": a_claimable_task,
     "clear_line": a_line_of_cancelled_tasks,
     "claim_cancelled": a_waiting_cancel,
     "claim_trial": a_storm,

@@ -186,7 +186,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("query expect_limit"), **_both("query set_limit", 1, 2),
         **_both("query ask_limits"),
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
-        **_both("query still_waiting"), **_both("query heartbeats"), **_both("query take_over"),
+        **_both("query heartbeats"), **_both("query take_over"),
         **_both("query load_task"), **_both("query start_task"),
         **_both("query generation_times"), **_both("query complete"),
     }),

@@ -23,7 +23,7 @@ from vidgen_worker.worker.ending import LOOPS_END
 # Two hundred POSTs at once take seconds on a busy machine: one that counts as lost is paid again.
 QUICK = {"VIDGEN_LEASE": "1s", "VIDGEN_SUBMIT_TIMEOUT": "10s", "VIDGEN_QUEUE_POLL": "50ms"}
 TAKES_LONG = {
-    "VIDGEN_POLL_INTERVAL": "500ms", "VIDGEN_CONCURRENCY": "250", "VIDGEN_LEASE": "30s",
+    "VIDGEN_POLL_INTERVAL": "600ms", "VIDGEN_CONCURRENCY": "250", "VIDGEN_LEASE": "30s",
 }  # fmt: skip
 MANY = 200
 

@@ -18,8 +18,8 @@ from vidgen_worker.telemetry.events import TaskStarted
 from vidgen_worker.worker.claiming import MOST_EMPTY_CLAIMS
 
 WORKERS, SLOTS, ROWS = 8, 2, 1000
-PER_CLAIM = 3
-"""line_up, claim, and still_waiting where it took nothing."""
+PER_CLAIM = 2
+"""line_up and claim."""
 
 
 def counted(database: Database, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -278,7 +278,7 @@ begun as materialized (
                 w.place, case w.place when 1 then w.since end, random()
       offset 0
     ) as first
-   cross join lateral vidgen.begin_attempt(first.id, %(worker_id)s, false) as attempt
+   cross join lateral vidgen.begin_attempts(array[first.id], %(worker_id)s, false) as attempt
    limit 1
 ),
 marked as (

@@ -22,6 +22,7 @@ from vidgen_worker.client.database import ClientSettings, load_client_settings
 
 PORT = 8470
 PACKAGES = ("starlette", "uvicorn", "jinja2", "pygal")
+INSTALL = "pip install 'vidgen-worker[dashboard]'"
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 """Without one of these a browser would be one of the terminal, and take it from the dashboard."""
 
@@ -100,7 +101,7 @@ def _need_packages() -> None:
         fail(
             ExitCode.CONFIGURATION,
             f"The dashboard needs packages that are not installed: {', '.join(missing)}.",
-            "Install them: pip install 'vidgen-worker[dashboard]'",
+            f"Install them: {INSTALL}",
         )
 
 

@@ -6,15 +6,18 @@ process behind.
 """
 
 import contextlib
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
+from vidgen_worker.cli.dashboard import INSTALL, dashboard_beside
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import console, facts, fail, status_text
@@ -40,19 +43,23 @@ class DemoError(Exception):
     """The demo did not get its video."""
 
 
-def demo() -> None:
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep it running, to be seen in a browser.")
+    ] = False,
+) -> None:
     """Show all of it at work: an embedded stack, a row, a real worker, a video. No account."""
     out = console()
     output = Path("demo-output")
     with Interrupts() as interrupts:
         try:
-            _play(out, output, interrupts)
+            _play(out, output, interrupts, keep=keep)
         except KeyboardInterrupt:
             console(stderr=True).print("Interrupted: everything is stopped.")
             sys.exit(ExitCode.INTERRUPTED)
 
 
-def _play(out: Console, output: Path, interrupts: Interrupts) -> None:
+def _play(out: Console, output: Path, interrupts: Interrupts, *, keep: bool) -> None:
     import httpx  # noqa: PLC0415 - a tenth of a second that the other verbs need not wait for
 
     began = time.monotonic()
@@ -85,9 +92,14 @@ def _play(out: Console, output: Path, interrupts: Interrupts) -> None:
                 f"The end of the worker's log ({worker.log}):",
                 worker.log_tail(),
             )
-        after = _balance(database, seeded)
-    _report(out, row, before, after, files)
-    out.print(f"From nothing to a video: {time.monotonic() - began:.1f} s", style="green")
+        _report(out, row, before, _balance(database, seeded), files)
+        out.print(f"From nothing to a video: {time.monotonic() - began:.1f} s", style="green")
+        if keep:
+            link = stack.enter_context(dashboard_beside(environment))
+            out.print(f"See it: {link or INSTALL}", soft_wrap=True)
+            out.print("Ctrl-C stops everything.")
+            while True:
+                signal.pause()
 
 
 def _follow(

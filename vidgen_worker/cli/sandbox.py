@@ -17,6 +17,7 @@ from uuid import UUID
 
 import typer
 
+from vidgen_worker.cli.dashboard import INSTALL, dashboard_beside
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import console, fail
@@ -60,9 +61,11 @@ def sandbox(
                 settings = prepare(stack)
                 if env_file is not None:
                     _write(env_file, settings)
-                print(usage(settings, env_file, keeps=data is not None), flush=True)
-                while True:
-                    signal.pause()
+                with dashboard_beside(settings) as link:
+                    said = usage(settings, env_file, keeps=data is not None, link=link)
+                    print(said, flush=True)
+                    while True:
+                        signal.pause()
         except KeyboardInterrupt:
             err.print("Everything is stopped.")
             sys.exit(ExitCode.INTERRUPTED)
@@ -135,8 +138,17 @@ def prepare(stack: "Sandbox") -> dict[str, str]:
     }
 
 
-def usage(settings: Mapping[str, str], env_file: Path | None = None, *, keeps: bool = False) -> str:
-    """Return what another terminal needs, every line of it to be pasted."""
+def usage(
+    settings: Mapping[str, str],
+    env_file: Path | None = None,
+    *,
+    keeps: bool = False,
+    link: str | None = None,
+) -> str:
+    """Return what another terminal needs, every line of it to be pasted.
+
+    `link` opens the dashboard; None: its packages are not installed.
+    """
     lines = _lines(settings)
     if env_file is not None:
         lines += ["", "# The same lines are in a file. In another terminal:"]
@@ -148,6 +160,7 @@ def usage(settings: Mapping[str, str], env_file: Path | None = None, *, keeps: b
         f"# Then, one by one. {DEMO_EMAIL} can sign in, and has {CREDITS} credits and a scene.",
         *(f"  {command}" for command in commands()),
         "",
+        f"# See it in a browser: {link or INSTALL}",
         "# Ctrl-C here stops everything" + (" and keeps it." if keeps else " and deletes it."),
     ]
     return "\n".join(lines)

@@ -71,7 +71,12 @@ class DashboardServer:
     def start(self) -> Self:
         """Start to serve; returns once requests are answered."""
         self._thread.start()
-        if not self._server.ready.wait(START_SECONDS) or not self._server.started:
+        try:
+            self._server.ready.wait(START_SECONDS)
+        except BaseException:  # Ctrl-C
+            self.stop()
+            raise
+        if not self._server.started:
             self.stop()
             message = "The dashboard did not start: uvicorn.error of the log says why. Report it."
             raise PortError(message)

@@ -56,9 +56,9 @@ PLANNED_ONCE: LiteralString = (
     "select set_config('plan_cache_mode', 'force_generic_plan', false),"
     " set_config('random_page_cost', '1.1', false)"
 )
-"""For a connection whose plans are made once, perhaps while there are few rows, and kept: with the
-default of 4 a walk through a small table looks cheaper than its index, and an hour later it is not.
-What waits is in memory; Supabase sets 1.1 as well."""
+"""A connection plans each statement once: planning takes longer than most of them do. Its plans may
+be made while there are few rows: with the default of 4 a walk through a small table looks cheaper
+than its index, and an hour later it is not. What waits is in memory; Supabase sets 1.1 as well."""
 
 
 QUERIES = load_queries("queue", "admission")
@@ -98,20 +98,17 @@ class _Connection(psycopg.AsyncConnection[Any]):
 class Database:
     """A pool of autocommit connections, and the one way to run a named query."""
 
-    def __init__(  # noqa: PLR0913 - by keyword, all with defaults
+    def __init__(
         self,
         url: str,
         *,
         size: int = 6,
         deadline: timedelta = STATEMENT_DEADLINE,
-        planned_once: bool = False,
         outage: Outage | None = None,
         lock_timeout: timedelta = LOCK_TIMEOUT,
     ) -> None:
-        """`planned_once`: for few statements sent often, whose planning costs more than they do."""
         self._url = url
         self._deadline = deadline.total_seconds()
-        self._planned_once = planned_once
         self._lock_timeout = lock_timeout
         self.outage = outage or Outage(url)
         # Behind a transaction pooler nothing is prepared, and nothing is said to a session.
@@ -163,11 +160,8 @@ class Database:
             conn.prepare_threshold = None
             return
         await sessions.pin(conn, lock_timeout=self._lock_timeout)
-        if self._planned_once:
-            conn.prepare_threshold = 0
-            await conn.execute(PLANNED_ONCE)
-        else:
-            conn.prepare_threshold = 2
+        conn.prepare_threshold = 0
+        await conn.execute(PLANNED_ONCE)
 
     async def once(self, name: str, **parameters: object) -> Rows:
         """Run a named query once, under a deadline that the driver can't swallow.
@@ -327,8 +321,7 @@ class Databases:
     def __init__(self, url: str, size: int, heartbeat: timedelta) -> None:
         self.outage = Outage(url)
         self.work = Database(url, size=size, outage=self.outage)
-        # The claim's planning takes longer than it does.
-        self.claims = Database(url, size=1, planned_once=True, outage=self.outage)
+        self.claims = Database(url, size=1, outage=self.outage)
         # A heartbeat never queues behind other statements, and one that hangs is given up while
         # the lease still leaves time for the next.
         self.pulse = Database(url, size=1, deadline=heartbeat, outage=self.outage)

@@ -88,7 +88,7 @@ class Pace:
     @classmethod
     def of(cls, interval: float) -> "Pace":
         """The pace of VIDGEN_POLL_INTERVAL; where that is below `LEAST`, it alone counts."""
-        return cls(LEAST if interval >= LEAST else 0.8 * interval, interval)
+        return cls(LEAST if interval >= LEAST else 0.95 * interval, interval)
 
     def pause(
         self, history: Sequence[Ended], seen: Sequence[Seen], elapsed: float, lot: float
@@ -110,7 +110,9 @@ class Pace:
         if earliest > self.longest:
             return earliest / math.ceil(earliest / (self.longest - room))
         top = min(self.longest, max(earliest, 0.0) + PATIENCE) - room
-        steps = range(max(int((top - self.least) / STEP), 0) + 1)
+        if top < self.least + STEP:
+            return self.least
+        steps = range(int((top - self.least) / STEP) + 1)
         between = self.least + room / 2
         ends = [
             (one.weight, one.first + (one.last - one.first) * part)

@@ -34,7 +34,7 @@ class Caller:
 
     @property
     def claims(self) -> Database:
-        """The connection of claims: planned once."""
+        """The connection of claims, which no other statement keeps."""
         return self.databases.claims
 
     @property

@@ -23,6 +23,8 @@ class Claimed:
 
     tasks: list[tuple[Task, float]]
     more: bool
+    mail: bool
+    """Whether there is work for `line_up`: else the next claim needs none of its own."""
     cleared: bool = False
     """Whether users left the line who had nothing due any more: the next claim may find others."""
 
@@ -32,7 +34,8 @@ def begun_of(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if row["refused"]:
             emit(RowRefused(task=str(row["id"]), statement="claim", error=row["refused"]))
-    return [row for row in rows if not row["refused"]]
+    # A claim that began nothing has one row without a task.
+    return [row for row in rows if row["id"] and not row["refused"]]
 
 
 def taken_of(rows: Sequence[Row]) -> list[tuple[Task, float]]:
@@ -46,46 +49,46 @@ class Claims:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    async def take(self, slots: int, *, idle: bool) -> Claimed:
-        """Take up to `slots` waiting tasks: those that can go on, or, without such, new ones."""
-        claimed = await self._begin(slots, idle=idle, resumed=False)
+    async def take(self, slots: int, *, idle: bool, line_up: bool = True) -> Claimed:
+        """Take up to `slots` waiting tasks: those that can go on, or, without such, new ones.
+
+        `line_up`: before that, let whoever has come since into the line.
+        """
+        claimed, left = await self._begin(slots, idle=idle, resumed=False, line_up=line_up)
         if claimed.tasks:
             return claimed
-        found = await self._caller.claims.once(
-            "still_waiting", worker_id=self._caller.worker_id, idle=idle, **self._models_claimed()
-        )
-        state = found[0]
-        if state["resumable"]:
-            rows = await self._caller.claims.once(
-                "resume",
-                worker_id=self._caller.worker_id,
-                slots=slots,
-                idle=idle,
-                **self._models_claimed(),
-            )
+        resumable = bool(left["resumable"])
+        if resumable:
+            rows = await self._caller.claims.once("resume", slots=slots, **self._asks(idle=idle))
             if rows:
-                return Claimed(taken_of(rows), more=True)
+                return Claimed(taken_of(rows), more=True, mail=claimed.mail)
             # They were not for this worker, or another one has just taken them.
-            claimed = await self._begin(slots, idle=idle, resumed=True)
+            claimed, left = await self._begin(slots, idle=idle, resumed=True, line_up=False)
             if claimed.tasks:
                 return claimed
-        if not state["waiting"]:
+        if not left["waiting"]:
             # Locked rows are passed over from now on: the next claim finds those behind them.
-            return Claimed([], more=claimed.more or bool(state["resumable"]))
-        left = await self._caller.claims.once("clear_line", lane=LANE)
-        return Claimed([], more=True, cleared=bool(left))
+            return Claimed([], more=claimed.more or resumable, mail=claimed.mail)
+        cleared = await self._caller.claims.once("clear_line", lane=LANE)
+        return Claimed([], more=True, mail=claimed.mail, cleared=bool(cleared))
 
-    async def _begin(self, slots: int, *, idle: bool, resumed: bool) -> Claimed:
-        """Line up, then begin an attempt on up to `slots` new tasks."""
-        rows = await self._caller.claims.pair(
-            "line_up", "claim", worker_id=self._caller.worker_id, slots=slots, idle=idle,
-            resumed=resumed, max_running_per_user=self._caller.settings.vidgen_max_running_per_user,
-            **self._models_claimed(),
-        )  # fmt: skip
-        taken = taken_of(rows)
+    async def _begin(
+        self, slots: int, *, idle: bool, resumed: bool, line_up: bool
+    ) -> tuple[Claimed, Row]:
+        """Begin an attempt on up to `slots` new tasks; also what the claim says is left."""
+        parameters = {
+            **self._asks(idle=idle), "slots": slots, "resumed": resumed,
+            "max_running_per_user": self._caller.settings.vidgen_max_running_per_user,
+        }  # fmt: skip
+        if line_up:
+            rows = await self._caller.claims.pair("line_up", "claim", **parameters)
+        else:
+            rows = await self._caller.claims.once("claim", **parameters)
+        left, taken = rows[0], taken_of(rows)
         # A row that refused is set aside now: the next claim finds others.
-        more = any(row["more"] for row in rows) or len(taken) < len(rows)
-        return Claimed(taken, more=more)
+        refused = any(row["refused"] for row in rows)
+        more = refused or bool(taken and left["more"])
+        return Claimed(taken, more=more, mail=left["mail"]), left
 
     async def take_cancelled(self) -> list[Task]:
         """Take waiting tasks that are to be cancelled at the provider."""
@@ -94,13 +97,13 @@ class Claims:
         )
         return [task_of(row) for row in begun_of(rows)]
 
-    def _models_claimed(self) -> dict[str, Any]:
+    def _asks(self, *, idle: bool) -> dict[str, Any]:
+        """Who claims, for which models."""
+        key = self._caller.key
         return {
-            **self._caller.key.names(),
-            "image_model": self._caller.key.image_model,
-            "video_model": self._caller.key.video_model,
-            "lane": LANE,
-        }
+            **key.names(), "worker_id": self._caller.worker_id, "idle": idle, "lane": LANE,
+            "image_model": key.image_model, "video_model": key.video_model,
+        }  # fmt: skip
 
 
 def task_of(row: Row) -> Task:

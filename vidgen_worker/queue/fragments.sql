@@ -7,21 +7,18 @@ and t.status = 'processing'
 
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
-coalesce(
-  (
-    select min(later.run_after)
-      from generate_series(10, -10, -1) as p (priority)
-     cross join lateral (
-       select l.run_after
-         from public.video_generation_tasks as l
-        where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
-          and l.status = 'pending' and l.run_after > now()
-        order by l.run_after
-        limit 1
-     ) as later
-  ),
-  'infinity'
-)
+coalesce((
+  select min(later.run_after)
+    from generate_series(10, -10, -1) as p (priority)
+   cross join lateral (
+     select l.run_after
+       from public.video_generation_tasks as l
+      where l.user_id = t.user_id and l.lane = t.lane and l.priority = p.priority
+        and l.status = 'pending' and l.run_after > now()
+      order by l.run_after
+      limit 1
+   ) as later
+), 'infinity')
 
 -- fragment concern --
 -- The suspects that this worker may take, and the gates that keep it from something.
@@ -49,34 +46,38 @@ alone as materialized (
          coalesce(bool_or(stage is null), false) as living
     from suspect
 ),
+free as materialized (
+  -- Free slots; null: no limit.
+  select max(f.free) filter (where f.model = %(image_model)s) as images,
+         max(f.free) filter (where f.model = %(video_model)s) as videos
+    from vidgen.free_slots as f
+   where f.provider = %(provider)s and f.account = %(account)s
+),
 place as materialized (
   -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
   -- a suspect, which needs a slot and an idle worker at once; not while a gate keeps it from running.
   -- (Two claims at once may take it all the same; then the next one that comes free is left.)
-  select case when gate.closed then 0 else least(i.free - alone.images::integer, v.room) end as images,
+  select case when gate.closed then 0 else least(
+           free.images - alone.images::integer,
+           case when free.videos is not null
+             then vidgen.room_before(%(provider)s, %(account)s, %(video_model)s) end
+         ) end as images,
          case when gate.videos then 0
-              else v.free - (alone.videos and not gate.images)::integer end as videos,
-         i.free is not null as images_limited, v.free is not null as videos_limited,
-         -- For a suspect: the slot that is left for it counts.
-         coalesce(i.free > 0, true) as any_image, coalesce(v.free > 0, true) as any_video
-    from gate
-   cross join alone
-    left join vidgen.rooms as i
-      on i.provider = %(provider)s and i.account = %(account)s and i.model = %(image_model)s
-    left join vidgen.rooms as v
-      on v.provider = %(provider)s and v.account = %(account)s and v.model = %(video_model)s
+              else free.videos - (alone.videos and not gate.images)::integer end as videos
+    from gate, alone, free
 ),
 ready as materialized (
   -- A generation of another account is its workers' to follow: it isn't seen here.
-  select %(idle)s and (
-           (alone.living and not gate.aside)
-           or (alone.images and place.any_image and not gate.closed)
-           or (alone.videos and place.any_video and not gate.closed)
-         ) as suspects,
+  select %(idle)s and case
+           when alone.living and not gate.aside then true
+           -- For a suspect, the slot that is left for it counts.
+           when gate.closed then false
+           else (alone.images and free.images is distinct from 0)
+                or (alone.videos and free.videos is distinct from 0)
+         end as suspects,
          not gate.aside and exists (
            select from vidgen.due_resumes as r
-            where r.stage is null
-              and (r.followers is null or r.followers && %(scopes)s::text[])
+            where r.stage is null and (r.followers is null or r.followers && %(scopes)s::text[])
               and not exists (select from suspect where suspect.task_id = r.task_id)
          ) as living,
          coalesce(place.videos > 0, true) and exists (
@@ -84,5 +85,5 @@ ready as materialized (
             where r.lane = %(lane)s and r.stage = 'video'
               and not exists (select from suspect where suspect.task_id = r.task_id)
          ) as clips
-    from gate, alone, place
+    from gate, alone, free, place
 )

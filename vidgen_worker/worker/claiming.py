@@ -59,6 +59,7 @@ class Claiming:
             wakes.claim.clear()
             polled = boot_time() >= due
             if polled:
+                wakes.mail = True
                 poll = process.settings.vidgen_queue_poll.total_seconds()
                 due = boot_time() + poll * random.uniform(0.9, 1.1)  # noqa: S311
             if wakes.cancel.is_set():
@@ -144,7 +145,15 @@ class Claiming:
         """Claim once, and measure it."""
         process = self._process
         began = boot_time()
-        claimed = await process.life.queue.claims.take(slots, idle=not process.held)
+        line_up, process.wakes.mail = process.wakes.mail, False
+        try:
+            claimed = await process.life.queue.claims.take(
+                slots, idle=not process.held, line_up=line_up
+            )
+        except BaseException:
+            process.wakes.mail = True
+            raise
+        process.wakes.mail |= claimed.mail
         process.metrics.claimed(boot_time() - began)
         return claimed
 

@@ -14,6 +14,8 @@ class Wakes:
         self.cancel = asyncio.Event()
         """A waiting task is to be cancelled: a claim of its own does that."""
         self.beat = asyncio.Event()
+        self.mail = True
+        """Somebody may have come for the line since a claim looked."""
         self.gates = True
         """A gate may have closed or opened since the janitor looked."""
 
@@ -25,4 +27,5 @@ class Wakes:
             # A waiting task is cancelled by a claim, one that runs here by a heartbeat's verdict.
             self.cancel.set()
             self.beat.set()
+        self.mail = True
         self.claim.set()

@@ -22,7 +22,7 @@ export type Task = {
   video_url: string | null // signed for an hour
   video_url_expires_at: string | null
   cancel_requested_at: string | null
-  expected_at?: string | null // null while nobody can say; never a promise
+  expected_at: string | null // null while nobody can say; never a promise
   created_at: string
   updated_at: string
 }

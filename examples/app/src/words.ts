@@ -49,11 +49,11 @@ export function standing(task: Task): string {
   return task.status === 'pending' ? 'Waiting for its turn' : task.current_step
 }
 
-/** "about 25 s left": in steps, so that it doesn't flicker. Empty while nobody can say. */
+/** "about 25 s left": in steps, so that it doesn't flicker. Empty while nobody can say, or late. */
 export function timeLeft(task: Task): string {
   if (task.status !== 'processing' || !task.expected_at || task.cancel_requested_at) return ''
   const seconds = (Date.parse(task.expected_at) - Date.now()) / 1000
-  if (seconds <= 5) return 'almost done'
+  if (seconds <= 0) return ''
   if (seconds < 90) return `about ${Math.ceil(seconds / 5) * 5} s left`
   return `about ${Math.round(seconds / 60)} min left`
 }

@@ -68,19 +68,38 @@ class Submitter:
         time-out: a successor counts an unanswered submission as unknown soon after it. A process
         that was frozen finds time-out and answer at once when it wakes: the answer counts.
         """
-        path = request.endpoint
+        path, until = request.endpoint, boot_time() + self._submit_seconds
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_NeverSentError),
             stop=stop_after_attempt(TRIES) | stop_after_delay(self._submit_seconds / 2),
             wait=wait_random_exponential(multiplier=0.1, max=1.0),
             reraise=True,
         )
-        until = boot_time() + self._submit_seconds
-        posting: asyncio.Task[httpx.Response] = asyncio.create_task(
-            retrying(self._post_once, path, request, until)
-        )
         try:
-            for seconds in (self._submit_seconds, WAKING_SECONDS):
+            async for attempt in retrying:
+                with attempt:
+                    self._raise_if_over(until)
+                    posting = asyncio.create_task(
+                        self._paid.post(path, body=body_of(request), cast_to=httpx.Response)
+                    )
+                    response = await self._answer(path, request, posting, until)
+        except _NeverSentError as error:
+            details = f"POST {path} was not sent: {error}"
+            raise Fault(FaultName.PROVIDER_UNREACHABLE, details=details) from error
+        return runway_answers.accepted(path, response)
+
+    def _raise_if_over(self, until: float) -> None:
+        if boot_time() > until:
+            raise _NeverSentError("this process stood still until the time-out was over")
+        if self._paid.is_closed():
+            raise _NeverSentError("the connections are closed, because this worker stops")
+
+    async def _answer(
+        self, path: str, request: Request, posting: "asyncio.Task[httpx.Response]", until: float
+    ) -> httpx.Response:
+        """Wait for the answer. Raises `_NeverSentError` when it surely never left, else Fault."""
+        try:
+            for seconds in (max(until - boot_time(), 0.0), WAKING_SECONDS):
                 await asyncio.wait({posting}, timeout=seconds)
             if not posting.done():
                 posting.cancel()
@@ -89,23 +108,10 @@ class Submitter:
             posting.cancel()
             raise
         try:
-            response = posting.result()
+            return posting.result()
         except asyncio.CancelledError as error:
             details = f"POST {path} was not answered within {self._submit_seconds:g} s"
             raise Fault(FaultName.SUBMISSION_UNKNOWN, details=details) from error
-        except _NeverSentError as error:
-            details = f"POST {path} was not sent: {error}"
-            raise Fault(FaultName.PROVIDER_UNREACHABLE, details=details) from error
-        return runway_answers.accepted(path, response)
-
-    async def _post_once(self, path: str, request: Request, until: float) -> httpx.Response:
-        """Send one POST. Raises `_NeverSentError` when it surely never left, else Fault."""
-        if boot_time() > until:
-            raise _NeverSentError("this process stood still until the time-out was over")
-        if self._paid.is_closed():
-            raise _NeverSentError("the connections are closed, because this worker stops")
-        try:
-            return await self._paid.post(path, body=body_of(request), cast_to=httpx.Response)
         except APIStatusError as error:
             raise runway_answers.submit_refused(path, request, error.response) from error
         except APIConnectionError as error:
