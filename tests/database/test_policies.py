@@ -179,6 +179,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.take_over_task(uuid,uuid,uuid,integer,boolean,text,boolean)": WORKER,
     "vidgen.set_aside_task(uuid,integer,uuid,text,text,jsonb,text,boolean)": WORKER,
     "vidgen.note_refusal(uuid,text,text,jsonb)": WORKER,
+    "vidgen.note_event(uuid,text,integer,text,text,timestamp with time zone)": WORKER,
     "vidgen.end_refused(uuid,text,boolean)": WORKER,
     "vidgen.retry_refused(uuid,text,boolean)": WORKER,
     "vidgen.unbilled(uuid,timestamp with time zone)": WORKER,

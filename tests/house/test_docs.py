@@ -109,13 +109,20 @@ ELSEWHERE = {
     "run": "every test of a worker",
     "stats --watch": "test_operations.py",
     "enqueue --scene ID --user ID --watch": "test_cli.py",
+    "tasks watch ID": "test_living_with_it.py",
+    "init": "test_living_with_it.py",
+    "sandbox --data DIR": "it runs until it is stopped; test_demo.py",
+    "sandbox token USER": "it asks a sandbox that runs",
     "dashboard": "test_dashboard.py",
     "sandbox --data DIR": "test_sandbox.py; it runs until Ctrl-C",
     "sandbox token USER": "test_sandbox.py; it asks a running sandbox",
     "tasks": "a group of verbs; its --help is tried",
     "credits": "a group of verbs; its --help is tried",
 }
-ASKS_FOR_YES = {"prune", "prune --older-than 90d"}
+ASKS_FOR_YES = {
+    "prune", "prune --older-than 90d", "tasks retry --code CODE --since 1d",
+    "gate close gen4_turbo --message TEXT --until 2h", "gate open gen4_turbo",
+}  # fmt: skip
 
 
 def written() -> list[str]:

@@ -690,7 +690,7 @@ def verbs(command: Any = None, path: tuple[str, ...] = ()) -> set[str]:  # noqa:
     return set().union(*(verbs(inner, (*path, name)) for name, inner in within.items()))
 
 
-SERVES = {"run", "demo", "sandbox"}
+SERVES = {"run", "demo", "sandbox", "dashboard"}
 """They start processes and print what they made themselves; their logs are test_foreign_text's."""
 
 
@@ -718,6 +718,7 @@ def test_no_verb_prints_what_acts_on_a_terminal(
     taken = made_hostile(world.database.admin_url)
     assert {"public.video_generation_tasks.message", "vidgen.gates.message"} <= taken
     arguments: dict[str, list[list[object]]] = {
+        "init": [["--file", HOSTILE]],
         "migrate": [[]],
         "check": [[]],
         "enqueue": [["--scene", scene, "--user", user], ["--scene", HOSTILE, "--user", user]],
@@ -727,7 +728,8 @@ def test_no_verb_prints_what_acts_on_a_terminal(
         "prune": [["--older-than", "1d", "--yes"]],
         "tasks list": [[], ["--code", HOSTILE]],
         "tasks show": [[task], ["\u202e"], [f"--{HOSTILE}"]],
-        "tasks cancel": [[task, "--yes"]],
+        "tasks watch": [[task], ["\u202e"]],
+        "tasks cancel": [[task, "--yes"], ["--code", HOSTILE], ["--user", HOSTILE]],
         "tasks retry": [[task, "--yes"]],
         "credits grant": [[user, 1, "--reference", HOSTILE, "--yes"]],
         "credits show": [[user]],

@@ -14,6 +14,12 @@ from vidgen_worker.client.database import Database
 from vidgen_worker.domain.foreign_text import printable
 
 FEWEST_LETTERS = 4
+KINDS = {
+    "task": ("tasks_between", " Look: vidgen-worker tasks list"),
+    "user": ("users_between", ""),
+    "worker": ("workers_between", " Look: vidgen-worker workers"),
+}
+"""Of what there are ids: the statement that finds them, and what to do where none is found."""
 _LETTERS = re.compile(r"[0-9a-f-]*")
 
 
@@ -34,21 +40,15 @@ def find_id(database: Database, kind: str, text: str) -> UUID:
             f"{FEWEST_LETTERS} letters (0-9, a-f).",
         )
     bounds = {"first": UUID(letters.ljust(32, "0")), "last": UUID(letters.ljust(32, "f"))}
-    found = database.rows(f"{kind}s_between", bounds)
+    statement, hint = KINDS[kind]
+    found = database.rows(statement, bounds)
     if not found:
-        fail(ExitCode.FAILED, f"There is no {kind} whose id begins with {letters}.{_LOOK[kind]}")
+        fail(ExitCode.FAILED, f"There is no {kind} whose id begins with {letters}.{hint}")
     if len(found) > 1:
         several = ", ".join(str(row["id"]) for row in found)
         fail(ExitCode.USAGE, f"Several {kind}s begin with {letters}: {several}. Write more of it.")
     one: UUID = found[0]["id"]
     return one
-
-
-_LOOK = {
-    "task": " Look: vidgen-worker tasks list",
-    "user": "",
-    "worker": " Look: vidgen-worker workers",
-}
 
 
 def check_user(database: Database, user_id: UUID) -> None:

@@ -32,8 +32,9 @@ def init(
             f"{name} is there already, and stays as it is. To write another one: "
             "vidgen-worker init --file NAME",
         )
-    except OSError as error:
-        fail(ExitCode.FAILED, f"{name} can't be written: {error.strerror}. Nothing was done.")
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        fail(ExitCode.FAILED, f"{name} can't be written: {reason}. Nothing was done.")
     with open(descriptor, "w", encoding="utf-8") as out:  # noqa: PTH123 - a descriptor has no path
         out.write(template.read_text(encoding="utf-8"))
     console().print(
