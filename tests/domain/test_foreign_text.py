@@ -115,7 +115,10 @@ async def test_the_workers_and_the_clients_connections_take_it(world: World) -> 
     url = world.database.url
     with open_database(url) as client:
         assert client.rows("task", {"task_id": str(world.user())}) == []
-        client.rows("close_gate", {"model": "\ud83d\0", "message": "\0", "details": "\udcff"})
+        client.rows(
+            "close_gate",
+            {"model": "\ud83d\0", "message": "\0", "details": "\udcff", "until": None},
+        )
         assert client.rows("gates")[0]["model"] == "\\ud83d\\u0000"
     database = Database(url)
     await database.open()

@@ -111,8 +111,6 @@ ELSEWHERE = {
     "enqueue --scene ID --user ID --watch": "test_cli.py",
     "tasks watch ID": "test_living_with_it.py",
     "init": "test_living_with_it.py",
-    "sandbox --data DIR": "it runs until it is stopped; test_demo.py",
-    "sandbox token USER": "it asks a sandbox that runs",
     "dashboard": "test_dashboard.py",
     "sandbox --data DIR": "test_sandbox.py; it runs until Ctrl-C",
     "sandbox token USER": "test_sandbox.py; it asks a running sandbox",

@@ -1,5 +1,5 @@
 -- What the Python service and the command line ask, one named block each.
--- Up to 750 lines: a catalogue of questions, most of which are a few lines and know none of the others.
+-- Up to 850 lines: a catalogue of questions, most of which are a few lines and know none of the others.
 
 -- act_as --
 -- For the rest of the transaction, be who PostgREST would make of these claims.

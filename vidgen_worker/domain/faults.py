@@ -573,6 +573,13 @@ _PROBES: Mapping[str, Probe] = MappingProxyType(
     | {rule.brake.reason: rule.brake.probe for rule in _RULES if rule.brake is not None}
 )
 
+WHY_IT_WAITS: Mapping[str, str] = MappingProxyType({
+    rule.code: rule.message
+    for rule in _RULES
+    if rule.code and rule.disposition in (Disposition.WAIT, Disposition.GATE)
+})  # fmt: skip
+"""What the row's `message` says of a wait, by its code: a sentence that promises that it goes on."""
+
 
 def probe_of(reason: str) -> Probe:
     """How a gate with this reason is probed: the column of the fault that closed it."""

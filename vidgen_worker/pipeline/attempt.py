@@ -14,7 +14,7 @@ from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
 from vidgen_worker.domain.durations import format_duration
 from vidgen_worker.domain.faults import (
-    FAULTS,
+    WHY_IT_WAITS,
     Disposition,
     Fault,
     FaultName,
@@ -65,12 +65,6 @@ from vidgen_worker.telemetry.events import (
 LONG_WAIT = timedelta(minutes=2)
 CANCEL_SELDOM = timedelta(minutes=2)
 """The longest pause between two tries to cancel: its owner waits."""
-WHY_IT_WAITS = {
-    rule.code: rule.message
-    for rule in FAULTS.values()
-    if rule.code and rule.disposition in (Disposition.WAIT, Disposition.GATE)
-}
-"""What the row's `message` says of a wait: the fault's sentence, which promises that it goes on."""
 NO_SLOT = "NO_SLOT"
 """What the log calls a task that waits for a place at the provider."""
 USER_LIMIT = "USER_LIMIT"
@@ -165,11 +159,8 @@ async def _not_now(
             # It closed while the task ran. No pause is needed: the claim waits for it to open.
             code, delay, details = str(error), timedelta(), "the gate is closed"
         case BrakedError():
-            code, delay, details = (
-                error.reason,
-                poll,
-                f"nothing has gone well since: {error.details}",
-            )
+            code, delay = error.reason, poll
+            details = f"nothing has gone well since: {error.details}"
             await tools.gates.close(error.gate, error.reason, error.message, details)
         case NoSlotError():
             # It needs a pause only where the claim was wrong about the free slot, because the
