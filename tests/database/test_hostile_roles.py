@@ -819,7 +819,7 @@ def test_the_document_lists_what_a_stolen_worker_may_write_and_call(ground: Grou
     definer, invoker = calls.partition("; with its own:")[::2]
 
     def named(part: str) -> set[str]:
-        return set(re.findall(r"`([a-z_.]+)`", part))
+        return set(re.findall(r"`([a-z0-9_.]+)`", part))
 
     tables = ground.sql(
         "select n.nspname || '.' || c.relname as name,"

@@ -578,7 +578,7 @@ WHY_IT_WAITS: Mapping[str, str] = MappingProxyType({
     for rule in _RULES
     if rule.code and rule.disposition in (Disposition.WAIT, Disposition.GATE)
 })  # fmt: skip
-"""What the row's `message` says of a wait, by its code: a sentence that promises that it goes on."""
+"""What a row's `message` says of a wait, by its code: a sentence that promises that it goes on."""
 
 
 def probe_of(reason: str) -> Probe:
