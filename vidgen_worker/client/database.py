@@ -1,7 +1,7 @@
 """The database as programs and operators see it: short, synchronous, with sentences for errors.
 
 Used by the Python service and the command line; it needs `DATABASE_URL` and nothing else. The
-statements are the named blocks of `database.sql`, and each may be sent twice. It never runs a task,
+statements are the named blocks of its .sql files, and each may be sent twice. It never runs a task,
 and it never lets an exception of psycopg out.
 """
 

@@ -1,0 +1,74 @@
+-- What the command line looks up for its arguments, and about a task that waits: named blocks.
+
+-- tasks_between --
+-- Ids of tasks that begin with the same letters, as a range.
+select id from public.video_generation_tasks
+ where id between %(first)s and %(last)s order by id limit 3;
+
+-- users_between --
+-- The same for users that we have met: by what we keep of them, and by their tasks.
+select id
+  from (
+    (select user_id as id from public.user_credits
+      where user_id between %(first)s and %(last)s order by user_id limit 3)
+    union
+    (select user_id from vidgen.user_limits
+      where user_id between %(first)s and %(last)s order by user_id limit 3)
+    union
+    (select user_id from public.video_generation_tasks
+      where user_id between %(first)s and %(last)s order by user_id limit 3)
+  ) as met
+ order by id
+ limit 3;
+
+-- workers_between --
+-- The same for workers.
+select id from vidgen.workers where id between %(first)s and %(last)s order by id limit 3;
+
+-- signed_up --
+-- Whether the project's Auth knows a user, or we do; null where this role may not see Auth's users.
+select case
+         when exists (select from public.user_credits where user_id = %(user_id)s) then true
+         when has_table_privilege(current_user, 'auth.users', 'select')
+              and not row_security_active('auth.users')
+           then exists (select from auth.users where id = %(user_id)s)
+       end as known;
+
+-- tasks_to_change --
+-- Tasks that fit every filter, the oldest first, with what the stages that are not done would cost
+-- their users.
+select t.id, t.user_id, t.status, t.error_code, t.current_step,
+       (
+         select coalesce(sum(p.credits), 0)::bigint
+           from vidgen.stages as st
+           join public.credit_prices as p on p.action = st.action
+          where not exists (
+            select from vidgen.checkpoints as c
+             where c.task_id = t.id and c.stage = st.name and c.state = 'done'
+          )
+       ) as credits
+  from public.video_generation_tasks as t
+ where t.status = any(%(statuses)s::text[])
+   and (%(user_id)s::uuid is null or t.user_id = %(user_id)s)
+   and (%(code)s::text is null or t.error_code = %(code)s)
+   and (%(since)s::interval is null or t.created_at > now() - %(since)s::interval)
+ order by t.created_at, t.id
+ limit %(limit)s;
+
+-- budget_of_task --
+-- What a task's budgets have counted, where they have.
+select crashes, suspect, retries, waiting_since from vidgen.budgets where task_id = %(task_id)s;
+
+-- suspects --
+-- How many tasks wait for an idle worker, because workers died under them.
+select count(*) as tasks from vidgen.suspects;
+
+-- codes --
+-- The error codes that tasks have ended with lately.
+select distinct error_code as code
+  from public.video_generation_tasks
+ where completed_at > now() - interval '30 days' and error_code is not null;
+
+-- clock --
+-- The database's clock.
+select now() as now;
