@@ -299,14 +299,17 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
         open_to.setdefault(row["role"], set()).add(row["name"])
     calls = {"cancel_video_generation_task", "retry_video_generation_task"}
     inner = {"cancel_task", "retry_task"}
+    checks = {"times_can_be_read", "texts_are_at_most_40000_bytes"}
     assert open_to == {
-        "anon": {"our_buckets", "is_unpaid"},
+        "anon": checks | {"our_buckets", "is_unpaid"},
         "authenticated": calls
         | inner
+        | checks
         | {"delete_video_scene", "delete_scene", "owns_scene", "signed_in_user"}
         | {"our_buckets", "is_paid", "is_unpaid"},
         "service_role": calls
         | inner
+        | checks
         | {"grant_video_credits", "grant_credits", "our_buckets", "is_unpaid"},
     }
 

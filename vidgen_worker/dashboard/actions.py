@@ -77,7 +77,7 @@ def change_gate(reads: Reads, form: Form) -> None:
     action, model, scope = _gate(reads, form)
     if action == "close":
         details = "closed in the dashboard"
-        reads.act("close_gate", model=model, message=CLOSED_BY_HAND, details=details)
+        reads.act("close_gate", model=model, message=CLOSED_BY_HAND, details=details, until=None)
     elif not reads.act("open_gate", model=model, scope=scope):
         raise RefusedRequestError(
             HTTPStatus.CONFLICT, "That gate is open already: somebody else was quicker, or a probe."

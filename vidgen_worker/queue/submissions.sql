@@ -324,6 +324,7 @@ taught as (
    where (g.provider, g.model, g.seconds) = (times.provider, times.model, times.seconds)
 ),
 first_taught as (
+  -- Two first ends of a kind at once: an INSERT would wait for the other's.
   insert into vidgen.generation_times (provider, model, seconds, ended_after, ended_by)
   select timed.provider, timed.model, timed.seconds, array[%(ended_after)s::real],
          array[%(ended_by)s::real]
@@ -332,6 +333,11 @@ first_taught as (
      select from vidgen.generation_times as g
       where (g.provider, g.model, g.seconds) = (timed.provider, timed.model, timed.seconds)
    )
+     and pg_try_advisory_xact_lock(
+       hashtextextended(
+         format('generation_times %%s %%s %%s', timed.provider, timed.model, timed.seconds), 0
+       )
+     )
   on conflict (provider, model, seconds) do nothing
 ),
 checkpointed as (
