@@ -3,6 +3,8 @@
 -- Everything here may be seen by the row's owner. Realtime sends an event for every UPDATE, so
 -- leases, heartbeats, checkpoints, submissions and gates never touch this table.
 
+set local search_path = '';
+
 -- The two longest rules of a task's row, as functions of its CHECKs: each statement that writes the table
 -- parses the text of every CHECK anew, and a function once per session. Whoever may write the table calls
 -- them, an application's own role too.
@@ -43,8 +45,6 @@ begin
          ) <= 40000;
 end
 $$;
-
-set local search_path = '';
 
 create table public.video_generation_tasks (
   id uuid primary key default gen_random_uuid(),

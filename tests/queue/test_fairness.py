@@ -139,7 +139,8 @@ class Line:
             ground.sql("set local lock_timeout = '10s'")
             ground.sql(
                 f"truncate {TASKS}, vidgen.submissions, vidgen.turns, vidgen.arrivals,"
-                " vidgen.resumes, vidgen.budgets, vidgen.checkpoints, vidgen.holds, vidgen.charges"
+                " vidgen.resumes, vidgen.budgets, vidgen.checkpoints, vidgen.events, vidgen.holds,"
+                " vidgen.charges"
             )
 
     def play(self, act: str, who: int, number: int) -> None:
