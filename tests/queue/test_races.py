@@ -308,7 +308,7 @@ class Interleavings:
         self.references = 0
         ground.sql("alter table public.credit_entries disable trigger user")
         ground.sql(
-            "truncate public.video_generation_tasks, vidgen.workers, vidgen.submissions,"
+            "truncate public.video_generation_tasks, vidgen.workers, vidgen.submissions, vidgen.events,"
             " vidgen.turns, vidgen.arrivals, vidgen.resumes, vidgen.budgets, vidgen.checkpoints,"
             " vidgen.holds, vidgen.charges, public.user_credits, public.credit_entries"
         )
