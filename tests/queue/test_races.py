@@ -308,9 +308,10 @@ class Interleavings:
         self.references = 0
         ground.sql("alter table public.credit_entries disable trigger user")
         ground.sql(
-            "truncate public.video_generation_tasks, vidgen.workers, vidgen.submissions, vidgen.events,"
-            " vidgen.turns, vidgen.arrivals, vidgen.resumes, vidgen.budgets, vidgen.checkpoints,"
-            " vidgen.holds, vidgen.charges, public.user_credits, public.credit_entries"
+            "truncate public.video_generation_tasks, vidgen.workers, vidgen.submissions,"
+            " vidgen.events, vidgen.turns, vidgen.arrivals, vidgen.resumes, vidgen.budgets,"
+            " vidgen.checkpoints, vidgen.holds, vidgen.charges, public.user_credits,"
+            " public.credit_entries"
         )
         ground.sql("alter table public.credit_entries enable trigger user")
         self.users = [ground.user(3 * PRICE) for _ in range(2)]
