@@ -450,7 +450,7 @@ async def test_a_name_that_changes_its_mind_is_told_nothing(
     monkeypatch.setattr(socket, "getaddrinfo", changing)
     monkeypatch.setattr(public_address, "HTTPS_PORT", listening.port)
     media = Media(max_image_bytes=LARGE, max_video_bytes=LARGE)
-    with pytest.raises(Fault, match=r"led to the private address 127\.0\.0\.1") as raised:
+    with pytest.raises(Fault, match=r"leads to the private address 127\.0\.0\.1") as raised:
         await media.download(f"https://cdn.example:{listening.port}/a", tmp_path / "a", LARGE)
     await media.aclose()
     assert raised.value.name == "output_unavailable"
@@ -516,7 +516,7 @@ async def test_what_a_proxy_reaches_is_the_proxys_business(
     with pytest.raises(Fault) as raised:
         await media.download("https://1.1.1.1/a", tmp_path / "a", LARGE)
     await media.aclose()
-    assert "led to" not in str(raised.value.details)
+    assert "leads to" not in str(raised.value.details)
     assert listening.told.wait(60)
     assert listening.sent.startswith(b"CONNECT 1.1.1.1:443")
     assert b"authorization" not in listening.sent.lower()
