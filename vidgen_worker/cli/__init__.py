@@ -18,7 +18,7 @@ from vidgen_worker.cli.verbs import commands
 
 
 class _Verbs(TyperGroup):
-    """All verbs. Repeats an argument that it can't use only spelled out."""
+    """All verbs. An error repeats a wrong argument with its control characters spelled out."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - typer's own
         super().__init__(**{**options, "commands": commands()})

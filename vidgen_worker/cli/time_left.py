@@ -1,6 +1,6 @@
 """How long a task still takes, in words that don't flicker: "about 25 s left".
 
-It is an estimate, so it is said roughly, and what was said stays until it is wrong by a whole step.
+It is an estimate, so it is rounded, and what was said stays until it is wrong by a whole step.
 """
 
 import math

@@ -49,7 +49,7 @@ FORGET_EVERY = timedelta(minutes=5)
 FORGET_BATCH = 1000
 """Submissions or holds in one statement."""
 MOST_BATCHES = 40
-"""In one run: with a backlog, eleven million submissions a day."""
+"""In one run: that is eleven million submissions a day while there is a backlog."""
 BETWEEN_BATCHES = timedelta(seconds=1)
 
 
