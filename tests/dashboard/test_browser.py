@@ -170,7 +170,7 @@ def test_a_page_says_that_the_database_is_away_and_comes_back(
         with away(panel), page.expect_response(lambda answer: answer.status == 503):
             page.evaluate("history.replaceState(null, '', '/tasks?status=cancelled&since=1h')")
             page.clock.run_for(10_500)
-        expect(page.locator("#notice")).to_contain_text("What you see is from before.")
+        expect(page.locator("#notice")).to_contain_text("What you see is out of date.")
         page.clock.run_for(10_500)
         expect(page.locator("#notice")).to_be_hidden()
 

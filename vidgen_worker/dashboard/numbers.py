@@ -18,9 +18,9 @@ from vidgen_worker.dashboard.reads import Reads, Row
 
 COUNTS = ("completed", "failed", "cancelled", "submissions", "provider_cost", "credits_charged")
 MOST_TIMED = 5_000
-"""Percentiles are of so many that came last: enough for two digits."""
+"""Percentiles are taken of this many that came last: enough for two digits."""
 READ_DAY = timedelta(days=1)
-"""So much is read by one statement: it has two seconds."""
+"""One statement reads this much: it has two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
