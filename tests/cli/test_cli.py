@@ -70,7 +70,7 @@ def test_help_documents_every_exit_code(cli: Cli) -> None:
         ["enqueue", "--scene", str(uuid.uuid4()), "--user", str(uuid.uuid4())],
     ],
 )
-def test_without_a_database_only_its_url_is_missed(cli: Cli, verb: list[str]) -> None:
+def test_without_a_database_url_only_that_is_reported_missing(cli: Cli, verb: list[str]) -> None:
     result = cli(*verb)
     assert result.code == ExitCode.CONFIGURATION
     assert "DATABASE_URL: missing; find it in Supabase dashboard" in result.err
@@ -403,7 +403,7 @@ def test_check_is_red_where_row_level_security_hides_scenes(
             connection.execute(f"drop owned by {owner}; drop role {owner}".encode())
 
 
-def test_check_misses_the_migrations(
+def test_check_reports_missing_migrations(
     complete: Cli, monkeypatch: pytest.MonkeyPatch, bare_database_url: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", bare_database_url)
@@ -545,7 +545,7 @@ def test_check_says_that_a_proxy_is_in_between(
     assert "hunter22" not in result.out + result.err
 
 
-def test_two_hosts_are_two_hosts_for_check_too(
+def test_check_tries_the_second_host_of_a_url_too(
     complete: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = re.sub(

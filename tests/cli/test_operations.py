@@ -284,7 +284,7 @@ def test_pruning_yesterday_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_is_the_workers_and_the_operators_alone(ground: Ground, view: str) -> None:
+def test_only_workers_and_operators_read_a_view(ground: Ground, view: str) -> None:
     ground.sql("set role vidgen_worker")
     ground.sql(f"select * from vidgen.{view}")
     ground.sql("reset role")

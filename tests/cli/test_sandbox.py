@@ -59,7 +59,9 @@ def sign_in(settings: dict[str, str]) -> httpx.Response:
 
 
 @pytest.mark.slow
-def test_every_line_it_tells_to_type_works_in_a_fresh_shell(running: Running, home: Path) -> None:
+def test_every_line_that_it_prints_to_be_typed_works_in_a_fresh_shell(
+    running: Running, home: Path
+) -> None:
     """All of them, in their order; the worker that they start makes the demo's video."""
     assert running.settings.keys() >= NAMES
     runway = RunwayControl(running.settings["RUNWAYML_BASE_URL"], "")

@@ -111,7 +111,7 @@ def test_the_still_and_the_clip_are_shown(chromium: Browser, panel: Panel) -> No
         assert [one for one in seen.complaints if "Content Security" in one] == []
 
 
-def test_a_page_is_live_and_leaves_alone_who_is_at_work(
+def test_a_page_updates_itself_and_disturbs_nobody_at_work(
     chromium: Browser, panel: Panel, browser: httpx.Client
 ) -> None:
     with opened(chromium, panel) as seen:

@@ -217,7 +217,7 @@ async def test_a_file_that_has_taken_libav_over_reaches_nothing(
         assert (neighbour / "output").read_text() == "another user's"
 
 
-async def test_what_a_look_needs_is_not_refused(hijacked: Hijacked) -> None:
+async def test_what_decoding_needs_is_not_refused(hijacked: Hijacked) -> None:
     found = await outcomes(hijacked, WANTED)
     assert found == dict.fromkeys(WANTED, "done")
 
@@ -397,7 +397,7 @@ def test_an_address_of_the_internet_is_public(address: str) -> None:
         ("https://localhost/a", "private address"),
     ],
 )
-async def test_a_place_that_is_no_public_https_is_refused_before_anything_is_opened(
+async def test_a_url_that_is_not_public_https_is_refused_before_anything_is_opened(
     url: str, said: str
 ) -> None:
     found = await refusal(httpx.URL(url))
@@ -436,7 +436,7 @@ def listening() -> Iterator[SimpleNamespace]:
         thread.join(10)
 
 
-async def test_a_name_that_changes_its_mind_is_told_nothing(
+async def test_a_name_that_resolves_privately_the_second_time_is_sent_nothing(
     listening: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It resolves to a public address when it is looked at, and to loopback when it is asked."""
@@ -570,7 +570,7 @@ def test_a_head_has_no_body(port: int) -> None:
 
 
 @pytest.mark.parametrize("line", [b"nonsense", b"GET /", b"GET http://evil/ HTTP/1.1", b"\0\xff"])
-def test_what_is_no_request_is_told_so(port: int, line: bytes) -> None:
+def test_a_line_that_is_no_request_is_answered_400(port: int, line: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as asking:
         asking.sendall(line + b"\r\n\r\n")
         assert asking.recv(99).startswith(b"HTTP/1.1 400 ")
@@ -589,7 +589,9 @@ def test_a_page_whose_name_leads_here_is_not_answered(runway: RunwayControl, hos
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "127.0.0.9:80", "[::1]"])
-def test_this_machine_is_answered_by_each_of_its_names(runway: RunwayControl, host: str) -> None:
+def test_requests_by_each_name_of_this_machine_are_answered(
+    runway: RunwayControl, host: str
+) -> None:
     answer = httpx.get(f"{runway.url}/sandbox/settings", headers={"host": host})
     assert answer.status_code == 200
 

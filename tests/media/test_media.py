@@ -469,7 +469,7 @@ async def test_a_child_that_does_not_answer_in_time_is_ended(
     assert not psutil.pid_exists(slow)
 
 
-async def test_who_is_cancelled_ends_the_child_and_not_the_pool(
+async def test_a_cancelled_job_ends_its_child_and_not_the_pool(
     media: Media, tmp_path: Path, stick: Callable[[], Stuck]
 ) -> None:
     stuck = stick()
@@ -728,14 +728,16 @@ async def test_bytes_that_are_all_there_are_kept_whatever_a_header_says_of_them(
     assert (found.doubt is not None) is says_more
 
 
-async def test_a_file_that_a_server_packed_is_unpacked(media: Media, tmp_path: Path) -> None:
+async def test_a_file_that_a_server_compressed_is_decompressed(
+    media: Media, tmp_path: Path
+) -> None:
     body = os.urandom(200_000)
     found = await downloaded(media, tmp_path / "a", OK + b"\r\n", gzip.compress(body))
     assert found == Downloaded(200_000, hashlib.sha256(body).hexdigest(), "image/png")
     assert (tmp_path / "a").read_bytes() == body
 
 
-async def test_a_packed_file_that_grows_without_end_is_too_large(
+async def test_a_compressed_file_that_grows_without_end_is_too_large(
     media: Media, tmp_path: Path
 ) -> None:
     bomb = gzip.compress(bytes(50 * MEGABYTE))

@@ -312,7 +312,7 @@ def about_to_store(ground: Ground, hand: Hand, count: int) -> list[tuple[Held, U
     ]  # fmt: skip
 
 
-async def test_a_race_for_what_is_not_paid_yet_is_never_won(world: World, tmp_path: Path) -> None:
+async def test_nobody_reads_an_unpaid_file_however_he_races(world: World, tmp_path: Path) -> None:
     """Cancelled at every point of storing, with Storage slow: nothing readable and uncharged."""
     make_buckets(world)
     file = tmp_path / "output.png"
@@ -645,7 +645,7 @@ def test_what_is_charged_is_never_removed(ground: Ground) -> None:
     "path",
     ["avatars/me.png", "video-files/{other}/clip.mp4", "video-files/{user}/../x", "video-files/"],
 )
-def test_nothing_else_is_ever_written_down_to_be_removed(ground: Ground, path: str) -> None:
+def test_no_other_path_is_ever_recorded_for_removal(ground: Ground, path: str) -> None:
     user = ground.user()
     with pytest.raises(errors.CheckViolation, match="path_is_in_its_users_folder"):
         ground.sql(
