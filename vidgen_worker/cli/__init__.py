@@ -89,7 +89,7 @@ def main() -> None:
     try:
         app(prog_name="vidgen-worker")
     except Exception as error:
-        # Here, because it knows the boxes below, which a verb that fails has imported already.
+        # Imported here, because it needs other boxes, which a failing verb has imported already.
         from vidgen_worker.cli.errors import end_with  # noqa: PLC0415
 
         end_with(error)

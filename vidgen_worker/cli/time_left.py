@@ -10,7 +10,7 @@ from typing import Any
 
 MINUTE = 60
 STEPS = ((MINUTE, 5), (10 * MINUTE, 30), (math.inf, MINUTE))
-"""Below so many seconds, in steps of these."""
+"""Pairs in seconds: up to the first, the time left is said in steps of the second."""
 
 
 class TimeLeft:

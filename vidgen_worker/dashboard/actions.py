@@ -19,7 +19,7 @@ Form = Mapping[str, Sequence[str]]
 
 CLOSED_BY_HAND = "Video generation is paused by the operator."
 MOST_TASKS = 200
-"""At once: each is a transaction of its own, and the page waits for them."""
+"""The most tasks at once: each is a transaction of its own, and the page waits for all."""
 
 
 def preview_tasks(reads: Reads, form: Form) -> Page:

@@ -19,7 +19,7 @@ KEPT_SECONDS = 10.0
 PAST_KEPT_SECONDS = 3600.0
 """For a day that is over: only a cost that is told late, or a pruned task, changes it."""
 MOST_KEPT = 500
-"""Answers; a page has some ten of them."""
+"""The most answers that are kept; a page has some ten of them."""
 
 MOST_ENDED = 20_000
 """A page of tasks is chosen from this many that ended last: it bounds the cost of the page."""

@@ -114,7 +114,7 @@ async def decide(  # noqa: PLR0911 - a way that a walk ends each
             emit(LeaseLost(fence=run.task.fence))
             return await follow(tools, run, Fault(FaultName.LEASE_LOST, details="no row was hit"))
         case CancelAskedError():
-            # Asked while nothing of it ran at the provider.
+            # The owner asked while nothing of it ran at the provider.
             return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
         case ProvenError() | NotOursError():
             # It goes back to pending at once: its deaths count no more, or only workers that may

@@ -165,7 +165,7 @@ class Submitting:
                 self._run.posting = None
 
     async def _post(self, request: Request, inputs: str) -> UUID:
-        """The paid POST, with the record before it and of whatever was answered."""
+        """The paid POST, with a record before it and a record of any answer."""
         stage, submission_id = self._stage, uuid4()
         frozen = Order(request, self._order.ratio, self._order.seconds).frozen()
         made_from = stage.made_from.name if stage.made_from else None

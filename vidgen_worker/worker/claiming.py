@@ -23,7 +23,7 @@ from vidgen_worker.worker.reports import Reports
 
 CLAIM_AGAIN = timedelta(milliseconds=30)
 CLAIM_STATEMENTS = 8
-"""The most statements in one round of the claim loop, and the heartbeat that it may wait for."""
+"""The most statements in one round of the claim loop, with a heartbeat that it waits for."""
 BECOME_IDLE_EVERY = 60.0
 """Seconds between two times that tasks are given back for a suspect."""
 MOST_EMPTY_CLAIMS = 10

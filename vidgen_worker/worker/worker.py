@@ -99,7 +99,7 @@ class Worker:
         """Whether the loops turn; says nothing of Postgres, which may be away for good reasons."""
         return not self.process.turns.stuck()
 
-    # Asked through the process, because a new life has a new lease.
+    # Each reads through the process, because a new life has a new lease.
 
     def _ready(self) -> bool:
         return self.process.life.lease.held()
@@ -174,7 +174,7 @@ class Worker:
                 # The statement has waited for the lock already; its holder keeps it only briefly.
                 await process.sleep(timedelta(seconds=random.uniform(0.1, 0.3)))  # noqa: S311
             except DatabaseUnavailableError:
-                # Said once per statement by the database layer; the next turn tries again.
+                # The database layer has reported it once per statement; the next turn tries again.
                 await process.sleep(timedelta(seconds=random.uniform(0.5, 1.5)))  # noqa: S311
             except Exception as error:  # noqa: BLE001 - a loop that dies is a worker that hangs
                 emit(LoopFailed(

@@ -84,7 +84,7 @@ class Runway:
         self._allow_loopback_assets = allow_loopback_assets
         self._poll_seconds = poll_timeout.total_seconds()
 
-        # Two pools, so that slow submits can't hold up polls, and two kinds of client: FreeClient
+        # Two pools, so that slow submissions can't delay polls, and two kinds of client: FreeClient
         # tells less about a lost connection than a paid POST must know.
         connect = connect_seconds(submit_timeout)
         paid = PaidClient(connect=connect, max_connections=max_connections)
