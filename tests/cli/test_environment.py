@@ -267,7 +267,7 @@ def test_a_proxy_that_can_be_used_is_used_and_its_password_hidden(
 # Places that settings come from.
 
 
-def test_a_folder_called_dotenv_is_passed_over_and_said_where_something_is_missing(
+def test_a_folder_called_dotenv_is_skipped_and_named_where_something_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").mkdir()  # a virtual environment, say

@@ -295,7 +295,7 @@ def test_only_workers_and_operators_read_a_view(ground: Ground, view: str) -> No
         ground.sql("reset role")
 
 
-async def test_consumption_is_told_by_user_and_by_model(world: World) -> None:
+async def test_consumption_is_reported_by_user_and_by_model(world: World) -> None:
     user = world.user()
     async with world.worker():
         await world.until(world.order(user, world.scene(user)))

@@ -73,7 +73,7 @@ def places(panel: Panel) -> list[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_that_people_write_runs_and_every_page_fits(
+def test_no_text_of_a_user_runs_as_code_and_every_page_fits(
     chromium: Browser, panel: Panel, width: int
 ) -> None:
     with opened(chromium, panel, width, "dark" if width == WIDTHS[1] else "light") as seen:
@@ -175,7 +175,7 @@ def test_a_page_says_that_the_database_is_away_and_comes_back(
         expect(page.locator("#notice")).to_be_hidden()
 
 
-def test_the_keyboard_reaches_everything_and_sees_where_it_is(
+def test_everything_is_reached_by_keyboard_with_a_visible_focus(
     chromium: Browser, panel: Panel
 ) -> None:
     with opened(chromium, panel) as seen:

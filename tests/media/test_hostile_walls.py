@@ -201,7 +201,7 @@ async def outcomes(hijacked: Hijacked, attempts: dict[str, str]) -> dict[str, st
 
 
 @pytest.mark.parametrize("wall", ATTEMPTS)
-async def test_a_file_that_has_taken_libav_over_reaches_nothing(
+async def test_a_file_that_has_taken_libav_over_can_reach_nothing_else(
     hijacked: Hijacked, wall: str
 ) -> None:
     neighbour = hijacked.folder / "scratch" / "neighbour"
@@ -459,7 +459,7 @@ async def test_a_name_that_resolves_privately_the_second_time_is_sent_nothing(
 
 
 @pytest.mark.usefixtures("transport")
-async def test_a_file_server_is_told_no_secret(
+async def test_a_file_server_receives_no_secret(
     listening: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password secret")
@@ -532,7 +532,7 @@ def port() -> Iterator[int]:
         yield port
 
 
-def test_nobody_who_connects_keeps_others_from_an_answer(port: int) -> None:
+def test_a_connection_that_stays_open_keeps_no_other_from_an_answer(port: int) -> None:
     half = [b"", b"G", b"GET /healthz HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: "]
     several = []
     with contextlib.ExitStack() as stack:
@@ -581,7 +581,9 @@ STRANGERS = ["evil.example", "evil.example:80", "169.254.169.254", "localhost.ev
 
 
 @pytest.mark.parametrize("host", STRANGERS)
-def test_a_page_whose_name_leads_here_is_not_answered(runway: RunwayControl, host: str) -> None:
+def test_a_page_whose_name_resolves_to_this_machine_is_not_answered(
+    runway: RunwayControl, host: str
+) -> None:
     for path in ("/sandbox/requests", "/sandbox/settings", "/v1/organization"):
         answer = httpx.get(f"{runway.url}{path}", headers={"host": host})
         assert answer.status_code in (400, 421), path

@@ -802,7 +802,7 @@ def led_to(place: str) -> bytes:
         "file:///etc/passwd",
     ],
 )
-async def test_a_download_is_not_led_to_a_private_address(
+async def test_a_download_follows_no_redirect_to_a_private_address(
     media: Media, tmp_path: Path, place: str
 ) -> None:
     asked = 0
@@ -822,7 +822,7 @@ async def test_a_download_is_not_led_to_a_private_address(
     assert is_empty(tmp_path)
 
 
-async def test_a_sandbox_is_led_where_it_wants_but_not_for_ever(tmp_path: Path) -> None:
+async def test_a_sandbox_follows_redirects_but_not_for_ever(tmp_path: Path) -> None:
     media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE, allow_loopback=True)
     answers = [led_to("/b"), OK + b"\r\nwhole", *[led_to("/c")] * 9]
 

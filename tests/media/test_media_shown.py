@@ -252,7 +252,7 @@ def renamed(file: Path, was: bytes, now: bytes) -> Path:
 
 
 @pytest.mark.parametrize("codec", [b"zzzz", b"drmi", b"\0\0\0\0", b"mp4s"])
-def test_a_film_in_an_unknown_codec_is_a_verdict(
+def test_a_film_in_an_unknown_codec_does_not_decode(
     media: Looking, tmp_path: Path, codec: bytes
 ) -> None:
     file = renamed(film(tmp_path / "a.mp4"), b"avc1\0\0", codec + b"\0\0")
@@ -477,7 +477,7 @@ def test_damaged_metadata_of_a_png_is_no_damage_of_the_picture(
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "LA", "CMYK"])
-def test_a_still_in_other_colours_is_stored_as_it_looks(
+def test_a_still_in_another_colour_mode_is_stored_as_it_looks(
     media: Looking, tmp_path: Path, mode: str
 ) -> None:
     name = "a.jpg" if mode == "CMYK" else "a.png"
