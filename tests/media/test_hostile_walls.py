@@ -265,13 +265,13 @@ async def test_a_child_is_not_believed_another_file(hijacked: Hijacked, lie: str
 
 
 WORDS = {
-    "nonsense": ("os.write(out(), b'nonsense' + bytes([10]))", "broke what looked"),
-    "a list": ("os.write(out(), b'[1]' + bytes([10]))", "broke what looked"),
+    "nonsense": ("os.write(out(), b'nonsense' + bytes([10]))", "broke the process"),
+    "a list": ("os.write(out(), b'[1]' + bytes([10]))", "broke the process"),
     "two answers": (
         "os.write(out(), b'{\"no_output\": \"a\"}' + bytes([10]) + b'{}' + bytes([10]))",
-        "broke what looked",
+        "broke the process",
     ),
-    "much": ("os.write(out(), b'x' * 40_000)", "broke what looked"),
+    "much": ("os.write(out(), b'x' * 40_000)", "broke the process"),
     "its own death": ("os.abort()", "SIGABRT and again"),
     "silence": ("os.closerange(3, 64)\nsignal.pause()", "SIGALRM and again"),
 }

@@ -120,7 +120,7 @@ async def test_a_missing_bucket_is_created_with_its_limits_and_the_upload_repeat
 async def test_a_missing_bucket_that_no_setting_names_is_refused(
     store: Storage, clip: Path
 ) -> None:
-    with pytest.raises(Fault, match="is not a bucket of the settings") as raised:
+    with pytest.raises(Fault, match="is not in the settings") as raised:
         await store.put("elsewhere", CLIP, clip, "video/mp4")
     assert raised.value.name == "storage_refused"
 
