@@ -127,9 +127,9 @@ comment on column vidgen.submissions.late_at is
   'When the answer came, after a worker had counted it as unknown: no task follows its generation.';
 
 -- How long generations take, learnt by the whole fleet: one row per kind (a model, and the seconds of the
--- clip; 0 for a still), its last 24 ends. A poll sees an end later than it was: so two times each, in
--- seconds since the provider accepted it, that of the last poll before the end and that of the first after
--- it. A row is as old as its model; there are as many as models and durations in use.
+-- clip; 0 for a still), its last 24 ends. A poll sees an end after it happened. So each end has two
+-- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
+-- after it. There are as many rows as models and durations in use.
 create table vidgen.generation_times (
   provider text not null,
   model text not null,
