@@ -4,8 +4,9 @@
 -- Written for a `postgres` role that is not a superuser (hosted Supabase), PostgreSQL 15 and later.
 -- Nothing of an existing application is changed; what can't be adopted stops the migration here.
 
--- Views, policies and defaults keep what a name means here. Where users may create functions in schema
--- public, one of theirs could fit better than PostgreSQL's own: so each file looks for names nowhere else.
+-- Views, policies and defaults keep the meaning that a name has here. Where users may create functions in
+-- schema public, one of theirs could fit better than PostgreSQL's own: so each file looks for names nowhere
+-- else.
 set local search_path = '';
 
 do $$
@@ -224,9 +225,9 @@ create table vidgen.duties (
 
 comment on table vidgen.duties is 'When a worker of the fleet last began what one of them does for all.';
 
--- Wake who listens. A hint: whoever misses it looks after a poll. The queue of notifications is the
--- cluster's, and a session that listens in an open transaction keeps it from being emptied: once it is
--- full, every COMMIT with a NOTIFY fails, of clients too.
+-- Wake the listeners. It is only a hint: a listener that misses it looks at its next poll. The queue of
+-- notifications is the cluster's, and a session that listens in an open transaction keeps it from being
+-- emptied: once it is full, every COMMIT with a NOTIFY fails, of clients too.
 create function vidgen.wake(channel text, payload text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -520,8 +521,8 @@ begin
 end
 $$;
 
--- What policies ask. As the owner, because no client reads what is private; about the caller only, or
--- about a place that the caller has named. The most expensive condition: asked last.
+-- What policies ask. These functions run as the owner, because no client reads what is private. They tell
+-- only of the caller, or of a place that the caller has named. The most expensive condition comes last.
 create function vidgen.our_buckets() returns text[]
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$

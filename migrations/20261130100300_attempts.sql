@@ -127,9 +127,9 @@ comment on column vidgen.submissions.late_at is
   'When the answer came, after a worker had counted it as unknown: no task follows its generation.';
 
 -- How long generations take, learnt by the whole fleet: one row per kind (a model, and the seconds of the
--- clip; 0 for a still), its last 24 ends. A poll sees an end later than it was: so two times each, in
--- seconds since the provider accepted it, that of the last poll before the end and that of the first after
--- it. A row is as old as its model; there are as many as models and durations in use.
+-- clip; 0 for a still), its last 24 ends. A poll sees an end after it happened. So each end has two
+-- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
+-- after it. There are as many rows as models and durations in use.
 create table vidgen.generation_times (
   provider text not null,
   model text not null,
@@ -745,7 +745,7 @@ begin
 end
 $$;
 
--- Raises: the row did not take a change that nothing has refused.
+-- Raises an error: the row did not take a change, although nothing has refused it.
 create function vidgen.row_stays(of_task uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -775,9 +775,9 @@ end
 $$;
 
 -- Begin an attempt at each of these waiting tasks. No row: the task is not waiting any more, or another
--- transaction holds it. The rows are locked and changed in one savepoint: a lock taken by the statement
--- outside would make a multixact of each row. All in one, where nothing of an application's can be slow or
--- refuse; else, and where one has refused, each in a savepoint of its own.
+-- transaction holds it. A row is locked and changed in the same savepoint: a lock taken by the statement
+-- outside would make a multixact of each row. All rows share one savepoint where nothing of an application
+-- can be slow or refuse a change. Otherwise, and after a refusal, each row has a savepoint of its own.
 create function vidgen.begin_attempts(of_tasks uuid[], for_worker uuid, to_cancel boolean)
 returns table (
   id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,

@@ -259,7 +259,7 @@ select b.task_id, t.lane, t.run_after, r.followers,
         and p.until <= now() + interval '31 seconds'  -- as in due_resumes
    );
 
--- Whether for so long no worker has been alive that may follow a generation.
+-- Whether no worker that may follow a generation has been alive for as long as `since`.
 create function vidgen.is_left_alone(
   of_provider text, of_account text, of_key text, followed_by text, since interval
 ) returns boolean

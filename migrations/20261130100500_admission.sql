@@ -290,9 +290,9 @@ select l.provider, l.account, l.model, slots.free
 
 comment on view vidgen.free_slots is 'Models with a limit, and how many of their slots nobody has.';
 
--- No image starts while far more tasks wait for a video slot than there are: twice as many as slots
--- may be under way to one, counted by account. What waits for later waits for no slot, and what other
--- keys run needs none of this key's. Nothing is counted beyond the number that decides.
+-- No image starts while far more tasks wait for a video slot than there are slots: per account, twice as
+-- many tasks as slots may be on their way to one. Rows for later don't count, and neither do tasks of other
+-- keys that need no slot of this key's. The count stops at the number that decides.
 -- A function, so that a claim without a limit plans none of it; null: no limit.
 create function vidgen.room_before(of_provider text, of_account text, of_model text) returns integer
 language plpgsql stable set search_path = pg_catalog, pg_temp
@@ -358,7 +358,7 @@ as $$
   )
 $$;
 
--- In a SQL function it is the column that is meant: there the parameters say whose they are.
+-- In a SQL function a bare name means the column: so parameters carry the function's name.
 create function vidgen.count_slots(of_provider text, of_account text, of_model text)
 returns integer
 language sql volatile set search_path = pg_catalog, pg_temp
@@ -465,9 +465,9 @@ begin
 end
 $$;
 
--- A slot is free again: whoever books the end of a generation, and by whatever statement. After a
--- refusal it stays reserved while the task runs: the still may be refused by one address and taken by
--- the next, which must not stand behind everybody else again.
+-- Free the slot when the end of a generation is booked, by whatever statement. After a refusal it stays
+-- reserved while the task runs: the provider may refuse the still at one address and accept it at the
+-- next, and the task must not wait behind everybody else again.
 create function vidgen.submission_ends() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -514,7 +514,7 @@ create trigger task_leaves
   when (old.status <> new.status)
   execute function vidgen.task_leaves();
 
--- The user's own statements, one after the other. A wait has an end: another statement of the same
+-- The user's own statements run one after the other. The wait is limited: another statement of the same
 -- user may be as slow as he likes.
 create function vidgen.lock_user(owner uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
@@ -958,12 +958,12 @@ create trigger submission_is_rejected
   when (new.rejected and not old.rejected)
   execute function vidgen.submission_is_rejected();
 
--- A trouble after money was spent, of one task: how many tasks have met it in a row, and how many
--- users. `weighed` are the same users, those together as one for whom this model has never worked
--- (while it has for somebody: a new account could send anything). The same task again counts once. From
--- the third user on only `allowance` submissions more begin. Beside it the user's own: three results
--- in a row pause him, and one task of his after the other tries whether it has passed. `braked`: from
--- now on. His own row is locked first, and the trouble's, which concerns all, after it.
+-- Note a trouble that a task met after money was spent. Returns how many tasks and users have met it in a
+-- row; a task counts once. `weighed` counts the users too, but all for whom this model has never worked
+-- count as one, once any task is completed: a new account could send anything. From the third user on only
+-- `allowance` more submissions begin. The user's own trouble is counted beside it: three results in a row
+-- pause him (`braked`: from now on), then one task of his after the other tries whether it has passed. His
+-- own row is locked first; the trouble's row, which concerns all, is locked after it.
 create function vidgen.note_trouble(
   of_provider text, of_scope text, of_part text, of_model text, of_reason text, of_message text,
   of_details text, of_task uuid, of_user uuid, allowance integer, probe interval

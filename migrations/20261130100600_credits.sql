@@ -362,8 +362,8 @@ as $$
     end
     $$;
 
--- A grant to a user whose row is gone: all of the ledger, not only this entry. Else the row would
--- look right and hold too little for ever.
+-- Where the user's balance row is gone, a grant restores it from the whole ledger, not from this entry
+-- only: else the row would look right and hold too little for ever.
 create function vidgen.grant_credits(user_id uuid, amount integer, reference text)
 returns public.user_credits
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -475,8 +475,8 @@ end
 $$;
 
 -- Compare the next users, in the order of their ids: total and entries since beside the balance, open
--- holds beside what is held. Who doesn't fit is summed anew before he counts, once a day at the most.
--- `through` is where the next part begins; null: that was the last.
+-- holds beside what is held. A user who doesn't fit is summed anew, once a day at the most, before
+-- he counts as a discrepancy. `through` is where the next part begins; null: that was the last.
 create function vidgen.audit_users(after uuid, batch integer)
 returns table (discrepancies bigint, through uuid)
 language plpgsql security definer set search_path = pg_catalog, pg_temp

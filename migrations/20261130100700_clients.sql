@@ -283,7 +283,7 @@ create trigger limit_inserts
   execute function vidgen.limit_inserts();
 
 -- Beyond the limit nothing more is even written: 100,000 rows would be inserted and checked first, for
--- seconds. Only a short cut: whoever forges this number meets the exact count after the statement.
+-- seconds. It only saves time: a user who forges this number meets the exact count at the end.
 create function vidgen.begin_to_count() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -365,7 +365,8 @@ begin
 end
 $$;
 
--- Whether it is the caller's. A path is in his task's row only once the same statement has charged it.
+-- Whether a stored file is the caller's. Its path is in his task's row only once the same statement has
+-- charged for it.
 create function vidgen.is_paid(of_bucket text, of_path text) returns boolean
 language sql stable security definer cost 1000 set search_path = pg_catalog, pg_temp
 as $$

@@ -1,6 +1,7 @@
 -- Numbers for operators, and what pruning leaves behind.
 --
--- The views cost what their window holds, never what the tables hold. Nothing here is for clients.
+-- The cost of a view depends on its time window, never on the size of the tables. Nothing here is for
+-- clients.
 
 set local search_path = '';
 
@@ -236,7 +237,7 @@ begin
 end
 $$;
 
--- What of a forgotten task could be tried again would be paid again.
+-- A forgotten task has no checkpoints any more: a retry would pay again for what is stored.
 create function vidgen.refuse_forgotten_retries() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

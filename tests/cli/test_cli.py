@@ -70,7 +70,7 @@ def test_help_documents_every_exit_code(cli: Cli) -> None:
         ["enqueue", "--scene", str(uuid.uuid4()), "--user", str(uuid.uuid4())],
     ],
 )
-def test_without_a_database_only_its_url_is_missed(cli: Cli, verb: list[str]) -> None:
+def test_without_a_database_url_only_that_is_reported_missing(cli: Cli, verb: list[str]) -> None:
     result = cli(*verb)
     assert result.code == ExitCode.CONFIGURATION
     assert "DATABASE_URL: missing; find it in Supabase dashboard" in result.err
@@ -79,7 +79,7 @@ def test_without_a_database_only_its_url_is_missed(cli: Cli, verb: list[str]) ->
 
 
 @pytest.mark.parametrize("verb", ["run", "check"])
-def test_without_settings_all_that_is_missing_is_said(cli: Cli, verb: str) -> None:
+def test_without_settings_all_that_is_missing_is_reported(cli: Cli, verb: str) -> None:
     result = cli(verb)
     assert result.code == ExitCode.CONFIGURATION
     for name in (
@@ -91,7 +91,7 @@ def test_without_settings_all_that_is_missing_is_said(cli: Cli, verb: str) -> No
         assert f"{name}: missing; find it in " in result.err
 
 
-def test_a_database_that_is_away_is_said_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_away_is_reported(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql://postgres:hunter22@127.0.0.1:{free_port()}/postgres"
     monkeypatch.setenv("DATABASE_URL", url)
     result = cli("tasks", "list")
@@ -100,7 +100,7 @@ def test_a_database_that_is_away_is_said_so(cli: Cli, monkeypatch: pytest.Monkey
     assert "hunter22" not in result.err
 
 
-def test_a_wrong_password_is_said_so(connected: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_is_reported(connected: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     url = os.environ["DATABASE_URL"]
     monkeypatch.setenv("DATABASE_URL", re.sub(r"//postgres:[^@]*@", "//postgres:hunter22@", url))
     result = connected("tasks", "list")
@@ -185,7 +185,7 @@ def test_a_strangers_scene_is_refused(connected: Cli, scene: Scene) -> None:
     assert "only its owner" in result.err
 
 
-def test_an_unknown_task_is_said_so(connected: Cli) -> None:
+def test_an_unknown_task_is_reported(connected: Cli) -> None:
     for verb in ("show", "cancel", "retry"):
         result = connected("tasks", verb, uuid.uuid4())
         assert result.code == ExitCode.FAILED
@@ -403,7 +403,7 @@ def test_check_is_red_where_row_level_security_hides_scenes(
             connection.execute(f"drop owned by {owner}; drop role {owner}".encode())
 
 
-def test_check_misses_the_migrations(
+def test_check_reports_missing_migrations(
     complete: Cli, monkeypatch: pytest.MonkeyPatch, bare_database_url: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", bare_database_url)
@@ -545,7 +545,7 @@ def test_check_says_that_a_proxy_is_in_between(
     assert "hunter22" not in result.out + result.err
 
 
-def test_two_hosts_are_two_hosts_for_check_too(
+def test_check_tries_the_second_host_of_a_url_too(
     complete: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = re.sub(
@@ -556,7 +556,7 @@ def test_two_hosts_are_two_hosts_for_check_too(
     assert complete("tasks", "list").code == ExitCode.OK
 
 
-def test_a_port_of_the_metrics_that_is_taken_is_said_in_a_sentence(
+def test_a_taken_port_of_the_metrics_is_reported_in_a_sentence(
     complete: Cli, tmp_path: Path
 ) -> None:
     del complete

@@ -51,7 +51,7 @@ def test_it_prints_its_link_serves_and_ends_with_ctrl_c(database_url: str) -> No
         assert "Traceback" not in err
 
 
-def test_a_port_that_is_taken_is_a_sentence(connected: Cli) -> None:
+def test_a_port_that_is_taken_is_reported_in_one_sentence(connected: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = connected("dashboard", "--no-open", "--port", taken.getsockname()[1])
     assert result.code == 1

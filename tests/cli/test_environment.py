@@ -124,7 +124,7 @@ def test_every_setting_takes_every_value_or_says_why_not(
 
 @pytest.mark.parametrize("name", MANDATORY)
 @pytest.mark.parametrize("form", ["{}\n", " {} ", "\r\n{}\r\n", '"{}"', "'{}'", '" {} "\n'])
-def test_what_stands_round_a_value_is_taken_off(
+def test_what_surrounds_a_value_is_removed(
     monkeypatch: pytest.MonkeyPatch, name: str, form: str
 ) -> None:
     monkeypatch.setenv(name, form.format(MANDATORY[name]))
@@ -267,7 +267,7 @@ def test_a_proxy_that_can_be_used_is_used_and_its_password_hidden(
 # Places that settings come from.
 
 
-def test_a_folder_called_dotenv_is_passed_over_and_said_where_something_is_missing(
+def test_a_folder_called_dotenv_is_skipped_and_named_where_something_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").mkdir()  # a virtual environment, say
@@ -375,7 +375,7 @@ def test_every_verb_refuses_a_url_of_the_database_in_one_sentence(verb: str) -> 
     ],
     ids=str,
 )
-def test_whatever_else_the_environment_holds_is_answered(environment: dict[str, str]) -> None:
+def test_check_answers_whatever_else_the_environment_holds(environment: dict[str, str]) -> None:
     answered(run("check", **environment), ExitCode.FAILED)
 
 

@@ -85,9 +85,7 @@ def test_many_tasks_are_cancelled_and_retried_at_once(ground: Ground, connected:
     assert "cancelled" in watched.out
 
 
-def test_whoever_is_asked_at_a_terminal_may_say_yes_or_no(
-    ground: Ground, database_url: str
-) -> None:
+def test_a_person_at_a_terminal_is_asked_yes_or_no(ground: Ground, database_url: str) -> None:
     task = ground.order()
     for answer, status in ((b"n\n", "pending"), (b"y\n", "cancelled")):
         ours, theirs = pty.openpty()
@@ -134,7 +132,7 @@ def test_a_gate_can_be_closed_until_a_moment(ground: Ground, connected: Cli) -> 
     assert ground.one("select probe_at = until as probed from vidgen.gates") == {"probed": True}
 
 
-def test_codes_of_the_users_own_are_codes() -> None:
+def test_codes_for_which_the_user_is_responsible_exist() -> None:
     assert {rule.code for rule in FAULTS.values()} >= USERS_OWN
 
 

@@ -284,7 +284,7 @@ def test_pruning_yesterday_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_is_the_workers_and_the_operators_alone(ground: Ground, view: str) -> None:
+def test_only_workers_and_operators_read_a_view(ground: Ground, view: str) -> None:
     ground.sql("set role vidgen_worker")
     ground.sql(f"select * from vidgen.{view}")
     ground.sql("reset role")
@@ -295,7 +295,7 @@ def test_a_view_is_the_workers_and_the_operators_alone(ground: Ground, view: str
         ground.sql("reset role")
 
 
-async def test_consumption_is_told_by_user_and_by_model(world: World) -> None:
+async def test_consumption_is_reported_by_user_and_by_model(world: World) -> None:
     user = world.user()
     async with world.worker():
         await world.until(world.order(user, world.scene(user)))

@@ -69,7 +69,7 @@ def test_a_direct_host_that_has_only_ipv6(world: World, verb: str) -> None:
     assert "hunter22" not in said
 
 
-def test_the_resolvers_word_for_a_host_of_another_family_is_known() -> None:
+def test_the_resolvers_error_for_a_host_of_another_family_is_explained() -> None:
     """glibc's own text for a name that has no address of the families that were asked for."""
     with pytest.raises(socket.gaierror) as refused:
         socket.getaddrinfo("::1", 5432, family=socket.AF_INET)
@@ -78,7 +78,7 @@ def test_the_resolvers_word_for_a_host_of_another_family_is_known() -> None:
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="needs Debian's package pgbouncer")
-async def test_check_tells_a_transaction_pooler_from_the_silence(
+async def test_check_recognizes_a_transaction_pooler_by_the_missing_notification(
     world: World, tmp_path: Path
 ) -> None:
     folder = Path("/tmp") / f"vidgen-people-{os.getpid()}-{tmp_path.name[-12:]}"  # noqa: S108 - nobody's

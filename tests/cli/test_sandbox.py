@@ -59,7 +59,9 @@ def sign_in(settings: dict[str, str]) -> httpx.Response:
 
 
 @pytest.mark.slow
-def test_every_line_it_tells_to_type_works_in_a_fresh_shell(running: Running, home: Path) -> None:
+def test_every_line_that_it_prints_to_be_typed_works_in_a_fresh_shell(
+    running: Running, home: Path
+) -> None:
     """All of them, in their order; the worker that they start makes the demo's video."""
     assert running.settings.keys() >= NAMES
     runway = RunwayControl(running.settings["RUNWAYML_BASE_URL"], "")
@@ -124,7 +126,7 @@ def test_a_file_that_is_somebodys_own_is_not_overwritten(cli: Cli, tmp_path: Pat
     assert (tmp_path / "mine").read_text() == "KEEP=me\n"
 
 
-def test_a_port_that_is_taken_is_said_in_a_sentence(home: Path) -> None:
+def test_a_taken_port_is_reported_in_a_sentence(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert free(port) == 0

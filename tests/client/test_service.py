@@ -295,7 +295,7 @@ def test_threads_share_the_service(service: VideoGenerationService, scene: Scene
     assert len(set(made)) == 8
 
 
-def test_a_database_that_is_away_is_said_so() -> None:
+def test_a_database_that_is_away_is_reported() -> None:
     url = f"postgresql://postgres:hunter22@127.0.0.1:{free_port()}/postgres"
     service = VideoGenerationService(ClientSettings(database_url=SecretStr(url)))
     with pytest.raises(ServiceUnavailableError, match="Nothing listens there") as caught:

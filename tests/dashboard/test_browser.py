@@ -73,7 +73,7 @@ def places(panel: Panel) -> list[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_that_people_write_runs_and_every_page_fits(
+def test_no_text_of_a_user_runs_as_code_and_every_page_fits(
     chromium: Browser, panel: Panel, width: int
 ) -> None:
     with opened(chromium, panel, width, "dark" if width == WIDTHS[1] else "light") as seen:
@@ -111,7 +111,7 @@ def test_the_still_and_the_clip_are_shown(chromium: Browser, panel: Panel) -> No
         assert [one for one in seen.complaints if "Content Security" in one] == []
 
 
-def test_a_page_is_live_and_leaves_alone_who_is_at_work(
+def test_a_page_updates_itself_and_disturbs_nobody_at_work(
     chromium: Browser, panel: Panel, browser: httpx.Client
 ) -> None:
     with opened(chromium, panel) as seen:
@@ -170,12 +170,12 @@ def test_a_page_says_that_the_database_is_away_and_comes_back(
         with away(panel), page.expect_response(lambda answer: answer.status == 503):
             page.evaluate("history.replaceState(null, '', '/tasks?status=cancelled&since=1h')")
             page.clock.run_for(10_500)
-        expect(page.locator("#notice")).to_contain_text("What you see is from before.")
+        expect(page.locator("#notice")).to_contain_text("What you see is out of date.")
         page.clock.run_for(10_500)
         expect(page.locator("#notice")).to_be_hidden()
 
 
-def test_the_keyboard_reaches_everything_and_sees_where_it_is(
+def test_everything_is_reached_by_keyboard_with_a_visible_focus(
     chromium: Browser, panel: Panel
 ) -> None:
     with opened(chromium, panel) as seen:

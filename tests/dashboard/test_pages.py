@@ -85,7 +85,7 @@ def test_an_id_is_found_whatever_it_is_the_id_of(panel: Panel, browser: httpx.Cl
         ("/tasks/nonsense", "is no id of a task"),
         ("/tasks/11111111-2222-4333-8444-555555555555", "There is no task"),
         ("/tasks?status=%3Cb%3E", "There is no status"),
-        ("/tasks?since=1y", "is no length of time"),
+        ("/tasks?since=1y", "is not one of the listed times"),
         ("/tasks?page=21", "pages 1 to 20"),
         ("/tasks?page=%C2%B2", "pages 1 to 20"),
         ("/tasks?user=%00", "is no id of a user"),
@@ -135,7 +135,7 @@ def test_a_preview_says_the_price_and_the_form_does_it(panel: Panel, browser: ht
     before = panel.world.credits(panel.user)
     preview = browser.get("/act", params={"action": "retry", "task": str(panel.cancelled)}).text
     assert re.search(r"charged up to <strong>30</strong> credits", preview)
-    assert "nobody can say: they were never submitted" in preview
+    assert "is unknown: they were never submitted" in preview
     form = {"token": form_token(preview), "action": "retry", "task": str(panel.cancelled)}
     page = browser.post("/act", data=form, headers=panel.origin).text
     assert "It waits in the line again." in page

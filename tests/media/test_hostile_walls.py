@@ -201,7 +201,7 @@ async def outcomes(hijacked: Hijacked, attempts: dict[str, str]) -> dict[str, st
 
 
 @pytest.mark.parametrize("wall", ATTEMPTS)
-async def test_a_file_that_has_taken_libav_over_reaches_nothing(
+async def test_a_file_that_has_taken_libav_over_can_reach_nothing_else(
     hijacked: Hijacked, wall: str
 ) -> None:
     neighbour = hijacked.folder / "scratch" / "neighbour"
@@ -217,7 +217,7 @@ async def test_a_file_that_has_taken_libav_over_reaches_nothing(
         assert (neighbour / "output").read_text() == "another user's"
 
 
-async def test_what_a_look_needs_is_not_refused(hijacked: Hijacked) -> None:
+async def test_what_decoding_needs_is_not_refused(hijacked: Hijacked) -> None:
     found = await outcomes(hijacked, WANTED)
     assert found == dict.fromkeys(WANTED, "done")
 
@@ -265,13 +265,13 @@ async def test_a_child_is_not_believed_another_file(hijacked: Hijacked, lie: str
 
 
 WORDS = {
-    "nonsense": ("os.write(out(), b'nonsense' + bytes([10]))", "broke what looked"),
-    "a list": ("os.write(out(), b'[1]' + bytes([10]))", "broke what looked"),
+    "nonsense": ("os.write(out(), b'nonsense' + bytes([10]))", "broke the process"),
+    "a list": ("os.write(out(), b'[1]' + bytes([10]))", "broke the process"),
     "two answers": (
         "os.write(out(), b'{\"no_output\": \"a\"}' + bytes([10]) + b'{}' + bytes([10]))",
-        "broke what looked",
+        "broke the process",
     ),
-    "much": ("os.write(out(), b'x' * 40_000)", "broke what looked"),
+    "much": ("os.write(out(), b'x' * 40_000)", "broke the process"),
     "its own death": ("os.abort()", "SIGABRT and again"),
     "silence": ("os.closerange(3, 64)\nsignal.pause()", "SIGALRM and again"),
 }
@@ -397,7 +397,7 @@ def test_an_address_of_the_internet_is_public(address: str) -> None:
         ("https://localhost/a", "private address"),
     ],
 )
-async def test_a_place_that_is_no_public_https_is_refused_before_anything_is_opened(
+async def test_a_url_that_is_not_public_https_is_refused_before_anything_is_opened(
     url: str, said: str
 ) -> None:
     found = await refusal(httpx.URL(url))
@@ -436,7 +436,7 @@ def listening() -> Iterator[SimpleNamespace]:
         thread.join(10)
 
 
-async def test_a_name_that_changes_its_mind_is_told_nothing(
+async def test_a_name_that_resolves_privately_the_second_time_is_sent_nothing(
     listening: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It resolves to a public address when it is looked at, and to loopback when it is asked."""
@@ -450,7 +450,7 @@ async def test_a_name_that_changes_its_mind_is_told_nothing(
     monkeypatch.setattr(socket, "getaddrinfo", changing)
     monkeypatch.setattr(public_address, "HTTPS_PORT", listening.port)
     media = Media(max_image_bytes=LARGE, max_video_bytes=LARGE)
-    with pytest.raises(Fault, match=r"led to the private address 127\.0\.0\.1") as raised:
+    with pytest.raises(Fault, match=r"leads to the private address 127\.0\.0\.1") as raised:
         await media.download(f"https://cdn.example:{listening.port}/a", tmp_path / "a", LARGE)
     await media.aclose()
     assert raised.value.name == "output_unavailable"
@@ -459,7 +459,7 @@ async def test_a_name_that_changes_its_mind_is_told_nothing(
 
 
 @pytest.mark.usefixtures("transport")
-async def test_a_file_server_is_told_no_secret(
+async def test_a_file_server_receives_no_secret(
     listening: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password secret")
@@ -516,7 +516,7 @@ async def test_what_a_proxy_reaches_is_the_proxys_business(
     with pytest.raises(Fault) as raised:
         await media.download("https://1.1.1.1/a", tmp_path / "a", LARGE)
     await media.aclose()
-    assert "led to" not in str(raised.value.details)
+    assert "leads to" not in str(raised.value.details)
     assert listening.told.wait(60)
     assert listening.sent.startswith(b"CONNECT 1.1.1.1:443")
     assert b"authorization" not in listening.sent.lower()
@@ -532,7 +532,7 @@ def port() -> Iterator[int]:
         yield port
 
 
-def test_nobody_who_connects_keeps_others_from_an_answer(port: int) -> None:
+def test_a_connection_that_stays_open_keeps_no_other_from_an_answer(port: int) -> None:
     half = [b"", b"G", b"GET /healthz HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: "]
     several = []
     with contextlib.ExitStack() as stack:
@@ -570,7 +570,7 @@ def test_a_head_has_no_body(port: int) -> None:
 
 
 @pytest.mark.parametrize("line", [b"nonsense", b"GET /", b"GET http://evil/ HTTP/1.1", b"\0\xff"])
-def test_what_is_no_request_is_told_so(port: int, line: bytes) -> None:
+def test_a_line_that_is_no_request_is_answered_400(port: int, line: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as asking:
         asking.sendall(line + b"\r\n\r\n")
         assert asking.recv(99).startswith(b"HTTP/1.1 400 ")
@@ -581,7 +581,9 @@ STRANGERS = ["evil.example", "evil.example:80", "169.254.169.254", "localhost.ev
 
 
 @pytest.mark.parametrize("host", STRANGERS)
-def test_a_page_whose_name_leads_here_is_not_answered(runway: RunwayControl, host: str) -> None:
+def test_a_page_whose_name_resolves_to_this_machine_is_not_answered(
+    runway: RunwayControl, host: str
+) -> None:
     for path in ("/sandbox/requests", "/sandbox/settings", "/v1/organization"):
         answer = httpx.get(f"{runway.url}{path}", headers={"host": host})
         assert answer.status_code in (400, 421), path
@@ -589,7 +591,9 @@ def test_a_page_whose_name_leads_here_is_not_answered(runway: RunwayControl, hos
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "127.0.0.9:80", "[::1]"])
-def test_this_machine_is_answered_by_each_of_its_names(runway: RunwayControl, host: str) -> None:
+def test_requests_by_each_name_of_this_machine_are_answered(
+    runway: RunwayControl, host: str
+) -> None:
     answer = httpx.get(f"{runway.url}/sandbox/settings", headers={"host": host})
     assert answer.status_code == 200
 

@@ -361,7 +361,7 @@ async def test_a_film_whose_pictures_are_garbage_does_not_decode(
 
 
 async def test_a_single_picture_is_no_film(media: Media, tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="is no film") as raised:
+    with pytest.raises(Fault, match="is not a film") as raised:
         await media.check_video(picture(tmp_path / "a.png"), RATIO, 2)
     assert raised.value.name == "output_undecodable"
 
@@ -469,7 +469,7 @@ async def test_a_child_that_does_not_answer_in_time_is_ended(
     assert not psutil.pid_exists(slow)
 
 
-async def test_who_is_cancelled_ends_the_child_and_not_the_pool(
+async def test_a_cancelled_job_ends_its_child_and_not_the_pool(
     media: Media, tmp_path: Path, stick: Callable[[], Stuck]
 ) -> None:
     stuck = stick()
@@ -728,14 +728,16 @@ async def test_bytes_that_are_all_there_are_kept_whatever_a_header_says_of_them(
     assert (found.doubt is not None) is says_more
 
 
-async def test_a_file_that_a_server_packed_is_unpacked(media: Media, tmp_path: Path) -> None:
+async def test_a_file_that_a_server_compressed_is_decompressed(
+    media: Media, tmp_path: Path
+) -> None:
     body = os.urandom(200_000)
     found = await downloaded(media, tmp_path / "a", OK + b"\r\n", gzip.compress(body))
     assert found == Downloaded(200_000, hashlib.sha256(body).hexdigest(), "image/png")
     assert (tmp_path / "a").read_bytes() == body
 
 
-async def test_a_packed_file_that_grows_without_end_is_too_large(
+async def test_a_compressed_file_that_grows_without_end_is_too_large(
     media: Media, tmp_path: Path
 ) -> None:
     bomb = gzip.compress(bytes(50 * MEGABYTE))
@@ -800,7 +802,7 @@ def led_to(place: str) -> bytes:
         "file:///etc/passwd",
     ],
 )
-async def test_a_download_is_not_led_to_a_private_address(
+async def test_a_download_follows_no_redirect_to_a_private_address(
     media: Media, tmp_path: Path, place: str
 ) -> None:
     asked = 0
@@ -813,14 +815,14 @@ async def test_a_download_is_not_led_to_a_private_address(
         await writer.drain()
 
     async with server(answer) as url:
-        with pytest.raises(Fault, match="led to") as raised:
+        with pytest.raises(Fault, match="leads to") as raised:
             await media.download(url, tmp_path / "a", MEGABYTE)
     assert raised.value.name == "output_unavailable"
     assert asked == 1
     assert is_empty(tmp_path)
 
 
-async def test_a_sandbox_is_led_where_it_wants_but_not_for_ever(tmp_path: Path) -> None:
+async def test_a_sandbox_follows_redirects_but_not_for_ever(tmp_path: Path) -> None:
     media = Media(max_image_bytes=MEGABYTE, max_video_bytes=MEGABYTE, allow_loopback=True)
     answers = [led_to("/b"), OK + b"\r\nwhole", *[led_to("/c")] * 9]
 

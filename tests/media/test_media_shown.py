@@ -62,7 +62,7 @@ MATRICES: dict[str, tuple[tuple[int, int, int, int], Corners]] = {
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_a_film_is_stored_the_way_up_that_a_viewer_shows(
+def test_a_film_is_stored_in_the_orientation_that_a_viewer_shows(
     media: Looking, tmp_path: Path, name: str
 ) -> None:
     matrix, wanted = MATRICES[name]
@@ -76,7 +76,7 @@ def test_a_film_is_stored_the_way_up_that_a_viewer_shows(
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_a_film_of_oblong_pixels_is_stored_in_square_ones(
+def test_a_film_with_non_square_pixels_is_stored_in_square_ones(
     media: Looking, tmp_path: Path, name: str
 ) -> None:
     def circle(number: int) -> Image.Image:
@@ -252,7 +252,7 @@ def renamed(file: Path, was: bytes, now: bytes) -> Path:
 
 
 @pytest.mark.parametrize("codec", [b"zzzz", b"drmi", b"\0\0\0\0", b"mp4s"])
-def test_a_film_in_an_unknown_codec_is_a_verdict(
+def test_a_film_in_an_unknown_codec_does_not_decode(
     media: Looking, tmp_path: Path, codec: bytes
 ) -> None:
     file = renamed(film(tmp_path / "a.mp4"), b"avc1\0\0", codec + b"\0\0")
@@ -350,7 +350,7 @@ def noted(way: int) -> Image.Exif:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_still_is_stored_the_way_up_that_its_exif_says(
+def test_a_still_is_stored_in_the_orientation_of_its_exif(
     media: Looking, tmp_path: Path, name: str, way: int
 ) -> None:
     drawn(SIZE).save(tmp_path / name, exif=noted(way), quality=95)
@@ -364,7 +364,7 @@ def test_a_still_is_stored_the_way_up_that_its_exif_says(
 
 
 @pytest.mark.parametrize("exif", [b"", b"Exif\0\0II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*" * 9])
-def test_notes_that_can_not_be_read_turn_nothing(
+def test_exif_data_that_can_not_be_read_turns_no_picture(
     media: Looking, tmp_path: Path, exif: bytes
 ) -> None:
     drawn(SIZE).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + exif)
@@ -373,7 +373,7 @@ def test_notes_that_can_not_be_read_turn_nothing(
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
-def test_a_still_of_oblong_pixels_is_stored_in_square_ones(
+def test_a_still_with_non_square_pixels_is_stored_in_square_ones(
     media: Looking, tmp_path: Path, name: str
 ) -> None:
     image = Image.new("RGB", (80, 90), BLUE)
@@ -465,7 +465,7 @@ def test_a_progressive_jpeg_is_whole_only_with_its_last_scan(
         media.check_image(file, "160:90")
 
 
-def test_a_note_of_a_png_that_is_damaged_is_no_damage_of_the_picture(
+def test_damaged_metadata_of_a_png_is_no_damage_of_the_picture(
     media: Looking, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.png"
@@ -477,7 +477,7 @@ def test_a_note_of_a_png_that_is_damaged_is_no_damage_of_the_picture(
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16", "LA", "CMYK"])
-def test_a_still_in_other_colours_is_stored_as_it_looks(
+def test_a_still_in_another_colour_mode_is_stored_as_it_looks(
     media: Looking, tmp_path: Path, mode: str
 ) -> None:
     name = "a.jpg" if mode == "CMYK" else "a.png"
@@ -492,7 +492,7 @@ def test_a_still_in_other_colours_is_stored_as_it_looks(
     assert corners(opened(found.file)) == (WHITE, BLACK, BLACK, WHITE)
 
 
-def test_a_jpeg_of_four_inks_keeps_its_colours(media: Looking, tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_keeps_its_colours(media: Looking, tmp_path: Path) -> None:
     drawn(SIZE).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     found = media.check_image(tmp_path / "a.jpg", "160:90")
     assert corners(opened(found.file)) == AS_DRAWN

@@ -170,7 +170,7 @@ def test_a_worker_starts_where_there_is_no_room_for_a_folder(
         assert lending.folder is None
 
 
-def test_the_room_that_is_left_is_told(temp: Path) -> None:
+def test_the_free_room_is_reported(temp: Path) -> None:
     found = room()
     assert (found.folder, found.free_bytes > 0) == (temp, True)
     assert list(temp.iterdir()) == []

@@ -186,7 +186,7 @@ def test_a_long_path_still_has_a_socket(folder: Path) -> None:
         assert ask(server.socket_url, "select 1") == 1
 
 
-def test_a_taken_port_is_said_in_the_error(folder: Path) -> None:
+def test_a_taken_port_is_named_in_the_error(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PostgresError, match=rf"(?s)port {port}.*could not bind"):

@@ -306,7 +306,7 @@ def test_functions_are_called_by_name_with_their_shapes(project: Served, user: S
         ("GET", "rpc/unknown", None, 404, "PGRST202"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_has_the_code_of_the_real_one(  # noqa: PLR0913, PLR0917 - a table
+def test_a_refusal_has_the_code_of_the_real_service(  # noqa: PLR0913, PLR0917 - a table
     project: Served, user: Supabase, method: str, path: str, body: object, status: int, code: str
 ) -> None:
     raw = rest(project, user, method, path, json=body)
@@ -314,7 +314,7 @@ def test_what_cannot_be_done_has_the_code_of_the_real_one(  # noqa: PLR0913, PLR
     assert raw.json().keys() == {"code", "details", "hint", "message"}
 
 
-def test_who_asks_is_the_token_then_the_key(
+def test_the_token_says_who_asks_and_without_one_the_key(
     project: Served, user: Supabase, http: httpx.Client
 ) -> None:
     keys = project.storage.keys

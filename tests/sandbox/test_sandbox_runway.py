@@ -369,13 +369,15 @@ async def test_a_post_goes_wrong_as_told(
     assert [one["id"] for one in runway.generations(delivered=True)] == [again]
 
 
-async def test_a_cut_connection_is_a_cut_connection(http: httpx.AsyncClient) -> None:
+async def test_a_client_sees_that_the_connection_was_cut(http: httpx.AsyncClient) -> None:
     body = IMAGE | {"promptText": "[[drop-after-accept]]"}
     with pytest.raises(httpx.RemoteProtocolError):
         await http.post("/v1/text_to_image", json=body)
 
 
-async def test_an_id_may_be_none(runway: RunwayControl, sdk: AsyncRunwayML) -> None:
+async def test_an_answer_may_hold_an_id_that_is_no_uuid(
+    runway: RunwayControl, sdk: AsyncRunwayML
+) -> None:
     assert await image(sdk, "[[bad-id-200]]") == "../organization"
     assert len(runway.generations()) == 1
 
@@ -430,7 +432,7 @@ async def test_the_cost_may_be_missing(http: httpx.AsyncClient) -> None:
     assert "cost" not in (await http.get(f"/v1/tasks/{created['id']}")).json()
 
 
-async def test_expired_urls_are_good_again_after_another_look(
+async def test_expired_urls_are_replaced_at_the_next_poll(
     sdk: AsyncRunwayML, http: httpx.AsyncClient
 ) -> None:
     generation = await image(sdk, "[[expire-urls]]")
@@ -719,7 +721,7 @@ async def test_the_organization_looks_as_the_contract_says(
 # Speed -------------------------------------------------------------------------------------------
 
 
-async def test_plain_outputs_cost_next_to_nothing(sdk: AsyncRunwayML) -> None:
+async def test_a_hundred_plain_outputs_take_less_than_ten_seconds(sdk: AsyncRunwayML) -> None:
     await output(sdk, await image(sdk))
     began = time.perf_counter()
     generations = await asyncio.gather(*(image(sdk, f"Bottle {number}") for number in range(100)))

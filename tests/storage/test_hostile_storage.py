@@ -312,7 +312,7 @@ def about_to_store(ground: Ground, hand: Hand, count: int) -> list[tuple[Held, U
     ]  # fmt: skip
 
 
-async def test_a_race_for_what_is_not_paid_yet_is_never_won(world: World, tmp_path: Path) -> None:
+async def test_nobody_reads_an_unpaid_file_however_he_races(world: World, tmp_path: Path) -> None:
     """Cancelled at every point of storing, with Storage slow: nothing readable and uncharged."""
     make_buckets(world)
     file = tmp_path / "output.png"
@@ -645,7 +645,7 @@ def test_what_is_charged_is_never_removed(ground: Ground) -> None:
     "path",
     ["avatars/me.png", "video-files/{other}/clip.mp4", "video-files/{user}/../x", "video-files/"],
 )
-def test_nothing_else_is_ever_written_down_to_be_removed(ground: Ground, path: str) -> None:
+def test_no_other_path_is_ever_recorded_for_removal(ground: Ground, path: str) -> None:
     user = ground.user()
     with pytest.raises(errors.CheckViolation, match="path_is_in_its_users_folder"):
         ground.sql(
@@ -657,7 +657,7 @@ def test_nothing_else_is_ever_written_down_to_be_removed(ground: Ground, path: s
         )  # fmt: skip
 
 
-async def test_an_upload_that_lands_after_its_removal_is_found_and_goes(
+async def test_an_upload_that_arrives_after_its_removal_is_found_and_removed(
     world: World, tmp_path: Path
 ) -> None:
     """A worker that was frozen in its upload: looked for again and again, for a day."""
@@ -712,7 +712,7 @@ async def test_a_worker_that_stood_still_uploads_nothing_any_more(
     assert "upload" not in {request["kind"] for request in world.storage.requests()}
 
 
-async def test_while_storage_refuses_to_remove_it_is_said_and_remembered(world: World) -> None:
+async def test_a_removal_that_storage_refuses_is_reported_and_tried_again(world: World) -> None:
     make_buckets(world)
     async with resting_worker(world) as worker:
         with world.ground() as ground, recorded() as heard:
@@ -733,7 +733,7 @@ async def test_while_storage_refuses_to_remove_it_is_said_and_remembered(world: 
 
 
 @pytest.mark.slow
-async def test_killed_after_the_upload_and_then_cancelled_it_is_gone_in_one_round(
+async def test_an_upload_of_a_killed_and_cancelled_task_is_removed_in_one_round(
     world: World, tmp_path: Path
 ) -> None:
     watch(world)

@@ -120,7 +120,7 @@ async def test_a_missing_bucket_is_created_with_its_limits_and_the_upload_repeat
 async def test_a_missing_bucket_that_no_setting_names_is_refused(
     store: Storage, clip: Path
 ) -> None:
-    with pytest.raises(Fault, match="is not a bucket of the settings") as raised:
+    with pytest.raises(Fault, match="is not in the settings") as raised:
         await store.put("elsewhere", CLIP, clip, "video/mp4")
     assert raised.value.name == "storage_refused"
 
@@ -205,7 +205,7 @@ async def test_objects_are_removed_in_batches(
 
 
 @pytest.mark.parametrize("status", [500, 503, 544, 429])
-async def test_what_passes_is_tried_again_in_place(
+async def test_trouble_that_passes_is_retried_in_place(
     store: Storage, bare_storage: StorageControl, clip: Path, status: int
 ) -> None:
     bare_storage.fail("upload", times=2, status=status)
@@ -214,7 +214,7 @@ async def test_what_passes_is_tried_again_in_place(
     assert len(bare_storage.objects()) == 1
 
 
-async def test_what_does_not_pass_is_unavailable_after_four_tries(
+async def test_trouble_that_lasts_is_unavailable_after_four_tries(
     store: Storage, bare_storage: StorageControl, clip: Path
 ) -> None:
     bare_storage.fail("upload", times=99, status=544)

@@ -54,7 +54,7 @@ STORE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", ["upload", "sign"])
 @pytest.mark.parametrize("name", STORE)
-async def test_what_passes_is_tried_again_in_place(world: World, name: str, kind: str) -> None:
+async def test_trouble_that_passes_is_retried_in_place(world: World, name: str, kind: str) -> None:
     if kind == "sign" and name == "cut in the middle":
         kind = "bucket"  # there is no middle of a request without a body
     world.storage.fail(kind, times=2, **STORE[name])

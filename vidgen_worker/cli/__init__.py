@@ -18,7 +18,7 @@ from vidgen_worker.cli.verbs import commands
 
 
 class _Verbs(TyperGroup):
-    """All verbs. Repeats an argument that it can't use only spelled out."""
+    """All verbs. An error repeats a wrong argument with its control characters spelled out."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - typer's own
         super().__init__(**{**options, "commands": commands()})
@@ -89,7 +89,7 @@ def main() -> None:
     try:
         app(prog_name="vidgen-worker")
     except Exception as error:
-        # Here, because it knows the boxes below, which a verb that fails has imported already.
+        # Imported here, because it needs other boxes, which a failing verb has imported already.
         from vidgen_worker.cli.errors import end_with  # noqa: PLC0415
 
         end_with(error)

@@ -153,7 +153,7 @@ def _counted(rows: list[Row]) -> str:
 def _change_all(
     database: Database, statement: str, rows: list[Row], done: str, *, json: bool
 ) -> None:
-    """Change one after the other: one that is refused keeps no other back."""
+    """Change the tasks one after the other: a refused one does not stop the others."""
     changed: list[Row] = []
     refused: list[tuple[Row, str]] = []
     for row in rows:

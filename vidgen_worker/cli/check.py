@@ -1,4 +1,4 @@
-"""`check`: the effective settings, then every dependency in turn, red or green with the remedy.
+"""`check`: the effective settings, then every dependency in turn, red or green, with the remedy.
 
 It reads only: no bucket is created, nothing is submitted, no row is written.
 """

@@ -217,7 +217,7 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
     if len(silent) < len(workers) and not any(
         row["state"] == "steady" for row in database.rows("workers")
     ):
-        said = "none has lived a whole lease in good order: nobody takes over from the dead yet"
+        said = "none has kept its lease for long enough: none takes over from dead workers yet"
         yield Finding("Workers", State.NOTE, said, "Wait a lease; then look at database and load.")
     if len(silent) == len(workers):
         yield Finding("Workers", State.NOTE, "none is running", "Start one: vidgen-worker run")

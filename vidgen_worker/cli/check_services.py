@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HTTP_SECONDS = 15.0
 LOW_BALANCE = 100
 FILES_AT_ONCE = 4
-"""So many of the largest clips in the scratch folder leave no worker short of room."""
+"""A scratch folder with room for this many of the largest clips is large enough."""
 
 
 def check_storage(settings: Settings) -> Iterator[Finding]:

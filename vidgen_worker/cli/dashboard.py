@@ -24,7 +24,7 @@ PORT = 8470
 PACKAGES = ("starlette", "uvicorn", "jinja2", "pygal")
 INSTALL = "pip install 'vidgen-worker[dashboard]'"
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
-"""Without one of these a browser would be one of the terminal, and take it from the dashboard."""
+"""Without one of these a browser would run in the terminal, in place of the dashboard."""
 
 
 def dashboard(

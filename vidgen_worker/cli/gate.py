@@ -65,7 +65,7 @@ def close(
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         end = moment(until, "--until")
         said = "" if end is None else f" until {_end(database, end):%Y-%m-%d %H:%M:%S} UTC"
-        need_yes(f"Stop all new paid submits of {_name(model)}, for every worker{said}.", yes=yes)
+        need_yes(f"Stop new paid submissions of {_name(model)}, for every worker{said}.", yes=yes)
         parameters = {
             "model": model, "message": message, "details": "closed on the command line",
             "until": _end(database, end) if end is not None else None,
@@ -102,7 +102,7 @@ def open_gate(
 ) -> None:
     """Open a gate, whoever closed it; a trouble that lasts closes it again."""
     of = "" if scope is None else f" in scope {scope}"
-    need_yes(f"Let paid submits of {_name(model)}{of} start again.", yes=yes)
+    need_yes(f"Let paid submissions of {_name(model)}{of} begin again.", yes=yes)
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         opened = database.rows("open_gate", {"model": model, "scope": scope})
     if not opened:

@@ -19,7 +19,7 @@ KINDS = {
     "user": ("users_between", ""),
     "worker": ("workers_between", " Look: vidgen-worker workers"),
 }
-"""Of what there are ids: the statement that finds them, and what to do where none is found."""
+"""By what the id is of: the statement that finds it, and what to do where none is found."""
 _LETTERS = re.compile(r"[0-9a-f-]*")
 
 

@@ -24,7 +24,7 @@ def init(
     template = next(path for path in TEMPLATES if path.is_file())
     name = printable(str(file), 200)
     try:
-        # Its owner's alone, because keys go into it; and never over another's.
+        # For its owner only, because it will hold keys; an existing file is never overwritten.
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNERS_ONLY)
     except FileExistsError:
         fail(

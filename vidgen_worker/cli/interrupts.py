@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM for verbs that own other processes: the first one ends, none breaks the end.
+"""Ctrl-C and SIGTERM for verbs that own other processes: they end the verb, never its clean-up.
 
 The first signal raises KeyboardInterrupt; those after it are ignored, so that nothing interrupts
 the clean-up. Inside `hold` the first one waits for the block's end, and a second one does not.
@@ -33,7 +33,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Let a first signal wait: what the block starts is known before it is stopped."""
+        """Delay a first signal, so that what the block starts is known before it is stopped."""
         self._holding = True
         try:
             yield

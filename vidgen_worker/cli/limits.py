@@ -1,4 +1,4 @@
-"""`limits`: whom a limit of his own keeps back, why and until when; let a user begin anew."""
+"""`limits`: which users their own limits keep back, why and until when; lift a user's limits."""
 
 from typing import Annotated
 
@@ -61,14 +61,14 @@ def show(user: User, json: Json = False) -> None:
 
 
 def lift(user: User, yes: Yes = False, json: Json = False) -> None:
-    """Let a user begin anew: no stop, no pause, no loss counted; rejected inputs stay so."""
+    """Lift a user's limits: no stop, no pause, no loss counted; rejected inputs stay rejected."""
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         user_id = find_id(database, "user", user)
         before = database.rows("limits_of_user", {"user_id": user_id})[0]
         need_yes(
             f"Lift the limits of user {user_id}: {before['rejections']} rejection(s) in a row, "
-            f"{before['lost']:g} provider credits lost today. What waits goes on at once, which "
-            "costs money.",
+            f"{before['lost']:g} provider credits lost today. Tasks that wait go on at once, "
+            "which costs money.",
             yes=yes,
         )
         known = database.rows("lift_limits", {"user_id": user_id})[0]["known"]

@@ -1,4 +1,4 @@
-"""What the verbs share in printing: tables, JSON for machines, the last word.
+"""What the verbs share in printing: tables, JSON for machines, the last message.
 
 Results go to stdout, everything else to stderr. Text from elsewhere is never read as markup.
 """
@@ -36,12 +36,12 @@ STATUS_STYLES: Mapping[str, str] = {
 
 
 class _Console(Console):
-    """Prints nothing that acts on a terminal but what rich makes itself, whoever forgot to look."""
+    """Prints no control characters but rich's own, even where a caller forgot to check."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
-        """Render, and spell out what came through."""
+        """Render, and spell out every other control character."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=spelled(segment.text))
 
@@ -63,7 +63,7 @@ def fail(code: ExitCode, *lines: str) -> NoReturn:
 
 
 def need_yes(plan: str, *, yes: bool) -> None:
-    """Say what is about to happen; go on with `--yes`, or where somebody at a terminal says so."""
+    """Say what is about to happen; go on with `--yes`, or where a person at a terminal agrees."""
     console(stderr=True).print(printable(plan), soft_wrap=True)
     if yes:
         return

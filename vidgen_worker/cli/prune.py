@@ -2,8 +2,8 @@
 
 The unfinished are never touched, and neither are the books: submissions, charges, holds and the
 ledger stay. A tombstone keeps a pruned id from being used again and names the files until they are
-deleted, so that a run that was interrupted is simply repeated. A task that is locked, or refuses to
-go, stays, and stops nobody else's.
+deleted, so that a run that was interrupted is simply repeated. A task that is locked, or whose
+removal is refused, stays; all others are removed.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SHORTEST = timedelta(days=1)
 BATCH = 500
 MOST_LEFT = 100
-"""So many tasks may refuse to go: more are a rule of the application's, and end the run."""
+"""The most refused removals: more mean a rule of the application, and end the run."""
 
 
 def prune(
@@ -165,7 +165,7 @@ async def _remove_files(database: Database, access: tuple[str, str], batch: int)
         while rows := database.rows("pruned_objects", {"batch": batch}):
             removed += await _remove(storage, [one for row in rows for one in row["objects"]])
             database.rows("objects_removed", {"task_ids": [row["task_id"] for row in rows]})
-        # What ended before it was charged: there may be no worker whose janitor does it.
+        # Uploads that were never charged: perhaps no worker runs whose janitor removes them.
         while rows := database.rows("take_uploads", {"batch": batch}):
             await _remove(storage, rows)
             database.rows("uploads_removed", {"upload_ids": [row["upload_id"] for row in rows]})

@@ -1,4 +1,4 @@
-"""`reconcile`: the provider's own counters beside our records, and what nobody can explain."""
+"""`reconcile`: the provider's own counters beside our records, and the unexplained rest."""
 
 import asyncio
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def _credits(database: Database, account: Account, key: dict[str, str]) -> dict[
         explained = outlay - Decimal(str(before["outlay"]))
         maybe = database.rows("possibly_paid", {**key, "since": before["read_at"]})[0]
         left = gone - explained
-        # What may have been paid explains no more than has gone.
+        # Possibly paid credits explain at most what is missing.
         unexplained = left - min(max(left, Decimal(0)), maybe["credits"])
     database.rows(
         "add_account_reading",

@@ -102,7 +102,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
                 f"The sandbox can't start{where}: {error}.",
                 "Give another --port or --data, or end what is in its way.",
             )
-        # A worker that ends cuts its uploads short, of which the doubles would tell here at length.
+        # A worker that ends cuts its uploads short; the doubles would log that here at length.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         migrate(sandbox.environment()["DATABASE_URL"])
         yield sandbox

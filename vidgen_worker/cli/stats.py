@@ -1,4 +1,4 @@
-"""`stats` and `workers`: what waits, what runs, what it yields and costs, and who does it.
+"""`stats` and `workers`: what waits, what runs, what it yields and costs, and which workers run it.
 
 It reads the database only, through the same views that an operator can select from in SQL.
 """

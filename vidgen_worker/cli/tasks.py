@@ -197,7 +197,7 @@ def _waits(database: Database, row: Row, refusal: Row | None, limits: Row) -> It
             "it, and one more ends it"
         )
     for gate in database.rows("gates"):
-        yield f"{_closed(gate)}; new paid submits of that model stand still"
+        yield f"{_closed(gate)}; no new paid submission of that model begins"
     if not any(one["state"] in ("steady", "settling") for one in database.rows("workers")):
         yield "no worker is running. Start one: vidgen-worker run"
 

@@ -1,6 +1,6 @@
 """How long a task still takes, in words that don't flicker: "about 25 s left".
 
-It is an estimate, so it is said roughly, and what was said stays until it is wrong by a whole step.
+It is an estimate, so it is rounded, and what was said stays until it is wrong by a whole step.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 MINUTE = 60
 STEPS = ((MINUTE, 5), (10 * MINUTE, 30), (math.inf, MINUTE))
-"""Below so many seconds, in steps of these."""
+"""Pairs in seconds: up to the first, the time left is said in steps of the second."""
 
 
 class TimeLeft:

@@ -56,12 +56,12 @@ VERBS: Mapping[str, Verb | Family] = {
         "show": Verb("Show a user's balance and its newest entries.", "credit.show"),
         "audit": Verb("Compare each balance with its ledger and holds.", "credit.audit"),
     }),
-    "limits": Family("Whom a limit of his own keeps back; lift it.", {
+    "limits": Family("Users whom their own limits keep back; lift the limits.", {
         "list": Verb("List the users who are stopped, slowed, or near it.", "limits.list_limits"),
         "show": Verb("Show what a user has used of each limit.", "limits.show"),
-        "lift": Verb("Let a user begin anew.", "limits.lift"),
+        "lift": Verb("Lift a user's limits.", "limits.lift"),
     }),
-    "gate": Family("A closed gate pauses new paid submits of a model.", {
+    "gate": Family("A closed gate pauses new paid submissions of a model.", {
         "list": Verb("List every closed gate.", "gate.list_gates"),
         "close": Verb("Close a gate for every worker.", "gate.close"),
         "open": Verb("Open a gate, whoever closed it.", "gate.open_gate"),

@@ -39,7 +39,7 @@ def run() -> None:
 
     settings = load()
     configure(settings.vidgen_log_level, settings.vidgen_log_format)
-    # Said here in a sentence rather than by the first statement that fails.
+    # Better a sentence here than the error of the first statement that fails.
     connect(settings.database_url.get_secret_value()).close()
     missing = pending(settings.database_url.get_secret_value())
     if missing:

@@ -127,7 +127,7 @@ select r.task_id, r.rejected_at, r.rejected_at + s.rejection_memory as forgotten
  limit %(limit)s;
 
 -- lift_limits --
--- Let a user begin anew; false: nothing of his was counted.
+-- Lift a user's limits; false: nothing of his was counted.
 select vidgen.lift_limits(%(user_id)s) as known;
 
 -- users_limited --

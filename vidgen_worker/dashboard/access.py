@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SAFE_METHODS = ("GET", "HEAD")
 STATIC = "/static/"
-"""Styles and script: the same for everybody, and nothing of anybody."""
+"""Styles and script: the same for everybody, without anybody's data."""
 TOKEN = "token"  # noqa: S105 - the name of a parameter
 LONGEST_FORM = 65_536
 """Bytes of a form: two hundred ids of tasks are 9,000."""
@@ -70,7 +70,7 @@ def policy(store: str | None) -> str:
 
 
 class Door:
-    """Lets requests through to `app`, and puts the headers of a careful page on every answer."""
+    """Lets requests through to `app`, and puts security headers on every answer."""
 
     def __init__(self, app: ASGIApp, keys: Keys, refuse: Refuse, store: str | None) -> None:
         self._app = app
@@ -108,7 +108,7 @@ class Door:
         await (answer or self._app)(scope, receive, send_carefully)
 
     def _entry(self, scope: Scope) -> Response | None:
-        """What is answered at the door; None: come in. Raises RefusedRequestError."""
+        """An answer in place of `app`'s; None: `app` answers. Raises RefusedRequestError."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not _OUR_HOST.fullmatch(host):
@@ -134,7 +134,7 @@ class Door:
         return None
 
     def _exchanged(self, token: str, path: str) -> Response:
-        """The cookie for the link's token, and the way to the page without it."""
+        """Set the cookie in exchange for the link's token, and redirect to the page without it."""
         if not _same(token, self._keys.link):
             raise RefusedRequestError(
                 HTTPStatus.FORBIDDEN,
@@ -177,5 +177,5 @@ def _check_origin(headers: Headers, host: str) -> None:
 
 
 def _same(given: str, wanted: str) -> bool:
-    """Compare in a time that tells nothing."""
+    """Compare in constant time."""
     return compare_digest(given.encode("utf-8", "surrogatepass"), wanted.encode())

@@ -19,7 +19,7 @@ Form = Mapping[str, Sequence[str]]
 
 CLOSED_BY_HAND = "Video generation is paused by the operator."
 MOST_TASKS = 200
-"""At once: each is a transaction of its own, and the page waits for them."""
+"""The most tasks at once: each is a transaction of its own, and the page waits for all."""
 
 
 def preview_tasks(reads: Reads, form: Form) -> Page:
@@ -48,14 +48,14 @@ def preview_tasks(reads: Reads, form: Form) -> Page:
 
 
 def change_tasks(reads: Reads, form: Form) -> Page:
-    """Cancel or retry them, one after the other; say of each what came of it."""
+    """Cancel or retry them, one after the other; report the result of each."""
     action, task_ids = _asked(form)
     done: list[dict[str, Any]] = []
     for task_id in task_ids:
         try:
             row = reads.act(f"{action}_task", task_id=task_id)[0]
         except DatabaseUnreachableError as error:
-            # The others would only wait as long for the same sentence.
+            # The others would only wait as long for the same error.
             done.append({"id": task_id, "status": None, "said": str(error)})
             break
         except ClientError as error:
@@ -80,7 +80,7 @@ def change_gate(reads: Reads, form: Form) -> None:
         reads.act("close_gate", model=model, message=CLOSED_BY_HAND, details=details, until=None)
     elif not reads.act("open_gate", model=model, scope=scope):
         raise RefusedRequestError(
-            HTTPStatus.CONFLICT, "That gate is open already: somebody else was quicker, or a probe."
+            HTTPStatus.CONFLICT, "That gate is open already: a person or a probe has opened it."
         )
 
 
@@ -92,7 +92,7 @@ def _asked(form: Form) -> tuple[str, list[UUID]]:
     try:
         task_ids = list(dict.fromkeys(UUID(given) for given in form.get("task", [])))
     except ValueError:
-        raise _bad("One of the tasks' ids is none. Load the list again and choose there.") from None
+        raise _bad("A task's id is invalid. Load the list again and choose there.") from None
     if not task_ids:
         raise _bad("No task is chosen. Tick the tasks in the list first.")
     if len(task_ids) > MOST_TASKS:
@@ -112,7 +112,7 @@ def _gate(reads: Reads, form: Form) -> tuple[str, str, str | None]:
 
 
 def _unable(action: str, row: Row) -> str:
-    """Why nothing would come of it; empty: something would. The database decides in the end."""
+    """Why it would have no effect; empty: it would. The database has the last decision."""
     status = Status(row["status"])
     if action == "cancel":
         return f"it has ended already ({status})" if status.terminal else ""
@@ -123,7 +123,7 @@ def _unable(action: str, row: Row) -> str:
     if row["rejected"]:
         return "content rules rejected its scene, which is unchanged since"
     if row["forgotten"]:
-        return "it is too long ago: what it was made with is pruned"
+        return "it ended too long ago: what it was made from is pruned"
     return ""
 
 

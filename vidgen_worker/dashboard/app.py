@@ -163,12 +163,12 @@ class Dashboard:
 
     def _refusal(self, status: HTTPStatus, sentence: str) -> Response:
         values = {"sentence": printable(sentence), "status": status}
-        # Before the door nobody is told what there is behind it.
+        # Nobody without the cookie is told which pages there are.
         inside = status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.MISDIRECTED_REQUEST)
         return self._shown(Page("error.html", {**values, "inside": inside}, status))
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
-        """Let nothing out of an endpoint but a page, of one sentence where it went wrong."""
+        """Answer every error of an endpoint with a page of one sentence."""
 
         async def guarded(request: Request) -> Response:
             try:
@@ -182,7 +182,7 @@ class Dashboard:
             except (ClientError, Fault) as error:
                 return self._refusal(HTTPStatus.BAD_GATEWAY, str(error))
             except Exception as error:
-                # The last place where a page can be made of it.
+                # The last place that can answer it with a page.
                 log.exception(type(error).__name__, exc_info=log.isEnabledFor(logging.DEBUG))
                 return self._refusal(
                     HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -1,7 +1,8 @@
 """Bars over time, drawn here as SVG: no script, and its colours come from the style sheet.
 
 pygal draws. Of its drawing only shapes and texts are kept: its style and script elements would need
-holes in the Content-Security-Policy, and its colours know no dark page. It knows nothing of tasks.
+exceptions in the Content-Security-Policy, and its colours do not adapt to a dark page. It knows
+nothing of tasks.
 """
 
 import sys
@@ -15,12 +16,12 @@ from markupsafe import Markup
 
 from vidgen_worker.dashboard.shown import number
 
-# It leaves an importer of plugins behind that no Python since 3.12 asks and that 3.11 warns of, at
-# every later import of anybody's.
+# pygal leaves an importer of plugins behind: Python 3.12 and newer never ask it, and 3.11 warns
+# of it at every later import, whoever makes it.
 sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, pygal.PluginImportFixer)]
 
 WIDE, HALF, NARROW = (1120, 200), (540, 180), (340, 170)
-"""Width and height in pixels: a desk's, half of it, and a telephone's. The page shows one."""
+"""Width and height in pixels: for a desk, half of it, and a telephone. The page shows one."""
 LABEL_WIDTH = 85
 """Pixels that a label of an hour or a day takes, with the room around it."""
 _KEPT_TAGS = ("g", "path", "rect", "text", "desc")
@@ -95,7 +96,7 @@ def _series(root: ET.Element) -> list[ET.Element]:
 
 
 def _name_bars(group: ET.Element, series: Series, labels: Sequence[str]) -> None:
-    """Let each bar say what it is when it is pointed at."""
+    """Give each bar a title, shown when a pointer is over it."""
     drawn = [part for part in group.iter("g") if part.get("class") == "bar"]
     for bar, label, value in zip(drawn, labels, series.values, strict=True):
         for part in bar.findall("desc"):

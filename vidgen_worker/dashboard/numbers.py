@@ -18,14 +18,14 @@ from vidgen_worker.dashboard.reads import Reads, Row
 
 COUNTS = ("completed", "failed", "cancelled", "submissions", "provider_cost", "credits_charged")
 MOST_TIMED = 5_000
-"""Percentiles are of so many that came last: enough for two digits."""
+"""Percentiles are taken of this many that came last: enough for two digits."""
 READ_DAY = timedelta(days=1)
-"""So much is read by one statement: it has two seconds."""
+"""One statement reads this much: it has two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What the page looks back on: so many hours or days, the one that runs is the last."""
+    """What the page covers: this many hours or days, of which the running one is the last."""
 
     name: str
     step: str
@@ -81,7 +81,7 @@ def _starts(span: Span, now: datetime) -> list[datetime]:
 
 
 def _read(reads: Reads, name: str, span: Span, starts: list[datetime]) -> list[Row]:
-    """Read a span: what is over by the day and for an hour, what runs by itself."""
+    """Read a span: past days one by one, kept for an hour; the running hour or day by itself."""
     *past, running = starts
     found: list[Row] = []
     since = past[0]
@@ -95,7 +95,7 @@ def _read(reads: Reads, name: str, span: Span, starts: list[datetime]) -> list[R
 def _steps(
     starts: list[datetime], ended: list[Row], submitted: list[Row], charged: list[Row]
 ) -> list[Row]:
-    """One row for each hour or day, those with nothing in them as well."""
+    """One row for each hour or day, also where nothing happened."""
     steps: dict[datetime, Row] = {
         start: {"began_at": start, **dict.fromkeys(COUNTS, 0)} for start in starts
     }

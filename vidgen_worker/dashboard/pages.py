@@ -80,7 +80,7 @@ def task_list(reads: Reads, asked: Asked) -> Page:
         raise not_found(f"There is no status {status[:40]!r}. Choose one from the list.")
     since = asked.get("since", "")
     if since and since not in SINCE:
-        raise not_found(f"{since[:40]!r} is no length of time of the list. Choose one from it.")
+        raise not_found(f"{since[:40]!r} is not one of the listed times. Choose one of them.")
     user = asked.get("user", "").strip()
     page = _page_number(asked.get("page", "1"))
     chosen = {
@@ -111,7 +111,7 @@ def task(reads: Reads, asked: Asked) -> Page:
     task_id = _id(asked["id"], "task")
     row = reads.row("task", task_id=task_id)
     if row is None:
-        raise not_found(f"There is no task {task_id}. It may be pruned, or be a user: look there.")
+        raise not_found(f"There is no task {task_id}. It may be pruned, or the id may be a user's.")
     values = {
         "row": row,
         "story": reads.rows("story_of_task", task_id=task_id),

@@ -16,7 +16,7 @@ select lane, count(*) filter (where run_after <= now()) as due,
  order by lane;
 
 -- what_waits --
--- What waits for what, how many of it, and until when; null: until somebody else has done his part.
+-- What waits for what, how many of it, and until when; null: no time is known, it waits for somebody else.
 select what, stage, number, until
   from (
     select 1 as place, 'users in line' as what, null as stage, count(*) as number,
@@ -71,7 +71,7 @@ wanted as materialized (
 )
 select t.*
   from (select distinct completed_at from wanted) as w
- -- Row by row, by the index of what ended: no estimate may make it read the table.
+ -- Row by row, by the index of what ended: no wrong estimate may make it read the table.
  cross join lateral (
    select *
      from public.video_generation_tasks as of_then

@@ -1,7 +1,7 @@
 """What the pages read: named statements with a short time-out, answers kept for ten seconds.
 
 However many browsers look, a statement runs once at a time and at most every ten seconds; what an
-action has changed is read again at once. Nothing here changes anything but by `act`.
+action has changed is read again at once. Only `act` changes anything.
 """
 
 import threading
@@ -17,12 +17,12 @@ QUERIES = load_queries("client", "dashboard")
 STATEMENT_TIMEOUT = timedelta(seconds=2)
 KEPT_SECONDS = 10.0
 PAST_KEPT_SECONDS = 3600.0
-"""Of a day that is over: only a cost that is told late, or a pruned task, changes it."""
+"""For a day that is over: only a cost that is told late, or a pruned task, changes it."""
 MOST_KEPT = 500
-"""Answers; a page has some ten of them."""
+"""The most answers that are kept; a page has some ten of them."""
 
 MOST_ENDED = 20_000
-"""Of so many that ended last a page of tasks is chosen: what bounds it, however many there are."""
+"""A page of tasks is chosen from this many that ended last: it bounds the cost of the page."""
 MOST_OF_USER = 5_000
 PAGE = 50
 LAST_PAGE = 20

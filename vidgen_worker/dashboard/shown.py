@@ -53,7 +53,7 @@ def ago(moment: datetime | None) -> str:
     past = round((datetime.now(UTC) - moment).total_seconds())
     if past == 0:
         return "now"
-    # To the second only while seconds matter: a number that changes all the time is read as news.
+    # Seconds only while they matter: a number that changes all the time draws attention.
     near = abs(past)
     said = length(near if near < MINUTE else near - near % MINUTE)
     return f"{said} ago" if past > 0 else f"in {said}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SIGNED_FOR = timedelta(hours=1)
 KEPT_SECONDS = 1800.0
-"""Half of that: whoever opens a page has half an hour to begin to watch."""
+"""Half of that: after a page is opened, a clip can be started for half an hour."""
 MOST_KEPT = 2000
 TIMEOUT = timedelta(seconds=10)
 

@@ -3,8 +3,8 @@
 Started by `outputs.py` as a script of its own. It reads one job a line as JSON on standard input,
 answers one line on standard output, and ends with its input, that is with its parent, also in the
 middle of a job. Each file is looked at by a process forked for it, with limits of memory, CPU and
-file size, no rights, no secrets, and only the file's own folder (`walls.py`): whatever a file
-makes of libav, one job fails. It never talks to a network.
+file size, no rights, no secrets, and only the file's own folder (`walls.py`): even where a file
+takes libav over, only its own job fails. It never talks to a network.
 """
 
 import errno
@@ -32,14 +32,14 @@ from vidgen_worker.media.still import check_image
 from vidgen_worker.media.walls import give_up_rights, raise_walls
 
 MEMORY_BYTES = 2 * 2**30
-"""Address space of a child: 720p needs a fifth of it, a bomb of a picture more."""
+"""Address space of a child: 720p needs a fifth of it, a decompression bomb more."""
 CPU_SECONDS = 120
 """CPU time of one job; conforming ten seconds of 720p takes about a tenth."""
 LONGEST_ANSWER = 32 * 1024
 """Bytes of an answer; the longest honest one is a traceback."""
 REAP_SECONDS = 10
-"""How long the end of a process may take that has closed its pipe."""
-# The machine's troubles are ours, not the file's; EIO is what libav also says of a damaged file.
+"""How long a process that has closed its pipe may take to end."""
+# Errors of the machine, not of the file; EIO is left out: libav also reports a damaged file so.
 _OURS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS,
     errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.ESTALE, errno.EAGAIN,
@@ -90,7 +90,7 @@ def answer(job: dict[str, Any], status: TextIO | None) -> dict[str, Any]:  # noq
 
 
 def _judged(error: FFmpegError | OSError, job: dict[str, Any]) -> dict[str, Any]:
-    """Tell the file's faults from ours."""
+    """Tell faults of the file from faults of this machine."""
     if error.errno == errno.EFBIG:
         return {"too_large": f"conformed, it is more than {job['max_bytes']} bytes"}
     if isinstance(error, FFmpegError) and error.errno not in _OURS:
@@ -129,7 +129,7 @@ def _own_status() -> TextIO | None:
 
 
 def _look(job: dict[str, Any], answers: int, template: int) -> NoReturn:
-    """Be the process of one job: raise the walls, do it, answer, end."""
+    """Run as the process of one job: raise the walls, do the job, answer, end."""
     try:
         status = _own_status()
         raise_walls(Path(job["path"]).parent, template)
@@ -171,7 +171,7 @@ class _Template:
         self._arrived += data
 
     def _lacking(self) -> list[str]:
-        """Have a process try the walls, since nobody who has raised them may fork."""
+        """Try the walls in a process of their own, since a process behind them may not fork."""
         pid, answers = self._forked(lambda out: _try_walls(out, os.getppid()))
         found = self._answer_of(pid, answers)
         lacking: list[str] = found.get("lacking", [f"no wall could be tried: {found}"])
@@ -190,7 +190,7 @@ class _Template:
         answers, out = os.pipe()
         pid = os.fork()
         if pid == 0:
-            # Nothing of the template's may be in reach: who answers for it answers for others.
+            # Out of reach: who could answer in the template's name could answer for other jobs.
             os.dup2(self._nothing, self._jobs)
             os.dup2(self._nothing, self._answers)
             os.close(answers)
@@ -199,7 +199,7 @@ class _Template:
         return pid, answers
 
     def _answer_of(self, pid: int, answers: int) -> dict[str, Any]:
-        """Wait for an answer, and for the end of who gave it; die of what it dies of."""
+        """Wait for an answer and for the end of its process; end in the same way as that."""
         said = b""
         waiting = select.poll()
         for descriptor in (answers, self._jobs):
@@ -215,29 +215,29 @@ class _Template:
                 said += piece
         os.close(answers)
         if len(said) > LONGEST_ANSWER or said.endswith(b"\n"):
-            # It changes nothing any more of what it made.
+            # From here on it can't change the file that it made.
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return _read(said)
-        signal.alarm(REAP_SECONDS)  # it closed its pipe: it is dying, or it hides
+        signal.alarm(REAP_SECONDS)  # it closed its pipe: it is ending, or only pretends to
         _, status = os.waitpid(pid, 0)
         return _die_likewise(os.waitstatus_to_exitcode(status))
 
 
 def _read(said: bytes) -> dict[str, Any]:
-    """Read an answer; what a file has hijacked may say anything."""
+    """Read an answer; a process that a file has hijacked may answer anything."""
     try:
         found = json.loads(said)
     except ValueError:
         found = None
-    return found if isinstance(found, dict) else {"undecodable": "it broke what looked at it"}
+    return found if isinstance(found, dict) else {"undecodable": "it broke the process reading it"}
 
 
 def _try_walls(answers: int, template: int) -> NoReturn:
     """Say which walls do not hold here."""
     try:
         said = {"lacking": raise_walls(None, template)}
-    except Exception as error:  # noqa: BLE001 - it is said, and the files are looked at
+    except Exception as error:  # noqa: BLE001 - reported; files are still read
         said = {"lacking": [f"{type(error).__name__}: {error}"]}
     os.write(answers, json.dumps(said).encode() + b"\n")
     os._exit(0)
@@ -246,7 +246,7 @@ def _try_walls(answers: int, template: int) -> NoReturn:
 def _die_likewise(code: int) -> NoReturn:
     """End as the process of a job did, for the parent to judge."""
     if code < 0:
-        faulthandler.disable()  # it has told already
+        faulthandler.disable()  # the process of the job has printed its traceback
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)

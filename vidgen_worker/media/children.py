@@ -1,7 +1,7 @@
 """The processes that look at files: started when first needed, one job at a time each.
 
 libav runs there, with limits, so that a file that crashes it fails one task, and the event loop
-never waits for it. What a child says is believed only as far as it can't be turned against us.
+never waits for it. A child's answer is believed only where a false one does no harm.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ def _judged(job: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _kept(job: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Believe a child only what it can't turn against us: a file may have taken it over.
+    """Check a child's answer: a file may have taken the child over.
 
     What is stored is the file that was given to it or the one it was to write, and no link.
     Raises Fault `output_undecodable`.
@@ -178,7 +178,7 @@ def _kept(job: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _broken(job: Mapping[str, Any]) -> Fault:
-    details = f"{job['path']}: it broke what looked at it"
+    details = f"{job['path']}: it broke the process reading it"
     return Fault(FaultName.OUTPUT_UNDECODABLE, details=details)
 
 
@@ -189,8 +189,8 @@ def _too_large(details: str) -> Fault:
 class _ChildDiedError(Exception):
     """A child ended, or was ended, before it answered.
 
-    `by_machine`: no file does that. The kernel kills where memory is short, and a file's own CPU
-    time ends before the wall clock's limit.
+    `by_machine`: a file can't cause it. The kernel kills a process when memory is short, and the
+    limit of CPU time ends a file's job before the limit of wall-clock time.
     """
 
     def __init__(self, how: str, *, by_machine: bool) -> None:
@@ -289,6 +289,6 @@ class _Child:
             self._process.kill()
 
     async def gone(self) -> None:
-        """Return once the process is buried."""
+        """Return once the process has ended and was waited for."""
         await self._process.wait()
         self._stdin.close()

@@ -114,14 +114,14 @@ def _shown(stream: VideoStream, frame: VideoFrame) -> Shown:
 
 
 def _check_stated_length(container: InputContainer, seconds: float) -> None:
-    """Refuse a WebM cut short: it may end between any two frames, only its header tells."""
+    """Refuse a WebM cut short: it may end between any two frames; only its header shows that."""
     stated = (container.duration or 0) / av.time_base
     if "matroska" in container.format.name and stated - seconds > STATED_TOLERANCE:
         raise UndecodableError(f"{seconds:.1f} of {stated:.1f} seconds are there")
 
 
 class _Length:
-    """Counts packets and measures the time that those cover that are shown."""
+    """Counts packets, and measures the time that the shown ones cover."""
 
     def __init__(self, stream: VideoStream) -> None:
         self.stream = stream
@@ -185,7 +185,7 @@ def _conform(
 
 
 class _Clock:
-    """Sees that times only grow: no file can hold others, and no viewer shows them."""
+    """Leaves out frames whose time does not grow: no file can hold them, no viewer shows them."""
 
     def __init__(self) -> None:
         self.last: int | None = None
@@ -229,11 +229,11 @@ class _Film:
         """As a viewer shows the first frame; None before it."""
 
     def add(self, packet: "Packet[Any]") -> None:
-        """Take one packet of the source, the empty last one too."""
+        """Take one packet of the source, also the empty last one."""
         try:
             frames = self.source.decode(packet)
         except InvalidDataError:
-            # What is hidden before the first picture may need frames that were cut away.
+            # Hidden frames before the first picture may depend on frames that were cut away.
             if self.size is not None or not packet.is_discard:
                 raise
             return
@@ -258,7 +258,7 @@ class _Film:
         self._encode(self.graph)
 
     def _colour(self, frame: VideoFrame) -> None:
-        """Keep what is known of the first frame's colours and not changed by the filters."""
+        """Keep those colour properties of the first frame that the filters do not change."""
         context = self.stream.codec_context
         if frame.color_primaries not in (0, UNKNOWN) and frame.color_trc not in (16, 18):
             context.color_primaries = int(frame.color_primaries)
@@ -277,14 +277,14 @@ class _Film:
 
     def _encode(self, graph: Graph) -> None:
         for frame in pulled(graph):
-            frame.pict_type = 0  # the source's key frames are no business of the encoder
+            frame.pict_type = 0  # the encoder places its own key frames
             if not self.clock.runs_on(frame):
                 continue
             self.output.mux(self.stream.encode(frame))
 
 
 def _sound(output: OutputContainer, container: InputContainer) -> "_Sound | None":
-    """Take the first sound that can be decoded; a film whose sound can't be is shown without."""
+    """Take the first sound that can be decoded; a film without such a sound becomes silent."""
     for source in container.streams.audio:
         if has_decoder(source) and source.codec_context.sample_rate:
             return _Sound(output, source)

@@ -1,7 +1,7 @@
 """Downloads from the provider: streamed into a file, from public addresses only.
 
-Whatever stops before its stated end is kept with a doubt: only decoding tells. Nothing here looks
-at what the bytes mean.
+A file that stops before its stated end is kept with a doubt: only decoding it shows whether it is
+whole. Nothing here looks at what the bytes mean.
 """
 
 import asyncio
@@ -33,13 +33,13 @@ CONNECT_SECONDS = 10.0
 CONNECTIONS = 100
 """The most downloads at once; others wait for a place."""
 IDLE_CONNECTIONS = 20
-"""Kept open between downloads where httpx's own transport is used, which looks at each of them."""
+"""Idle connections that httpx's own transport keeps; few, because it looks at each of them."""
 MAX_REDIRECTS = 5
-"""A download is led on at most so often."""
+"""The most redirects that one download follows."""
 GZIP = b"\x1f\x8b\x08"
-"""No picture or clip begins like this: a server that compressed it did so on its way."""
+"""No picture or clip begins like this: a server has compressed the file for the transfer."""
 UNPACKED_AT_ONCE = 2**20
-"""Bytes that a packed file may grow to in one step: a bomb is counted, not held in memory."""
+"""Bytes per step of decompression: a decompression bomb is counted, never held in memory."""
 
 _CONTENT_RANGE = re.compile(r"bytes 0-(\d+)/(\d+)")
 
@@ -48,7 +48,7 @@ _CONTENT_RANGE = re.compile(r"bytes 0-(\d+)/(\d+)")
 class Downloaded:
     """What arrived. `size` is in bytes, `sha256` the hex digest of those bytes.
 
-    `doubt` says what the transport holds against their being all; only decoding tells.
+    `doubt` says why bytes may be missing; only decoding shows whether they are.
     """
 
     size: int
@@ -58,7 +58,7 @@ class Downloaded:
 
 
 class Downloads:
-    """Downloads from https at a public address, wherever it is led.
+    """Downloads from https at public addresses only, also after redirects.
 
     `allow_loopback` lets them come from this machine's loopback too, as in a sandbox.
     """
@@ -88,7 +88,7 @@ class Downloads:
     async def fetch(self, url: str, target: Path, max_bytes: int) -> Downloaded:
         """Stream `url` into `target`, which is absent again if that fails.
 
-        Whatever stops before its stated end is kept with a doubt. Raises Fault
+        A file that stops before its stated end is kept with a doubt. Raises Fault
         `output_unavailable`, `output_too_large` and `scratch_unavailable`.
         """
         # A signed URL is a key: only its path is said.
@@ -127,7 +127,7 @@ class Downloads:
                     doubt = f"{what}: {type(error).__name__}: {error}"
                 arriving.end()
                 if not arriving.packed_end:
-                    doubt = doubt or f"{what}: packed, and cut short"
+                    doubt = doubt or f"{what}: compressed, and cut short"
             if not arriving.size:
                 raise Fault(
                     FaultName.OUTPUT_UNAVAILABLE, details=doubt or f"{what}: no byte arrived"
@@ -137,7 +137,7 @@ class Downloads:
 
     @contextlib.asynccontextmanager
     async def _answer(self, url: str, what: str) -> AsyncIterator[httpx.Response]:
-        """Ask for a file, and follow where the answer leads. Raises Fault unless one comes."""
+        """Ask for a file, and follow redirects. Raises Fault unless a file comes."""
         request = self._http.build_request("GET", url)
         for _ in range(MAX_REDIRECTS + 1):
             await self._public_only(request, what)
@@ -158,11 +158,11 @@ class Downloads:
                 request = response.next_request
             finally:
                 await response.aclose()
-        details = f"{what}: led on more than {MAX_REDIRECTS} times"
+        details = f"{what}: redirected more than {MAX_REDIRECTS} times"
         raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details)
 
     async def _public_only(self, request: httpx.Request, what: str) -> None:
-        """Let a request go to a public address, now and when it connects. Raises Fault."""
+        """Allow a request to public addresses only, now and when it connects. Raises Fault."""
         refused = await refusal(request.url, allow_loopback=self._allow_loopback)
         if refused:
             raise _led_astray(what, refused)
@@ -171,7 +171,7 @@ class Downloads:
 
 
 def _is_whole(response: httpx.Response) -> bool:
-    """Whether all of a file is to come: some servers call that a part."""
+    """Whether the answer is a whole file: some servers send it as one part."""
     match response.status_code:
         case codes.OK | codes.NON_AUTHORITATIVE_INFORMATION:
             return True
@@ -183,12 +183,12 @@ def _is_whole(response: httpx.Response) -> bool:
 
 
 def _shortage(error: BaseException) -> OSError | None:
-    """Return what this machine lacked for a connection, where that was the trouble."""
+    """Return the error of this machine that prevented a connection, if there is one."""
     return _first(error, lambda cause: cause.errno in SHORT)
 
 
 def _first(error: BaseException, fits: Callable[[OSError], bool]) -> OSError | None:
-    """Return the first that fits of an error, its cause, the cause of that, and so on."""
+    """Return the first error that fits in the chain of an error and its causes."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and fits(cause):
@@ -198,7 +198,7 @@ def _first(error: BaseException, fits: Callable[[OSError], bool]) -> OSError | N
 
 
 class _Arriving:
-    """Writes, counts and hashes what arrives; unpacks it where a server has packed it."""
+    """Writes, counts and hashes what arrives; decompresses what a server has compressed."""
 
     def __init__(self, descriptor: int, max_bytes: int, what: str) -> None:
         self._descriptor = descriptor
@@ -230,7 +230,7 @@ class _Arriving:
             try:
                 unpacked = self._unpacker.decompress(piece, UNPACKED_AT_ONCE)
             except zlib.error as error:
-                details = f"{self._what}: packed, and it can't be unpacked: {error}"
+                details = f"{self._what}: compressed, and it can't be decompressed: {error}"
                 raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=details) from error
             self._write(unpacked)
             piece = self._unpacker.unconsumed_tail
@@ -239,11 +239,11 @@ class _Arriving:
 
     @property
     def packed_end(self) -> bool:
-        """Whether a packed file came to its end; one that was not packed always did."""
+        """Whether a compressed file came to its end; True for one that was not compressed."""
         return self._unpacker is None or self._unpacker.eof
 
     def end(self) -> None:
-        """Write what was too short to tell."""
+        """Write a beginning that was too short to recognize."""
         if self._head:
             self._write(self._head)
             self._head = b""
@@ -260,5 +260,8 @@ class _Arriving:
 
 
 def _led_astray(what: str, refused: str) -> Fault:
-    details = f"{what}: led to {refused}; VIDGEN_ALLOW_LOOPBACK_ASSETS allows this machine's own"
+    details = (
+        f"{what}: refused, because it leads to {refused}; "
+        "VIDGEN_ALLOW_LOOPBACK_ASSETS allows this machine's own"
+    )
     return Fault(FaultName.OUTPUT_UNAVAILABLE, details=details)

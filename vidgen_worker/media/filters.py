@@ -1,4 +1,4 @@
-"""How a picture is brought to a size as a viewer shows it: way up, shape, range, alpha, colours.
+"""Bring a picture to a size as a viewer shows it: orientation, shape, range, alpha, colours.
 
 It is cropped before it is scaled, so that nothing is scaled that is thrown away. Runs in the child.
 """
@@ -13,7 +13,7 @@ import av
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
-# How what is stored is to be turned to be shown, for each orientation as EXIF counts them.
+# How to turn a stored picture for display, for each orientation as EXIF numbers them.
 TURNS: dict[int, tuple[tuple[str, str], ...]] = {
     1: (),
     2: (("hflip", ""),),
@@ -26,17 +26,17 @@ TURNS: dict[int, tuple[tuple[str, str], ...]] = {
 }
 LYING = frozenset({5, 6, 7, 8})
 """Orientations that exchange width and height."""
-# The same, by the signs of a display matrix: what of x and y goes right, what goes down.
+# The same, by the signs of a display matrix: which of x and y goes right, which goes down.
 _WAYS = {
     (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
     (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
 }  # fmt: skip
 
 UNKNOWN = 2
-"""A colour's property that nothing is said of (libav counts so)."""
+"""libav's number for a colour property that the file does not state."""
 BT709, BT470BG, TV = 1, 5, 1
 HD_LINES = 720
-"""From this height on, pictures that say nothing of their colours are taken for BT.709."""
+"""From this height on, pictures that don't state their colours are read as BT.709."""
 HDR = {16: "smpte2084", 18: "arib-std-b67"}
 """Brightness curves beyond what an 8-bit H.264 shows."""
 
@@ -74,7 +74,7 @@ def way_of(frame: VideoFrame) -> int:
 
 
 def has_alpha(frame: VideoFrame) -> bool:
-    """Whether its pixels say how transparent they are."""
+    """Whether its pixels have an alpha channel."""
     name = frame.format.name
     return name == "pal8" or name.startswith(("yuva", "gbrap", "ya8", "ya16")) or any(
         order in name for order in ("rgba", "bgra", "argb", "abgr")
@@ -92,7 +92,7 @@ def fitting(  # noqa: PLR0913 - what is to be drawn on what
     alpha = has_alpha(frame)
     nodes = [("crop", _crop(frame, Fraction(across, down) / shown.shape))]
     if alpha:
-        # What is transparent has no colour: neither at its edges nor behind it.
+        # A transparent pixel's hidden colour must show neither at edges nor behind it.
         nodes += [("format", "gbrap"), ("premultiply", "inplace=1")]
     nodes += [
         ("scale", f"w={across}:h={down}:flags=lanczos+accurate_rnd:{_colours(frame, pixels)}")
@@ -130,7 +130,7 @@ def _crop(frame: VideoFrame, shape: Fraction) -> str:
 
 
 def _colours(frame: VideoFrame, pixels: str) -> str:
-    """Say what the colours mean, and what they are to mean; a picture without a word is guessed."""
+    """State the colours of input and output; guess those that the picture does not state."""
     said = []
     if _is_yuv(frame) and frame.colorspace in (UNKNOWN, 0):
         said.append(f"in_color_matrix={'bt709' if frame.height >= HD_LINES else 'bt601'}")

@@ -1,7 +1,7 @@
-"""What the bytes of an output are, before libav sees one of them: their format, and the whole film.
+"""The format of an output, and where its film ends, by its bytes and before libav opens it.
 
-Magic bytes name the one demuxer or decoder that may open a file: what names other files (a
-playlist, a list to concatenate) is none of them. Runs in the child; it decodes nothing.
+Magic bytes name the one demuxer or decoder that may open a file: a format that names other files
+(a playlist, a list to concatenate) is none of them. Runs in the child; it decodes nothing.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f\x1b")
 
 
 class UndecodableError(Exception):
-    """The bytes are no picture or clip that can be used."""
+    """The bytes are not a usable picture or clip."""
 
 
 class NoOutputError(Exception):
-    """The bytes are something else than an output: a page, an error, an empty wrapper."""
+    """The bytes are something other than an output: a page, an error, an empty wrapper."""
 
 
 class TooLargeError(Exception):
@@ -79,10 +79,10 @@ def head_of(path: Path) -> bytes:
 
 
 def mp4_end(path: Path) -> int:
-    """Say where the film of an MP4 ends; refuse one without, or cut short in its pictures.
+    """Return where the film of an MP4 ends; refuse a file without a film, or with one cut short.
 
     What follows the film is a tail, whatever it looks like. Where all pictures are in one table,
-    libav says which are missing; of fragments that are missing nobody knows but the last box.
+    libav reports the missing ones; missing fragments show only in a last box that is cut short.
     """
     size = path.stat().st_size
     seen: set[bytes] = set()

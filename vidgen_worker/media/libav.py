@@ -1,4 +1,4 @@
-"""How libav is let at a file from outside: one demuxer, one protocol, limits. Runs in the child."""
+"""How libav opens a file from outside: one demuxer, one protocol, limits. Runs in the child."""
 
 import io
 import os
@@ -15,7 +15,7 @@ MAX_PIXELS = 64_000_000
 """Largest picture or frame that is decoded; four times 4K."""
 THREADS = 2
 """Threads of an encoder, and of the decoder before it: more would multiply the memory."""
-# Damage is an error, not something to be painted over.
+# Damage is an error: libav must not conceal it.
 STRICT = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
 # A demuxer that is not on this list is never opened, whatever a file says of itself. Those that
 # open other files (concat, hls, dash, image2, …) are not, nor may any open a file by its name.
@@ -26,7 +26,7 @@ _DEMUXERS = {
 
 
 class _Part(io.FileIO):
-    """The first bytes of a file: libav sees no tail, which it would take for more of the film."""
+    """The first bytes of a file: libav would read a tail as more of the film."""
 
     def __init__(self, path: Path, end: int) -> None:
         super().__init__(path)
@@ -46,12 +46,12 @@ def opened(name: str, source: Path | bytes, end: int | None = None) -> InputCont
     """Open a film up to its end, or a picture in a film's format. Raises UndecodableError."""
     demuxer = _DEMUXERS.get(name)
     if demuxer is None:
-        raise UndecodableError(f"a file of format {name} is no film")
+        raise UndecodableError(f"a file of format {name} is not a film")
     return av.open(
         _file(source, end), "r",
         format=demuxer,
         options={"format_whitelist": _WHITELIST, "protocol_whitelist": "file"},
-        # Titles in an old code are no reason to refuse a film.
+        # A title in an old character encoding is no reason to refuse a film.
         metadata_errors="replace",
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ _WHITELIST = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,ogg"
 
 
 def has_decoder(stream: VideoStream | AudioStream) -> bool:
-    """Whether what it holds can be decoded here; PyAV's types don't say that it may not."""
+    """Whether there is a decoder for it; PyAV's types don't say that there may be none."""
     context: object = stream.codec_context
     return context is not None
 
@@ -74,14 +74,14 @@ def has_decoder(stream: VideoStream | AudioStream) -> bool:
 def video_stream(container: InputContainer, threads: int = 1) -> VideoStream:
     """Return the pictures of a film, ready to be decoded. Raises UndecodableError.
 
-    A few pictures are decoded for less by one thread.
+    One thread decodes a few pictures at a lower cost.
     """
     if not container.streams.video:
         raise UndecodableError("there is neither picture nor film in the file")
     stream = container.streams.video[0]
     context = stream.codec_context
     if not has_decoder(stream):
-        raise UndecodableError("its pictures are coded in a way that nobody here can decode")
+        raise UndecodableError("there is no decoder here for the codec of its pictures")
     if context.width * context.height > MAX_PIXELS:
         raise UndecodableError(f"{context.width}x{context.height} is more than {MAX_PIXELS} pixels")
     context.options = dict(STRICT)

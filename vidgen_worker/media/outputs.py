@@ -65,8 +65,8 @@ class Clip:
 class Media:
     """Downloads and checks outputs; `children` files are looked at at once.
 
-    A download comes from https at a public address only, wherever it is led; `allow_loopback` lets
-    it come from this machine's loopback too, as in a sandbox.
+    A download comes from https at public addresses only, also after redirects; `allow_loopback`
+    lets it come from this machine's loopback too, as in a sandbox.
     """
 
     def __init__(  # noqa: PLR0913 - one value each, all by keyword
@@ -92,7 +92,7 @@ class Media:
         await self._children.aclose()
 
     async def prove(self) -> None:
-        """Prove that files can be looked at: that a child comes up. Raises Fault."""
+        """Prove that files can be decoded: that a child process starts. Raises Fault."""
         await self._children.prove()
 
     @property
@@ -136,8 +136,8 @@ class Media:
 def hide_environment() -> None:
     """Keep this process's environment and memory, secrets and all, from its children.
 
-    They run as the same user. A process that is not dumpable is opened by the kernel to nobody who
-    has no capability for it, and the children give theirs up.
+    They run as the same user. The kernel opens a process that is not dumpable only to a
+    process with a capability for it, and the children give theirs up.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,7 +1,7 @@
 """A still's own bytes, and how it is to be shown, before libav sees one of them.
 
-It is cut to what its format says belongs to it: a tail is no damage, and notes about it (EXIF,
-density) are read here, never by libav. Runs in the child; it decodes nothing.
+Bytes behind the picture's own end are cut off: such a tail is no damage. Its metadata (EXIF,
+density) is read here, never by libav. Runs in the child; it decodes nothing.
 """
 
 import struct
@@ -13,17 +13,17 @@ from fractions import Fraction
 from vidgen_worker.media.formats import HEAD, PNG, NoOutputError, UndecodableError, form
 
 ODDEST_SHAPE = 8
-"""A pixel more than so many times as wide as it is high, or the reverse, is a mistake."""
+"""A pixel that is wider than high by more than this factor, or the reverse, is a mistake."""
 UPRIGHT, LAST_WAY = 1, 8
-"""Orientations as EXIF counts them."""
+"""Orientations as EXIF numbers them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Still:
     """A picture's own bytes, and how it is to be shown.
 
-    `way` is the orientation as EXIF counts it, `shape` the width of a pixel by its height.
-    `plain` says that its bytes alone say all that a viewer needs.
+    `way` is the orientation as EXIF numbers it, `shape` the width of a pixel by its height.
+    `plain` says that a viewer needs nothing but these bytes.
     """
 
     format: str
@@ -65,7 +65,7 @@ def _png(data: bytes) -> Still:
                 pictures = pictures or bool(content)
             case _:
                 pass
-        # A profile of greys is none for the colours that it may become.
+        # A grey profile does not fit the colours that the picture may be converted to.
         if kind in _PNG_SHOWN and not (kind == b"iCCP" and colour in _PNG_GREY):
             kept.append(chunk)
     if not pictures:
@@ -112,7 +112,7 @@ def _jpeg(data: bytes) -> Still:
             kept.append(data[start:end])
     if not scans:
         raise NoOutputError("the JPEG is an empty wrapper: there is no picture in it")
-    if parts == 3:  # noqa: PLR2004 - a profile of greys or of inks is none for the colours it becomes
+    if parts == 3:  # noqa: PLR2004 - a grey or CMYK profile does not fit the colours of the PNG
         profile = [
             data[start:end]
             for marker, start, end in _jpeg_parts(data)
@@ -124,7 +124,7 @@ def _jpeg(data: bytes) -> Still:
 
 _APP0, _APP1, _APP2, _SCAN, _END, _FILL = 0xE0, 0xE1, 0xE2, 0xDA, 0xD9, 0xFF
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# All application segments but Adobe's, which says how the colours are coded; and comments.
+# Comments, and all application segments but Adobe's, which says how colours are coded.
 _JPEG_NOTES = frozenset(range(0xE0, 0xEE)) | {0xEF, 0xFE}
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 
@@ -196,7 +196,7 @@ _WEBP_SHOWN = {b"VP8 ", b"VP8L", b"ALPH"}
 
 
 def _as_webp(chunks: list[tuple[bytes, bytes]], width: int, height: int) -> bytes:
-    """Put one picture together again, without its notes."""
+    """Put one picture together again, without its metadata."""
     if any(kind == b"ALPH" for kind, _ in chunks):
         size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         chunks = [(b"VP8X", b"\x10\0\0\0" + size), *chunks]
@@ -225,7 +225,7 @@ def _u24(data: bytes, start: int) -> int:
 
 
 def _way(exif: bytes) -> int:
-    """Return the orientation that EXIF notes; upright where it says nothing that can be read."""
+    """Return the orientation in the EXIF data; upright where none can be read."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return UPRIGHT
@@ -242,7 +242,7 @@ def _way(exif: bytes) -> int:
 
 
 def _shape(across: int, down: int, *, densities: bool) -> Fraction | None:
-    """Return the shape of a pixel: more of them to the inch are narrower ones.
+    """Return the shape of a pixel: with more pixels to the inch, each is narrower.
 
     Without a unit it is the ratio itself, as libav writes and reads it.
     """

@@ -1,10 +1,11 @@
-"""Whether an address is public: where a foreign answer leads must be.
+"""Whether an address is public: a foreign answer may lead to no other.
 
 A server outside could lead this machine to its own network: to a metadata service, say. `refusal`
-looks before anything is opened. A name may resolve to something else the second time, so what is
-dialled is looked at as well: `public_sockets` makes no socket for another address, and where the
-transport is httpx's own, `only_public` looks at what was reached, before a byte is sent there.
-Where a proxy connects, the proxy decides: nothing is known here of what it reaches.
+looks before anything is opened. A name may resolve to something else the second time, so the
+address of each connection is looked at as well: `public_sockets` makes no socket for another one,
+and where the transport is httpx's own, `only_public` looks at the address that was reached, before
+a byte is sent there.
+Where a proxy connects, the proxy decides: what it reaches is not known here.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ _NOT_PUBLIC = [
     )
 ]  # fmt: skip
 _UNICAST = ipaddress.IPv6Network("2000::/3")
-"""All of IPv6 that is given out; ::1, fc00::/7, fe80::/10 and whatever comes are outside it."""
+"""All of IPv6 that is assigned; ::1, fc00::/7, fe80::/10 and future ranges are outside it."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
@@ -44,7 +45,7 @@ class NotPublicError(OSError):
 
 
 async def refusal(url: httpx.URL, *, allow_loopback: bool = False) -> str | None:
-    """Say why nobody is led to `url`; None for https at a public address.
+    """Say why `url` is refused; None for https at a public address.
 
     With `allow_loopback` also for http, and for any port of this machine's loopback.
     """
@@ -108,7 +109,7 @@ def _source(family: int, address: tuple[Any, ...]) -> str:
         try:
             probe.connect(address)
         except OSError:
-            return ""  # no way there: the connection says it better
+            return ""  # no route to it: the error of the connection says more
         return str(probe.getsockname()[0])
 
 

@@ -28,14 +28,14 @@ OUTPUT = "output"
 SMALL = 2**20
 """Bytes of a file that is removed in a fraction of a millisecond; a large one takes a thread."""
 NAME_BYTES = 16
-"""Of chance in a folder's name: no file can name another task's file."""
+"""Random bytes in a folder's name: no file can name another task's file."""
 SHORT = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
         errno.EIO, errno.ESTALE, errno.EFBIG,
     }
 )  # fmt: skip
-"""What an operation says when the machine lacks something, whatever it was about."""
+"""Errors of an operation when the machine lacks something, whatever the operation."""
 
 
 class Scratch:
@@ -134,7 +134,7 @@ class Scratch:
         return folder
 
     async def _empty(self, own: Path) -> None:
-        """Empty a folder for the next one; one that can't be emptied is not lent again."""
+        """Empty a folder for the next file; a folder that can't be emptied is not lent again."""
         try:
             written = list(own.iterdir())  # noqa: ASYNC240 - two names
             if any(_is_large(one) for one in written):
@@ -142,7 +142,7 @@ class Scratch:
             else:
                 _remove(written)
         except OSError:
-            # It vanished, or can't be written to any more: the next one finds out, and says so.
+            # It vanished, or is not writable any more: the next file meets and reports the error.
             return
         self._free.append(own)
 
@@ -172,7 +172,7 @@ def room() -> Room:
 
 
 def scratch_fault(error: OSError, what: object) -> Fault:
-    """Turn what the machine said of its own folder, memory or open files into a fault."""
+    """Turn an error of this machine's folder, memory or open files into a fault."""
     details = (
         f"{what}: {error.strerror or error}. Make room there (df -h, df -i), "
         f"or set TMPDIR to a folder with room and restart the worker."
@@ -209,7 +209,7 @@ def _is_large(file: Path) -> bool:
 def scratch() -> Iterator[Scratch]:
     """Lend files as long as this lasts; remove what dead workers left behind.
 
-    A machine that has no room for a folder now may have it later: the first file finds out.
+    A machine without room for a folder may have it later: the first file tries again.
     """
     scratch = Scratch()
     with contextlib.suppress(OSError):
@@ -236,5 +236,5 @@ def sweep(parent: Path) -> list[Path]:
 
 def discard(half_written: Path) -> None:
     """Remove a file that is of no use."""
-    with contextlib.suppress(OSError):  # a folder that is gone or read-only is the next one's find
+    with contextlib.suppress(OSError):  # the next file reports a folder that is gone or read-only
         half_written.unlink(missing_ok=True)

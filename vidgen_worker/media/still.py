@@ -24,7 +24,7 @@ from vidgen_worker.media.libav import STRICT, opened, video_stream
 from vidgen_worker.media.pictures import Still, still
 
 SMALLEST = 8
-"""A picture with fewer pixels on a side stands in for one that is not there."""
+"""A picture with fewer pixels on a side is a placeholder for a missing one."""
 _DECODERS = {"png": "png", "jpeg": "mjpeg", "webp": "webp", "bmp": "bmp", "tiff": "tiff"}
 
 
@@ -35,7 +35,7 @@ def check_image(job: dict[str, Any]) -> dict[str, Any]:
     found = still(source.read_bytes())
     frame, codec, shown = _decoded(found)
     if min(frame.width, frame.height) < SMALLEST:
-        raise NoOutputError(f"a picture of {frame.width}x{frame.height} stands in for another")
+        raise NoOutputError(f"a picture of {frame.width}x{frame.height} is a placeholder")
     clear = has_alpha(frame) and _is_see_through(frame)
     size = shown.size(frame.width, frame.height)
     conform = (
@@ -83,7 +83,7 @@ def _decoded(found: Still) -> tuple[VideoFrame, str, Shown]:
 
 
 def _placed(frame: VideoFrame, canvas: tuple[int, int, int, int]) -> VideoFrame:
-    """Lay the first picture of an animation where it belongs; around it there is nothing."""
+    """Place the first picture of an animation on its canvas, which is otherwise transparent."""
     x, y, width, height = canvas
     if (x, y, width, height) == (0, 0, frame.width, frame.height):
         return frame
@@ -102,7 +102,7 @@ def _placed(frame: VideoFrame, canvas: tuple[int, int, int, int]) -> VideoFrame:
 
 
 def _is_see_through(frame: VideoFrame) -> bool:
-    """Whether anything shows behind it: many pictures have alpha, and few use it."""
+    """Whether any pixel is transparent: many pictures have alpha, and few use it."""
     plane = frame.reformat(format="gbrap").planes[3]
     alpha, step, width = bytes(plane), plane.line_size, frame.width
     rows = (alpha[row * step : row * step + width] for row in range(frame.height))

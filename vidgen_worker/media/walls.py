@@ -1,4 +1,4 @@
-"""What a process that reads a file from outside can't do any more, whatever the file makes of it.
+"""What a process that reads a file from outside can't do, even if the file takes it over.
 
 It keeps its memory and the one folder of its file. The kernel refuses it sockets, programs, other
 processes and files elsewhere (a seccomp filter and Landlock, by their system calls: a library for
@@ -85,8 +85,8 @@ _CLONE, _TGKILL, _PRLIMIT, _IOCTL, _CLONE3 = (56, 220), (234, 131), (302, 261), 
 def give_up_rights() -> None:
     """Give up what a hijacked process could use: other users' rights, this process's memory.
 
-    Without capabilities even root reads the environment of no process that is not dumpable, as the
-    worker is not. Where the kernel refuses one of these, the others hold.
+    Without capabilities, not even root can read the environment of a process that is not dumpable,
+    and the worker is not dumpable. Where the kernel refuses one of these, the others hold.
     """
     if sys.platform != "linux":
         return
@@ -163,7 +163,7 @@ def _landlock(libc: ctypes.CDLL, folder: Path | None) -> str | None:
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
-    """Add a folder to the rules; one that is not there is none to be opened either."""
+    """Add a folder to the rules; a folder that does not exist needs no rule."""
     try:
         beneath = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
     except OSError:
@@ -188,7 +188,7 @@ _LIBRARIES = _libraries()
 
 
 def _seccomp(libc: ctypes.CDLL) -> str | None:
-    """Let the kernel refuse the system calls that nobody needs who only decodes."""
+    """Let the kernel refuse the system calls that decoding does not need."""
     machine = os.uname().machine
     if machine not in _ARCHITECTURES:
         return f"seccomp: there is no list of system calls for {machine}"
@@ -203,7 +203,7 @@ def _seccomp(libc: ctypes.CDLL) -> str | None:
 
 @cache
 def _filter(machine: str) -> bytes:
-    """Return the filter, made once before all forks, with `_OWN` where a process has its own id."""
+    """Return the filter, made once before all forks, with `_OWN` in place of the process's id."""
     return b"".join(_program(*_ARCHITECTURES[machine]))
 
 
@@ -236,7 +236,7 @@ def _program(architecture: int, column: int) -> Iterator[bytes]:
 
 
 def _only_if(number: int, argument: int, test: int, value: int) -> Iterator[bytes]:
-    """Yield what allows a call where the low half of an argument passes the test, else refuses."""
+    """Yield steps that allow a call if the low half of an argument passes the test, else refuse."""
     yield _step(_IS, number, 0, 4)
     yield _step(_LOAD, argument)
     yield _step(test, value, 0, 1)
@@ -245,7 +245,7 @@ def _only_if(number: int, argument: int, test: int, value: int) -> Iterator[byte
 
 
 def _step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
-    """Return one instruction: `if_so` and `if_not` are how many of the next ones are left out."""
+    """Return one instruction: `if_so` and `if_not` are how many of the next ones are skipped."""
     return struct.pack("=HBBI", code, if_so, if_not, value)
 
 

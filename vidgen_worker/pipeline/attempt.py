@@ -89,7 +89,7 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
             return await set_aside(tools, run, outcome, "conclude", str(error))
         except (LeaseLostError, DatabaseUnavailableError):
             raise
-        except Exception as error:  # noqa: BLE001 - else it is nobody's, and comes again at once
+        except Exception as error:  # noqa: BLE001 - else the task is begun again at once, without end
             fault = _unexpected(run, error)
             return await set_aside(tools, run, outcome, "conclude", fault.details)
     except LeaseLostError:
@@ -114,7 +114,7 @@ async def decide(  # noqa: PLR0911 - a way that a walk ends each
             emit(LeaseLost(fence=run.task.fence))
             return await follow(tools, run, Fault(FaultName.LEASE_LOST, details="no row was hit"))
         case CancelAskedError():
-            # Asked while nothing of it ran at the provider.
+            # The owner asked while nothing of it ran at the provider.
             return await follow(tools, run, Fault(FaultName.CANCELLED, details="its owner asked"))
         case ProvenError() | NotOursError():
             # It goes back to pending at once: its deaths count no more, or only workers that may
@@ -191,10 +191,10 @@ def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
 
 
 async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
-    """Tell a refusal that is everybody's from one that is about the input of a task.
+    """Tell a refusal that concerns everybody from one that is about the input of a task.
 
-    It is the input's where its user meets it again, and the account, which is asked for free,
-    shows nothing.
+    It is about the input where the same user meets it again and the account, which is read for
+    free, shows no trouble.
     """
     if not fault.rule.one_input:
         return fault
@@ -224,7 +224,7 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             # The task that met it just waits.
             gate = _gate(tools, run, fault)
             await tools.gates.close(gate, fault.code, fault.message, fault.details)
-            # Others may go on at once where the trouble is this worker's own: it leaves it to them.
+            # Where the trouble is this worker's own, other workers may take the task up at once.
             aside = await tools.gates.stands_aside()
             return Requeued(
                 timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,

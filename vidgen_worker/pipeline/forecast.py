@@ -43,9 +43,9 @@ class Sight:
             self._seen.append(Seen(seconds - self._throttled_at, generation.progress))
 
     def took(self, seconds: float) -> Took | None:
-        """When it ended, seen now; None where that teaches nothing.
+        """Return when it ended, as seen now; None where that is of no use for the history.
 
-        That is where nobody had looked for long, and where it had to wait for its place.
+        It is of no use where nobody had looked for long, or where it had to wait for its place.
         """
         since = self._running_at
         if since is None or self._throttled_at or seconds - since > 2 * self.pace.longest:

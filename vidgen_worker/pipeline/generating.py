@@ -1,8 +1,8 @@
 """While a checkpoint says `generating`: follows a generation until it has ended.
 
 However it ends (by itself, overdue, cancelled, gone, given up, of no use), its end is booked here
-with its cost. No end needs the provider's help: what can't be asked about is given up at last. A
-stage that is `storing` already passes through as well: one poll, for fresh URLs. Nothing here pays
+with its cost. No end depends on the provider: a generation that can't be read is given up. A
+stage that is `storing` already is polled here once, for fresh URLs. Nothing here pays
 for anything, or looks at an output.
 """
 
@@ -37,8 +37,8 @@ LONGEST_POLL = timedelta(minutes=2)
 LONGEST_RETRY_AFTER = timedelta(minutes=5)
 """A Retry-After beyond this is not waited for: the generation may have ended long before."""
 LAST_READS = 5
-"""So often reading fails in a row before the hard deadline counts, and before a finished generation
-goes on waiting without a slot: what has ended meanwhile is not thrown away for one bad answer."""
+"""Failed reads in a row before the hard deadline counts, and before a finished generation waits on
+without a slot: one bad answer must not discard a generation that has ended meanwhile."""
 
 
 class Generating:
@@ -59,7 +59,7 @@ class Generating:
         self._sight = Sight(tools, run, stage)
         self._polled_at = float("-inf")
         self._booked = False
-        """Its end is written down: what is said of it again is no second end."""
+        """Its end is booked: a later reading of it is not a second end."""
 
     async def follow(self, checkpoint: Checkpoint | None) -> Generation:
         """Poll until the generation has ended; returns it only if it succeeded."""
@@ -83,7 +83,7 @@ class Generating:
                 await self._go_on(fault, None, seconds)
                 trouble += 1
                 if self._booked and trouble >= LAST_READS:
-                    # It has ended well before: only its output is not to be had for now.
+                    # It succeeded before: only its output can't be had for now.
                     raise Fault(FaultName.OUTPUT_UNAVAILABLE, details=fault.details) from fault
                 asked = min(fault.retry_after or timedelta(), LONGEST_RETRY_AFTER)
                 generation = Generation(self._id, GenerationState.UNKNOWN)
@@ -99,7 +99,7 @@ class Generating:
             self._show(generation, seconds)
             looked = not trouble or trouble >= LAST_READS
             if seconds > hard_deadline and looked and not self._booked:
-                # After a look, or after enough of them that failed.
+                # After a successful read, or after enough failed ones.
                 await self._give_up(seconds)
             if seconds > deadline and not overdue:
                 overdue = True
@@ -154,7 +154,7 @@ class Generating:
         self._booked = True
 
     async def _poll(self) -> Generation:
-        """Poll under the eyes of the watchdog. Raises Fault."""
+        """Poll, and let the watchdog notice a poll that hangs. Raises Fault."""
         turn = ("poll", self._id)
         self._tools.turns.turned(turn, LONGEST_POLL)
         self._polled_at = time.monotonic()

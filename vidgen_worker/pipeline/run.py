@@ -45,15 +45,15 @@ class Run:
     generations: dict[StageName, UUID] = field(default_factory=dict)
     done: set[StageName] = field(default_factory=set)
     outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
-    """Output URLs as this attempt read them: minutes old, where they are good for a day."""
+    """Output URLs as this attempt read them: minutes old, and good for a day."""
     inputs: str | None = None
     """The digest of the scene when the last stage ended: whether the next one reads it anew."""
     alone: bool = False
     """Whether nothing else may run beside it now; not while its generation is only polled."""
     polling: bool = False
-    """Only its generation is asked about: it may be given back at any moment, and costs nothing."""
+    """Its generation is only polled: the task may be given back at any moment, at no cost."""
     concluding: bool = False
-    """The end is being written: a verdict "lost" of a heartbeat may already be our own doing."""
+    """The end is being written: the verdict "lost" of a heartbeat may come from our own write."""
 
     async def pause(self, pause: timedelta) -> None:
         """Sleep, but wake when the owner asks to cancel. Raises CancelAskedError."""

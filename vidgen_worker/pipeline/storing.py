@@ -1,9 +1,8 @@
 """While a checkpoint says `storing`: brings a generation's output into our bucket.
 
 Fetched and looked at before it counts, then uploaded to a place of its own, then charged with the
-checkpoint `done` in one statement, which shows the place to the owner. An upload that is not
-charged after all is the janitor's to remove. What is missing here costs a GET, never another
-generation.
+checkpoint `done` in one statement, which shows the place to the owner. The janitor removes an
+upload that is not charged after all. What is missing here costs a GET, never another generation.
 """
 
 import time
@@ -89,7 +88,7 @@ class Storing:
         return artifact
 
     async def _went_well(self) -> None:
-        """The provider has delivered: no storm any more, where this task was let through to try."""
+        """The provider has delivered: the storm is over that this task was let through to try."""
         model = self._order.request.model
         gate = self._run.trial
         if gate is None or gate.model != model or self._stage.name not in self._run.submitted:

@@ -55,7 +55,7 @@ class Submitting:
         self._stage = stage
         self._order = order
         self._unrecorded = asyncio.Event()
-        """The provider has answered, and the database does not take it for now."""
+        """The provider has answered, and the database does not take the answer for now."""
 
     async def late_answer(self, submission_id: UUID) -> UUID | None:
         """Wait for the answer to another worker's POST, until it can't come any more.
@@ -76,14 +76,14 @@ class Submitting:
                 if not mine:
                     raise LeaseLostError(str(self._fence.task_id))
                 return accepted.generation_id
-            # By the database's clock, and by ours never longer than that: its may step back.
+            # By the database's clock, and never longer by ours: the database's may step back.
             waited = timedelta(seconds=boot_time() - began)
             remaining = min(row["sent_at"] - row["now"], -waited) + patience
             if remaining > timedelta(0):
                 await self._run.pause(min(remaining, ANSWER_POLL))
                 continue
-            # Then read once more: an answer that was recorded just before is attached to, and one
-            # that comes from now on finds itself counted, and is ended by whoever records it.
+            # Then read once more. An answer that was recorded just before is attached to. A later
+            # one is late: whoever records it ends its generation.
             details = f"no answer was recorded within {patience.total_seconds():g} s"
             await self._queue.submissions.answer(
                 self._fence, self._stage.name, submission_id, Answer.UNKNOWN, None, details
@@ -156,7 +156,7 @@ class Submitting:
                 # The worker keeps the answer; a later attempt attaches to it.
                 details = "the provider's answer can't be recorded for now"
                 raise Fault(FaultName.INTERNAL_ERROR, details=details)
-            # The answer will find nobody who follows it, and its generation is ended then.
+            # Nobody follows the generation of that answer: whoever records it ends it.
             raise CancelAskedError
         finally:
             asked.cancel()
@@ -165,7 +165,7 @@ class Submitting:
                 self._run.posting = None
 
     async def _post(self, request: Request, inputs: str) -> UUID:
-        """The paid POST, with the record before it and of whatever was answered."""
+        """The paid POST, with a record before it and a record of any answer."""
         stage, submission_id = self._stage, uuid4()
         frozen = Order(request, self._order.ratio, self._order.seconds).frozen()
         made_from = stage.made_from.name if stage.made_from else None

@@ -2,8 +2,8 @@
 
 Start, restart, drain and crash take the same path: load what is known, do what is missing. Every
 await may be the last one, so each paid or slow step ends in a checkpoint before the next begins;
-each state of a checkpoint has a room of its own, by its name. Nothing here claims, renews a lease
-or writes the task's end: that is the worker's.
+each state of a checkpoint has a module of its own, with its name. Nothing here claims, renews a
+lease or writes the task's end: the worker does.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ class Pipeline:
         """
         loaded = await self._queue.checkpoints.load(self._fence)
         if loaded.verdict is not None:
-            # Found out before, by whoever could not write it: nothing is paid for again.
+            # An earlier attempt reached it and could not write it: nothing is paid for again.
             return loaded.verdict
         self._raise_if_elsewhere(loaded)
         if loaded.cancel_requested or self._run.cancel.is_set():
@@ -98,7 +98,7 @@ class Pipeline:
             return await self._cancel(await self._queue.checkpoints.load(self._fence))
 
     def _scene_changed(self, loaded: Loaded) -> bool:
-        """Whether the scene is another one than when it was read."""
+        """Whether the scene has changed since it was read."""
         return self._run.inputs is not None and self._run.inputs != loaded.inputs
 
     def _raise_if_elsewhere(self, loaded: Loaded) -> None:
@@ -173,7 +173,7 @@ class Pipeline:
         run.generations[stage.name] = generation_id
         generating = Generating(tools, run, stage, order, generation_id)
         storing = checkpoint is not None and checkpoint.state is CheckpointState.STORING
-        # Only polled, it kills nobody: others may run beside it until its output is looked at.
+        # A poll can't kill the worker: others may run beside it until its output is decoded.
         run.alone = self._task.alone and storing
         run.polling = not storing
         generation = await generating.follow(checkpoint)

@@ -1,10 +1,10 @@
-"""aiohttp below httpx, for requests that may be sent twice: some 0.6 of the CPU of httpx's own.
+"""aiohttp below httpx, for requests that may be sent twice: some 60 % of the CPU of httpx's own.
 
 What aiohttp would add is left out: cookies, redirects, decompression, headers of its own, a second
 try by itself, the quoting of a URL anew. Its errors become httpx's, without the URL, which may be a
 key. Never below a paid POST: of a lost connection it doesn't say whether the request has left.
 Written here because httpx-aiohttp 0.2 calls each lost connection a ConnectTimeout, keeps cookies,
-quotes anew, has no time-out for writing, and lets nobody look at the address that it dials.
+quotes anew, has no time-out for writing, and does not let us check an address before it connects.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 """As `getaddrinfo` returns it: family, type, protocol, canonical name, address."""
 Sockets = Callable[[AddressInfo], socket.socket]
 
-# The first that fits, so that the special stand before the general.
+# The first match counts, so that special errors come before general ones.
 _ERRORS: tuple[tuple[type[BaseException], type[httpx.TransportError]], ...] = (
     (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
     (aiohttp.ServerTimeoutError, httpx.ReadTimeout),
@@ -50,7 +50,7 @@ _ERRORS: tuple[tuple[type[BaseException], type[httpx.TransportError]], ...] = (
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """One pool of connections. `sockets` makes each of them, and may refuse by OSError.
 
-    Of `limits` the number of connections holds, and how long an idle one is kept.
+    Of `limits` it respects the number of connections, and how long an idle one is kept.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def _certificates(_file: str | None, _folder: str | None) -> ssl.SSLContext:
 
 
 class HttpClient(httpx.AsyncClient):
-    """Keeps no cookies, and takes no answer that grows or drips without end.
+    """Keeps no cookies, and takes no answer that is too large or too slow.
 
     An exchange ends within twice its read time-out, and what its body takes; one without a read
     time-out is bounded by whoever sends it.
@@ -110,10 +110,10 @@ class HttpClient(httpx.AsyncClient):
 class PaidClient(HttpClient):
     """Sends a request once, each on a connection of its own, by httpx's own transport.
 
-    A server that closes an idle connection just then looks as if the answer got lost. What is
-    raised before the first byte has left is known of this transport only. Its reads have no
-    time-out, which would cut off an answer that has come while this process stood still: whoever
-    sends bounds the whole.
+    A server that closes an idle connection just then looks as if the answer got lost. Only of
+    this transport is it known which errors are raised before the first byte has left. Its reads
+    have no time-out, which would cut off an answer that has come while this process stood still:
+    the sender bounds the whole.
     """
 
     def __init__(self, *, connect: float, max_connections: int) -> None:

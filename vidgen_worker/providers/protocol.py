@@ -32,9 +32,9 @@ class Request:
         return _digest(self.endpoint, self.body, self.source)[:16]
 
     def digest(self) -> str:
-        """Tell the whole input apart from every other: model, prompt, pictures, size.
+        """A digest of the whole input: model, prompt, pictures, size.
 
-        Without its source, whose address is another one at each reading: the database adds the
+        The source is left out, because its address differs at each reading: the database adds the
         digest of its bytes.
         """
         return _digest(self.endpoint, self.model, self.body)

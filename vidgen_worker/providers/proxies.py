@@ -20,7 +20,7 @@ _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
 def problems(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each variable that httpx would stumble over."""
+    """A sentence for each variable with which httpx would fail."""
     found = [*_certificates(environment)]
     for name, value in _set(environment, _PROXIES):
         if said := _proxy(value):

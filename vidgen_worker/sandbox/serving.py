@@ -1,7 +1,7 @@
 """An ASGI application behind a real socket, in a thread of this process.
 
 uvicorn does the HTTP; who starts the server decides when it ends, and it ends at once: nothing
-waits for requests that a prompt word keeps hanging. An application served here may also cut a
+waits for requests that a prompt word holds open. An application served here may also cut a
 connection without an answer (`drop_connection`), for which ASGI has no word. It never handles
 signals.
 """

@@ -3,7 +3,7 @@
 They listen on loopback, but a browser on this machine goes there for any page of the Internet: a
 page whose name suddenly resolves to 127.0.0.1 would read prompts and keys (it still says its name
 in `Host`), and a form sent here would change how the sandbox behaves (it says its `Origin`). The
-doubles' own interfaces are kept by keys, as the real ones are; `/sandbox/` has none.
+doubles' own interfaces are guarded by keys, as the real ones are; `/sandbox/` has none.
 """
 
 import ipaddress

@@ -84,7 +84,7 @@ def _fault_name(error: BaseException, status: int | None) -> FaultName:  # noqa:
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """Storage's own status: a string in its JSON, a number where a gateway spoke; None if none."""
+    """Storage's own status: a string in its JSON, a number from a gateway; None if none."""
     if not isinstance(error, StorageApiError):
         return None
     try:
@@ -94,7 +94,7 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def _retry_after(error: BaseException) -> timedelta | None:
-    """Read Retry-After off the answer, which lies deeper where its body could not be parsed."""
+    """Read Retry-After from the answer; it is in a cause where the body could not be parsed."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, httpx.HTTPStatusError):
         cause = cause.__cause__ or cause.__context__

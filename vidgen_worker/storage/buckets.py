@@ -12,7 +12,7 @@ class Bucket:
     max_bytes: int
     media_types: tuple[str, ...]
     least_bytes: int = 0
-    """An existing bucket that takes less would refuse outputs that are nothing out of the way."""
+    """An existing bucket that takes less would refuse ordinary outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """A setting of a bucket that does not fit; a `fatal` one loses outputs, or shows them."""
+    """A setting of a bucket that does not fit; a `fatal` one loses outputs or exposes them."""
 
     bucket: str
     setting: str

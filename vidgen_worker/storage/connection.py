@@ -1,4 +1,4 @@
-"""The connection to one project's file store: what passes by itself is tried again in place."""
+"""The connection to one project's file store: trouble that passes by itself is retried in place."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -22,13 +22,13 @@ from vidgen_worker.storage.answers import FOREIGN, checked, classify
 TRIES = 4
 """How often a request is sent before `storage_unavailable` leaves this module."""
 LONGEST_WAIT = timedelta(seconds=5)
-"""A Retry-After beyond this is the pipeline's to wait for: it does so without a slot."""
+"""A Retry-After beyond this is left to the pipeline, which waits without a slot."""
 CONNECT_SECONDS = 10.0
-"""How long a connection, or a place in the pool, may take to come about."""
+"""How long it may take to connect, or to get a place in the pool."""
 CONNECTIONS = 50
 """The most connections at once; uploads beyond it wait for a place."""
 IDLE_CONNECTIONS = 10
-"""Kept open between requests where httpx's own transport is used, which looks at each of them."""
+"""Idle connections that httpx's own transport keeps; few, because it looks at each of them."""
 
 T = TypeVar("T")
 

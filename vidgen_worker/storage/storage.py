@@ -28,7 +28,7 @@ REMOVE_BATCH = 1000
 """Objects per removal: the most that Storage takes in one request."""
 
 PROBE = "vidgen-worker/probe"
-"""The object that a worker asks leave to upload, to prove that it may; it is never uploaded."""
+"""A worker asks for permission to upload this object, as a proof; it is never uploaded."""
 GLOBAL_BYTES = 50_000_000
 """What every project takes: no plan's own limit is lower."""
 
@@ -91,10 +91,10 @@ class Storage:
         return found, wrong
 
     async def may_store(self, bucket: str) -> None:
-        """Ask leave to upload, which writes nothing that stays. Raises Fault.
+        """Ask for permission to upload, which writes nothing that stays. Raises Fault.
 
-        Storage tries the object's row under the key's own role, and takes it back: a key that row
-        level security holds back, and a database that is read-only, are refused here.
+        Storage writes the object's row under the key's own role and rolls it back: this finds a key
+        that row level security refuses, and a database that is read-only.
         """
 
         async def ask() -> None:
@@ -102,7 +102,7 @@ class Storage:
             path = f"object/upload/sign/{quote(bucket)}/{PROBE}"
             await self._connection.post(path, **{"x-upsert": "true"})
 
-        await self._connection.persist(f"asking leave to upload to {bucket}", ask)
+        await self._connection.persist(f"asking for permission to upload to {bucket}", ask)
 
     async def prove(self) -> list[Misfit]:
         """Prove, for free, that outputs can be stored here: the buckets exist, fit, and take them.
@@ -195,7 +195,7 @@ class Storage:
                 FaultName.STORAGE_REFUSED, details=f"{what}: the file is empty, nothing was sent"
             )
         if self._unfit.get(bucket):
-            # Not into a bucket that shows it to everybody, say; it may be put right by now.
+            # The bucket may be public, say. Its settings may have been corrected since.
             await self.look(self._buckets[bucket])
             _raise_if_unfit(self._unfit[bucket])
         client = await self._connection.client()
@@ -227,7 +227,7 @@ class Storage:
                 raise await self._verdict(bucket, size, again) from again
 
     async def _verdict(self, bucket: str, size: int, refused: Fault) -> Fault:
-        """Whose fault a refused upload is: the bucket's settings', this file's, or the store's."""
+        """Decide what caused a refused upload: the bucket's settings, this file, or the store."""
         known = self._buckets.get(bucket)
         if known is None:
             return refused
@@ -248,7 +248,7 @@ class Storage:
     async def _create_again(self, bucket: str, fault: Fault) -> None:
         known = self._buckets.get(bucket)
         if known is None:
-            details = f"{fault.details}; {bucket} is not a bucket of the settings, so it stays so"
+            details = f"{fault.details}; {bucket} is not in the settings, so it is not created"
             raise Fault(FaultName.STORAGE_REFUSED, details=details) from fault
         await self._create(known)
 

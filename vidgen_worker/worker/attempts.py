@@ -1,6 +1,6 @@
 """Attempts in this process: begun for what a claim took, and their slots freed.
 
-The claim decides which task is next, the pipeline what becomes of it.
+The claim decides which task is next; the pipeline decides what becomes of it.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class Attempts:
         )  # fmt: skip
 
     def _ended(self, run: Run, working: "asyncio.Task[Outcome]") -> None:
-        """Free the slot of an attempt, whatever happened; what nobody expected is said.
+        """Free the slot of an attempt, however it ended; report an unexpected error.
 
         Its task is left to the sweep of orphans then.
         """

@@ -23,11 +23,11 @@ from vidgen_worker.worker.reports import Reports
 
 CLAIM_AGAIN = timedelta(milliseconds=30)
 CLAIM_STATEMENTS = 8
-"""The most statements in one round of the claim loop, and the heartbeat that it may wait for."""
+"""The most statements in one round of the claim loop, with a heartbeat that it waits for."""
 BECOME_IDLE_EVERY = 60.0
 """Seconds between two times that tasks are given back for a suspect."""
 MOST_EMPTY_CLAIMS = 10
-"""Claims in a row that bring nothing, where rows are left; after each such row half as many."""
+"""The most claims without a row while rows are left, before a pause; halved after each pause."""
 
 
 class Claiming:
@@ -42,7 +42,7 @@ class Claiming:
         self._more = True
         """The last claim left rows."""
         self._empty, self._patience = 0, MOST_EMPTY_CLAIMS
-        """Claims in a row that brought nothing, and how many may before a rest."""
+        """Claims in a row that brought nothing, and how many are allowed before a pause."""
         self._suspect_waits = False
         """Claim nothing until idle: a suspect runs alone."""
         self._sweep_due = 0.0
@@ -167,7 +167,7 @@ class Claiming:
     async def _take_over(self) -> None:
         """Take the tasks of the dead; once per lease even without a free slot, for others to take.
 
-        A worker under load has no free slot whenever it looks: the dead must not wait for one.
+        A worker under load may never have a free slot: tasks of the dead must not wait for one.
         """
         process = self._process
         slots = self._slots()

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 IDLE_DRAIN = 5.0
 """Seconds that the drain of a worker without a task may take."""
 LAST_TRY = 1.0
-"""Seconds that each step of a drain gets even after its time-out."""
+"""Seconds that each step of a drain has at the least, even after the drain's time-out."""
 
 
 async def drain(
     process: Process, claiming: asyncio.Lock, reports: Reports, loops: list[asyncio.Task[None]]
 ) -> int:
-    """Stop claiming, let submits in flight end, hand back; `claiming` is a claim in flight."""
+    """Stop claiming, let submissions in flight end, hand back; `claiming` is a claim in flight."""
     held, queue = process.held, process.life.queue
     patience = process.settings.vidgen_drain_timeout.total_seconds()
     if not held and not held.posting:
-        # Nothing is handed back; and while the database is away, nobody can be told.
+        # There is nothing to hand back; a database that is away can't be told.
         patience = 0.0 if process.databases.outage.away else min(patience, IDLE_DRAIN)
     process.drain_deadline = boot_time() + patience
     emit(WorkerDraining(worker=queue.worker_id, running=len(held)))

@@ -17,7 +17,7 @@ async def end_all(working: AbstractSet[asyncio.Future[Any]], seconds: float) -> 
     """Cancel these until they have ended, or the time is over.
 
     Python 3.11's wait_for, which psycopg waits with, swallows a cancellation that meets the end of
-    what it waits for (python/cpython issue 86296): then the task goes on as if nothing was said.
+    what it waits for (python/cpython issue 86296): then the task goes on as if not cancelled.
     """
     deadline = boot_time() + seconds
     while working and boot_time() < deadline:
@@ -26,4 +26,4 @@ async def end_all(working: AbstractSet[asyncio.Future[Any]], seconds: float) -> 
         ended, working = await asyncio.wait(working, timeout=CANCEL_AGAIN)
         for task in ended:
             if not task.cancelled():
-                task.exception()  # what it had to say was said as an event
+                task.exception()  # its error was emitted as an event

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vidgen_worker.domain.task import Fence
 
 SOONEST_BEAT = 0.05
-"""Seconds between two heartbeats at least: a burst of cancels is one beat."""
+"""Seconds between two heartbeats at least: a burst of cancels causes one heartbeat."""
 
 
 class Heartbeat:
@@ -97,11 +97,11 @@ class Heartbeat:
             process.wakes.cancel.set()
             process.wakes.claim.set()
         if verdict.orphans and (self.returning is None or self.returning.done()):
-            # Beside the heartbeat: the lease waits for no task's row.
+            # In a task of its own: the lease must not wait for a task's row.
             self.returning = asyncio.create_task(self._return(verdict.orphans))
 
     async def _return(self, orphans: "list[Fence]") -> None:
-        """Give rows back that nobody runs; what fails is an orphan of the next heartbeat too."""
+        """Hand back rows that nobody runs; a row that fails is an orphan at the next heartbeat."""
         try:
             back = await self._process.life.queue.leases.hand_back(orphans)
         except DatabaseUnavailableError:

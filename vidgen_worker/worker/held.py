@@ -60,7 +60,7 @@ class Held:
         return held[0] if held and held[0].task.fence.attempt == fence.attempt else None
 
     def drop(self, fence: Fence) -> None:
-        """The task is somebody else's: stop working on it, write nothing."""
+        """The task belongs to another worker now: stop working on it, write nothing."""
         run = self.find(fence)
         if run is not None and not run.concluding:
             _, working = self.tasks.pop(fence.task_id)
@@ -68,7 +68,7 @@ class Held:
             working.cancel()
 
     def drop_all(self) -> None:
-        """All of them are somebody else's."""
+        """All of them belong to other workers now."""
         dropped = list(self.tasks.values())
         self.tasks.clear()
         for run, working in dropped:

@@ -32,24 +32,24 @@ SWEEP_EVERY = timedelta(seconds=60)
 STRAYS_EVERY = timedelta(seconds=15)
 """A stray keeps its slot until it has ended, and a small tier has only one."""
 REFUSALS_POLLS = 5
-"""The janitor looks at tasks that are set aside once in so many polls of the queue."""
+"""The janitor looks at tasks that are set aside once in this many polls of the queue."""
 COUNT_EVERY = timedelta(seconds=15)
 PROVE_EVERY = timedelta(minutes=3)
-"""Both may change at any time: a bucket's settings in the dashboard, a disk's free room."""
+"""What is proven may change at any time: a bucket's settings, the free room of a disk."""
 LIMITS_AGAIN = timedelta(seconds=5)
-"""After a reading that failed."""
+"""The pause after a reading that failed."""
 LIMITS_EVERY = timedelta(minutes=1)
-"""One worker of the fleet reads the account so often: an upgrade of the tier counts at once."""
+"""One worker of the fleet reads the account this often, so that a new tier counts soon."""
 AUDIT_EVERY = timedelta(minutes=10)
 AUDIT_ENTRIES, AUDIT_USERS = 20_000, 10_000
-"""In one statement: some tens of milliseconds."""
+"""Entries and users per statement, which takes some tens of milliseconds."""
 UPLOADS_EVERY = timedelta(seconds=15)
 UPLOADS_BATCH = 500
 FORGET_EVERY = timedelta(minutes=5)
 FORGET_BATCH = 1000
 """Submissions or holds in one statement."""
 MOST_BATCHES = 40
-"""In one run: with a backlog, eleven million submissions a day."""
+"""Batches in one run: eleven million submissions a day while there is a backlog."""
 BETWEEN_BATCHES = timedelta(seconds=1)
 
 
@@ -64,7 +64,7 @@ class Duty:
     every: timedelta
     do: Callable[[], Awaitable[timedelta | None]]
     at_once: bool = True
-    """Whether its first run comes at once, and not after a part of its pause, at random."""
+    """Whether its first run begins at once, and not after a random part of its pause."""
 
 
 class Janitor:

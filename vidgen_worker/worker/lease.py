@@ -69,9 +69,9 @@ class Lease:
 class Observer:
     """Which workers are silent: those whose heartbeat has not changed for a whole lease of theirs.
 
-    Counted by `boot_time`. A look learns how old a heartbeat is from the database's clock, but
-    believes no age that goes back before the look that did not see it yet: a clock that steps
-    forward kills nobody, one that steps back keeps nobody alive.
+    Counted by `boot_time`. A look reads a heartbeat's age by the database's clock, but counts it
+    only back to the last look that had not found this heartbeat. So a step forward of that clock
+    makes no living worker dead, and a step back keeps no dead worker alive.
     """
 
     def __init__(self) -> None:

@@ -24,10 +24,10 @@ from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.proofs import Proofs
 
 TryGate = Callable[[Gate, int], Awaitable[bool]]
-"""Lets one task through a gate, which was probed so often; whether there was one."""
+"""Lets one task through a gate that was probed this often; returns whether there was one."""
 
 LOOK_EVERY = timedelta(seconds=60)
-"""How often it is looked up what is closed, where nothing says that it has changed."""
+"""How often the closed gates are looked up while nothing says that they have changed."""
 ROOM, MOST_ROOM = 2**20, 2**26
 """Free bytes that a small clip needs, and that are enough for most clips."""
 
@@ -41,9 +41,9 @@ class Probing:
         self._try_gate = try_gate
         self._closed = True
         self._look_at = 0.0
-        """When it is looked up anew what is closed, by `boot_time`."""
+        """When the closed gates are looked up again, by `boot_time`."""
         self._room = ROOM
-        """Bytes that must be free here: more after each time that it was too little."""
+        """Bytes that must be free here; they grow each time that they were too few."""
         self._noted: frozenset[str] = frozenset()
 
     async def prove_storage(self) -> timedelta | None:
@@ -87,7 +87,7 @@ class Probing:
         await gates.close(gates.of(scope, ALL_MODELS), fault.code, message, fault.details)
 
     async def probe_closed(self) -> None:
-        """Probe where something is closed, which is looked up only when it may have changed."""
+        """Probe closed gates, which are looked up only when they may have changed."""
         process = self._process
         sweeping = boot_time() >= self._look_at
         if sweeping or process.wakes.gates or not process.listener.listening:
@@ -134,14 +134,14 @@ class Probing:
             tried = await self._try_gate(gate, probes)
             return "one task tries it" if tried else "no task waits that could try it"
         if probe is not Probe.MACHINE and await gates.try_kept(gate):
-            # It is free and shows more than a probe: the trouble was met with such an output.
+            # It is free and shows more than a probe: such an output met the trouble.
             return "one output that is kept tries it"
         if (
             probe is Probe.ROWS
             and await gates.is_troubled(gate, ROW_REFUSED)
             and await self._try_gate(gate, probes)
         ):
-            # A row takes changes again; whether a paid stage goes well is known when one is stored.
+            # A row takes changes again; only a stored stage shows that paid work goes well.
             return "one task tries it"
         return None
 

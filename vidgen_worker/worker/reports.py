@@ -44,7 +44,7 @@ class Reports:
             ]  # fmt: skip
             if changed:
                 refused = set(await process.life.queue.checkpoints.report(changed))
-                # Said once per attempt: the next report would be refused as well.
+                # Reported once per attempt: the next report would be refused as well.
                 refusing |= {r.fence for r in changed if r.fence.task_id in refused}
             refusing &= set(process.held.fences())
             last = {t: r for t, r in (last | pending).items() if t in process.held.tasks}

@@ -17,7 +17,7 @@ from vidgen_worker.worker.process import Process
 
 
 class Strays:
-    """The strays as one worker meets them."""
+    """The strays that one worker ends."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -34,7 +34,7 @@ class Strays:
         await asyncio.gather(*[self._end_unlocked(row) for row in strays])
 
     async def _end_unlocked(self, row: Row) -> None:
-        """End one; where another transaction holds its row, the next run does."""
+        """End one stray; where another transaction holds its row, the next run ends it."""
         with contextlib.suppress(RowRefusedError):
             await self._end_stray(row)
 
@@ -43,7 +43,7 @@ class Strays:
         task_id, generation_id = row["task_id"], row["generation_id"]
         try:
             if row["kept"]:
-                # Its task goes on later, and reads it then; only its end is booked now.
+                # Its task goes on later and reads it then; here only the end is booked.
                 generation = await provider.poll(generation_id)
                 end, cost = end_of(generation), generation.cost
                 if end is None:
@@ -54,7 +54,7 @@ class Strays:
             else:
                 end, cost = await end_at_provider(provider, queue, task_id, generation_id)
         except NotOursError:
-            return  # another key can say; the row stays and is met by its workers
+            return  # only another key can read it; the row stays for that key's workers
         except Fault as fault:
             if fault.rule.absent:
                 if await queue.submissions.is_gone(task_id, generation_id):
@@ -63,14 +63,14 @@ class Strays:
                     )
                 return
             if row["age"] < self._process.settings.vidgen_stage_hard_deadline.total_seconds():
-                return  # the provider can't be asked now; the row stays and is met again
+                return  # the provider can't be asked now; the row stays for a later run
             # It must have ended by now: its slot is freed, and its cost is read later.
             end, cost = GenerationEnd.GIVEN_UP, None
             await queue.submissions.close_generation(task_id, generation_id, end, cost)
         emit(StrayGeneration(task=str(task_id), generation=generation_id, state=end, cost=cost))
 
     async def read_costs_again(self) -> None:
-        """Refunds come some minutes after a failure; what the provider tells then is the truth."""
+        """Read costs again: refunds come minutes after a failure, and the later reading counts."""
         for row in await self._process.life.queue.submissions.costs_to_read_again():
             # The next run reads those whose row another transaction holds.
             with contextlib.suppress(RowRefusedError):
@@ -85,13 +85,13 @@ class Strays:
                 return
             generation = await self._process.provider.poll(generation_id)
         except NotOursError:
-            return  # another key can say
+            return  # only another key can read it
         except Fault as fault:
             if fault.rule.absent and await queue.submissions.is_gone(task_id, generation_id):
                 await queue.submissions.close_generation(
                     task_id, generation_id, GenerationEnd.GONE, None
                 )
-            return  # else it can't be asked now, and is met again
+            return  # else the provider can't be asked now; a later run reads it
         end = end_of(generation)  # None: it was booked as ended, and the provider goes on with it
         await queue.submissions.close_generation(
             task_id, generation_id, end, generation.cost,

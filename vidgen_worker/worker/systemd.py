@@ -32,6 +32,6 @@ def sd_notify(*lines: str) -> bool:
             notify.connect(address)
             notify.sendall("\n".join(lines).encode())
     except OSError:
-        # systemd is restarting, or busy: the watchdog's next line says the same.
+        # systemd is restarting or busy: the next line of the watchdog repeats it.
         return False
     return True

@@ -1,7 +1,7 @@
 """The daemon: one process that holds many tasks and one lease, from its start to its end.
 
-Loops never end by an error of the database or the provider; they say so and go on. Nothing here
-knows what a stage is.
+An error of the database or the provider never ends a loop: it is reported, and the loop goes on.
+Nothing here knows what a stage is.
 """
 
 import asyncio
@@ -99,7 +99,7 @@ class Worker:
         """Whether the loops turn; says nothing of Postgres, which may be away for good reasons."""
         return not self.process.turns.stuck()
 
-    # Asked through the process, because a new life has a new lease.
+    # Each reads through the process, because a new life has a new lease.
 
     def _ready(self) -> bool:
         return self.process.life.lease.held()
@@ -162,7 +162,7 @@ class Worker:
     async def _turning(
         self, name: str, loop: Callable[[], Awaitable[None]], *, drain: bool
     ) -> None:
-        """Keep a loop turning: what nobody expected is said, and the loop goes on.
+        """Keep a loop turning: an unexpected error is reported, and the loop goes on.
 
         `drain` says that it turns on while the worker drains, until it is cancelled.
         """
@@ -171,10 +171,10 @@ class Worker:
             try:
                 await loop()
             except LockedError:
-                # It waited for the lock already, and whoever holds it here holds it shortly.
+                # The statement has waited for the lock already; its holder keeps it only briefly.
                 await process.sleep(timedelta(seconds=random.uniform(0.1, 0.3)))  # noqa: S311
             except DatabaseUnavailableError:
-                # Said once per statement by the database layer; the next turn tries again.
+                # The database layer has reported it once per statement; the next turn tries again.
                 await process.sleep(timedelta(seconds=random.uniform(0.5, 1.5)))  # noqa: S311
             except Exception as error:  # noqa: BLE001 - a loop that dies is a worker that hangs
                 emit(LoopFailed(

@@ -1,5 +1,5 @@
 // Keeps a page up to date: every ten seconds it is loaded again, and the parts that changed are put in
-// place. Whoever is typing, ticking or pointing with the keyboard is not disturbed.
+// place. It does not disturb a person who types, ticks or moves the focus.
 "use strict";
 
 const EVERY = 10000;
@@ -16,7 +16,7 @@ function isBusy(part) {
   return types || part.querySelector("input:checked") !== null;
 }
 
-// The parts are made by the same templates, so that a link in it is found again by where it leads.
+// The parts are made by the same templates, so that a link in them is found again by its target.
 function replace(part, fresh) {
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   part.replaceChildren(...fresh.childNodes);
@@ -34,13 +34,13 @@ async function look() {
     answer = await fetch(location.href, { redirect: "error" });
     page = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {
-    say("The dashboard does not answer. Is it still running? What you see is from before.");
+    say("The dashboard does not answer. Is it still running? What you see is out of date.");
     return;
   }
   const sentence = page.getElementById("sentence");
   const main = document.getElementById("main");
   if (!answer.ok) {
-    say(`${sentence ? sentence.textContent : answer.statusText} What you see is from before.`);
+    say(`${sentence ? sentence.textContent : answer.statusText} What you see is out of date.`);
     if (main.hasAttribute("data-again")) say("");
     return;
   }
@@ -71,7 +71,7 @@ document.addEventListener("change", (event) => {
   if (event.target.matches("input[type=checkbox]")) count();
 });
 
-// A page that was left to another one and come back to has its old ticks.
+// A page that a person comes back to has its old ticks.
 window.addEventListener("pageshow", count);
 
 const main = document.getElementById("main");

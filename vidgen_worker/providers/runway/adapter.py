@@ -52,9 +52,9 @@ TRIES = 3
 KEEPALIVE_SECONDS = 30.0
 """How long a connection for reads is kept: several polls of one generation."""
 IDLE_CONNECTIONS = 20
-"""Kept open between polls where httpx's own transport is used, which looks at each of them."""
+"""Idle connections that httpx's own transport keeps; few, because it looks at each of them."""
 
-# Answers to a read that may well be another one a moment later.
+# Statuses of a read that may differ a moment later.
 _TRANSIENT_ANSWERS = (408, 409, 425)
 
 T = TypeVar("T")
@@ -84,8 +84,8 @@ class Runway:
         self._allow_loopback_assets = allow_loopback_assets
         self._poll_seconds = poll_timeout.total_seconds()
 
-        # Two pools, so that slow submits can't hold up polls, and two kinds of client: FreeClient
-        # says less of a lost connection than a paid POST must know.
+        # Two pools, so that slow submissions can't delay polls, and two kinds of client: FreeClient
+        # tells less about a lost connection than a paid POST must know.
         connect = connect_seconds(submit_timeout)
         paid = PaidClient(connect=connect, max_connections=max_connections)
         self._submitter = Submitter(

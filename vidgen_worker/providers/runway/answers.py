@@ -207,7 +207,7 @@ def _is_said(sentence: re.Pattern[str], request: Request, response: httpx.Respon
 
     Its sentence begins the text. A validation error (`issues`) quotes the input, a failed fetch the
     server of an asset, and a request that holds the words may be what is quoted: none of these
-    decides anything, or one user's prompt could stop all others.
+    decides anything, else one user's prompt could stop all others.
     """
     body = read_json(response)
     if not isinstance(body, Mapping) or body.get("issues"):

@@ -26,11 +26,11 @@ from vidgen_worker.providers.runway import answers as runway_answers
 from vidgen_worker.providers.runway.inputs import body_of
 
 CONNECT_SECONDS = 5.0
-"""How long a connection, or a place in the pool, may take to come about."""
+"""How long it may take to connect, or to get a place in the pool."""
 TRIES = 3
 """How often a submit that provably never left is tried in place."""
 WAKING_SECONDS = 1.0
-"""Beyond the submit time-out, for an answer that lies in a buffer of this machine already."""
+"""Added to the submit time-out, for an answer that is in a buffer of this machine already."""
 
 # Raised before the first byte of a request has left.
 _NEVER_SENT = (

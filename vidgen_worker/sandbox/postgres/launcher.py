@@ -94,7 +94,7 @@ class Launcher:
             )
 
     def shut_down(self, mode: str) -> None:
-        """Ask the child to end, the first time politely, after `PATIENCE_SECONDS` not."""
+        """Ask the child to end, and remember when it was asked first."""
         if self.stopping_since is None:
             self.stopping_since = time.monotonic()
         if self.child is not None and self.child.poll() is None:
@@ -191,7 +191,7 @@ class Launcher:
 
 
 def bury() -> None:
-    """Wait for the children of a killed server: the next one can't start before they are gone."""
+    """Wait for the children of a killed server: the next server can start only after them."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)

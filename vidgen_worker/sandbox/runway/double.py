@@ -224,7 +224,7 @@ class RunwayDouble:
         return generation.id
 
     async def _answer(self, request: Request, generation: Generation) -> Response:
-        """Answer an accepted POST, well or as badly as the prompt says."""
+        """Answer an accepted POST, correctly or as wrongly as the prompt says."""
         words = self._script.firing(generation.kind, generation.prompt, Moment.ANSWER)
         answer: dict[str, Any] = {"id": generation.id}
         if "no-cost" not in generation.words:
@@ -314,7 +314,7 @@ class RunwayDouble:
     # Outputs --------------------------------------------------------------------------------
 
     def _output_url(self, request: Request, generation: Generation) -> str:
-        """Return a fresh URL, dead on arrival when the prompt says so."""
+        """Return a fresh URL, one that has expired already when the prompt says so."""
         words = self._script.firing(generation.kind, generation.prompt, Moment.POLL, "expire-urls")
         seconds = -1 if "expire-urls" in words else self.settings.url_seconds
         named = self._outputs.signed(generation, seconds)

@@ -36,7 +36,7 @@ def clip(first_frame: Image.Image, size: Size, seconds: int, container: Containe
         share = number / max(1, count - 1)
         eased = share * share * (3 - 2 * share)
         cut = ZOOM * eased / 2
-        # The eye reads a drift that is not quite centred as a camera.
+        # A drift that is not quite centred looks like a moving camera.
         box = (
             width * cut * 1.3,
             height * cut * 0.8,

@@ -1,6 +1,6 @@
 """Runway's side of a generation: queueing, states, credits, limits, all computed from the clock.
 
-Nothing runs in the background: whoever looks at a generation learns where it is by now. Those
+Nothing runs in the background: whoever looks at a generation learns where it is by now. Generations
 beyond the concurrency wait in order as THROTTLED. It never speaks HTTP and never renders anything.
 """
 

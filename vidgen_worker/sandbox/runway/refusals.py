@@ -1,4 +1,4 @@
-"""Bad answers: errors in the words of the real service, and what is no answer of its at all."""
+"""Bad answers: errors in the words of the real service, and answers that it never gives."""
 
 import json
 from collections.abc import Mapping

@@ -37,7 +37,7 @@ ANONYMOUS = Caller("anon", {"role": "anon"})
 
 
 class TokenError(Exception):
-    """A token that says nobody. `code` is PostgREST's; the message is what it answers."""
+    """A token that identifies nobody. `code` is PostgREST's; the message is what it answers."""
 
     def __init__(self, code: str, message: str, details: str | None = None) -> None:
         super().__init__(message)

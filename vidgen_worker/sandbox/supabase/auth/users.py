@@ -33,7 +33,7 @@ Row = dict[str, Any]
 CONNECT_SECONDS = 10.0
 REUSE_SECONDS = 10
 ROUNDS = 10
-"""Of bcrypt, as GoTrue has it."""
+"""bcrypt's cost, the same as GoTrue's."""
 LONGEST_PASSWORD_BYTES = 72
 PROVIDER = {"provider": "email", "providers": ["email"]}
 

@@ -74,7 +74,7 @@ class Socket:
     cut: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, message: Message) -> None:
-        """Send one message; a client that has gone is noticed by who reads from it."""
+        """Send one message; the reader notices a client that has gone."""
         try:
             await self.websocket.send_text(phoenix.written(message, self.version))
         except (WebSocketDisconnect, RuntimeError):
@@ -207,7 +207,7 @@ class RealtimeDouble:
         return channel if changes else None
 
     async def _renew(self, socket: Socket, message: Message) -> None:
-        """Take a channel's new token; one that says nobody ends the channel."""
+        """Take a channel's new token; one that identifies nobody ends the channel."""
         channel = socket.channels.get(message.topic)
         token = message.payload.get("access_token")
         if channel is None or not isinstance(token, str) or token.startswith("sb_"):

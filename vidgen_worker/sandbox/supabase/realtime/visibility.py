@@ -19,7 +19,7 @@ Connection = AsyncConnection[dict[str, Any]]
 
 LARGEST_BYTES = 1024 * 1024
 LARGEST_KEPT_BYTES = 64
-"""Of a row that is too large only values up to this are sent."""
+"""The largest value that is sent of a row that is too large."""
 
 _TABLE = """
 select c.oid, c.relrowsecurity as has_rls, a.attname as name, t.typname as type,

@@ -82,7 +82,7 @@ class Preferences:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is to be answered, before the client's wishes: rows as JSON, and how many there are."""
+    """The content of an answer, before the client's preferences: rows as JSON, and their number."""
 
     status: int
     body: str = ""

@@ -92,7 +92,7 @@ def not_parsed(what: str, details: str) -> RestRefusalError:
 
 
 def of_token(error: TokenError) -> RestRefusalError:
-    """Return the answer to a token that says nobody."""
+    """Return the answer to a token that identifies nobody."""
     challenge = f'Bearer error="invalid_token", error_description="{error.message}"'
     return RestRefusalError(
         401, error.code, error.message, details=error.details, authenticate=challenge

@@ -29,7 +29,7 @@ from vidgen_worker.sandbox.supabase.storage.objects import ObjectStore
 from vidgen_worker.sandbox.supabase.storage.refusals import StorageRefusalError
 
 NOBODY = Caller("anon", {})
-"""Who comes to an address that asks for no token, with none that is good."""
+"""The caller at an address that needs no token, where no valid one is sent."""
 NOT_STORED = StorageRefusalError(404, "Not found", "The resource was not found", code="NoSuchKey")
 UNQUOTED = "!'()*-._~"
 """What JavaScript's encodeURIComponent leaves as it is."""

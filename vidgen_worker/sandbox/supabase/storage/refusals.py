@@ -1,7 +1,7 @@
-"""Storage's error answers, as they were seen of the real server.
+"""Storage's error answers, as they were observed at the real server.
 
-Most travel as HTTP 400 with the meant status as text in the body; `code` is the newer name of what
-happened, `error` the older one, which clients compare.
+Most are sent as HTTP 400, with the real status as text in the body; `code` is the newer name of
+what happened, `error` the older one, which clients compare.
 """
 
 from starlette.responses import JSONResponse
@@ -10,7 +10,7 @@ MISSING, REFUSED = 404, 403
 
 
 class StorageRefusalError(Exception):
-    """An error answer. `http` is what travels, `status` what stands in the body."""
+    """An error answer. `http` is the HTTP status, `status` the one in the body."""
 
     def __init__(
         self, status: int, error: str, message: str, *, code: str, http: int | None = None
@@ -20,7 +20,7 @@ class StorageRefusalError(Exception):
         self.error = error
         self.message = message
         self.code = code
-        # Only a fault of the server's own travels as what it is.
+        # Only an error of the server itself has its real status in HTTP as well.
         self.http = http or (500 if status == 500 else 400)  # noqa: PLR2004
 
     @property

@@ -45,7 +45,7 @@ class Uploads:
         return JSONResponse({"Key": f"{bucket}/{name}", "Id": made})
 
     async def sign(self, request: Request, caller: Caller) -> Response:
-        """Give leave to upload, once the caller's role has written the row and taken it back."""
+        """Give permission to upload, once the caller's role could write the row (rolled back)."""
         bucket, name = bucket_in(request), name_in(request)
         upsert = request.headers.get("x-upsert") == "true"
         await self._store.check_permission(caller, bucket, name, upsert=upsert)
@@ -61,7 +61,7 @@ class Uploads:
         return JSONResponse({"url": url, "token": token})
 
     async def upload_signed(self, request: Request, _caller: Caller) -> Response:
-        """Take an object from whoever has the leave."""
+        """Take an object from whoever has the permission."""
         claims = claims_of_url(request, self._url_secret, "upload")
         await self._take(request, SUPERUSER, upsert=bool(claims.get("upsert")))
         return JSONResponse({"Key": f"{bucket_in(request)}/{name_in(request)}"})
