@@ -140,6 +140,13 @@ create table vidgen.generation_times (
   constraint seconds_are_not_negative check (seconds >= 0),
   constraint the_last_24_are_kept check (
     cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
+  ),
+  -- The whole fleet counts with them: neither NULL nor NaN nor Infinity, which would stop its polls.
+  constraint times_are_seconds_of_a_day check (
+    array_ndims(ended_after) = 1 and array_ndims(ended_by) = 1
+    and array_position(ended_after, null) is null and array_position(ended_by, null) is null
+    and 0 <= all (ended_after) and 0 <= all (ended_by)
+    and 86400 >= all (ended_after) and 86400 >= all (ended_by)
   )
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
