@@ -293,7 +293,7 @@ comment on view vidgen.free_slots is 'Models with a limit, and how many of their
 -- No image starts while far more tasks wait for a video slot than there are slots: per account, twice as
 -- many tasks as slots may be on their way to one. Rows for later don't count, and neither do tasks of other
 -- keys that need no slot of this key's. The count stops at the number that decides.
--- A function, so that a claim without a limit plans none of it; null: no limit.
+-- A function, so that a claim without a limit plans none of it. Of a model with a limit only: 0 for others.
 create function vidgen.room_before(of_provider text, of_account text, of_model text) returns integer
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$

@@ -881,6 +881,23 @@ def test_nobody_writes_a_time_that_programs_can_t_read(
         thief.execute(f"update {table} set {column} = %s{running}".encode(), [time])
 
 
+@pytest.mark.parametrize(
+    "times", ["{30,Infinity}", "{30,NaN}", "{30,NULL}", "{30,-1}", "{30,90000}", "{{30,31}}"]
+)
+def test_a_thief_teaches_the_fleet_no_time_that_would_stop_its_polls(
+    thief: Connection, times: str
+) -> None:
+    """Each worker counts with the history at each poll."""
+    teach = (
+        "insert into vidgen.generation_times (provider, model, seconds, ended_after, ended_by)"
+        " values ('runway', 'gen4_turbo', 5, %s, %s)"
+    )
+    for pair in ((times, "{30,31}"), ("{30,31}", times)):
+        with pytest.raises(errors.CheckViolation, match="times_are_seconds_of_a_day"):
+            thief.execute(teach, pair)
+    thief.execute(teach, ["{30,0}", "{86400,0.5}"])
+
+
 def test_a_thief_writes_to_no_scene_without_a_task(ground: Ground, thief: Connection) -> None:
     user = ground.user()
     scene = ground.scene(user)

@@ -64,3 +64,20 @@ async def test_what_one_worker_has_seen_the_next_one_knows(world: World) -> None
     async with world.worker() as worker:
         await worker.process.life.queue.times.read()
         assert len(worker.process.life.queue.times.of("gen4_image", 0)) == 1
+
+
+async def test_an_end_is_booked_although_the_clock_was_set_while_it_ran(world: World) -> None:
+    """It seems to end before it began: the history takes no such time, and is told none."""
+    user = world.user(100)
+    task = world.order(user, world.scene(user, image_prompt="[[slow 3s]] a bottle"))
+    async with world.worker(), hearing(events.SubmissionRecorded) as begun:
+        await begun.wait()
+    world.sql("update vidgen.checkpoints set generation_started_at = now() + interval '1 hour'")
+    async with (
+        world.worker(VIDGEN_POLL_INTERVAL="500ms"), hearing(events.SubmissionRecorded) as next_one,
+    ):  # fmt: skip
+        await next_one.wait()
+    assert world.task(task)["image_path"] is not None
+    assert world.sql("select error from vidgen.refusals") == []
+    kinds = world.sql("select model from vidgen.generation_times where model = 'gen4_image'")
+    assert kinds == []

@@ -241,6 +241,50 @@ def test_rows_whose_trigger_is_slow_cost_a_claim_two_seconds(ground: Ground) -> 
     assert other in [held.id for held in hand.claim()], "his turn is over for now"
 
 
+def test_rows_that_are_slow_together_and_of_which_one_refuses_come_to_their_turn(
+    ground: Ground,
+) -> None:
+    """An application's CHECK: nothing says beforehand that it takes long, or refuses."""
+    hand, tasks = ground.worker(), [ground.order() for _ in range(3)]
+    ground.sql("create sequence public.asked")
+    ground.sql(
+        "create function public.application_allows(id uuid) returns boolean language plpgsql"
+        " security definer as $$"
+        " begin if nextval('public.asked') = 1 then perform pg_sleep(2.1); end if;"
+        f" return id <> '{tasks[2]}'; end $$"
+    )
+    ground.sql(
+        "alter table public.video_generation_tasks add constraint application_allows"
+        " check (status <> 'processing' or public.application_allows(id))"
+    )
+    assert {held.id for held in hand.claim()} == set(tasks[:2])
+    assert [row["task_id"] for row in ground.sql("select task_id from vidgen.refusals")] == tasks[
+        2:
+    ]
+
+
+def test_a_claim_that_can_not_note_a_refusal_begins_nothing_and_the_next_each_task_once(
+    ground: Ground,
+) -> None:
+    hand, tasks = ground.worker(), [ground.order() for _ in range(3)]
+    refuse(ground, tasks[1], when="new.status = 'processing'")
+    ground.sql("create sequence public.noted")
+    ground.sql(
+        "create function public.note_fails_once() returns trigger language plpgsql"
+        " security definer as $$"
+        " begin if nextval('public.noted') = 1 then raise lock_not_available; end if;"
+        " return new; end $$"
+    )
+    ground.sql(
+        "create trigger note_fails_once before insert on vidgen.refusals"
+        " for each row execute function public.note_fails_once()"
+    )
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        hand.claim()
+    assert ground.none("select from public.video_generation_tasks where status <> 'pending'")
+    assert sorted(held.id for held in hand.claim()) == sorted([tasks[0], tasks[2]])
+
+
 def test_a_row_that_stays_keeps_no_slot(ground: Ground) -> None:
     """Set aside while its row refuses to leave: another task finds the slot."""
     hand = ground.worker()
