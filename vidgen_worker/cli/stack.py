@@ -115,18 +115,34 @@ def need_packages() -> None:
 
 def _started(place: Place | None) -> "Sandbox":
     """Start the sandbox where it is wanted."""
-    from vidgen_worker.sandbox.stack import Sandbox  # noqa: PLC0415 - needs the extra
+    from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415 - the extra's
+    from vidgen_worker.sandbox.stack import Sandbox  # noqa: PLC0415 - likewise
     from vidgen_worker.sandbox.state import State, free  # noqa: PLC0415 - likewise
 
     if place is None:
         return Sandbox.start()
     kept = State.of(place.folder) if place.folder else State()
-    return Sandbox.start(
-        place.folder,
-        port=place.port or free(kept.port, SANDBOX_PORT),
-        postgres_port=free(kept.postgres_port, POSTGRES_PORT),
-        durable=place.folder is not None,
-    )
+
+    def ports() -> tuple[int, int]:
+        return (
+            place.port or free(kept.port, SANDBOX_PORT),
+            free(kept.postgres_port, POSTGRES_PORT),
+        )
+
+    chosen = ports()
+    while True:
+        try:
+            return Sandbox.start(
+                place.folder,
+                port=chosen[0],
+                postgres_port=chosen[1],
+                durable=place.folder is not None,
+            )
+        except (OSError, PostgresError):
+            # Another sandbox that was started at the same moment may have taken what was free.
+            before, chosen = chosen, ports()
+            if chosen == before:
+                raise
 
 
 def seed(database: Database, product_image_url: str, made: Seed | None = None) -> Seed:
