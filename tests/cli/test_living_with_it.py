@@ -176,6 +176,12 @@ def test_a_file_of_settings_is_written_once_and_for_its_owner(cli: Cli, tmp_path
     again = cli("init")
     assert again.code == ExitCode.FAILED
     assert "is there already" in again.err
+    # A disk that takes nothing any more.
+    command = f"ulimit -f 0; exec {sys.executable} -m vidgen_worker init --file another"
+    full = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert full.returncode == ExitCode.FAILED
+    assert "can't be written" in full.stderr
+    assert not (tmp_path / "another").exists()
 
 
 COMPLETE = """

@@ -134,6 +134,10 @@ def test_a_file_that_is_somebodys_own_is_not_overwritten(cli: Cli, tmp_path: Pat
     assert done.code == 78
     assert "was not written by a sandbox" in done.err
     assert (tmp_path / "mine").read_text() == "KEEP=me\n"
+    done = cli("sandbox", "--env-file", "nowhere/.env")
+    assert (done.code, done.out) == (78, "")
+    assert "there is no such folder" in done.err
+    assert "Starting" not in done.err
 
 
 def test_a_port_that_is_taken_is_said_in_a_sentence(home: Path) -> None:

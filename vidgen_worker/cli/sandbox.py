@@ -221,7 +221,11 @@ def _check_ours(file: Path) -> None:
     try:
         first = file.read_text().partition("\n")[0]
     except FileNotFoundError:
-        return
+        if file.absolute().parent.is_dir():
+            return
+        fail(
+            ExitCode.CONFIGURATION, f"--env-file {file} can't be written: there is no such folder."
+        )
     except (OSError, ValueError) as error:
         fail(ExitCode.CONFIGURATION, f"--env-file {file} can't be used: {error}.")
     if first != HEAD:
@@ -237,7 +241,7 @@ def _write(file: Path, settings: Mapping[str, str]) -> None:
     new = file.with_name(f"{file.name}.new")
     try:
         new.unlink(missing_ok=True)
-        new.touch(mode=0o600)
+        new.touch(mode=0o600, exist_ok=False)  # nobody else's, put there in between
         new.write_text("\n".join([HEAD, *_lines(settings), ""]))
         new.replace(file)
     except OSError as error:
