@@ -140,6 +140,13 @@ create table vidgen.generation_times (
   constraint seconds_are_not_negative check (seconds >= 0),
   constraint the_last_24_are_kept check (
     cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
+  ),
+  -- The whole fleet counts with them: neither NULL nor NaN nor Infinity, which would stop its polls.
+  constraint times_are_seconds_of_a_day check (
+    array_ndims(ended_after) = 1 and array_ndims(ended_by) = 1
+    and array_position(ended_after, null) is null and array_position(ended_by, null) is null
+    and 0 <= all (ended_after) and 0 <= all (ended_by)
+    and 86400 >= all (ended_after) and 86400 >= all (ended_by)
   )
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
@@ -774,41 +781,17 @@ begin
 end
 $$;
 
--- Begin an attempt at each of these waiting tasks. No row: the task is not waiting any more, or another
--- transaction holds it. The rows are locked and changed in one savepoint: a lock taken by the statement
--- outside would make a multixact of each row. All in one, where nothing of an application's can be slow or
--- refuse; else, and where one has refused, each in a savepoint of its own.
-create function vidgen.begin_attempts(of_tasks uuid[], for_worker uuid, to_cancel boolean)
-returns table (
-  id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
-  max_failures smallint, progress double precision, created_at timestamptz, run_after timestamptz,
-  cancel_requested boolean, refused text
-)
-language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
--- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
-set enable_seqscan = off
+-- Lock those of these tasks that wait, and begin an attempt at each; returns which. Raises where one of
+-- them refuses: then none of them has begun. The rows are locked and changed in one savepoint, the
+-- caller's: a lock taken by the statement outside would make a multixact of each row.
+create function vidgen.take_waiting(of_tasks uuid[], for_worker uuid, to_cancel boolean)
+returns uuid[]
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
   waiting uuid[];
-  noted vidgen.refusals;
 begin
-  if cardinality(of_tasks) > 1 and exists (
-    select
-      from pg_trigger as g
-     where g.tgrelid = 'public.video_generation_tasks'::regclass and not g.tgisinternal
-       and g.tgfoid::regproc::text not like 'vidgen.%'
-  ) then
-    return query
-      select one.* from unnest(of_tasks) as t (id)
-       cross join lateral vidgen.begin_attempts(array[t.id], for_worker, to_cancel) as one;
-    return;
-  end if;
-  -- Rows with slow triggers: after two seconds the next statement takes the rows that are left. A trigger
-  -- of four seconds on forty rows of one user would hold the turns of all users for minutes.
-  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
-    return;
-  end if;
   waiting := array(
     select t.id
       from public.video_generation_tasks as t
@@ -830,7 +813,7 @@ begin
         and t.status is not distinct from 'pending';
   end if;
   if waiting = '{}' then
-    return;
+    return waiting;
   end if;
 
   update public.video_generation_tasks as t
@@ -851,32 +834,83 @@ begin
   ) < cardinality(waiting) then
     perform vidgen.row_stays(waiting[1]);
   end if;
-  -- Not before here: what RETURN QUERY has returned, an exception does not take back.
-  return query
-    select t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
-           t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null, null::text
-      from public.video_generation_tasks as t
-     where t.id = any (waiting);
-exception
-  when others or assert_failure or query_canceled then
-    if cardinality(of_tasks) > 1 then
-      return query
-        select one.* from unnest(of_tasks) as t (id)
-         cross join lateral vidgen.begin_attempts(array[t.id], for_worker, to_cancel) as one;
-      return;
-    end if;
-    noted := vidgen.note_refusal(
-      of_tasks[1], 'claim', format('%s %s', sqlstate, sqlerrm), null
+  return waiting;
+end
+$$;
+
+-- Begin an attempt at each of these waiting tasks. No row: the task is not waiting any more, or another
+-- transaction holds it. All in one savepoint, where no trigger of an application's can be slow or refuse;
+-- else, and where one has refused, each in a savepoint of its own.
+-- Nothing is returned inside a savepoint that may be taken back: the row would be returned all the same.
+create function vidgen.begin_attempts(of_tasks uuid[], for_worker uuid, to_cancel boolean)
+returns table (
+  id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
+  max_failures smallint, progress double precision, created_at timestamptz, run_after timestamptz,
+  cancel_requested boolean, refused text
+)
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+-- Each row is found by its id, here and in take_waiting, also by a plan that was made while the table was
+-- empty, and is kept.
+set enable_seqscan = off
+as $$
+#variable_conflict use_variable
+declare
+  together boolean := cardinality(of_tasks) > 1;
+  begun uuid[] := '{}';
+  one uuid;
+  until timestamptz;
+  noted vidgen.refusals;
+begin
+  -- Rows with slow triggers: after two seconds the next statement takes the rows that are left. A trigger
+  -- of four seconds on forty rows of one user would hold the turns of all users for minutes.
+  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
+    return;
+  end if;
+  if together then
+    together := not exists (
+      select
+        from pg_trigger as g
+       where g.tgrelid = 'public.video_generation_tasks'::regclass and not g.tgisinternal
+         and g.tgfoid::regproc::text not like 'vidgen.%'
     );
-    -- In this table the claim skips the task already: it needs no condition of its own for refusals.
-    insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
-    select t.id, t.user_id, t.lane, 'image', noted.until
-      from public.video_generation_tasks as t
-     where t.id = of_tasks[1]
-        on conflict (task_id) do update set resume_at = excluded.resume_at;
-    id := of_tasks[1];
-    refused := noted.error;
-    return next;
+  end if;
+  if together then
+    begin
+      begun := vidgen.take_waiting(of_tasks, for_worker, to_cancel);
+    exception
+      when others or assert_failure or query_canceled then
+        together := false;
+    end;
+  end if;
+  if not together then
+    -- Two seconds of its own: rows that are slow and refused together would never come to their turn.
+    until := clock_timestamp() + interval '2 seconds';
+    foreach one in array of_tasks loop
+      exit when clock_timestamp() > until;
+      begin
+        begun := begun || vidgen.take_waiting(array[one], for_worker, to_cancel);
+      exception
+        when others or assert_failure or query_canceled then
+          noted := vidgen.note_refusal(one, 'claim', format('%s %s', sqlstate, sqlerrm), null);
+          -- In this table the claim skips the task already: it needs no condition of its own for refusals.
+          insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
+          select t.id, t.user_id, t.lane, 'image', noted.until
+            from public.video_generation_tasks as t
+           where t.id = one
+              on conflict (task_id) do update set resume_at = excluded.resume_at;
+          id := one;
+          refused := noted.error;
+          return next;
+      end;
+    end loop;
+  end if;
+  if begun <> '{}' then
+    return query
+      select t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
+             t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null, null::text
+        from public.video_generation_tasks as t
+       where t.id = any (begun);
+  end if;
 end
 $$;
 
@@ -1286,7 +1320,7 @@ revoke all on function
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
-  vidgen.begin_attempts(uuid[], uuid, boolean),
+  vidgen.take_waiting(uuid[], uuid, boolean), vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
@@ -1345,7 +1379,7 @@ grant execute on function
   vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
-  vidgen.begin_attempts(uuid[], uuid, boolean),
+  vidgen.take_waiting(uuid[], uuid, boolean), vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),

@@ -293,7 +293,7 @@ comment on view vidgen.free_slots is 'Models with a limit, and how many of their
 -- No image starts while far more tasks wait for a video slot than there are: twice as many as slots
 -- may be under way to one, counted by account. What waits for later waits for no slot, and what other
 -- keys run needs none of this key's. Nothing is counted beyond the number that decides.
--- A function, so that a claim without a limit plans none of it; null: no limit.
+-- A function, so that a claim without a limit plans none of it. Of a model with a limit only: 0 for others.
 create function vidgen.room_before(of_provider text, of_account text, of_model text) returns integer
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$

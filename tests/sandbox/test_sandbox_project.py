@@ -317,6 +317,20 @@ def test_what_cannot_be_done_has_the_code_of_the_real_one(  # noqa: PLR0913, PLR
     assert raw.json().keys() == {"code", "details", "hint", "message"}
 
 
+def test_a_new_address_signs_in_however_it_is_written(project: Served, user: Supabase) -> None:
+    name = uuid.uuid4()
+    user.auth.update_user({"email": f"New.{name}@Example.com"})
+    user.auth.sign_in_with_password({"email": f"new.{name}@example.com", "password": "secret-1"})
+    session = user.auth.get_session()
+    assert session is not None
+    headers = {
+        "apikey": project.storage.keys.publishable,
+        "authorization": f"Bearer {session.access_token}",
+    }
+    odd = httpx.put(f"{project.url}/auth/v1/user", json={"data": "no object"}, headers=headers)
+    assert (odd.status_code, odd.json()["error_code"]) == (400, "bad_json")
+
+
 def test_who_asks_is_the_token_then_the_key(
     project: Served, user: Supabase, http: httpx.Client
 ) -> None:

@@ -45,10 +45,13 @@ class Sight:
     def took(self, seconds: float) -> Took | None:
         """When it ended, seen now; None where that teaches nothing.
 
-        That is where nobody had looked for long, and where it had to wait for its place.
+        That is where nobody had looked for long, where it had to wait for its place, and where the
+        database's clock was set while it ran: the history takes no such times.
         """
         since = self._running_at
         if since is None or self._throttled_at or seconds - since > 2 * self.pace.longest:
+            return None
+        if not 0 <= since <= seconds <= polling.LONGEST_LEFT:
             return None
         return Took(self._run.orders[self._stage.name].seconds, Ended(since, seconds))
 
