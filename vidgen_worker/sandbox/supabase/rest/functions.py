@@ -18,7 +18,7 @@ from vidgen_worker.sandbox.supabase.rest.exchange import (
     rows_of,
     status_of_page,
 )
-from vidgen_worker.sandbox.supabase.rest.parsing import parse
+from vidgen_worker.sandbox.supabase.rest.parsing import check_flat, parse
 from vidgen_worker.sandbox.supabase.rest.refusals import RestRefusalError, not_one
 
 
@@ -36,6 +36,7 @@ async def call(connection: Connection, request: Request, preferences: Preference
     else:
         query = parse(items, await argument_names(connection, name))
         arguments = dict(query.arguments)
+    check_flat(query)
     query = paged(query, request)
     function = await function_of(connection, name, frozenset(arguments))
     statement = statements.call(function, arguments, query)
