@@ -482,17 +482,21 @@ def rest(project: Served, client: Supabase, method: str, path: str, **more: Any)
 class Phone:
     """A client of Realtime that says each Phoenix message by hand."""
 
-    def __init__(self, connection: Connection, token: str, title: str) -> None:
+    def __init__(
+        self, connection: Connection, token: str, title: str, topic: str = "books"
+    ) -> None:
         self._connection = connection
+        self._topic = f"realtime:{topic}"
         self._token = token
         self._title = title
 
     def say(self, event: str, payload: dict[str, Any]) -> None:
-        self._connection.send(json.dumps(["1", "1", "realtime:books", event, payload]))
+        self._connection.send(json.dumps(["1", "1", self._topic, event, payload]))
 
-    def join(self) -> None:
+    def join(self, **more: str) -> None:
         change = {
             "event": "*", "schema": "public", "table": "books", "filter": f"title=eq.{self._title}",
+            **more,
         }  # fmt: skip
         self.say(
             "phx_join", {"config": {"postgres_changes": [change]}, "access_token": self._token}
@@ -515,9 +519,14 @@ def test_a_channel_outlives_its_database_and_ends_with_its_token(
     address = f"ws{project.url.removeprefix('http')}/realtime/v1/websocket"
     with connect(f"{address}?apikey={keys.publishable}&vsn=2.0.0", proxy=None) as connection:
         phone = Phone(connection, token, title)
+        # A filter that means nothing in a table is nobody's end.
+        other = Phone(connection, token, title, "other")
+        other.join(table="*", filter="id=eq.undefined")
         phone.join()
         books.insert({"title": title}).execute()
         assert phone.hear("postgres_changes")["data"]["record"]["pages"] == 100
+        other.say("phx_leave", {})
+        other.hear("phx_close")
         with psycopg.connect(database.admin_url, autocommit=True) as admin:
             admin.execute(
                 "select pg_terminate_backend(active_pid) from pg_replication_slots"
@@ -535,14 +544,15 @@ def test_a_channel_outlives_its_database_and_ends_with_its_token(
 
 def test_a_channel_that_can_never_hear_anything_is_told_so(project: Served) -> None:
     address = f"ws{project.url.removeprefix('http')}/realtime/v1/websocket"
-    key = project.storage.keys.anon
+    key = project.storage.keys.service_role
     with connect(f"{address}?apikey={key}&vsn=2.0.0", proxy=None) as connection:
         phone = Phone(connection, key, "none")
         for table, column, why in (
             ("shelves", "id", "not in the publication"), ("books", "nothing", "invalid column"),
+            ("books", "id", "invalid input syntax for type integer"),
         ):  # fmt: skip
             change = {
-                "event": "*", "schema": "public", "table": table, "filter": f"{column}=eq.1",
+                "event": "*", "schema": "public", "table": table, "filter": f"{column}=eq.none",
             }  # fmt: skip
             phone.say("phx_join", {"config": {"postgres_changes": [change]}})
             assert why in phone.hear("system")["message"]
