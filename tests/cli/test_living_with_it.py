@@ -145,6 +145,12 @@ NEARLY = {
     "tasks show abcdef": "There is no task whose id begins with abcdef",
     "tasks cancel --since yesterday": "is not a duration",
     "gate close --until 2020-01-01 --yes": "is over",
+    "gate close --until 999999999d --yes": "is longer than a hundred years",
+    "gate close --until 9999-12-31T23:59:59-14:00 --yes": "is neither a time",
+    "tasks list --since 999999999d": "is longer than a hundred years",
+    "prune --older-than 999999999d --yes": "is longer than a hundred years",
+    "credits grant abcdef 3000000000 --yes": "less than or equal to 2147483647",
+    "credits grant abcdef 5 --yes --reference=": "It is empty",
 }
 
 
