@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from tests.support.commands import Cli, cli
 from tests.support.sandboxes import Running, fresh, sandbox
 from vidgen_worker.cli import stack
+from vidgen_worker.cli.stack import Place
 from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.state import free
 
@@ -150,6 +152,19 @@ def test_a_port_that_is_taken_is_said_in_a_sentence(home: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_two_that_start_at_the_same_moment_take_ports_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both see the usual ports free; whoever is slower takes others."""
+    monkeypatch.setattr(stack, "SANDBOX_PORT", free_port())
+    monkeypatch.setattr(stack, "POSTGRES_PORT", free_port())
+    with ThreadPoolExecutor(2) as pool:
+        started = [one.result() for one in [pool.submit(stack._started, Place()) for _ in "ab"]]
+    for one in started:
+        one.stop()
+    assert len({one.url for one in started}) == len({one.postgres.port for one in started}) == 2
+
+
 def test_a_folder_keeps_database_users_objects_keys_and_ports(home: Path) -> None:
     arguments = ("--data", "kept", "--port", str(free_port()))
     with sandbox(home, *arguments) as first:
@@ -167,6 +182,9 @@ def test_a_folder_keeps_database_users_objects_keys_and_ports(home: Path) -> Non
         assert [made.status_code, put.status_code] == [200, 200]
         with psycopg.connect(before["DATABASE_URL"]) as connection:
             connection.execute("update video_scenes set visual_prompt = 'kept'")
+        # As if it had been ended between the first save of its file and the demo's user.
+        user = f"{before['SUPABASE_URL']}/auth/v1/admin/users/{before['DEMO_USER_ID']}"
+        assert httpx.delete(user, headers=service).status_code == 200
     with sandbox(home, "--data", "kept") as second:
         after = second.settings
         renewed = {"ACCESS_TOKEN"}

@@ -53,9 +53,9 @@ class Seed:
     scene_id: UUID
 
     @classmethod
-    def new(cls, user_id: UUID | None = None) -> "Seed":
-        """Return fresh ids, of this user if one is given."""
-        return cls(user_id or uuid4(), uuid4(), uuid4())
+    def new(cls) -> "Seed":
+        """Return fresh ids."""
+        return cls(uuid4(), uuid4(), uuid4())
 
 
 @dataclass(frozen=True, slots=True)
