@@ -17,7 +17,7 @@ COPY requirements.lock ./
 # The lock is a constraint here, not a list: what the package does not ask for, the sandbox and the
 # tools of its developers, stays out.
 RUN python -m pip install --constraint requirements.lock hatchling
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE .env.example ./
 COPY migrations migrations
 COPY vidgen_worker vidgen_worker
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \

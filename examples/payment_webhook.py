@@ -35,7 +35,7 @@ def grant(payment: dict[str, Any]) -> int:
 def is_authentic(body: bytes, signature: str) -> bool:
     """Whether the payment provider has signed this body with the secret we share."""
     expected = hmac.new(os.environ["WEBHOOK_SECRET"].encode(), body, hashlib.sha256).hexdigest()
-    return hmac.compare_digest(expected, signature)
+    return hmac.compare_digest(expected.encode(), signature.encode())
 
 
 class Webhook(BaseHTTPRequestHandler):

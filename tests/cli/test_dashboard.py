@@ -1,12 +1,14 @@
 """`dashboard`: the verb, and the one function that starts it beside a stack."""
 
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -49,6 +51,33 @@ def test_it_prints_its_link_serves_and_ends_with_ctrl_c(database_url: str) -> No
         assert "Whoever has it may do what you can" in err
         assert "The dashboard is stopped." in err
         assert "Traceback" not in err
+
+
+def test_the_link_that_a_browser_is_started_with_is_of_no_use_to_who_sees_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Everybody on the machine sees the arguments of a browser, for as long as it runs."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {told}\n')
+    browser.chmod(0o755)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "vidgen_worker", "dashboard", "--port", "0"],
+        env={"PATH": os.environ["PATH"], "DATABASE_URL": database_url, "DISPLAY": ":0",
+             "BROWSER": f"{browser} %s"},
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        opened = told.read_text().strip()
+        assert [httpx.get(opened).status_code for _ in range(3)] == [303, 403, 403]
+        printed = os.read(ours, 1000).split()[0].decode()
+        assert opened != printed
+        assert [httpx.get(printed).status_code for _ in range(2)] == [303, 303]
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_a_port_that_is_taken_is_reported_in_one_sentence(connected: Cli) -> None:

@@ -9,12 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests.support.commands import Cli, cli, complete, connected
 from tests.support.hands import STAGE, Ground
 from tests.support.world import World
 from vidgen_worker import __main__
+from vidgen_worker.cli.changes import _change_all
 from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.client.database import ClientError, open_database
 from vidgen_worker.domain.faults import FAULTS, USERS_OWN
 
 __all__ = ["cli", "complete", "connected"]
@@ -85,6 +88,33 @@ def test_many_tasks_are_cancelled_and_retried_at_once(ground: Ground, connected:
     assert "cancelled" in watched.out
 
 
+def test_many_are_changed_only_as_far_as_was_asked_for_and_is_said(
+    ground: Ground, connected: Cli, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = ground.user()
+    hand = ground.worker()
+    failed, running = (ground.held(hand, "start_task", user_id=user) for _ in range(2))
+    hand.about(failed, "fail")
+    ground.orders(user, 1)
+    # A variable that is not set lets nobody else's tasks through, and an id goes with no filter.
+    for arguments in (["--status", "pending", "--user", ""], ["", "--user", user],
+                      [running.id, "--user", user]):  # fmt: skip
+        refused = connected("tasks", "cancel", *arguments, "--yes")
+        assert refused.code == ExitCode.USAGE, arguments
+    assert connected("tasks", "list", "--user", "").code == ExitCode.USAGE
+    assert connected("tasks", "list", "--status", "cancelled").out == "No tasks.\n"
+
+    rows = ground.sql("select id from video_generation_tasks order by created_at")
+    with open_database(database_url) as database, pytest.raises(typer.Exit):
+        _change_all(database, "cancel_task", rows, "Cancelled", json=False)
+    said = capsys.readouterr()
+    assert said.out == ("Cancelled: 2 of 3 task(s). Their workers were asked to end 1 of them.\n")
+    assert said.err == f"{str(failed.id)[:8]}: it had ended already: failed.\n"
+    with open_database("postgresql://nobody@127.0.0.1:1/x") as away, pytest.raises(ClientError):
+        _change_all(away, "retry_task", rows, "Retried", json=False)
+    assert capsys.readouterr().err == "Retried before this: 0 of 3 task(s).\n"
+
+
 def test_a_person_at_a_terminal_is_asked_yes_or_no(ground: Ground, database_url: str) -> None:
     task = ground.order()
     for answer, status in ((b"n\n", "pending"), (b"y\n", "cancelled")):
@@ -113,6 +143,12 @@ NEARLY = {
     "tasks show abcdef": "There is no task whose id begins with abcdef",
     "tasks cancel --since yesterday": "is not a duration",
     "gate close --until 2020-01-01 --yes": "is over",
+    "gate close --until 999999999d --yes": "is longer than a hundred years",
+    "gate close --until 9999-12-31T23:59:59-14:00 --yes": "is neither a time",
+    "tasks list --since 999999999d": "is longer than a hundred years",
+    "prune --older-than 999999999d --yes": "is longer than a hundred years",
+    "credits grant abcdef 3000000000 --yes": "less than or equal to 2147483647",
+    "credits grant abcdef 5 --yes --reference=": "It is empty",
 }
 
 
@@ -144,6 +180,12 @@ def test_a_file_of_settings_is_written_once_and_for_its_owner(cli: Cli, tmp_path
     again = cli("init")
     assert again.code == ExitCode.FAILED
     assert "is there already" in again.err
+    # A disk that takes nothing any more.
+    command = f"ulimit -f 0; exec {sys.executable} -m vidgen_worker init --file another"
+    full = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert full.returncode == ExitCode.FAILED
+    assert "can't be written" in full.stderr
+    assert not (tmp_path / "another").exists()
 
 
 COMPLETE = """

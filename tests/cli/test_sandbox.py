@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,8 @@ import pytest
 
 from tests.support.commands import Cli, cli
 from tests.support.sandboxes import Running, fresh, sandbox
+from vidgen_worker.cli import stack
+from vidgen_worker.cli.stack import Place
 from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.state import free
 
@@ -118,12 +121,27 @@ def test_a_token_is_renewed_by_address_and_id_and_for_nobody_else(
     assert "no other project makes tokens" in hosted.err
 
 
+def test_without_its_packages_each_verb_says_which_and_how_to_get_them(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "SANDBOX_PACKAGES", ("no_such_package",))
+    for verb in (["sandbox"], ["sandbox", "token", "x"], ["demo"]):
+        done = cli(*verb)
+        assert done.code == 78
+        assert "not installed: no_such_package" in done.err
+        assert "pip install 'vidgen-worker[sandbox]'" in done.err
+
+
 def test_a_file_that_is_somebodys_own_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("KEEP=me\n")
     done = cli("sandbox", "--env-file", "mine")
     assert done.code == 78
     assert "was not written by a sandbox" in done.err
     assert (tmp_path / "mine").read_text() == "KEEP=me\n"
+    done = cli("sandbox", "--env-file", "nowhere/.env")
+    assert (done.code, done.out) == (78, "")
+    assert "there is no such folder" in done.err
+    assert "Starting" not in done.err
 
 
 def test_a_taken_port_is_reported_in_a_sentence(home: Path) -> None:
@@ -134,6 +152,19 @@ def test_a_taken_port_is_reported_in_a_sentence(home: Path) -> None:
     assert done.returncode == 1
     assert f"can't start on port {port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_that_start_at_the_same_moment_take_ports_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both see the usual ports free; whoever is slower takes others."""
+    monkeypatch.setattr(stack, "SANDBOX_PORT", free_port())
+    monkeypatch.setattr(stack, "POSTGRES_PORT", free_port())
+    with ThreadPoolExecutor(2) as pool:
+        started = [one.result() for one in [pool.submit(stack._started, Place()) for _ in "ab"]]
+    for one in started:
+        one.stop()
+    assert len({one.url for one in started}) == len({one.postgres.port for one in started}) == 2
 
 
 def test_a_folder_keeps_database_users_objects_keys_and_ports(home: Path) -> None:
@@ -153,6 +184,9 @@ def test_a_folder_keeps_database_users_objects_keys_and_ports(home: Path) -> Non
         assert [made.status_code, put.status_code] == [200, 200]
         with psycopg.connect(before["DATABASE_URL"]) as connection:
             connection.execute("update video_scenes set visual_prompt = 'kept'")
+        # As if it had been ended between the first save of its file and the demo's user.
+        user = f"{before['SUPABASE_URL']}/auth/v1/admin/users/{before['DEMO_USER_ID']}"
+        assert httpx.delete(user, headers=service).status_code == 200
     with sandbox(home, "--data", "kept") as second:
         after = second.settings
         renewed = {"ACCESS_TOKEN"}

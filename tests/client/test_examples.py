@@ -358,9 +358,11 @@ def test_a_payment_counts_once(project: Project) -> None:
             answers = [
                 pay(http, 500), pay(http, 500), pay(http, 501), pay(http, 500, b"guessed"),
             ]  # fmt: skip
+            odd = http.post("/", content=b"{}", headers={"x-signature": b"\xff"})
         finally:
             server.terminate()
     assert answers == [(200, 500), (200, 500), (409, None), (401, None)]
+    assert odd.status_code == 401
     assert project.credits(user) == (500, 0)
 
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -103,6 +104,10 @@ def test_what_is_copied_exists_and_is_let_into_the_build() -> None:
                 assert (ROOT / source).exists(), source
                 one = next((ROOT / source).glob("*.*"), ROOT / source)
                 assert let_in(str(one.relative_to(ROOT))), source
+    # What the wheel takes from elsewhere: without it the build in the image ends.
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    copied = {source for word, rest in instructions() if word == "COPY" for source in rest.split()}
+    assert packaged["targets"]["wheel"]["force-include"].keys() <= copied
     assert let_in("vidgen_worker/queue/claims.sql")
     assert not let_in(".env")
     assert not let_in("vidgen_worker/__pycache__/x.pyc")

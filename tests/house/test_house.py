@@ -149,8 +149,9 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     for migration in (ROOT / "migrations").glob("*.sql"):
         assert f"vidgen_worker/migrations/{migration.name}" in names
     for path in (ROOT / "vidgen_worker").rglob("*"):
-        if path.suffix in {".py", ".sql", ".typed"}:
+        if path.is_file() and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT)) in names
+    assert "vidgen_worker/env.example" in names
     assert not [name for name in names if name.startswith("tests/")]
     assert f"Version: {__version__}" in metadata
 

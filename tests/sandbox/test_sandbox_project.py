@@ -304,6 +304,11 @@ def test_functions_are_called_by_name_with_their_shapes(project: Served, user: S
         ("DELETE", "books", None, 400, "21000"),
         ("PATCH", "books", {"pages": 1}, 400, "21000"),
         ("GET", "rpc/unknown", None, 404, "PGRST202"),
+        ("POST", "books?select=shelves(label)", {"title": "x"}, 400, "PGRST127"),
+        ("POST", "rpc/longer_than?select=shelves(label)", {"minimum": 1}, 400, "PGRST127"),
+        ("POST", "rpc/add", [{"a": 1}, {"a": 2}], 400, "PGRST102"),
+        ("GET", "books?tags->--5=eq.{", None, 400, "22P02"),
+        ("GET", f"books?or={'(and' * 2000}(pages.eq.1{')' * 2001}", None, 400, "PGRST100"),
     ],
 )  # fmt: skip
 def test_a_refusal_has_the_code_of_the_real_service(  # noqa: PLR0913, PLR0917 - a table
@@ -312,6 +317,20 @@ def test_a_refusal_has_the_code_of_the_real_service(  # noqa: PLR0913, PLR0917 -
     raw = rest(project, user, method, path, json=body)
     assert (raw.status_code, raw.json()["code"]) == (status, code), raw.text
     assert raw.json().keys() == {"code", "details", "hint", "message"}
+
+
+def test_a_new_address_signs_in_however_it_is_written(project: Served, user: Supabase) -> None:
+    name = uuid.uuid4()
+    user.auth.update_user({"email": f"New.{name}@Example.com"})
+    user.auth.sign_in_with_password({"email": f"new.{name}@example.com", "password": "secret-1"})
+    session = user.auth.get_session()
+    assert session is not None
+    headers = {
+        "apikey": project.storage.keys.publishable,
+        "authorization": f"Bearer {session.access_token}",
+    }
+    odd = httpx.put(f"{project.url}/auth/v1/user", json={"data": "no object"}, headers=headers)
+    assert (odd.status_code, odd.json()["error_code"]) == (400, "bad_json")
 
 
 def test_the_token_says_who_asks_and_without_one_the_key(
@@ -463,17 +482,21 @@ def rest(project: Served, client: Supabase, method: str, path: str, **more: Any)
 class Phone:
     """A client of Realtime that says each Phoenix message by hand."""
 
-    def __init__(self, connection: Connection, token: str, title: str) -> None:
+    def __init__(
+        self, connection: Connection, token: str, title: str, topic: str = "books"
+    ) -> None:
         self._connection = connection
+        self._topic = f"realtime:{topic}"
         self._token = token
         self._title = title
 
     def say(self, event: str, payload: dict[str, Any]) -> None:
-        self._connection.send(json.dumps(["1", "1", "realtime:books", event, payload]))
+        self._connection.send(json.dumps(["1", "1", self._topic, event, payload]))
 
-    def join(self) -> None:
+    def join(self, **more: str) -> None:
         change = {
             "event": "*", "schema": "public", "table": "books", "filter": f"title=eq.{self._title}",
+            **more,
         }  # fmt: skip
         self.say(
             "phx_join", {"config": {"postgres_changes": [change]}, "access_token": self._token}
@@ -496,9 +519,14 @@ def test_a_channel_outlives_its_database_and_ends_with_its_token(
     address = f"ws{project.url.removeprefix('http')}/realtime/v1/websocket"
     with connect(f"{address}?apikey={keys.publishable}&vsn=2.0.0", proxy=None) as connection:
         phone = Phone(connection, token, title)
+        # A filter that means nothing in a table is nobody's end.
+        other = Phone(connection, token, title, "other")
+        other.join(table="*", filter="id=eq.undefined")
         phone.join()
         books.insert({"title": title}).execute()
         assert phone.hear("postgres_changes")["data"]["record"]["pages"] == 100
+        other.say("phx_leave", {})
+        other.hear("phx_close")
         with psycopg.connect(database.admin_url, autocommit=True) as admin:
             admin.execute(
                 "select pg_terminate_backend(active_pid) from pg_replication_slots"
@@ -516,14 +544,15 @@ def test_a_channel_outlives_its_database_and_ends_with_its_token(
 
 def test_a_channel_that_can_never_hear_anything_is_told_so(project: Served) -> None:
     address = f"ws{project.url.removeprefix('http')}/realtime/v1/websocket"
-    key = project.storage.keys.anon
+    key = project.storage.keys.service_role
     with connect(f"{address}?apikey={key}&vsn=2.0.0", proxy=None) as connection:
         phone = Phone(connection, key, "none")
         for table, column, why in (
             ("shelves", "id", "not in the publication"), ("books", "nothing", "invalid column"),
+            ("books", "id", "invalid input syntax for type integer"),
         ):  # fmt: skip
             change = {
-                "event": "*", "schema": "public", "table": table, "filter": f"{column}=eq.1",
+                "event": "*", "schema": "public", "table": table, "filter": f"{column}=eq.none",
             }  # fmt: skip
             phone.say("phx_join", {"config": {"postgres_changes": [change]}})
             assert why in phone.hear("system")["message"]

@@ -86,8 +86,8 @@ def dashboard_of(
         "supabase_service_role_key": world.storage.keys.service_role,
     }
     settings = ClientSettings(_env_file=None, **values)
-    with running_dashboard(settings, read_only=read_only) as link:
-        yield link
+    with running_dashboard(settings, read_only=read_only) as server:
+        yield server.link
 
 
 @contextlib.contextmanager

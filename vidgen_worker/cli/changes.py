@@ -23,7 +23,7 @@ ENDED_BADLY = (Status.FAILED, Status.CANCELLED)
 UNFINISHED = (Status.PENDING, Status.PROCESSING)
 
 OneTask = Annotated[
-    str, typer.Argument(help="The task's id, or its beginning; without it, all that fit.")
+    str | None, typer.Argument(help="The task's id, or its beginning; without it, all that fit.")
 ]
 OfStatus = Annotated[Status | None, typer.Option("--status", help="Only with this status.")]
 OfCode = Annotated[str | None, typer.Option("--code", help="Only with this error code.")]
@@ -33,7 +33,7 @@ Limit = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most 
 
 
 def cancel(
-    task_id: OneTask = "",
+    task_id: OneTask = None,
     status: OfStatus = None,
     code: OfCode = None,
     user: OfUser = None,
@@ -44,13 +44,13 @@ def cancel(
 ) -> None:
     """Cancel a task, or all that fit: what is held for it is released, what runs is ended."""
     with open_tasks() as database:
-        if not task_id:
+        if task_id is None:
             chosen = _chosen(database, UNFINISHED, status, code, user, since, limit)
             plan = f"Cancel {len(chosen)} task(s) ({_counted(chosen)}). Their users' holds are "
             need_yes(plan + "released; finished stages stay paid.", yes=yes)
             _change_all(database, "cancel_task", chosen, "Cancelled", json=json)
             return
-        row = find(database, task_id)
+        row = _one(database, task_id, status, code, user, since)
         if Status(row["status"]).terminal:
             fail(ExitCode.FAILED, f"Task {row['id']} has ended already: {row['status']}.")
         need_yes(
@@ -68,7 +68,7 @@ def cancel(
 
 
 def retry(
-    task_id: OneTask = "",
+    task_id: OneTask = None,
     status: OfStatus = None,
     code: OfCode = None,
     user: OfUser = None,
@@ -82,7 +82,7 @@ def retry(
     Finished stages are not paid again.
     """
     with open_tasks() as database:
-        if not task_id:
+        if task_id is None:
             chosen = _chosen(database, ENDED_BADLY, status, code, user, since, limit)
             credits_ = sum(row["credits"] for row in chosen)
             plan = f"Retry {len(chosen)} task(s) ({_counted(chosen)}). Stages that are not finished"
@@ -90,7 +90,7 @@ def retry(
             need_yes(plan, yes=yes)
             _change_all(database, "retry_task", chosen, "Retried", json=json)
             return
-        row = find(database, task_id)
+        row = _one(database, task_id, status, code, user, since)
         if row["status"] not in ENDED_BADLY:
             fail(
                 ExitCode.FAILED,
@@ -109,6 +109,16 @@ def retry(
         console().print(f"Task {row['id']} is {row['status']}.")
 
 
+def _one(database: Database, task_id: str, *filters: object) -> Row:
+    """Return the one task; end with a sentence where all that fit were asked for as well."""
+    if any(one is not None for one in filters):
+        fail(
+            ExitCode.USAGE,
+            "Which tasks? Write an id, or --status, --code, --user or --since: not both.",
+        )
+    return find(database, task_id)
+
+
 def _chosen(
     database: Database,
     allowed: tuple[Status, ...],
@@ -119,7 +129,8 @@ def _chosen(
     limit: int,
 ) -> list[Row]:
     """Return the tasks that fit; end with a sentence where no filter is given, or none fits."""
-    if not any((status, code, user, since)):
+    # An empty one, of a variable that is not set, is no filter that lets everybody's tasks through.
+    if all(one is None for one in (status, code, user, since)):
         fail(
             ExitCode.USAGE,
             "Which tasks? Write an id, or --status, --code, --user or --since for all that fit.",
@@ -134,7 +145,7 @@ def _chosen(
         "tasks_to_change",
         {
             "statuses": [status] if status else list(allowed), "code": code,
-            "user_id": find_id(database, "user", user) if user else None,
+            "user_id": find_id(database, "user", user) if user is not None else None,
             "since": duration(since, "--since"), "limit": limit,
         },
     )  # fmt: skip
@@ -158,16 +169,30 @@ def _change_all(
     refused: list[tuple[Row, str]] = []
     for row in rows:
         try:
-            changed += database.rows(statement, {"task_id": row["id"]})
+            after = database.rows(statement, {"task_id": row["id"]})[0]
         except RefusedError as error:
             refused.append((row, printable(str(error), 200)))
+        except BaseException:  # the connection broke, or Ctrl-C
+            so_far = f"{done} before this: {len(changed)} of {len(rows)} task(s)."
+            console(stderr=True).print(so_far)
+            raise
+        else:
+            if after["status"] in (Status.COMPLETED, Status.FAILED):
+                refused.append((row, f"it had ended already: {after['status']}."))
+            else:
+                changed.append(after)
     if json:
         print_json({
             "changed": [row["id"] for row in changed],
             "refused": [{"id": row["id"], "reason": reason} for row, reason in refused],
         })  # fmt: skip
     else:
-        console().print(f"{done}: {len(changed)} of {len(rows)} task(s).")
+        asked = sum(
+            row["cancel_requested_at"] is not None and row["status"] != Status.CANCELLED
+            for row in changed
+        )
+        workers = f" Their workers were asked to end {asked} of them." if asked else ""
+        console().print(f"{done}: {len(changed)} of {len(rows)} task(s).{workers}")
         for row, reason in refused:
             console(stderr=True).print(f"{short(row['id'])}: {reason}", soft_wrap=True)
     if refused:

@@ -11,12 +11,16 @@ from vidgen_worker.cli.options import Json, User, Yes
 from vidgen_worker.cli.output import console, facts, fail, need_yes, print_json, table
 from vidgen_worker.client.database import load_client_settings, open_database
 
+MOST = 2**31 - 1
+"""What an integer of PostgreSQL's holds."""
 NOTHING = {"balance": 0, "held": 0}
 
 
 def grant(
     user: User,
-    amount: Annotated[int, typer.Argument(min=1, help="Credits to add.", show_default=False)],
+    amount: Annotated[
+        int, typer.Argument(min=1, max=MOST, help="Credits to add.", show_default=False)
+    ],
     reference: Annotated[
         str | None,
         typer.Option(help="Makes it safe to repeat: the same reference is granted once."),
@@ -25,6 +29,11 @@ def grant(
     json: Json = False,
 ) -> None:
     """Add credits to a user's balance."""
+    if reference is not None and not reference.strip():
+        # Of a variable that is not set: with one of our own each call would count.
+        raise typer.BadParameter(
+            "It is empty; leave it out, or write one.", param_hint="--reference"
+        )
     name = reference or f"cli-{uuid4().hex[:16]}"
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         user_id = find_id(database, "user", user)

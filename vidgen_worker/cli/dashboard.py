@@ -11,7 +11,7 @@ import signal
 import sys
 import webbrowser
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import console, fail
 from vidgen_worker.client.database import ClientSettings, load_client_settings
+
+if TYPE_CHECKING:
+    from vidgen_worker.dashboard.server import DashboardServer
 
 PORT = 8470
 PACKAGES = ("starlette", "uvicorn", "jinja2", "pygal")
@@ -44,17 +47,17 @@ def dashboard(
         try:
             with contextlib.ExitStack() as stack:
                 with interrupts.hold():
-                    link = stack.enter_context(
+                    server = stack.enter_context(
                         running_dashboard(settings, port=port, read_only=read_only)
                     )
-                print(link, flush=True)
+                print(server.link, flush=True)
                 err.print(
                     "Open this link in a browser of this machine. Whoever has it may do what you "
                     "can. Ctrl-C ends the dashboard.",
                     soft_wrap=True,
                 )
                 if not no_open and _has_browser():
-                    webbrowser.open(link)
+                    webbrowser.open(server.link_for_once)
                 while True:
                     signal.pause()
         except KeyboardInterrupt:
@@ -65,12 +68,12 @@ def dashboard(
 @contextlib.contextmanager
 def running_dashboard(
     settings: ClientSettings, *, port: int = 0, read_only: bool = False
-) -> Iterator[str]:
-    """Provide the link of a dashboard that runs in a thread. Raises PortError."""
+) -> Iterator["DashboardServer"]:
+    """Provide a dashboard that runs in a thread. Raises PortError."""
     from vidgen_worker.dashboard.server import DashboardServer  # noqa: PLC0415 - the extra
 
     with DashboardServer(settings, port, read_only=read_only) as server:
-        yield server.link
+        yield server
 
 
 @contextlib.contextmanager
@@ -87,8 +90,8 @@ def dashboard_beside(environment: Mapping[str, str]) -> Iterator[str | None]:
         for name in ClientSettings.model_fields
         if name.upper() in environment
     }
-    with running_dashboard(ClientSettings(_env_file=None, **known)) as link:
-        yield link
+    with running_dashboard(ClientSettings(_env_file=None, **known)) as server:
+        yield server.link
 
 
 def missing_packages() -> list[str]:

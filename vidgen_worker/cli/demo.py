@@ -63,7 +63,14 @@ def _play(out: Console, output: Path, interrupts: Interrupts, *, keep: bool) -> 
     import httpx  # noqa: PLC0415 - a tenth of a second that the other verbs need not wait for
 
     began = time.monotonic()
-    output.mkdir(exist_ok=True)
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        fail(
+            ExitCode.FAILED,
+            f"The folder {output} can't be made here: {error.strerror}.",
+            "Run it in a folder that you may write to.",
+        )
     out.print("Starting PostgreSQL and the doubles of Supabase and Runway …")
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(running_sandbox(interrupts))

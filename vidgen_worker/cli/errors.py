@@ -21,5 +21,5 @@ def end_with(error: Exception) -> None:
             )
         case DatabaseUnreachableError() | ServiceUnavailableError():
             fail(ExitCode.UNAVAILABLE, str(error))
-        case PortError() | ClientError() | VideoGenerationError() | LookupError():
+        case PortError() | ClientError() | VideoGenerationError():
             fail(ExitCode.FAILED, str(error))

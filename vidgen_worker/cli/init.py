@@ -21,7 +21,7 @@ def init(
     file: Annotated[Path, typer.Option(help="The file to write.")] = Path(".env"),
 ) -> None:
     """Write a file of settings to fill in. A file that is there stays as it is."""
-    template = next(path for path in TEMPLATES if path.is_file())
+    template = next(path for path in TEMPLATES if path.is_file()).read_text(encoding="utf-8")
     name = printable(str(file), 200)
     try:
         # For its owner only, because it will hold keys; an existing file is never overwritten.
@@ -35,8 +35,12 @@ def init(
     except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
         reason = getattr(error, "strerror", None) or str(error)
         fail(ExitCode.FAILED, f"{name} can't be written: {reason}. Nothing was done.")
-    with open(descriptor, "w", encoding="utf-8") as out:  # noqa: PTH123 - a descriptor has no path
-        out.write(template.read_text(encoding="utf-8"))
+    try:
+        with open(descriptor, "w", encoding="utf-8") as out:  # noqa: PTH123 - it has no path
+            out.write(template)
+    except OSError as error:  # the disk is full: half a file would stand in the way of the next try
+        file.unlink()
+        fail(ExitCode.FAILED, f"{name} can't be written: {error.strerror}. Nothing is left of it.")
     console().print(
         f"{name} is written, readable by you alone. Fill in DATABASE_URL, SUPABASE_URL, "
         "SUPABASE_SERVICE_ROLE_KEY and RUNWAYML_API_SECRET; all else has a default. "

@@ -16,7 +16,7 @@ import typer
 from rich.progress import Progress
 
 from vidgen_worker.cli.exit_codes import ExitCode
-from vidgen_worker.cli.options import Json, Yes
+from vidgen_worker.cli.options import Json, Yes, duration
 from vidgen_worker.cli.output import console, fail, need_yes, print_json
 from vidgen_worker.client.database import (
     Database,
@@ -24,7 +24,7 @@ from vidgen_worker.client.database import (
     load_client_settings,
     open_database,
 )
-from vidgen_worker.domain.durations import format_duration, parse_duration
+from vidgen_worker.domain.durations import format_duration
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.environment import SettingsError
@@ -79,11 +79,8 @@ def prune(
 
 
 def _age(text: str) -> timedelta:
-    try:
-        age = parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--older-than") from error
-    if not isinstance(age, timedelta) or age < SHORTEST:
+    age = duration(text, "--older-than")
+    if age is None or age < SHORTEST:
         raise typer.BadParameter(
             f"{text} is too short: users look at what they made today.", param_hint="--older-than"
         )

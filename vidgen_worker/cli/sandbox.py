@@ -21,7 +21,15 @@ from vidgen_worker.cli.dashboard import INSTALL, dashboard_beside
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.interrupts import Interrupts
 from vidgen_worker.cli.output import console, fail
-from vidgen_worker.cli.stack import CREDITS, Place, Seed, prepare_page, running_sandbox, seed
+from vidgen_worker.cli.stack import (
+    CREDITS,
+    Place,
+    Seed,
+    need_packages,
+    prepare_page,
+    running_sandbox,
+    seed,
+)
 from vidgen_worker.client.database import load_client_settings, open_database
 
 if TYPE_CHECKING:
@@ -76,6 +84,7 @@ def token(
     user: Annotated[str, typer.Argument(help="The user's id or address.", metavar="USER")],
 ) -> None:
     """Print a new access token of a user of the sandbox that SUPABASE_URL names."""
+    need_packages()
     import httpx  # noqa: PLC0415 - a tenth of a second that the other verbs need not wait for
 
     from vidgen_worker.sandbox.visitors import is_of_this_machine  # noqa: PLC0415 - the extra's
@@ -105,21 +114,25 @@ def token(
             f"There is no sandbox at {url}: {error}.",
             "Start one: vidgen-worker sandbox",
         )
-    if answer.is_error:
-        fail(ExitCode.FAILED, str(said.get("error", said)))
-    print(said["access_token"])
+    made = said if isinstance(said, dict) else {}
+    if "access_token" not in made:  # another service of this machine may have answered, too
+        fail(ExitCode.FAILED, f"{url} made no token: {made.get('error', said)}")
+    print(made["access_token"])
 
 
 def prepare(stack: "Sandbox") -> dict[str, str]:
     """Give the sandbox its demo's user and scene, and return every setting."""
     demo = stack.state.demo
     if not demo:
-        password = secrets.token_urlsafe(9)
-        made = Seed.new(stack.add_user(DEMO_EMAIL, password))
-        ids = {name: str(value) for name, value in asdict(made).items()}
-        demo = {**ids, "email": DEMO_EMAIL, "password": password, "webhook": secrets.token_hex(16)}
+        ids = {name: str(value) for name, value in asdict(Seed.new()).items()}
+        demo = {
+            **ids, "email": DEMO_EMAIL, "password": secrets.token_urlsafe(9),
+            "webhook": secrets.token_hex(16),
+        }  # fmt: skip
+        # Before there is such a user: whatever ends this in between, the next start makes him.
         stack.keep(stack.state.with_demo(**demo))
     made = Seed(UUID(demo["user_id"]), UUID(demo["scenario_id"]), UUID(demo["scene_id"]))
+    stack.add_user(made.user_id, demo["email"], demo["password"])
     environment = stack.environment()
     with open_database(environment["DATABASE_URL"]) as database:
         seed(database, stack.product_image_url, made)
@@ -211,7 +224,11 @@ def _check_ours(file: Path) -> None:
     try:
         first = file.read_text().partition("\n")[0]
     except FileNotFoundError:
-        return
+        if file.absolute().parent.is_dir():
+            return
+        fail(
+            ExitCode.CONFIGURATION, f"--env-file {file} can't be written: there is no such folder."
+        )
     except (OSError, ValueError) as error:
         fail(ExitCode.CONFIGURATION, f"--env-file {file} can't be used: {error}.")
     if first != HEAD:
@@ -227,7 +244,7 @@ def _write(file: Path, settings: Mapping[str, str]) -> None:
     new = file.with_name(f"{file.name}.new")
     try:
         new.unlink(missing_ok=True)
-        new.touch(mode=0o600)
+        new.touch(mode=0o600, exist_ok=False)  # nobody else's, put there in between
         new.write_text("\n".join([HEAD, *_lines(settings), ""]))
         new.replace(file)
     except OSError as error:

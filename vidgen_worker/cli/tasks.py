@@ -50,9 +50,9 @@ def list_tasks(
     with open_tasks() as database:
         check_code(database, code)
         values = {
-            "user_id": find_id(database, "user", user) if user else None, "status": status,
-            "code": code, "scene_id": scene,
-            "worker_id": find_id(database, "worker", worker) if worker else None,
+            "user_id": find_id(database, "user", user) if user is not None else None,
+            "status": status, "code": code, "scene_id": scene,
+            "worker_id": find_id(database, "worker", worker) if worker is not None else None,
             "since": duration(since, "--since"), "limit": limit,
         }  # fmt: skip
         rows = database.rows("find_tasks", values)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from vidgen_worker.cli.time_left import TimeLeft
-from vidgen_worker.client.database import Database
+from vidgen_worker.client.database import ClientError, Database
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Status
 
@@ -45,7 +45,7 @@ def watch(
             row = database.row("task_and_clock", {"task_id": task_id})
             if row is None:
                 message = f"Task {task_id} is gone: somebody deleted it."
-                raise LookupError(message)
+                raise ClientError(message)
             show.update(row, row.pop("database_now"))
             if Status(row["status"]).terminal:
                 return row

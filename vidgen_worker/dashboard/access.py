@@ -50,6 +50,9 @@ class Keys:
 
     port: int
     link: str = field(default_factory=_random, repr=False)
+    once: str = field(default_factory=_random, repr=False)
+    """As in the link, and good for one use: other users of this machine see how a browser is
+    started, for as long as it runs."""
     session: str = field(default_factory=_random, repr=False)
     form: str = field(default_factory=_random, repr=False)
 
@@ -75,6 +78,7 @@ class Door:
     def __init__(self, app: ASGIApp, keys: Keys, refuse: Refuse, store: str | None) -> None:
         self._app = app
         self._keys = keys
+        self._open = {keys.link, keys.once}
         self._refuse = refuse
         self._headers = {
             "content-security-policy": policy(store),
@@ -135,12 +139,14 @@ class Door:
 
     def _exchanged(self, token: str, path: str) -> Response:
         """Set the cookie in exchange for the link's token, and redirect to the page without it."""
-        if not _same(token, self._keys.link):
+        if not any(_same(token, one) for one in self._open):
             raise RefusedRequestError(
                 HTTPStatus.FORBIDDEN,
                 "The token of this link is not this dashboard's. Open the link that "
                 "`vidgen-worker dashboard` printed when it was started last.",
             )
+        if token != self._keys.link:
+            self._open.discard(token)
         answer = RedirectResponse(path, HTTPStatus.SEE_OTHER)
         answer.set_cookie(
             self._keys.cookie, self._keys.session, httponly=True, samesite="strict", path="/"

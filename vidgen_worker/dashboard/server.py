@@ -66,7 +66,15 @@ class DashboardServer:
     @property
     def link(self) -> str:
         """What opens it in a browser. Whoever has it may do what the dashboard can."""
-        return f"http://{LOOPBACK}:{self.port}/?{TOKEN}={self._keys.link}"
+        return self._link(self._keys.link)
+
+    @property
+    def link_for_once(self) -> str:
+        """The same for one use: what a browser is started with."""
+        return self._link(self._keys.once)
+
+    def _link(self, token: str) -> str:
+        return f"http://{LOOPBACK}:{self.port}/?{TOKEN}={token}"
 
     def start(self) -> Self:
         """Start to serve; returns once requests are answered."""

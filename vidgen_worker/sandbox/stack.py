@@ -24,6 +24,7 @@ from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres, scratch_path
 from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.state import State
+from vidgen_worker.sandbox.supabase.auth.refusals import ALREADY_THERE
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 from vidgen_worker.sandbox.supabase.project import PATHS, SupabaseProject
@@ -119,20 +120,21 @@ class Sandbox:
         """Return the access token of a signed-in user, by default good for a week."""
         return self.keys.user_token(user_id, seconds=seconds)
 
-    def add_user(self, email: str, password: str) -> UUID:
-        """Make a user who can sign in, as an administrator does; return the id.
+    def add_user(self, user_id: UUID, email: str, password: str) -> None:
+        """Make a user who can sign in, as an administrator does; one who is there stays as he is.
 
         Raises `httpx.HTTPError`.
         """
         key = self.keys.service_role
         answer = httpx.post(
             f"{self.url}/auth/v1/admin/users",
-            json={"email": email, "password": password, "email_confirm": True},
+            json={"id": str(user_id), "email": email, "password": password, "email_confirm": True},
             headers={"apikey": key, "authorization": f"Bearer {key}"},
             timeout=REQUEST_SECONDS,
             trust_env=False,
-        ).raise_for_status()
-        return UUID(answer.json()["id"])
+        )
+        if answer.headers.get("x-sb-error-code") != ALREADY_THERE.code:
+            answer.raise_for_status()
 
     def keep(self, state: State) -> None:
         """Remember a state; over restarts, where the sandbox has a folder of its own."""

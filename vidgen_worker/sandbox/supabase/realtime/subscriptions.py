@@ -1,7 +1,8 @@
 """What a channel listens to: events of a table, perhaps those of some rows only.
 
 A filter is looked at when it is subscribed, as Realtime does: a column that the role may not read,
-or an operator that there is not, is an error then. It never sends anything.
+an operator that there is not, or a value that is none of the column's, is an error then. It never
+sends anything.
 """
 
 import re
@@ -53,7 +54,7 @@ class Subscription:
 
 
 async def check(connection: Connection, subscription: Subscription, caller: Caller) -> None:
-    """Refuse what would never be sent. Raises `SubscriptionError`."""
+    """Refuse what would never be sent. Raises `SubscriptionError` and `psycopg.Error`."""
     if subscription.table == "*":
         return
     cursor = await connection.execute(
@@ -73,6 +74,7 @@ async def check(connection: Connection, subscription: Subscription, caller: Call
         connection, table, caller.role
     ):
         raise SubscriptionError(f"invalid column for filter {subscription.condition.column}")
+    await visibility.holds(connection, table, subscription.condition, None)
 
 
 def _condition(text: object) -> Condition | None:

@@ -18,7 +18,7 @@ from vidgen_worker.sandbox.supabase.rest.exchange import (
     rows_of,
     status_of_page,
 )
-from vidgen_worker.sandbox.supabase.rest.parsing import parse
+from vidgen_worker.sandbox.supabase.rest.parsing import check_flat, parse
 from vidgen_worker.sandbox.supabase.rest.refusals import RestRefusalError, not_one
 
 
@@ -28,26 +28,30 @@ async def call(connection: Connection, request: Request, preferences: Preference
     items = request.query_params.multi_items()
     if request.method == "POST":
         content = await request.body()
-        (arguments,) = rows_of(await body_of(request)) if content.strip() else ({},)
+        rows = rows_of(await body_of(request)) if content.strip() else [{}]
+        if len(rows) != 1:
+            raise RestRefusalError(400, "PGRST102", "Empty or invalid json")
+        (arguments,) = rows
         query = parse(items)
     else:
         query = parse(items, await argument_names(connection, name))
         arguments = dict(query.arguments)
+    check_flat(query)
     query = paged(query, request)
     function = await function_of(connection, name, frozenset(arguments))
     statement = statements.call(function, arguments, query)
     row = await (await connection.execute(statement)).fetchone()
     if row is None:
         raise RestRefusalError(500, "PGRSTX00", "The statement gave no row")
-    rows = int(row["n"])
-    total = rows if preferences.count is not None else None
-    header = content_range(query.offset, rows, total)
+    found = int(row["n"])
+    total = found if preferences.count is not None else None
+    header = content_range(query.offset, found, total)
     if function.is_void:
         return Answer(204, "", (header,))
-    status = status_of_page(query.offset, rows, total)
+    status = status_of_page(query.offset, found, total)
     if request.method == "HEAD":
         return Answer(status, "", (header,))
-    if function.is_set and is_object(accepted(request)) and rows != 1:
-        raise not_one(rows)
+    if function.is_set and is_object(accepted(request)) and found != 1:
+        raise not_one(found)
     is_one = not function.is_set or is_object(accepted(request))
     return Answer(status, (row["one"] or "null") if is_one else row["body"], (header,))

@@ -1,7 +1,7 @@
 """The query string: what to select, which rows, in which order. PostgREST's grammar, no SQL.
 
 Left out, and refused by name where a client asks for it: aggregates, full text search, filters and
-orders on embedded tables.
+orders on embedded tables, embedded tables in what a change or a function answers.
 """
 
 import re
@@ -125,6 +125,13 @@ def parse(items: Iterable[tuple[str, str]], arguments: frozenset[str] = frozense
         on_conflict=_names(single.get("on_conflict")),
         arguments=called,
     )
+
+
+def check_flat(query: Query) -> None:
+    """Refuse related rows where only reads of tables have them. Raises `RestRefusalError`."""
+    if any(isinstance(one, Embedded) for one in query.select):
+        text = "The sandbox embeds related rows in reads of tables only"
+        raise RestRefusalError(400, "PGRST127", "Feature not implemented", details=text)
 
 
 def split(text: str) -> list[str]:

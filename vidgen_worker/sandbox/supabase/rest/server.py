@@ -130,6 +130,9 @@ class RestDouble:
                 return await self._answer(request, verb_of(request))
             except RestRefusalError as error:
                 return error.response
+            except RecursionError:
+                text = "What was sent is nested too deeply"
+                return RestRefusalError(400, "PGRST100", text).response
 
         return endpoint
 

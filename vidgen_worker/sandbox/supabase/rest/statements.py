@@ -1,11 +1,11 @@
 """The statements behind the REST API, composed of identifiers and literals only.
 
 Each that reads returns one row: `body` (the answer's JSON as PostgreSQL writes it, so that times
-and numbers look as clients know them), `one` (the first of its rows), `n` (how many there are). It
-never runs anything.
+and numbers look as clients know them), `one` (the first of its rows), `n` (how many). It runs none.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -269,7 +269,7 @@ def reference(column: Column, alias: str) -> sql.Composed:
         return sql.Composed([sql.Identifier(alias, column.name)])
     found = sql.SQL("to_jsonb({})").format(sql.Identifier(alias, column.name))
     for arrow, key in column.path:
-        place = sql.Literal(int(key) if key.lstrip("-").isdecimal() else key)
+        place = sql.Literal(int(key) if re.fullmatch(r"-?[0-9]{1,9}", key) else key)
         found = ARROWS[arrow].format(found, place)
     return sql.SQL("({})").format(found)
 

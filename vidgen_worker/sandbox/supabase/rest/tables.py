@@ -30,7 +30,7 @@ from vidgen_worker.sandbox.supabase.rest.exchange import (
     rows_of,
     status_of_page,
 )
-from vidgen_worker.sandbox.supabase.rest.parsing import Embedded, Query, parse
+from vidgen_worker.sandbox.supabase.rest.parsing import Embedded, Query, check_flat, parse
 from vidgen_worker.sandbox.supabase.rest.refusals import RestRefusalError, not_one
 
 Row = Mapping[str, Any]
@@ -52,7 +52,7 @@ async def read(connection: Connection, request: Request, preferences: Preference
 
 async def insert(connection: Connection, request: Request, preferences: Preferences) -> Answer:
     """Answer POST, with or without an upsert. Raises `RestRefusalError`."""
-    query = parse(request.query_params.multi_items())
+    query = _change_of(request)
     rows = rows_of(await body_of(request))
     table = await table_of(connection, request.path_params["name"])
     names = _inserted(query, rows)
@@ -79,7 +79,7 @@ async def insert(connection: Connection, request: Request, preferences: Preferen
 
 async def update(connection: Connection, request: Request, preferences: Preferences) -> Answer:
     """Answer PATCH. Raises `RestRefusalError`."""
-    query = parse(request.query_params.multi_items())
+    query = _change_of(request)
     rows = rows_of(await body_of(request))
     if len(rows) != 1:
         raise RestRefusalError(400, "PGRST102", "Empty or invalid json")
@@ -96,7 +96,7 @@ async def update(connection: Connection, request: Request, preferences: Preferen
 
 async def delete(connection: Connection, request: Request, preferences: Preferences) -> Answer:
     """Answer DELETE. Raises `RestRefusalError`."""
-    query = parse(request.query_params.multi_items())
+    query = _change_of(request)
     table = await table_of(connection, request.path_params["name"])
     _check_where("DELETE", query)
     statement = statements.delete(table, query, _returning(table, query, preferences))
@@ -141,6 +141,13 @@ async def _changed(
     total = None if preferences.count is None else affected
     shown = affected if request.method == "PATCH" else 0
     return Answer(status, body, (*headers, content_range(0, shown, total)))
+
+
+def _change_of(request: Request) -> Query:
+    """Return which rows a change is of, and what it answers. Raises `RestRefusalError`."""
+    query = parse(request.query_params.multi_items())
+    check_flat(query)
+    return query
 
 
 def _returning(table: Table, query: Query, preferences: Preferences) -> sql.Composable:
