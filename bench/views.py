@@ -123,9 +123,11 @@ def pages(url: str) -> Iterator[tuple[str, float]]:
     for page in PAGES:
         took = []
         for _ in range(ROUNDS):
-            with running_dashboard(settings) as link, httpx.Client(timeout=60) as client:
-                client.get(link.replace("/?", "/nowhere?"))  # the cookie, and no page of rows
-                answer = client.get(link.partition("/?")[0] + page)
+            with running_dashboard(settings) as dashboard, httpx.Client(timeout=60) as client:
+                client.get(
+                    dashboard.link.replace("/?", "/nowhere?")
+                )  # the cookie, and no page of rows
+                answer = client.get(dashboard.link.partition("/?")[0] + page)
             answer.raise_for_status()
             took.append(answer.elapsed.total_seconds())
         yield page, statistics.median(took)

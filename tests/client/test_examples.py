@@ -358,7 +358,7 @@ def test_a_payment_counts_once(project: Project) -> None:
             answers = [
                 pay(http, 500), pay(http, 500), pay(http, 501), pay(http, 500, b"guessed"),
             ]  # fmt: skip
-            odd = http.post("/", content=b"{}", headers={"x-signature": b"\xff"})
+            odd = http.post("/", content=b"{}", headers={b"x-signature": b"\xff"})
         finally:
             server.terminate()
     assert answers == [(200, 500), (200, 500), (409, None), (401, None)]

@@ -45,8 +45,8 @@ class Sight:
     def took(self, seconds: float) -> Took | None:
         """Return when it ended, as seen now; None where that is of no use for the history.
 
-        It is of no use where nobody had looked for long, where it had to wait for its place, and where
-        the database's clock was set while it ran: the history takes no such times.
+        It is of no use where nobody had looked for long, where it had to wait for its place, and
+        where the database's clock was set while it ran: the history takes no such times.
         """
         since = self._running_at
         if since is None or self._throttled_at or seconds - since > 2 * self.pace.longest:
