@@ -127,7 +127,7 @@ def written() -> list[str]:
     """Every command of README and docs, in sentences and in blocks."""
     text = README + EVERYTHING
     inline = re.findall(r"`vidgen-worker ([^`]+)`", text)
-    return sorted({line.strip() for line in [*inline, *in_blocks(text)]})
+    return sorted({" ".join(line.split()) for line in [*inline, *in_blocks(text)]})
 
 
 def in_blocks(text: str) -> list[str]:
@@ -136,21 +136,74 @@ def in_blocks(text: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_every_command_that_is_written_down_runs(world: World) -> None:
+async def test_every_command_that_is_written_down_runs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a database with a task that failed; capitals stand for what is there."""
+    monkeypatch.chdir(tmp_path)  # what a command writes is not for the repository
     user = world.user()
     task = world.order(user, world.scene(user, image_prompt="[[fail ASSET.INVALID]] A bottle"))
     async with world.worker():
         await world.until(task, "failed")
     commands = written()
     assert set(ELSEWHERE) <= set(commands), "what is excused here must be written there"
+    wrong = []
     for command in commands:
         words = ["--help"] if command in ELSEWHERE else []
         line = command.split()[:1] if words else command.split()
         done = vidgen(world, *[filled(word, task, user) for word in line], *words)
-        said = f"{command}: {done.stdout}{done.stderr}"
-        assert done.returncode == (2 if command in ASKS_FOR_YES else 0), said
-        assert "Traceback" not in said
+        said = f"{command}: {done.returncode}: {done.stdout}{done.stderr}"
+        if done.returncode != (2 if command in ASKS_FOR_YES else 0) or "Traceback" in said:
+            wrong.append(said)
+    assert not wrong, "\n".join(wrong)
+
+
+ROOT = DOCS.parent
+BY_TEST = {
+    "make demo": "tests/cli/test_demo.py",
+    "make sandbox": "tests/cli/test_sandbox.py",
+    'make sandbox ARGS="--env-file .env.sandbox"': "tests/client/test_example_app.py",
+    "set -a; . ./.env.sandbox; set +a; .venv/bin/vidgen-worker run": "tests/cli/test_sandbox.py",
+    "cd examples/app && npm install && npm run sandbox": "tests/client/test_example_app.py",
+    ".venv/bin/vidgen-worker credits grant USER_ID 100 --reference more --yes":
+        "tests/cli/test_sandbox.py",
+    "pip install vidgen_worker-*.whl": "tests/house/test_house.py",
+    'supabase gen types --remote="$DATABASE_URL" --lang=typescript --schema public'
+    " > database.types.ts": "tests/client/test_examples.py",
+}  # fmt: skip
+"""Lines of shell blocks that a test of its own runs: which file."""
+BY_NOBODY = {
+    "make test": "this is one of its tests",
+    "make check": "CI runs it before the tests",
+    "make format": "it rewrites the sources",
+    "make pictures": "it takes two minutes and rewrites the pictures; mypy and ruff read it",
+    ".ci/run": "CI is it",
+    "docker build --tag vidgen-worker .": "needs Docker; test_container.py reads the recipe",
+    "docker run --env-file worker.env vidgen-worker migrate": "needs Docker",
+    "docker run --env-file worker.env --read-only --tmpfs /tmp --stop-timeout 110 vidgen-worker":
+        "needs Docker",
+    "docker compose run --rm --no-deps worker check":
+        "needs Docker; test_container.py reads compose.yaml",
+    "docker compose up --detach": "needs Docker",
+    "docker compose down": "needs Docker",
+}  # fmt: skip
+"""Lines of shell blocks that no test runs, and why not."""
+
+
+def shell_lines() -> set[str]:
+    """Every line of a shell block, without its comment, of all documents but for our own verbs."""
+    documents = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), ROOT / "examples" / "app" / "README.md"]
+    text = "\n".join(document.read_text() for document in documents)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = (re.sub(r"\s+#\s.*", "", line) for block in blocks for line in block.splitlines())
+    return {line for line in lines if line and not line.startswith("vidgen-worker ")}
+
+
+def test_every_line_of_a_shell_block_is_run_by_a_test_or_says_why_not() -> None:
+    """Lines that begin with our own verbs are run above."""
+    assert shell_lines() == BY_TEST.keys() | BY_NOBODY.keys()
+    for file in BY_TEST.values():
+        assert (ROOT / file).exists(), file
 
 
 def filled(word: str, task: UUID, user: UUID) -> str:
