@@ -137,7 +137,7 @@ def wait(database: Database, task: UUID, status: str) -> dict[str, Any]:
 
 def frame(clip: bytes) -> Image.Image:
     """Return the frame in the middle of a clip."""
-    with av.open(BytesIO(clip)) as container:
+    with av.open(BytesIO(clip), mode="r") as container:
         frames = list(container.decode(video=0))
         return frames[len(frames) // 2].to_image()
 
