@@ -139,7 +139,8 @@ def frame(clip: bytes) -> Image.Image:
     """Return the frame in the middle of a clip."""
     with av.open(BytesIO(clip), mode="r") as container:
         frames = list(container.decode(video=0))
-        return frames[len(frames) // 2].to_image()
+        picture: Image.Image = frames[len(frames) // 2].to_image()  # type: ignore[no-untyped-call]
+        return picture
 
 
 def look(page: Page, name: str) -> None:
