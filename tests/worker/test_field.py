@@ -170,7 +170,7 @@ async def test_an_error_while_concluding_pays_once_and_is_somebody_s(world: Worl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["a folder of 40 KB", "a bucket that answers 413"])
+@pytest.mark.parametrize("place", ["a folder of 28 KB", "a bucket that answers 413"])
 async def test_what_can_not_be_kept_stops_the_next_purchases_and_heals_by_itself(
     world: World, tmp_path: Path, place: str
 ) -> None:
@@ -178,8 +178,8 @@ async def test_what_can_not_be_kept_stops_the_next_purchases_and_heals_by_itself
     with world.process(tmp_path / "worker.log", **settings) as process:
         await registered(world)
         before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-        if place == "a folder of 40 KB":
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (40_000, before[1]))
+        if place == "a folder of 28 KB":
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (28_000, before[1]))
         else:
             world.storage.fail("upload", times=1_000_000, status=413)
         tasks = crowd(world, 8)
