@@ -395,8 +395,9 @@ class Stuck:
         while True:
             with contextlib.suppress(OSError):  # ENXIO: nobody reads it yet
                 self.ends.append(os.open(self.file, os.O_WRONLY | os.O_NONBLOCK))
-                [pid] = set(self.media.child_pids) - set(others)
-                return pid
+                # None: what reads is the job of a child that was killed, and ends in a moment.
+                for pid in set(self.media.child_pids) - set(others):
+                    return pid
             await asyncio.sleep(0)
 
     async def end_of(self, pid: int) -> None:
