@@ -303,8 +303,11 @@ def vidgen(
     """Run the command line as an operator would."""
     return subprocess.run(
         [sys.executable, "-m", "vidgen_worker", *arguments],
-        env={"PATH": "/usr/bin:/bin", "COLUMNS": "160", **world.env(**overrides)},
-        capture_output=True, text=True, check=False,
+        env={
+            "PATH": "/usr/bin:/bin", "COLUMNS": "160", "PYTHONPATH": str(Path(__file__).parents[2]),
+            **world.env(**overrides),
+        },
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=20,
     )  # fmt: skip
 
 
