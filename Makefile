@@ -73,6 +73,10 @@ format: $(STAMP) ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: pictures
+pictures: $(STAMP) ## the pictures of the README, anew: needs chromium; some two minutes
+	@exec $(BIN)/python docs/pictures.py
+
 .PHONY: dist
 dist: $(STAMP) ## wheel and source archive in dist/
 	rm -rf dist

@@ -38,7 +38,7 @@ QUALITY = 82
 
 @dataclass(frozen=True)
 class Order:
-    """A scene, and how its video shall go: prompt words are the double's (sandbox/runway/words.py)."""
+    """A scene, and how its video goes: the words in brackets are for Runway's double."""
 
     prompt: str
     ends: str | None

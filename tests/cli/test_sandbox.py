@@ -1,6 +1,7 @@
 """`vidgen-worker sandbox` as a person has it: what it prints works when pasted, and is kept."""
 
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import psycopg
 import pytest
 
 from tests.support.commands import Cli, cli
-from tests.support.sandboxes import Running, fresh, sandbox
+from tests.support.sandboxes import ROOT, TOOLS, Running, fresh, sandbox
 from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.state import free
 
+README = (ROOT / "README.md").read_text()
 US = f"{sys.executable} -m vidgen_worker"
 __all__ = ["cli"]
 NAMES = {
@@ -72,6 +74,36 @@ def test_every_line_it_tells_to_type_works_in_a_fresh_shell(running: Running, ho
     assert '"status":"completed"' in done.stdout.replace(" ", "")
     # `credits show`: what the enqueue above has cost.
     assert re.search(r"\b70\b", done.stdout), done.stdout
+
+
+CLIENT = re.findall(r"^```(js|python)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_readmes_clients_order_and_get_their_videos(running: Running, home: Path) -> None:
+    """Both as they stand there; the worker is a process of its own."""
+    if shutil.which("node") is None or not (TOOLS / "@supabase" / "supabase-js").exists():
+        pytest.skip("there is no Node here, or its packages are not installed: make tools")
+    RunwayControl(running.settings["RUNWAYML_BASE_URL"], "").set(image_seconds=0, video_seconds=0)
+    (home / "node_modules").symlink_to(TOOLS)
+    (language, script), (other, program) = CLIENT
+    assert (language, other) == ("js", "python")
+    (home / "client.mjs").write_text(script)
+    values = 'import os\nscene, user = os.environ["DEMO_SCENE_ID"], os.environ["DEMO_USER_ID"]\n'
+    (home / "client.py").write_text(values + program)
+    # Node 22 has a WebSocket, Node 20 behind a flag.
+    (major,) = re.findall(r"^v(\d+)", subprocess.check_output(["node", "--version"], text=True))
+    flag = "--experimental-websocket" if int(major) < 22 else ""
+    done = shell(
+        # What the two cost: other tests of the file count the demo user's credits.
+        f"set -a; . .env.sandbox; set +a\n{US} credits grant $DEMO_USER_ID 60 --yes\n"
+        f"{US} run 2>worker.log & trap 'kill %1; wait || true' EXIT\n"
+        f"node {flag} client.mjs\n{sys.executable} client.py\n",
+        home,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^completed http://\S+\.mp4\?token=", done.stdout, re.MULTILINE)) == 2
+    assert re.search(r"^\d+ % Generating scene image with AI$", done.stdout, re.MULTILINE)
 
 
 def test_what_it_prints_without_a_file_can_be_pasted_whole(running: Running, home: Path) -> None:

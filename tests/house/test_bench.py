@@ -17,7 +17,7 @@ from bench.contenders import ALL, OURS, PEERS
 from bench.drain import Hand, fence_of
 from bench.ground import Ground, statement_name
 from bench.lines import BrokenError, Process
-from bench.table import BEGIN, END, into_readme, table
+from bench.table import BEGIN, END, FELT, between_markers, felt, table
 from vidgen_worker.database.pool import QUERIES
 from vidgen_worker.sandbox.runway import drawing, film
 
@@ -253,11 +253,21 @@ def test_a_row_that_broke_is_shown_as_not_reached() -> None:
     assert "| outage | | did not finish" in table(_found(outage={"broken": "why"}))
 
 
-def test_the_readme_gets_the_table_between_its_markers() -> None:
-    readme = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    assert into_readme(readme, "new\n") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+def test_a_document_gets_the_table_between_its_markers() -> None:
+    document = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert between_markers(document, "new\n") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
     with pytest.raises(ValueError, match="lacks the lines"):
-        into_readme("no markers", "new")
+        between_markers("no markers", "new")
+
+
+def test_the_documents_have_the_table_of_the_kept_results() -> None:
+    """The whole in docs/benchmark.md, what users feel in the README."""
+    whole = table(json.loads((ROOT / "bench" / "results" / "full.json").read_text()))
+    for name, text in (("docs/benchmark.md", whole), ("README.md", felt(whole))):
+        document = (ROOT / name).read_text()
+        assert document == between_markers(document, text), f"{name}: python -m bench.table --write"
+    for begin in FELT[1:]:
+        assert felt(whole).count(f"| {begin}") == 1, begin
 
 
 def test_every_row_that_is_measured_is_in_the_table(bench_ground: Ground) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.support.world import PATIENCE, World
 from vidgen_worker.config import Settings
@@ -46,6 +47,13 @@ def probe() -> list[str]:
     command: list[str] = json.loads(last("HEALTHCHECK").partition(" CMD ")[2])
     assert command[0] == "python"
     return [sys.executable, *command[1:]]
+
+
+def has_compose() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    asked = ["docker", "compose", "version"]
+    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
 def test_the_worker_is_the_first_process_and_no_shell_stands_between() -> None:
@@ -107,6 +115,38 @@ def test_what_is_copied_exists_and_is_let_into_the_build() -> None:
     assert not let_in(".env")
     assert not let_in("vidgen_worker/__pycache__/x.pyc")
     assert not let_in("tests/conftest.py")
+
+
+def test_compose_migrates_first_and_lets_the_worker_drain() -> None:
+    """Read as YAML: there may be no Docker here. With one, Compose reads it as well."""
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert services["migrate"]["command"] == ["migrate"]
+    assert "command" not in services["worker"], "the image's own: run"
+    assert services["worker"]["depends_on"] == {
+        "migrate": {"condition": "service_completed_successfully"}
+    }
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    drain = Settings.model_fields["vidgen_drain_timeout"].default.total_seconds()
+    assert int(services["worker"]["stop_grace_period"].removesuffix("s")) > drain
+    for service in services.values():
+        assert service["build"] == "."
+        assert "environment" not in service, "secrets come from the file that env_file names"
+        assert service["read_only"] is True
+        assert service["tmpfs"] == [last("WORKDIR")], "where outputs are kept while they are stored"
+        assert "ports" not in service
+        assert f"/{service['env_file']}" in ignored, "a file with secrets must not be committed"
+
+
+@pytest.mark.skipif(not has_compose(), reason="needs Docker Compose")
+def test_compose_takes_the_file(tmp_path: Path) -> None:
+    for name in ("compose.yaml", "Dockerfile", ".env.example"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".env.example").rename(tmp_path / "worker.env")
+    done = subprocess.run(
+        ["docker", "compose", "config", "--quiet"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("alive", [True, False])

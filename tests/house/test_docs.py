@@ -158,6 +158,53 @@ async def test_every_command_that_is_written_down_runs(
     assert not wrong, "\n".join(wrong)
 
 
+ROOT = DOCS.parent
+BY_TEST = {
+    "make demo": "tests/cli/test_demo.py",
+    "make sandbox": "tests/cli/test_sandbox.py",
+    'make sandbox ARGS="--env-file .env.sandbox"': "tests/client/test_example_app.py",
+    "set -a; . ./.env.sandbox; set +a; .venv/bin/vidgen-worker run": "tests/cli/test_sandbox.py",
+    "cd examples/app && npm install && npm run sandbox": "tests/client/test_example_app.py",
+    ".venv/bin/vidgen-worker credits grant USER_ID 100 --reference more --yes":
+        "tests/cli/test_sandbox.py",
+    "pip install vidgen_worker-*.whl": "tests/house/test_house.py",
+    'supabase gen types --remote="$DATABASE_URL" --lang=typescript --schema public'
+    " > database.types.ts": "tests/client/test_examples.py",
+}  # fmt: skip
+"""Lines of shell blocks that a test of its own runs: which file."""
+BY_NOBODY = {
+    "make test": "this is one of its tests",
+    "make check": "CI runs it before the tests",
+    "make format": "it rewrites the sources",
+    ".ci/run": "CI is it",
+    "docker build --tag vidgen-worker .": "needs Docker; test_container.py reads the recipe",
+    "docker run --env-file worker.env vidgen-worker migrate": "needs Docker",
+    "docker run --env-file worker.env --read-only --tmpfs /tmp --stop-timeout 110 vidgen-worker":
+        "needs Docker",
+    "docker compose run --rm --no-deps worker check":
+        "needs Docker; test_container.py reads compose.yaml",
+    "docker compose up --detach": "needs Docker",
+    "docker compose down": "needs Docker",
+}  # fmt: skip
+"""Lines of shell blocks that no test runs, and why not."""
+
+
+def shell_lines() -> set[str]:
+    """Every line of a shell block, without its comment, of all documents but for our own verbs."""
+    documents = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), ROOT / "examples" / "app" / "README.md"]
+    text = "\n".join(document.read_text() for document in documents)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = (re.sub(r"\s+#\s.*", "", line) for block in blocks for line in block.splitlines())
+    return {line for line in lines if line and not line.startswith("vidgen-worker ")}
+
+
+def test_every_line_of_a_shell_block_is_run_by_a_test_or_says_why_not() -> None:
+    """Lines that begin with our own verbs are run above."""
+    assert shell_lines() == BY_TEST.keys() | BY_NOBODY.keys()
+    for file in BY_TEST.values():
+        assert (ROOT / file).exists(), file
+
+
 def filled(word: str, task: UUID, user: UUID) -> str:
     values = {"ID": str(task), "USER": str(user), "AMOUNT": "100", "CODE": "ASSET_INVALID"}
     return values.get(word, word)

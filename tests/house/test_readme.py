@@ -1,15 +1,16 @@
-"""The README against the code: tables, columns, commands, paths."""
+"""The README and the whole tables in docs/ against the code: columns, commands, paths."""
 
 import re
 from pathlib import Path
 
 import psycopg
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 from vidgen_worker.cli import app
 from vidgen_worker.config import Settings, meanings
-from vidgen_worker.domain.faults import FAULTS
+from vidgen_worker.domain.faults import FAULTS, Disposition
 from vidgen_worker.domain.resolution import RATIOS
 from vidgen_worker.settings.looks import shown
 
@@ -21,6 +22,11 @@ def table(*rows: tuple[str, ...]) -> str:
     lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     head, *body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def part(section: str) -> str:
+    """What stands under a heading."""
+    return README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
 
 
 def settings_table() -> str:
@@ -48,17 +54,50 @@ def resolutions_table() -> str:
 
 
 @pytest.mark.parametrize(
-    "expected",
-    [settings_table(), faults_table(), resolutions_table()],
+    ("document", "expected"),
+    [
+        ("docs/settings.md", settings_table()),
+        ("docs/faults.md", faults_table()),
+        ("README.md", resolutions_table()),
+    ],
     ids=["settings", "faults", "resolutions"],
 )
-def test_a_table_of_the_readme_is_the_codes(expected: str) -> None:
-    assert expected in README, f"put this into README.md:\n{expected}"
+def test_a_table_of_a_document_is_the_codes(document: str, expected: str) -> None:
+    assert expected in (ROOT / document).read_text(), f"put this into {document}:\n{expected}"
+
+
+@pytest.mark.parametrize(("section", "whole"), [("Settings", "settings"), ("Faults", "faults")])
+def test_ten_rows_of_a_whole_table_stand_in_the_readme(section: str, whole: str) -> None:
+    rows = re.findall(r"^\|.*$", part(section), re.MULTILINE)
+    assert len(rows) == 2 + 10
+    assert set(rows) <= set((ROOT / "docs" / f"{whole}.md").read_text().splitlines())
+
+
+def test_every_disposition_is_explained() -> None:
+    explained = (ROOT / "docs" / "faults.md").read_text().partition("| where |")[0]
+    for disposition in Disposition:
+        assert f"| {disposition}" in explained, disposition
+
+
+def test_the_contents_name_every_section() -> None:
+    contents = re.findall(r"\[([^\]]+)\]\(#([a-z-]+)\)", README.partition("\n## ")[0])
+    titles = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert [title for title, _ in contents] == titles
+    for title, anchor in contents:
+        assert re.sub(r"[^a-z ]", "", title.lower()).replace(" ", "-") == anchor
+
+
+def test_the_pictures_are_there_and_small() -> None:
+    named = re.findall(r'<img src="([^"]+)"', README)
+    assert named
+    for name in named:
+        with Image.open(ROOT / name) as picture:
+            assert picture.width > 600
+        assert (ROOT / name).stat().st_size < 150_000, name
 
 
 def test_the_columns_of_the_contract_are_the_databases(database_url: str) -> None:
-    section = README.partition("## The contract")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
+    rows = re.findall(r"^\| (`.+?) \|", part("The contract"), re.MULTILINE)
     named = {column for row in rows for column in re.findall(r"`(\w+)`", row)}
     with psycopg.connect(database_url) as connection:
         columns = connection.execute(
@@ -66,6 +105,17 @@ def test_the_columns_of_the_contract_are_the_databases(database_url: str) -> Non
             " where table_schema = 'public' and table_name = 'video_generation_tasks'"
         ).fetchall()
     assert named == {column for (column,) in columns}
+
+
+def test_the_columns_of_a_scene_are_those_that_the_migrations_make(database_url: str) -> None:
+    rows = re.findall(r"^\| (`.+?) \|", part("A client"), re.MULTILINE)
+    named = {column for row in rows for column in re.findall(r"`(\w+)`", row)}
+    with psycopg.connect(database_url) as connection:
+        columns = connection.execute(
+            "select column_name from information_schema.columns"
+            " where table_schema = 'public' and table_name = 'video_scenes'"
+        ).fetchall()
+    assert {column for (column,) in columns} - named == {"id", "created_at", "updated_at"}
 
 
 def test_every_command_that_is_named_exists() -> None:

@@ -307,7 +307,7 @@ def vidgen(
             "PATH": "/usr/bin:/bin", "COLUMNS": "160", "PYTHONPATH": str(Path(__file__).parents[2]),
             **world.env(**overrides),
         },
-        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=20,
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120,
     )  # fmt: skip
 
 
