@@ -33,6 +33,8 @@ WIDEST = 1120
 """Pixels, of every picture."""
 SECONDS = 90.0
 """How long the worker may take for what it can finish."""
+PLAYER_MS = 3000
+"""A player's own sign of loading turns a little longer than the clip loads."""
 QUALITY = 82
 
 
@@ -146,6 +148,7 @@ def look(page: Page, name: str) -> None:
     page.wait_for_function(
         "[...document.querySelectorAll('video')].every(clip => clip.readyState == 4 || clip.error)"
     )
+    page.wait_for_timeout(PLAYER_MS)
     save(name, Image.open(BytesIO(page.screenshot())))
 
 

@@ -176,6 +176,7 @@ BY_NOBODY = {
     "make test": "this is one of its tests",
     "make check": "CI runs it before the tests",
     "make format": "it rewrites the sources",
+    "make pictures": "it takes two minutes and rewrites the pictures; mypy and ruff read it",
     ".ci/run": "CI is it",
     "docker build --tag vidgen-worker .": "needs Docker; test_container.py reads the recipe",
     "docker run --env-file worker.env vidgen-worker migrate": "needs Docker",
