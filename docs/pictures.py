@@ -137,10 +137,10 @@ def wait(database: Database, task: UUID, status: str) -> dict[str, Any]:
 
 def frame(clip: bytes) -> Image.Image:
     """Return the frame in the middle of a clip."""
-    with av.open(BytesIO(clip), mode="r") as container:
+    with av.open(BytesIO(clip), "r") as container:
         frames = list(container.decode(video=0))
-        picture: Image.Image = frames[len(frames) // 2].to_image()  # type: ignore[no-untyped-call]
-        return picture
+        middle: Image.Image = frames[len(frames) // 2].to_image()  # type: ignore[no-untyped-call]
+        return middle
 
 
 def look(page: Page, name: str) -> None:

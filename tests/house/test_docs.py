@@ -131,7 +131,8 @@ def written() -> list[str]:
 
 
 def in_blocks(text: str) -> list[str]:
-    return re.findall(r"^vidgen-worker ([^#\n]+)", text, re.MULTILINE)
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    return re.findall(r"^vidgen-worker ([^#\n]+)", blocks, re.MULTILINE)
 
 
 @pytest.mark.slow
