@@ -781,67 +781,11 @@ begin
 end
 $$;
 
--- Lock those of these tasks that wait, and begin an attempt at each; returns which. Raises where one of
--- them refuses: then none of them has begun. The rows are locked and changed in one savepoint, the
--- caller's: a lock taken by the statement outside would make a multixact of each row.
-create function vidgen.take_waiting(of_tasks uuid[], for_worker uuid, to_cancel boolean)
-returns uuid[]
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  waiting uuid[];
-begin
-  waiting := array(
-    select t.id
-      from public.video_generation_tasks as t
-      -- A worker declared dead claims nothing.
-      join vidgen.workers as me on me.id = for_worker and me.dead_at is null
-     -- Not `=`: a partial index of few rows would be walked, by a plan that is kept when they are many.
-     where t.id = any (of_tasks) and t.status is not distinct from 'pending'
-       -- What is due earlier than its row says (an output that is to try a gate) begins.
-       and (to_cancel or t.run_after <= now() or exists (
-         select from vidgen.resumes as r where r.task_id = t.id and r.resume_at <= now()
-       ))
-       for no key update of t skip locked
-  );
-  if cardinality(waiting) < cardinality(of_tasks) and not to_cancel then
-    perform vidgen.pass_over(t.id)
-       from public.video_generation_tasks as t
-       join vidgen.workers as me on me.id = for_worker and me.dead_at is null
-      where t.id = any (of_tasks) and t.id <> all (waiting)
-        and t.status is not distinct from 'pending';
-  end if;
-  if waiting = '{}' then
-    return waiting;
-  end if;
-
-  update public.video_generation_tasks as t
-     set status = 'processing', attempt = t.attempt + 1, worker_id = for_worker,
-         started_at = coalesce(t.started_at, now()), stage_progress = null,
-         progress = case when to_cancel then t.progress else greatest(t.progress, 5) end,
-         current_step = case
-           when to_cancel then t.current_step else 'Initializing video generation pipeline'
-         end,
-         message = case when to_cancel then t.message else 'Video generation started' end
-   where t.id = any (waiting);
-  set constraints all immediate;
-  -- As check_taken.
-  if (
-    select count(*) filter (where t.status = 'processing' and t.worker_id = for_worker)
-      from public.video_generation_tasks as t
-     where t.id = any (waiting)
-  ) < cardinality(waiting) then
-    perform vidgen.row_stays(waiting[1]);
-  end if;
-  return waiting;
-end
-$$;
-
 -- Begin an attempt at each of these waiting tasks. No row: the task is not waiting any more, or another
--- transaction holds it. All in one savepoint, where no trigger of an application's can be slow or refuse;
--- else, and where one has refused, each in a savepoint of its own.
--- Nothing is returned inside a savepoint that may be taken back: the row would be returned all the same.
+-- transaction holds it. The rows are locked and changed in one savepoint: a lock taken by the statement
+-- outside would make a multixact of each row. All in one, where no trigger of an application's can be slow
+-- or refuse; else, and where one has refused, each in a savepoint of its own.
+-- What began is returned at the end: what RETURN QUERY has returned, a savepoint does not take back.
 create function vidgen.begin_attempts(of_tasks uuid[], for_worker uuid, to_cancel boolean)
 returns table (
   id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
@@ -849,62 +793,101 @@ returns table (
   cancel_requested boolean, refused text
 )
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
--- Each row is found by its id, here and in take_waiting, also by a plan that was made while the table was
--- empty, and is kept.
+-- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
 set enable_seqscan = off
 as $$
 #variable_conflict use_variable
 declare
-  together boolean := cardinality(of_tasks) > 1;
+  place integer := 1;  -- of the one that is begun now; 0: all together
+  batch uuid[];
+  waiting uuid[];
   begun uuid[] := '{}';
-  one uuid;
-  until timestamptz;
+  until timestamptz := statement_timestamp() + interval '2 seconds';
   noted vidgen.refusals;
 begin
-  -- Rows with slow triggers: after two seconds the next statement takes the rows that are left. A trigger
-  -- of four seconds on forty rows of one user would hold the turns of all users for minutes.
-  if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
-    return;
+  if cardinality(of_tasks) > 1 and not exists (
+    select
+      from pg_trigger as g
+     where g.tgrelid = 'public.video_generation_tasks'::regclass and not g.tgisinternal
+       and g.tgfoid::regproc::text not like 'vidgen.%'
+  ) then
+    place := 0;
   end if;
-  if together then
-    together := not exists (
-      select
-        from pg_trigger as g
-       where g.tgrelid = 'public.video_generation_tasks'::regclass and not g.tgisinternal
-         and g.tgfoid::regproc::text not like 'vidgen.%'
-    );
-  end if;
-  if together then
+  while place <= cardinality(of_tasks) loop
+    -- Rows with slow triggers: after two seconds the next statement takes the rows that are left. A trigger
+    -- of four seconds on forty rows of one user would hold the turns of all users for minutes.
+    exit when clock_timestamp() > until;
+    batch := case when place = 0 then of_tasks else array[of_tasks[place]] end;
     begin
-      begun := vidgen.take_waiting(of_tasks, for_worker, to_cancel);
+      waiting := array(
+        select t.id
+          from public.video_generation_tasks as t
+          -- A worker declared dead claims nothing.
+          join vidgen.workers as me on me.id = for_worker and me.dead_at is null
+         -- Not `=`: a partial index of few rows would be walked, by a plan that is kept when they are many.
+         where t.id = any (batch) and t.status is not distinct from 'pending'
+           -- What is due earlier than its row says (an output that is to try a gate) begins.
+           and (to_cancel or t.run_after <= now() or exists (
+             select from vidgen.resumes as r where r.task_id = t.id and r.resume_at <= now()
+           ))
+           for no key update of t skip locked
+      );
+      if cardinality(waiting) < cardinality(batch) and not to_cancel then
+        perform vidgen.pass_over(t.id)
+           from public.video_generation_tasks as t
+           join vidgen.workers as me on me.id = for_worker and me.dead_at is null
+          where t.id = any (batch) and t.id <> all (waiting)
+            and t.status is not distinct from 'pending';
+      end if;
+      if cardinality(waiting) > 0 then
+        update public.video_generation_tasks as t
+           set status = 'processing', attempt = t.attempt + 1, worker_id = for_worker,
+               started_at = coalesce(t.started_at, now()), stage_progress = null,
+               progress = case when to_cancel then t.progress else greatest(t.progress, 5) end,
+               current_step = case
+                 when to_cancel then t.current_step else 'Initializing video generation pipeline'
+               end,
+               message = case when to_cancel then t.message else 'Video generation started' end
+         where t.id = any (waiting);
+        set constraints all immediate;
+        -- As check_taken.
+        if (
+          select count(*) filter (where t.status = 'processing' and t.worker_id = for_worker)
+            from public.video_generation_tasks as t
+           where t.id = any (waiting)
+        ) < cardinality(waiting) then
+          perform vidgen.row_stays(waiting[1]);
+        end if;
+        if place = 0 then
+          begun := waiting;
+        else
+          begun := begun || waiting;
+        end if;
+      end if;
+      exit when place = 0;
     exception
       when others or assert_failure or query_canceled then
-        together := false;
-    end;
-  end if;
-  if not together then
-    -- Two seconds of its own: rows that are slow and refused together would never come to their turn.
-    until := clock_timestamp() + interval '2 seconds';
-    foreach one in array of_tasks loop
-      exit when clock_timestamp() > until;
-      begin
-        begun := begun || vidgen.take_waiting(array[one], for_worker, to_cancel);
-      exception
-        when others or assert_failure or query_canceled then
-          noted := vidgen.note_refusal(one, 'claim', format('%s %s', sqlstate, sqlerrm), null);
+        if place = 0 then
+          -- Two seconds anew: rows that are slow and refuse together would never come to their turn.
+          until := clock_timestamp() + interval '2 seconds';
+        else
+          noted := vidgen.note_refusal(
+            batch[1], 'claim', format('%s %s', sqlstate, sqlerrm), null
+          );
           -- In this table the claim skips the task already: it needs no condition of its own for refusals.
           insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
           select t.id, t.user_id, t.lane, 'image', noted.until
             from public.video_generation_tasks as t
-           where t.id = one
+           where t.id = batch[1]
               on conflict (task_id) do update set resume_at = excluded.resume_at;
-          id := one;
+          id := batch[1];
           refused := noted.error;
           return next;
-      end;
-    end loop;
-  end if;
-  if begun <> '{}' then
+        end if;
+    end;
+    place := place + 1;
+  end loop;
+  if cardinality(begun) > 0 then
     return query
       select t.id, t.attempt, t.worker_id, t.user_id, t.scene_id, t.failures, t.max_failures,
              t.progress, t.created_at, t.run_after, t.cancel_requested_at is not null, null::text
@@ -1320,7 +1303,7 @@ revoke all on function
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
-  vidgen.take_waiting(uuid[], uuid, boolean), vidgen.begin_attempts(uuid[], uuid, boolean),
+  vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),
@@ -1379,7 +1362,7 @@ grant execute on function
   vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
-  vidgen.take_waiting(uuid[], uuid, boolean), vidgen.begin_attempts(uuid[], uuid, boolean),
+  vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
   vidgen.take_over_task(uuid, uuid, uuid, integer, boolean, text, boolean),

@@ -177,7 +177,6 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.check_taken(uuid,text,uuid)": WORKER,
     "vidgen.hand_back_task(uuid,uuid,integer)": WORKER,
     "vidgen.take_over_task(uuid,uuid,uuid,integer,boolean,text,boolean)": WORKER,
-    "vidgen.take_waiting(uuid[],uuid,boolean)": WORKER,
     "vidgen.set_aside_task(uuid,integer,uuid,text,text,jsonb,text,boolean)": WORKER,
     "vidgen.note_refusal(uuid,text,text,jsonb)": WORKER,
     "vidgen.note_event(uuid,text,integer,text,text,timestamp with time zone)": WORKER,
