@@ -257,6 +257,9 @@ async def _body(request: Request) -> dict[str, Any]:
         raise refusals.BAD_JSON from error
     if not isinstance(body, dict):
         raise refusals.BAD_JSON
+    for name in ("data", "user_metadata", "app_metadata"):
+        if not isinstance(body.get(name) or {}, dict):
+            raise refusals.BAD_JSON
     return body
 
 

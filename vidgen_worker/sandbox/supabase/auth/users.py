@@ -111,7 +111,7 @@ class Users:
 
     async def change(self, user_id: str, body: Mapping[str, Any]) -> Row:
         """Change a user's address, password or metadata. Raises `AuthRefusalError`."""
-        password = body.get("password")
+        email, password = body.get("email"), body.get("password")
         hashed = None
         if password:
             salt = bcrypt.gensalt(ROUNDS)
@@ -128,7 +128,7 @@ class Users:
                  where id::text = %s
                 returning *
                 """,
-                body.get("email"),
+                None if not email else str(email).strip().lower(),
                 None if hashed is None else hashed.decode(),
                 Jsonb(dict(body.get("data") or body.get("user_metadata") or {})),
                 Jsonb(dict(body.get("app_metadata") or {})),
