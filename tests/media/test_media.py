@@ -264,7 +264,7 @@ async def test_an_empty_wrapper_is_asked_for_again(media: Media, tmp_path: Path)
         await media.check_video(filled(tmp_path / "b", PAGES["an MP4 without a film"]), RATIO, 2)
     assert raised.value.name == "output_unavailable"
     Image.new("RGBA", (1, 1)).save(tmp_path / "pixel.png")
-    with pytest.raises(Fault, match="stands in") as raised:
+    with pytest.raises(Fault, match="placeholder") as raised:
         await media.check_image(tmp_path / "pixel.png", RATIO)
     assert raised.value.name == "output_unavailable"
 
