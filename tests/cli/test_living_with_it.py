@@ -159,6 +159,21 @@ def test_a_name_that_is_nearly_right_is_refused_with_the_right_one(connected: Cl
         assert said in " ".join(done.err.split()), verb
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["tasks", "list", "--user", ""], ["tasks", "list", "--user="], ["tasks", "show", " "],
+        ["sandbox", "--data", ""], ["sandbox", "--env-file="], ["init", "--file", ""],
+        ["gate", "close", "gen4_turbo", "--message", "", "--yes"],
+        ["credits", "grant", "11111111-2222-4333-8444-555555555555", "5", "--reference", ""],
+    ],
+)  # fmt: skip
+def test_a_variable_that_is_not_set_is_no_value(connected: Cli, arguments: list[str]) -> None:
+    done = connected(*arguments)
+    assert done.code == ExitCode.USAGE
+    assert "It is empty, perhaps of a variable that is not set." in " ".join(done.err.split())
+
+
 def test_a_gate_can_be_closed_until_a_moment(ground: Ground, connected: Cli) -> None:
     done = connected("gate", "close", "gen4_turbo", "--until", "2h", "--message", "Soon", "--yes")
     assert done.code == ExitCode.OK, done.err

@@ -7,6 +7,7 @@ operator can do something about becomes a sentence and an exit code instead of a
 import contextlib
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -24,8 +25,9 @@ class _Verbs(TyperGroup):
         super().__init__(**{**options, "commands": commands()})
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - typer's own
-        """Read the arguments that stand before the verb."""
+        """Read the arguments that stand before the verb. Raises BadParameter for an empty one."""
         with _spelled_out():
+            _refuse_empty(args[1])
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
@@ -36,6 +38,23 @@ class _Verbs(TyperGroup):
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise BadParameter for an empty value, which a variable that is not set would be.
+
+    It would mean no filter, the working directory, or another reference each time.
+    """
+    for before, given in pairwise(["", *arguments]):
+        option, _, value = given.partition("=")
+        if not given.strip():
+            option = before
+        elif not option.startswith("--") or value.strip() or option == given:
+            continue
+        raise typer.BadParameter(
+            "It is empty, perhaps of a variable that is not set. Give a value, or leave it out.",
+            param_hint=option if option.startswith("-") else None,
+        )
 
 
 @contextlib.contextmanager

@@ -129,7 +129,6 @@ def _chosen(
     limit: int,
 ) -> list[Row]:
     """Return the tasks that fit; end with a sentence where no filter is given, or none fits."""
-    # An empty one, of a variable that is not set, is no filter that lets everybody's tasks through.
     if all(one is None for one in (status, code, user, since)):
         fail(
             ExitCode.USAGE,

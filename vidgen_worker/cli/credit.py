@@ -29,11 +29,6 @@ def grant(
     json: Json = False,
 ) -> None:
     """Add credits to a user's balance."""
-    if reference is not None and not reference.strip():
-        # Of a variable that is not set: with one of our own each call would count.
-        raise typer.BadParameter(
-            "It is empty; leave it out, or write one.", param_hint="--reference"
-        )
     name = reference or f"cli-{uuid4().hex[:16]}"
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         user_id = find_id(database, "user", user)

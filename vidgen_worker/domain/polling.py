@@ -148,9 +148,7 @@ def _likely(history: Sequence[Ended], elapsed: float) -> list[_Likely]:
     return found
 
 
-def _with_progress(
-    likely: list[_Likely], seen: Sequence[Seen], elapsed: float
-) -> list[_Likely]:  # fmt: skip
+def _with_progress(likely: list[_Likely], seen: Sequence[Seen], elapsed: float) -> list[_Likely]:
     """Add the end that progress points to where it is earlier than all others."""
     told = _told(seen, elapsed)
     if told is None or told.first >= min(one.first for one in likely):
