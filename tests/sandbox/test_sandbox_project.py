@@ -505,8 +505,8 @@ class Phone:
 
     def hear(self, wanted: str) -> Any:  # noqa: ANN401 - a payload
         while True:
-            *_, event, payload = json.loads(self._connection.recv(timeout=30))
-            if event == wanted:
+            *_, topic, event, payload = json.loads(self._connection.recv(timeout=30))
+            if (topic, event) == (self._topic, wanted):
                 return payload
 
 

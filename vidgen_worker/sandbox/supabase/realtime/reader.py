@@ -2,6 +2,9 @@
 
 The slot is a temporary one: it begins with the first listener and ends with the last, or with the
 database; what happens in between is never sent. It never speaks to a client.
+
+PostgreSQL drops a session's temporary slots at any ERROR of that session. A subscriber's filter and
+an application's policy can raise one, so they are asked in a second session.
 """
 
 import asyncio
@@ -53,30 +56,33 @@ class SlotReader:
 
     async def _run(self, ready: asyncio.Future[None]) -> None:
         try:
-            async with await psycopg.AsyncConnection.connect(
-                self._admin_url, autocommit=True, row_factory=dict_row
-            ) as connection:
-                await self._read(connection, ready)
+            async with await self._connect() as slot, await self._connect() as rows:
+                await self._read(slot, rows, ready)
         except psycopg.Error as error:
             if ready.done():
                 await self._fail(error)
             else:
                 ready.set_exception(error)
 
-    async def _read(self, connection: Connection, ready: asyncio.Future[None]) -> None:
-        slot = f"realtime_{uuid4().hex[:12]}"
-        await connection.execute(
-            "select pg_create_logical_replication_slot(%s, 'pgoutput', true)", [slot]
+    async def _connect(self) -> Connection:
+        return await psycopg.AsyncConnection.connect(
+            self._admin_url, autocommit=True, row_factory=dict_row
+        )
+
+    async def _read(self, slot: Connection, rows: Connection, ready: asyncio.Future[None]) -> None:
+        name = f"realtime_{uuid4().hex[:12]}"
+        await slot.execute(
+            "select pg_create_logical_replication_slot(%s, 'pgoutput', true)", [name]
         )
         ready.set_result(None)
         while True:
-            cursor = await connection.execute(
+            cursor = await slot.execute(
                 "select data from pg_logical_slot_get_binary_changes("
                 "%s, null, null, 'proto_version', '1', 'publication_names', %s)",
-                [slot, PUBLICATION],
+                [name, PUBLICATION],
             )
             messages: Sequence[bytes] = [bytes(row["data"]) for row in await cursor.fetchall()]
             for change in changes(messages):
-                await self._deliver(connection, change)
+                await self._deliver(rows, change)
             if not messages:
                 await asyncio.sleep(POLL_SECONDS)
