@@ -97,6 +97,32 @@ async def test_a_submit_in_flight_is_not_waited_for(world: World, words: str, st
     assert (row["answer"], row["ended_state"]) == ("generation", state.lower())
 
 
+async def test_a_submit_recorded_while_its_cancel_is_written_is_ended_too(world: World) -> None:
+    """Its task is read for the cancel before the record of the answer, and ended after."""
+    user = world.user(100)
+    world.sql(
+        "create function public.record_is_slow() returns trigger language plpgsql as $$"
+        " begin perform pg_sleep(1); return null; end $$"
+    )
+    world.sql(
+        "create trigger record_is_slow after update of answer on vidgen.submissions"
+        " for each row execute function public.record_is_slow()"
+    )
+
+    def ask(event: bus.Event) -> None:
+        if isinstance(event, events.SubmissionAnswered):
+            cancel(world, user, event.fence.task_id)
+
+    with bus.subscribed(ask):
+        async with world.worker(**LONG_LEASE):
+            task = world.order(user, world.scene(user, image_prompt="[[stall]] a bottle"))
+            await world.until(task, patience=SOON)
+    ended(world, user, task)
+    assert states(world) == ["CANCELLED"]
+    (row,) = world.sql("select * from vidgen.submissions")
+    assert (row["answer"], row["ended_state"]) == ("generation", "cancelled")
+
+
 RUNNING = {
     "THROTTLED": "[[throttle 10m]]",
     "PENDING": "[[slow 10m]]",

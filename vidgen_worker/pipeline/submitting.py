@@ -56,6 +56,8 @@ class Submitting:
         self._order = order
         self._unrecorded = asyncio.Event()
         """The provider has answered, and the database does not take the answer for now."""
+        self._cancelled = False
+        """Its owner cancelled before the answer came: this attempt does not follow it."""
 
     async def late_answer(self, submission_id: UUID) -> UUID | None:
         """Wait for the answer to another worker's POST, until it can't come any more.
@@ -157,6 +159,7 @@ class Submitting:
                 details = "the provider's answer can't be recorded for now"
                 raise Fault(FaultName.INTERNAL_ERROR, details=details)
             # Nobody follows the generation of that answer: whoever records it ends it.
+            self._cancelled = True
             raise CancelAskedError
         finally:
             asked.cancel()
@@ -217,17 +220,19 @@ class Submitting:
         ))  # fmt: skip
         # Known from here on, recorded or not: a drain without Postgres says it in the log.
         self._run.generations[stage.name] = accepted.generation_id
-        mine, fate = await self._record(submission_id, accepted)
+        try:
+            mine, fate = await self._record(submission_id, accepted)
+        except RowRefusedError:
+            await self._end_cancelled(submission_id, accepted.generation_id)
+            raise
         emit(SubmissionRecorded(
             fence=self._fence, stage=stage.name, submission=submission_id,
             generation=accepted.generation_id,
         ))  # fmt: skip
         if fate is Fate.SUPERSEDED:
-            emit(LateAnswer(
-                fence=self._fence, stage=stage.name, submission=submission_id,
-                generation=accepted.generation_id,
-            ))  # fmt: skip
-            await self._end_late(accepted.generation_id)
+            await self._end_late(submission_id, accepted.generation_id)
+        else:
+            await self._end_cancelled(submission_id, accepted.generation_id)
         if not mine or fate is not Fate.FOLLOWED:
             raise LeaseLostError(str(self._fence.task_id))
         return accepted.generation_id
@@ -283,7 +288,16 @@ class Submitting:
             details = f"not sent: this process stood still for {late:.1f} s before the POST"
             raise Fault(FaultName.PROVIDER_UNREACHABLE, details=details)
 
-    async def _end_late(self, generation_id: UUID) -> None:
+    async def _end_cancelled(self, submission_id: UUID, generation_id: UUID) -> None:
+        """End what a cancel could not: the task was read for it before this record."""
+        if self._cancelled and self._run.is_first_to_end(generation_id):
+            await self._end_late(submission_id, generation_id)
+
+    async def _end_late(self, submission_id: UUID, generation_id: UUID) -> None:
+        emit(LateAnswer(
+            fence=self._fence, stage=self._stage.name, submission=submission_id,
+            generation=generation_id,
+        ))  # fmt: skip
         try:
             await end_at_provider(self._provider, self._queue, self._fence.task_id, generation_id)
         except Exception as error:  # noqa: BLE001 - it is recorded as late

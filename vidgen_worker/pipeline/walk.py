@@ -200,11 +200,10 @@ class Pipeline:
             checkpoint = loaded.checkpoints.get(stage.name)
             if not checkpoint or checkpoint.state is not CheckpointState.GENERATING:
                 continue
-            if checkpoint.generation_id is not None:
+            generation_id = checkpoint.generation_id
+            if generation_id is not None and self._run.is_first_to_end(generation_id):
                 order = Order.thawed(checkpoint.request)
-                generating = Generating(
-                    self._tools, self._run, stage, order, checkpoint.generation_id
-                )
+                generating = Generating(self._tools, self._run, stage, order, generation_id)
                 try:
                     await generating.cancel(checkpoint)
                 except Fault as fault:
@@ -212,7 +211,7 @@ class Pipeline:
                         raise
                     # Without its checkpoint the generation is a stray, which the janitor ends.
                     emit(CancelGivenUp(
-                        fence=self._fence, stage=stage.name, generation=checkpoint.generation_id,
+                        fence=self._fence, stage=stage.name, generation=generation_id,
                         details=fault.details,
                     ))  # fmt: skip
         return Cancelled()
