@@ -1,4 +1,4 @@
--- What the Python service and the command line ask, one named block each.
+-- The statements of the Python service and the command line, one named block each.
 -- Up to 750 lines: a catalogue of questions, most of which are a few lines and know none of the others.
 
 -- act_as --
@@ -47,7 +47,7 @@ select * from public.cancel_video_generation_task(%(task_id)s);
 select * from public.retry_video_generation_task(%(task_id)s);
 
 -- scenario_resolution --
--- What the scenario of a scene says; no row when the scene is absent.
+-- The resolution of a scene's scenario; no row when the scene is absent.
 select s.id, c.resolution
   from public.video_scenes as s
   left join public.video_scenarios as c on c.id = s.scenario_id
@@ -90,7 +90,7 @@ select u.user_id, u.rejections, u.rejected_at,
  limit %(limit)s;
 
 -- limits_of_user --
--- What a user has used of each limit, and what keeps him back; one row for anybody.
+-- The use of each limit by a user, and the limits that stop the user; one row for any user.
 select who.user_id,
        coalesce(u.rejections, 0) as rejections, s.rejections_to_slow, s.rejections_to_stop,
        case when u.stopped_until > now() then u.stopped_until end as stopped_until,
@@ -154,7 +154,7 @@ select id, task_id, kind, amount, reference, created_at
  limit %(limit)s;
 
 -- credit_prices --
--- What each action costs.
+-- The price of each action.
 select action, credits from public.credit_prices order by action;
 
 -- add_scenario --
@@ -177,7 +177,7 @@ on conflict (id) do update set product_reference_image_url = excluded.product_re
 returning id;
 
 -- server --
--- What `check` wants to know of the server, in one round trip.
+-- The facts about the server that `check` needs, in one round trip.
 select current_setting('server_version_num')::integer as version,
        current_setting('server_version') as version_text,
        current_user as role,
@@ -306,7 +306,7 @@ select user_id, balance, held, entries_total, holds_total
  order by user_id;
 
 -- submissions_of_account --
--- What our records say of one account's last 24 hours, by model: generations, possibly paid ones.
+-- One account's last 24 hours in our records, by model: generations, possibly paid submissions.
 select model,
        count(*) filter (where answer = 'generation') as generations,
        count(*) filter (where answer = 'unknown'
@@ -538,7 +538,7 @@ select at, what, stage, attempt, details
  order by at, place;
 
 -- money_of_task --
--- What the user pays for a task beside what it costs at the provider.
+-- The user's price of a task beside its cost at the provider.
 select (
          select coalesce(-sum(charges.amount), 0)::bigint
            from (
@@ -559,7 +559,7 @@ select (
 select * from vidgen.queue_health;
 
 -- in_flight_by_stage --
--- What the running tasks are doing, by stage and state of its checkpoint, and when the last of them is
+-- The running tasks by stage and state of the checkpoint, and when the last of them is
 -- expected to be completed.
 select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks,
        max(t.expected_at) as expected_at
@@ -616,7 +616,7 @@ select id, host, pid, version, concurrency, running, started_at, heartbeat_at,
  order by dead_at nulls first, started_at;
 
 -- prunable --
--- What pruning would remove: tasks that ended before then, by status, and files left by earlier runs.
+-- The rows that pruning would remove: tasks that ended before then, by status, and files of earlier runs.
 select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
        coalesce(t.failed, 0) as failed, coalesce(t.cancelled, 0) as cancelled, now() - %(age)s::interval as before,
        (select count(*) from vidgen.pruned where objects is not null) as tombstones_with_files

@@ -1,4 +1,4 @@
--- What the command line looks up for its arguments, and about a task that waits: named blocks.
+-- The lookups of the command line, for its arguments and for a waiting task: named blocks.
 
 -- tasks_between --
 -- Ids of tasks that begin with the same letters, as a range.
@@ -56,7 +56,7 @@ select t.id, t.user_id, t.status, t.error_code, t.current_step,
  limit %(limit)s;
 
 -- budget_of_task --
--- What a task's budgets have counted, where they have.
+-- The counts of a task's budgets, where there are any.
 select crashes, suspect, retries, waiting_since from vidgen.budgets where task_id = %(task_id)s;
 
 -- suspects --

@@ -41,7 +41,7 @@ class CheckpointState(StrEnum):
 
 
 class Answer(StrEnum):
-    """What the provider said to a paid POST."""
+    """The provider's answer to a paid POST."""
 
     GENERATION = "generation"
     REFUSED = "refused"
@@ -63,7 +63,7 @@ class GenerationEnd(StrEnum):
 
 
 class Fate(StrEnum):
-    """What becomes of a generation whose id has just been recorded."""
+    """The fate of a generation whose id has just been recorded."""
 
     FOLLOWED = "followed"
     KEPT = "kept"
