@@ -304,7 +304,7 @@ def test_a_video_is_cancelled_and_tried_again(app: App) -> None:
         expect(seen.card.get_by_role("heading")).to_contain_text("A bottle in the rain")
 
 
-def test_credits_that_are_too_few_are_told_before_the_order_and_after_it(app: App) -> None:
+def test_too_few_credits_are_shown_before_the_order_and_after_it(app: App) -> None:
     with visit(app) as seen:
         join(app, seen, 0)
         fill(app, seen, "A bottle on sand")
@@ -335,7 +335,7 @@ def test_credits_that_are_too_few_are_told_before_the_order_and_after_it(app: Ap
         seen.is_in("completed")
 
 
-def test_what_happened_offline_is_shown_and_a_clip_whose_hour_ends_is_signed_again(
+def test_changes_while_offline_are_shown_and_an_expired_clip_is_signed_again(
     app: App,
 ) -> None:
     """The worker's address is made to be nearly over, as it is after 55 minutes."""

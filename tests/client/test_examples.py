@@ -148,9 +148,7 @@ async def test_a_client_is_told_why_it_is_refused(
 
 
 @EVERY_CLIENT
-async def test_ctrl_c_cancels_what_was_ordered(
-    project: Project, tmp_path: Path, example: str
-) -> None:
+async def test_ctrl_c_cancels_the_order(project: Project, tmp_path: Path, example: str) -> None:
     words = command(example, tmp_path)
     user = project.user()
     scene = str(project.scene(user))
@@ -204,7 +202,7 @@ async def test_the_node_script_reads_again_what_it_missed_while_it_was_cut_off(
     assert project.served.heard.sent == []
 
 
-async def test_realtime_tells_a_stranger_nothing(project: Project, tmp_path: Path) -> None:
+async def test_realtime_sends_a_stranger_nothing(project: Project, tmp_path: Path) -> None:
     """The double's own control: who may not read the row hears no change of it."""
     words = command("generate.mjs", tmp_path)
     user, stranger = project.user(), project.user()

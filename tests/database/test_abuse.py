@@ -266,7 +266,7 @@ TYPES = ("uuid", "text", "jsonb", "timestamptz", "regclass")
 
 
 @pytest.mark.parametrize("act", ["order", "cancel", "retry"])
-def test_a_type_in_a_temporary_schema_never_runs_as_somebody_else(ground: Ground, act: str) -> None:
+def test_a_type_in_a_temporary_schema_never_runs_as_another_role(ground: Ground, act: str) -> None:
     """A domain's CHECK is code; a cast inside a definer function would run it as the owner."""
     user = ground.user()
     scene, task = ground.scene(user), insert(ground, user)
@@ -407,7 +407,7 @@ def test_a_scene_of_many_megabytes_is_never_given_whole_to_the_worker(ground: Gr
 
 
 @pytest.mark.parametrize("value", ["\\u0000", "\\ud800"])
-def test_what_can_not_be_stored_is_refused_at_the_door(ground: Ground, value: str) -> None:
+def test_a_text_that_can_not_be_stored_is_refused_at_its_insert(ground: Ground, value: str) -> None:
     """NUL and a lone surrogate in a request's JSON: PostgreSQL takes neither."""
     with (
         pytest.raises(psycopg.DataError),
@@ -416,7 +416,7 @@ def test_what_can_not_be_stored_is_refused_at_the_door(ground: Ground, value: st
         conn.execute("select (%s::jsonb ->> 'p')::text", [f'{{"p": "{value}"}}'])
 
 
-def test_odd_claims_are_nobody(ground: Ground) -> None:
+def test_odd_claims_identify_no_user(ground: Ground) -> None:
     task = insert(ground, ground.user())
     odd: list[dict[str, Any]] = [
         {"role": "authenticated"},

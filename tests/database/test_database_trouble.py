@@ -112,7 +112,7 @@ async def test_a_pool_of_two_connections_for_fifty_tasks(world: World) -> None:
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "57014", "25006"])
-async def test_errors_that_pass_are_sent_again(world: World, sqlstate: str) -> None:
+async def test_statements_are_repeated_after_transient_errors(world: World, sqlstate: str) -> None:
     """Serialization, deadlock, lock and statement time-outs, a failover: each three times."""
     watch(world)
     tasks = many(world, 3)

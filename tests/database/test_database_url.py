@@ -31,7 +31,7 @@ SECRET = "hunter22"
         ("postgresql://u@h/d?application_name=me@home", "u@h:5432/d"),
     ],
 )
-def test_what_libpq_reads_is_read(url: str, place: str) -> None:
+def test_every_url_that_libpq_reads_is_read(url: str, place: str) -> None:
     read = DatabaseUrl.read(url)
     assert read.place() == place
     assert SECRET not in read.masked() + repr(read)
@@ -69,7 +69,7 @@ def test_what_libpq_reads_is_read(url: str, place: str) -> None:
         ("postgresql://u:hunter22\udcff@h/d", "no UTF-8"),
     ],
 )
-def test_what_can_not_work_is_refused_without_the_password(url: str, said: str) -> None:
+def test_a_url_that_can_not_work_is_refused_without_the_password(url: str, said: str) -> None:
     with pytest.raises(DatabaseUrlError) as refused:
         DatabaseUrl.read(url)
     assert said in str(refused.value)

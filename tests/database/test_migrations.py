@@ -176,7 +176,7 @@ def test_two_migrations_at_once_do_not_collide(bare_database: Database) -> None:
     assert sorted(applied) == NAMES
 
 
-def test_a_migration_that_meets_a_lock_lets_everybody_through_and_comes_again(
+def test_a_migration_that_meets_a_lock_gives_way_and_is_repeated(
     bare_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transaction that has only read a table is enough to keep a migration of it waiting."""
@@ -537,7 +537,9 @@ def test_no_client_keeps_the_right_to_put_a_trigger_on_scenes(bare_database: Dat
     assert {rights for _, _, rights in rows} == {"INSERT, SELECT"}
 
 
-def test_each_file_looks_for_names_only_where_no_user_can_put_any(bare_database: Database) -> None:
+def test_each_file_searches_names_only_where_no_user_can_create_any(
+    bare_database: Database,
+) -> None:
     """A view keeps the function that it was made with: a user's own, if schema public is open."""
     with psycopg.connect(bare_database.admin_url, autocommit=True) as conn:
         conn.execute(
@@ -688,7 +690,7 @@ def test_we_have_nothing_to_do_after_the_cli(
     assert lines_of(bare_database) == lines_of(database)
 
 
-def test_the_cli_goes_on_where_we_stopped(
+def test_the_cli_continues_where_we_stopped(
     supabase: SupabaseCLI,
     bare_database: Database,
     database: Database,
@@ -704,7 +706,7 @@ def test_the_cli_goes_on_where_we_stopped(
     assert lines_of(bare_database) == lines_of(database)
 
 
-def test_the_advisors_find_nothing_in_what_we_made(
+def test_the_advisors_find_nothing_in_our_objects(
     supabase: SupabaseCLI, bare_database: Database
 ) -> None:
     """Unused indexes apart: in a database that has run nothing yet all of them are.

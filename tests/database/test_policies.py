@@ -429,7 +429,7 @@ def expected(trial: Trial, table: str, role: str) -> Rights:
 
 
 @pytest.mark.parametrize("where", TO_A_STRANGER)
-def test_a_role_that_is_granted_all_by_default_gets_nothing_of_ours(
+def test_a_role_with_all_default_privileges_gets_none_on_our_objects(
     bare_database: Database, where: str
 ) -> None:
     """An application's own role, of which no file of ours has heard. Asked after each file."""
@@ -467,7 +467,7 @@ BY_ITS_WORK = {("vidgen.slots", "task_id")}
 """A place at the provider goes from one task to the next."""
 
 
-def test_no_statement_of_the_worker_changes_whose_a_thing_is(trial: Trial) -> None:
+def test_no_statement_of_the_worker_changes_an_owner(trial: Trial) -> None:
     needs = needs_of_the_worker(trial.ground)
     changed = {
         (table, column) for table, columns in needs.update.items() for column in columns & NEVER_ITS
@@ -494,7 +494,7 @@ def test_each_role_may_do_what_was_decided_and_no_more(either_trial: Trial, role
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("right", ["truncate", "references", "trigger"])
-def test_nobody_but_the_owner_has_the_rights_beside_the_verbs(
+def test_only_the_owner_has_rights_beyond_the_verbs(
     either_trial: Trial, role: str, right: str
 ) -> None:
     rows = either_trial.ground.sql(
@@ -508,7 +508,7 @@ def test_nobody_but_the_owner_has_the_rights_beside_the_verbs(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_no_sequence_is_open_to_anybody(either_trial: Trial, role: str) -> None:
+def test_no_role_has_a_right_on_a_sequence(either_trial: Trial, role: str) -> None:
     rows = either_trial.ground.sql(
         "select s.schemaname, s.sequencename from pg_sequences as s"
         " where s.schemaname in ('public', 'vidgen') and has_sequence_privilege("
@@ -520,7 +520,7 @@ def test_no_sequence_is_open_to_anybody(either_trial: Trial, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_only_the_worker_enters_the_private_schema_and_nobody_adds_to_it(
+def test_only_the_worker_uses_the_private_schema_and_no_role_creates_in_it(
     either_trial: Trial, role: str
 ) -> None:
     row = either_trial.ground.one(
@@ -575,7 +575,7 @@ def test_no_function_is_callable_by_a_role_that_does_not_need_it(
     assert open_to_role == {name for name, roles in FUNCTIONS.items() if role in roles}
 
 
-def test_every_function_looks_for_names_where_no_client_can_put_any(trial: Trial) -> None:
+def test_every_function_searches_names_where_no_client_can_create_any(trial: Trial) -> None:
     """Not even types in the session's temporary schema, which an empty path searches first."""
     for name, row in functions_of(trial.ground).items():
         assert "search_path=pg_catalog, pg_temp" in (row["config"] or []), name
@@ -689,7 +689,7 @@ def test_a_user_sees_its_own_rows_only(both: Both, table: str, owner: str) -> No
         assert [row["owner"] for row in rows] == [user], table
 
 
-def test_what_belongs_to_users_is_all_probed(both: Both) -> None:
+def test_every_table_of_users_rows_is_probed(both: Both) -> None:
     rows = both.ground.sql(
         "select attrelid::regclass::text as name from pg_attribute join pg_class on"
         " pg_class.oid = attrelid where relnamespace = 'public'::regnamespace"
@@ -702,7 +702,7 @@ def test_what_belongs_to_users_is_all_probed(both: Both) -> None:
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
 @pytest.mark.parametrize(("table", "owner"), OWNED)
-def test_without_a_user_nothing_is_seen(both: Both, role: str, table: str, owner: str) -> None:
+def test_a_token_without_a_user_sees_no_row(both: Both, role: str, table: str, owner: str) -> None:
     with acting(both.ground, role) as conn:
         try:
             assert conn.execute(f"select {owner} from {table}".encode()).fetchall() == []
@@ -710,7 +710,7 @@ def test_without_a_user_nothing_is_seen(both: Both, role: str, table: str, owner
             assert role == "anon"
 
 
-def test_a_user_orders_for_itself_only(both: Both) -> None:
+def test_a_user_orders_only_for_itself(both: Both) -> None:
     with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
         as_user(
             both.ground, both.mine, f"insert into {TASKS} (scene_id, user_id) values (%s, %s)",
@@ -785,7 +785,7 @@ def test_a_task_is_ordered_from_a_scene_that_is_the_users_at_that_moment(both: B
     ],
 )
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_nobody_changes_the_files(both: Both, role: str, statement: str) -> None:
+def test_no_client_changes_the_files(both: Both, role: str, statement: str) -> None:
     try:
         with acting(both.ground, role, both.mine) as conn:
             assert conn.execute(statement.encode()).fetchall() == []
@@ -808,7 +808,7 @@ def test_a_user_reads_its_own_file_only(both: Both) -> None:
 # Negative controls: the tests above can fail.
 
 
-def test_control_a_right_given_away_is_seen(trial: Trial) -> None:
+def test_control_a_right_too_many_is_found(trial: Trial) -> None:
     before = trial.rights("authenticated", TASKS)
     trial.ground.sql(f"grant update (message) on {TASKS} to authenticated")
     trial.ground.sql("grant usage on schema vidgen to anon")
@@ -820,20 +820,20 @@ def test_control_a_right_given_away_is_seen(trial: Trial) -> None:
     assert trial.rights("nobody", "public.user_credits").delete
 
 
-def test_control_a_table_and_a_function_nobody_decided_on_are_seen(trial: Trial) -> None:
+def test_control_an_undecided_table_and_function_are_found(trial: Trial) -> None:
     trial.ground.sql("create table public.undecided (id int)")
     trial.ground.sql("create function public.undecided() returns int language sql as 'select 1'")
     assert "public.undecided" in set(Trial(trial.ground, trial.nobody).columns) - set(DECIDED)
     assert "public.undecided()" in set(functions_of(trial.ground)) - set(FUNCTIONS)
 
 
-def test_control_a_policy_too_wide_is_seen(both: Both) -> None:
+def test_control_a_policy_too_wide_is_found(both: Both) -> None:
     both.ground.sql(f"create policy wide on {TASKS} for select to authenticated using (true)")
     with pytest.raises(AssertionError):
         test_a_user_sees_its_own_rows_only(both, TASKS, "user_id")
 
 
-def test_control_a_function_that_forgets_its_caller_is_seen(both: Both) -> None:
+def test_control_a_function_without_a_check_of_its_caller_is_found(both: Both) -> None:
     both.ground.sql(
         "create or replace function vidgen.may_act_on(owner uuid) returns boolean"
         " language sql stable security definer set search_path = '' as 'select true'"

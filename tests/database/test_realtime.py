@@ -48,7 +48,7 @@ def visible(row: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("table", ["video_generation_tasks", "video_generation_gates"])
-def test_clients_can_watch_it(world: World, table: str) -> None:
+def test_realtime_delivers_updates_to_clients(world: World, table: str) -> None:
     rows = world.sql(
         "select 1 as yes from pg_publication_tables where pubname = 'supabase_realtime'"
         " and schemaname = 'public' and tablename = %s and rowfilter is null",
@@ -57,7 +57,7 @@ def test_clients_can_watch_it(world: World, table: str) -> None:
     assert len(rows) == 1
 
 
-async def test_each_update_shows_something_new(world: World) -> None:
+async def test_each_update_changes_a_visible_column(world: World) -> None:
     """Many heartbeats and every checkpoint of a whole task: only visible changes are sent."""
     user = world.user()
     scene = world.scene(user, visual_prompt="[[throttle 1s]] slow")
@@ -105,7 +105,7 @@ def test_no_client_and_no_worker_deletes_a_row(world: World, role: str) -> None:
     assert row == {"may": False}
 
 
-async def test_control_an_update_that_shows_nothing_is_seen(world: World) -> None:
+async def test_control_an_update_without_a_visible_change_is_found(world: World) -> None:
     user = world.user()
     task = world.order(user, world.scene(user))
     with slot(world) as name:

@@ -130,7 +130,7 @@ async def test_every_pinned_setting_holds_on_every_pool(
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_each_setting_alone_hurts_no_verb_of_the_client(database: Target, name: str) -> None:
+def test_no_single_setting_breaks_a_verb_of_the_client(database: Target, name: str) -> None:
     make_odd(database, **{name: ODD[name]})
     with client.open_database(database.url) as opened:
         assert (opened.row("schema_version") or {})["schema_version"]
@@ -149,7 +149,7 @@ async def test_the_migrations_run_whatever_the_role_s_settings_are(
 
 
 @pytest.mark.parametrize("how", WAYS)
-async def test_a_lock_is_waited_for_no_longer_than_was_pinned(
+async def test_no_wait_for_a_lock_is_longer_than_was_pinned(
     database: Target, tmp_path: Path, how: str
 ) -> None:
     """Whatever the role says, and on whichever server connection the pooler puts the statement."""
@@ -168,7 +168,9 @@ async def test_a_lock_is_waited_for_no_longer_than_was_pinned(
             await pools.close()
 
 
-async def test_nothing_is_said_to_the_session_of_a_pooler(database: Target, tmp_path: Path) -> None:
+async def test_no_setting_is_sent_to_the_session_of_a_pooler(
+    database: Target, tmp_path: Path
+) -> None:
     """What one of ours says must not be met by another client on the same server connection."""
     if PGBOUNCER is None:
         pytest.skip("needs Debian's package pgbouncer")

@@ -74,7 +74,9 @@ async def test_a_process_runs_under_its_own_role(humble: World, tmp_path: Path) 
     assert "permission denied" not in log.read_text()
 
 
-async def test_a_worker_whose_clips_nobody_could_sign_waits_for_an_operator(humble: World) -> None:
+async def test_a_worker_whose_clips_could_not_be_signed_waits_for_an_operator(
+    humble: World,
+) -> None:
     """Its role may not point the storage policy at another bucket; it claims nothing till then."""
     user = humble.user(100)
     task = humble.order(user, humble.scene(user))
@@ -186,7 +188,7 @@ def test_the_role_has_no_way_around_row_level_security(humble: World, login: str
                 conn.execute(refused)
 
 
-def test_the_step_is_the_documented_one() -> None:
+def test_the_step_to_a_role_of_its_own_is_the_documented_one() -> None:
     documented = AS_DOCUMENTED.format("video_daemon", "'…'")
     assert documented in (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 

@@ -82,7 +82,7 @@ def test_every_fault_has_a_sentence_for_the_user(name: FaultName) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_fails_a_task_has_a_code(name: FaultName) -> None:
+def test_every_fault_that_fails_a_task_has_a_code(name: FaultName) -> None:
     rule = FAULTS[name]
     if rule.disposition is Disposition.FAIL:
         assert rule.code

@@ -100,11 +100,11 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 
 
 @given(st.text())
-def test_any_text_can_be_looked_through(text: str) -> None:
+def test_any_text_can_be_searched_for_secrets(text: str) -> None:
     assert JWT not in masked(text + JWT + text)
 
 
-def test_what_is_too_short_to_be_a_secret_blots_out_nothing() -> None:
+def test_a_value_too_short_for_a_secret_hides_nothing() -> None:
     secrets = Secrets()
     secrets.learn(["", "a", "abc"])
     assert secrets.masked("abcabc a") == "abcabc a"

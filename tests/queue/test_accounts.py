@@ -64,7 +64,7 @@ def refused(heard: list[bus.Event]) -> set[UUID]:
     return {e.fence.task_id for e in heard if isinstance(e, events.GenerationNotOurs)}
 
 
-async def test_two_accounts_under_one_label_pay_for_nothing_twice(world: World) -> None:
+async def test_two_accounts_under_one_label_pay_for_no_stage_twice(world: World) -> None:
     """Five needed, five paid: a stranger's 404 is no end of a generation."""
     other = world.runway.another_key("other")
     async with world.worker():
@@ -104,7 +104,7 @@ async def test_workers_of_another_label_never_ask_for_a_generation(world: World)
 
 
 @pytest.mark.parametrize("how", ["drained", "killed"])
-async def test_a_rotation_of_keys_loses_and_doubles_nothing(
+async def test_a_rotation_of_keys_loses_and_repeats_no_generation(
     world: World, tmp_path: Path, how: str
 ) -> None:
     """Same account, new key: the old one is revoked as soon as its worker is gone."""
@@ -227,7 +227,7 @@ async def test_a_cost_is_not_called_gone_by_a_stranger(world: World) -> None:
     assert (row["ended_state"], row["cost"]) == ("failed", 3)
 
 
-async def test_a_key_follows_what_it_made_before_it_was_given_a_label(world: World) -> None:
+async def test_a_key_follows_generations_from_before_its_label(world: World) -> None:
     """What the version before left running has the default label, and its own key."""
     async with world.worker():
         tasks = orders(world, 2)

@@ -142,7 +142,7 @@ def test_a_scene_that_is_locked_is_written_later(ground: Ground, lock: str) -> N
     assert ground.books_balance()
 
 
-def test_an_owed_write_takes_back_nothing_newer(ground: Ground) -> None:
+def test_an_owed_write_overwrites_no_newer_value(ground: Ground) -> None:
     """One attempt failed while the scene was locked; a newer task of the scene runs by now."""
     hand, user = ground.worker(), ground.user()
     old = ground.held(hand, "start_task", user_id=user)
@@ -160,7 +160,7 @@ def test_an_owed_write_takes_back_nothing_newer(ground: Ground) -> None:
     assert scene_of(ground, new)["status"] == "failed", "nothing is owed: it is written at once"
 
 
-def test_what_is_owed_to_a_scene_that_goes_or_refuses_is_dropped(ground: Ground) -> None:
+def test_owed_writes_of_a_deleted_or_refusing_scene_are_dropped(ground: Ground) -> None:
     hand = ground.worker()
     gone, refusing = ground.held(hand), ground.held(hand)
     with locked(ground, "select from video_scenes for update"):
@@ -209,7 +209,7 @@ def test_a_task_that_is_locked_is_set_aside_and_never_ends_by_that(ground: Groun
     assert "another transaction holds" in ground.task(held.id)["message"]
 
 
-def test_who_has_lost_a_locked_task_notes_nothing_about_it(ground: Ground) -> None:
+def test_a_worker_that_lost_a_locked_task_records_nothing_about_it(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task")
     with locked(ground, "select from video_generation_tasks for update"):
@@ -254,7 +254,7 @@ OF_ONE_ROW = ("close_generation", "is_gone")
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name not in OF_ONE_ROW])
-def test_a_statement_about_many_waits_for_no_row_of_a_client(ground: Ground, name: str) -> None:
+def test_a_statement_about_many_tasks_waits_for_no_locked_row(ground: Ground, name: str) -> None:
     """Generated: every named query that is not about one task, beside rows that are all held."""
     hand = ground.worker()
     parameters = STATES[name](ground, hand)
@@ -274,7 +274,7 @@ def burning_retry(ground: Ground, hand: Hand, held: Held, user: UUID) -> Callabl
     return lambda: block.__exit__(None, None, None)
 
 
-def test_a_burning_retry_keeps_no_other_s_slot(ground: Ground) -> None:
+def test_a_user_s_repeated_retries_keep_no_slot_from_others(ground: Ground) -> None:
     """The sweep of slots and of unanswered submissions leaves out what the call holds."""
     hand, user = ground.worker(), ground.user()
     hand("set_limit", model="gen4_image", max_generations=3)
@@ -346,9 +346,7 @@ def kept(ground: Ground, how: str, user: UUID, *tasks: UUID) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["a lock", "a cancel"])
 @pytest.mark.parametrize("past_image", [False, True])
-def test_a_suspect_that_is_locked_gives_its_place_up(
-    ground: Ground, past_image: bool, how: str
-) -> None:
+def test_a_locked_suspect_reserves_no_slot(ground: Ground, past_image: bool, how: str) -> None:
     """One generation of each model at once: the place left for a suspect is the only one."""
     hand, user = ground.worker(), ground.user()
     suspect, others = waiting(
@@ -377,7 +375,7 @@ def test_a_suspect_that_is_locked_gives_its_place_up(
 
 
 @pytest.mark.parametrize("how", ["a lock", "a cancel"])
-def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
+def test_locked_clips_reserve_no_room(ground: Ground, how: str) -> None:
     """As many tasks past their image as keep everybody's next image from being begun."""
     hand, user = ground.worker(), ground.user()
     clips = waiting(ground, hand, user, user, past_image=True, crashes=0)
@@ -394,7 +392,7 @@ def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a lock", "a cancel", "a trigger"])
-def test_rows_that_can_not_be_concluded_keep_no_room(ground: Ground, how: str) -> None:
+def test_rows_that_can_not_be_concluded_reserve_no_room(ground: Ground, how: str) -> None:
     """They stay 'processing' with their worker, as many as keep everybody's next image waiting."""
     hand, user = ground.worker(), ground.user()
     for model, most in (("gen4_image", 5), ("gen4_turbo", 1)):
@@ -471,7 +469,7 @@ def test_costs_that_retries_hold_keep_no_other_s_from_being_read(ground: Ground)
         assert [row["task_id"] for row in hand("costs_to_read_again")] == ids[-1:]
 
 
-def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
+def test_a_lasting_lock_is_tried_less_and_less_often(ground: Ground) -> None:
     hand, user = ground.worker(), ground.user()
     waiting(ground, hand, user, past_image=True, crashes=SUSPECT)
     all_due(ground)
@@ -531,7 +529,7 @@ def test_claims_that_meet_each_other_lose_nothing(ground: Ground, past_image: bo
     assert [held.id for held in rival.claim()] == [suspect]
 
 
-async def test_a_locked_suspect_and_locked_clips_keep_no_worker_from_others(world: World) -> None:
+async def test_a_locked_suspect_and_locked_clips_stop_no_worker(world: World) -> None:
     watch(world)
     user, other = world.user(), world.user()
     with world.ground() as ground:
@@ -617,7 +615,7 @@ def test_a_slow_trigger_of_one_user_keeps_no_other_s_submission(ground: Ground, 
                       theirs[0].id)["n"] == 1  # fmt: skip
 
 
-def test_who_waits_for_a_users_limits_keeps_nobody_else(ground: Ground) -> None:
+def test_a_statement_that_waits_for_a_user_s_limits_blocks_no_other_user(ground: Ground) -> None:
     """However long he waits: the trouble, and a free place at the provider, are taken after it."""
     hand, other, user = ground.worker(), ground.worker(), ground.user()
     braked(ground, hand, user)
@@ -840,7 +838,7 @@ OWNERS_WORK = (
 
 
 @pytest.mark.parametrize("statement", OWNERS_WORK)
-async def test_what_an_owner_s_work_has_stopped_goes_on_after_it(
+async def test_a_task_that_its_owner_s_transaction_stopped_goes_on_after_it(
     world: World, statement: str
 ) -> None:
     """The lease is kept meanwhile, no task ends by it, and nothing is paid twice."""
@@ -871,7 +869,9 @@ async def test_what_an_owner_s_work_has_stopped_goes_on_after_it(
     assert world.books_balance()
 
 
-async def test_a_lease_that_an_owner_s_work_has_cost_is_taken_up_again(world: World) -> None:
+async def test_a_worker_that_lost_its_lease_to_an_owner_s_transaction_starts_over(
+    world: World,
+) -> None:
     """The heartbeat reads the table of tasks: whoever changes its shape stops that, too."""
     watch(world)
     user = world.user()

@@ -111,7 +111,9 @@ def line_up_all(ground: Ground, hand: Hand) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("crowd", CROWDS)
-def test_a_claim_reads_no_more_beside_a_crowd(small: tuple[Ground, Hand], crowd: str) -> None:
+def test_a_claim_reads_no_more_rows_beside_many_waiting_tasks(
+    small: tuple[Ground, Hand], crowd: str
+) -> None:
     ground, hand = small
 
     def read(name: str) -> int:
@@ -164,9 +166,7 @@ def test_a_claim_reads_no_more_beside_a_crowd(small: tuple[Ground, Hand], crowd:
         ("line_up", True),
     ],
 )
-def test_a_plan_made_while_there_was_nothing_stays_good(
-    ground: Ground, name: str, idle: bool
-) -> None:
+def test_a_plan_made_on_empty_tables_stays_fast(ground: Ground, name: str, idle: bool) -> None:
     """A worker plans once, on a new project; then somebody inserts a hundred thousand rows."""
     for table in (f"public.{TASKS}", "vidgen.turns", "vidgen.arrivals", "vidgen.resumes"):
         ground.sql(f"alter table {table} set (autovacuum_enabled = false)")

@@ -21,7 +21,7 @@ async def scraped(url: str) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
-async def test_a_scrape_tells_what_a_task_did(world: World) -> None:
+async def test_a_scrape_shows_the_events_of_a_task(world: World) -> None:
     user = world.user()
     with recorded() as heard:
         async with world.worker(VIDGEN_METRICS_PORT="0"):
@@ -100,7 +100,7 @@ def test_without_a_port_nothing_listens() -> None:
         assert port is None
 
 
-async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
+async def test_a_scrape_shows_the_whole_fleet(world: World) -> None:
     """Queue, workers, gates and ledger come from the database, whoever caused them."""
     watch(world)
     user = world.user()

@@ -55,9 +55,9 @@ class GenerationEnd(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     GONE = "gone"
-    """The provider no longer knows it."""
+    """The provider no longer knows the generation."""
     UNDECODABLE = "undecodable"
-    """It succeeded, but its output can't be decoded."""
+    """The generation succeeded, but its output can't be decoded."""
     GIVEN_UP = "given up"
     """The provider did not answer for too long, or did not end it."""
 

@@ -510,7 +510,7 @@ class TaskCompleted(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequeued(TaskEvent):
-    """Not now."""
+    """The task returned to the queue: another attempt follows later."""
 
     sentence = "Video generation requeued"
     level = logging.WARNING
@@ -545,7 +545,7 @@ class UserBraked(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed(TaskEvent):
-    """It ends here."""
+    """The task has failed."""
 
     sentence = "Video generation failed"
     level = logging.ERROR

@@ -34,7 +34,7 @@ class Order:
     seconds: int
 
     def frozen(self) -> dict[str, Any]:
-        """As the checkpoint keeps it."""
+        """Return the order in the form of a checkpoint."""
         return {
             "endpoint": self.request.endpoint,
             "model": self.request.model,
@@ -46,7 +46,7 @@ class Order:
 
     @classmethod
     def thawed(cls, frozen: Mapping[str, Any]) -> "Order":
-        """As the checkpoint kept it."""
+        """Return the order from the form of a checkpoint."""
         request = Request(
             frozen["endpoint"], frozen["model"], frozen["body"], frozen["source"]
         )  # fmt: skip
