@@ -208,7 +208,7 @@ def join(app: App, seen: Visit, credits_given: int) -> None:
 
 
 def look_again(seen: Visit) -> None:
-    """What a browser says when its tab is shown again."""
+    """The event of a browser when its tab is shown again."""
     seen.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
@@ -311,7 +311,7 @@ def test_too_few_credits_are_shown_before_the_order_and_after_it(app: App) -> No
         expect(seen.page.locator("#price")).to_have_text(
             "A video costs 30 credits and you have 0. Add credits, then order."
         )
-        # It says that it is disabled, and can be reached all the same.
+        # It is marked as disabled, but can still be reached.
         button = seen.page.get_by_role("button", name="Order for")
         button.press("Enter")
         expect(seen.card).to_have_count(0)
@@ -410,7 +410,7 @@ export const written: { [T in Written]: Database['public']['Tables'][T]['Insert'
 declare const args: { [F in keyof Calls]: Calls[F]['Args'] }
 export const called: { [F in keyof Calls]: Database['public']['Functions'][F]['Args'] } = args
 """
-"""What the page reads, writes and calls, held against the database's own types."""
+"""The page's reads, writes and calls, compared with the database's own types."""
 
 
 def test_the_page_agrees_with_the_tables(database: Database, tmp_path: Path) -> None:

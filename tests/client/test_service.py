@@ -80,7 +80,7 @@ def conclude(database: str, task_id: str, **columns: object) -> None:
 
 
 def clip_of(scene: Scene) -> str:
-    """Where a clip of the scene's user may lie."""
+    """The path of a clip of the scene's user."""
     return f"video-files/{scene.user_id}/gone.mp4"
 
 

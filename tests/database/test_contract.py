@@ -35,7 +35,7 @@ def in_status(ground: Ground, status: Status, user_id: UUID | None = None) -> He
     return held
 
 
-# What a row may become.
+# The legal changes of a row.
 
 ALLOWED = {
     (Status.PENDING, Status.PROCESSING), (Status.PENDING, Status.CANCELLED),
@@ -81,7 +81,7 @@ def test_a_status_changes_only_as_listed_whoever_asks(ground: Ground, role: str)
                 done.add((old, new))
         ground.sql(f"delete from {TASKS} where id = %s", held.id)
     assert done | denied == ALLOWED
-    # What has ended, a worker does not begin again by itself.
+    # A worker can't restart an ended task by itself.
     again = {(Status.FAILED, Status.PENDING), (Status.CANCELLED, Status.PENDING)}
     assert denied == (again if role == "vidgen_worker" else set())
     assert said == {f"status can't change from {a} to {b}" for a, b in set(PAIRS) - ALLOWED}
@@ -190,7 +190,7 @@ def test_a_priority_has_its_range(ground: Ground, priority: int) -> None:
         insert(ground, ground.user(), priority=priority)
 
 
-# Who may do what.
+# The rights of each role.
 
 CLIENT_SETS = {"id", "scene_id", "user_id", "priority", "run_after"}
 
@@ -246,7 +246,7 @@ def test_owners_see_their_own_rows_only(ground: Ground) -> None:
 
 
 def test_a_task_for_somebody_else_or_of_a_foreign_scene_is_refused_alike(ground: Ground) -> None:
-    """An absent scene, a stranger's and none at all: the same words, so that nobody can look."""
+    """An absent scene, a stranger's and none at all get the same message."""
     me, other = ground.user(), ground.user()
     said = set()
     for columns in (

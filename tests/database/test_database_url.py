@@ -76,7 +76,7 @@ def test_a_url_that_can_not_work_is_refused_without_the_password(url: str, said:
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None or SECRET not in str(refused.value.__cause__)
     assert place_of(url) == "the address of DATABASE_URL"
-    # Nobody knows which part is the password: all of it is hidden.
+    # The password can't be located: all of the text is hidden.
     assert any(SECRET in secret or "%" in secret for secret in secrets_of(url)) or "[Y" in url
 
 

@@ -26,7 +26,7 @@ def ended(ground: Ground, hand: Hand, user: UUID, end: str) -> Held:
 
 
 def forget(hand: Hand, *, keep: timedelta = KEEP, batch: int = 1000) -> tuple[int, int]:
-    """As the janitor does: (tasks, holds)."""
+    """Do the janitor's work: (tasks, holds)."""
     tasks, holds, after = 0, 0, None
     while True:
         (row,) = hand("forget_tasks", keep=keep, after=after, batch=batch)
@@ -94,7 +94,7 @@ def test_rows_of_young_running_and_waiting_tasks_are_kept(ground: Ground) -> Non
 
 
 def test_rows_that_the_views_still_read_are_not_forgotten(ground: Ground) -> None:
-    """Whoever asks, and for whatever age."""
+    """For every caller and every age."""
     hand = ground.worker()
     completed(ground, hand, ground.user())
     aged(ground, days=31)
@@ -232,7 +232,7 @@ async def test_a_completed_task_is_a_line_per_milestone_in_the_log(
 
 
 def audit(hand: Hand, *, entries: int = 1000, users: int = 1000) -> int:
-    """As the janitor does: how many users don't agree."""
+    """Do the janitor's work; return the number of users who disagree."""
     while hand("audit_entries", batch=entries)[0]["entries"] == entries:
         pass
     found, after = 0, None
@@ -244,7 +244,7 @@ def audit(hand: Hand, *, entries: int = 1000, users: int = 1000) -> int:
 
 
 def agreed(ground: Ground, hand: Hand, **sizes: int) -> int:
-    """What the audit finds, which is what the whole ledger says."""
+    """The result of the audit, which must equal that of the whole ledger."""
     whole = ground.one("select count(*) as users from vidgen.credit_discrepancies")["users"]
     found = audit(hand, **sizes)
     assert found == whole

@@ -241,7 +241,7 @@ def test_claims_are_read_in_one_place(ground: Ground) -> None:
 
 @dataclass(frozen=True)
 class Loot:
-    """What is there to steal: a user's balance, and a task at every point of its life."""
+    """The targets of a thief: a user's balance, and a task at every point of its life."""
 
     user: UUID
     waiting: UUID
@@ -262,7 +262,7 @@ def loot(ground: Ground) -> Loot:
 
 @pytest.fixture
 def thief(postgres_server: PostgresServer, database: Database, loot: Loot) -> Iterator[Connection]:
-    """Whoever has the worker's password."""
+    """A thief with the worker's password."""
     assert loot.waiting.version
     with logged_in(postgres_server, database, "vidgen_worker") as conn:
         yield conn
@@ -367,10 +367,10 @@ REFUSED = (
     ),
     "update vidgen.checkpoints set task_id = task_id",
     "update vidgen.checkpoints set stage = stage",
-    # What a checkpoint names is signed, and removed with its task.
+    # The object of a checkpoint is signed, and removed with its task.
     "update vidgen.checkpoints set bucket = 'documents' where path is not null",
     "update vidgen.checkpoints set path = 'payroll/all.pdf' where path is not null",
-    # What was sent, and which generation came of it, is a fact.
+    # A sent request and its generation never change.
     "update vidgen.checkpoints set request = '{\"promptText\": \"mine\"}' where state = 'storing'",
     "update vidgen.submissions set generation_id = gen_random_uuid() where answer = 'generation'",
     "update vidgen.submissions set generation_id = null, answer = 'unknown'",
@@ -543,7 +543,7 @@ def test_a_stolen_role_makes_no_worker_follow_another_s_generation(
 
 @pytest.mark.usefixtures("loot")
 def test_a_stage_may_have_a_bucket_of_its_own(ground: Ground, thief: Connection) -> None:
-    """Its row is an operator's to write; then a worker stores there and nowhere else."""
+    """Only an operator writes its row; then a worker stores there and nowhere else."""
     begin = BEGIN_UPLOAD.format(of="t.worker_id, %(bucket)s", where="t.status = 'processing'")
     assert state_of(thief, begin, {"bucket": "posters"}) == "42501"
     ground.sql(
@@ -619,7 +619,7 @@ def detoasted(conn: Connection) -> int:
 
 
 def load(ground: Ground, hand: Hand, held: Held) -> dict[str, Any]:
-    """What a worker is given of the scene, and that nothing large was read for it."""
+    """The scene as a worker gets it, with a check that nothing large was read."""
     with hand.conn.transaction():
         (row,) = hand.about(held, "load_task")
         assert detoasted(hand.conn) == 0
@@ -723,7 +723,7 @@ def test_a_column_whose_reading_raises_is_that_rows_error(ground: Ground, state:
 
 
 def test_a_scene_is_digested_as_before(ground: Ground) -> None:
-    """What was rejected before the migration is still known by its digest."""
+    """Inputs rejected before the migration are still known by their digest."""
     user = ground.user()
     scene = ground.scene(user)
     ground.sql(
@@ -803,7 +803,7 @@ def test_words_in_a_user_s_prompt_close_no_gate(words: str) -> None:
     for body in echoes:
         assert fault_of(400, body, prompt=words) == "request_refused", body
         assert fault_of(429, body, prompt=words) == "provider_busy", body
-    # What the server of an asset says stands behind the provider's own words.
+    # The text of an asset's server follows the provider's own words.
     for sent in (f"Failed to fetch asset: {words}", f"Timeout while fetching asset ({words})"):
         assert fault_of(400, {"error": sent}) == "request_refused"
 
@@ -851,7 +851,7 @@ def test_the_document_lists_what_a_stolen_worker_may_write_and_call(ground: Grou
 def test_a_stolen_role_does_not_set_the_time_of_a_task_s_end(
     ground: Ground, thief: Connection, loot: Loot
 ) -> None:
-    """What ended long ago is pruned, and its file with it."""
+    """A task that ended long ago is pruned, with its file."""
     held = loot.charged
     thief.execute(
         f"update {TASKS} set status = 'failed', worker_id = null, error_code = 'X', error = '{{}}',"

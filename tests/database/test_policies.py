@@ -31,7 +31,7 @@ NONE: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Rights:
-    """What a role may do with a table: the columns for each verb, and whether it may delete."""
+    """The rights of a role on a table: the columns for each verb, and whether it may delete."""
 
     select: frozenset[str] = NONE
     insert: frozenset[str] = NONE
@@ -54,7 +54,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
             select=ALL, insert=frozenset({"id", "scene_id", "user_id", "priority", "run_after"})
         ),
         "service_role": WRITE,
-        # What a worker shows of its work. Whose it is, its scene, its place: nobody's.
+        # The columns that a worker writes. No role changes owner, scene and place.
         "vidgen_worker": Rights(select=ALL, update=frozenset({
             "attempt", "completed_at", "current_step", "error", "error_code", "error_message",
             "expected_at", "failures", "image_path", "image_ratio", "image_url", "message",
@@ -138,21 +138,21 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "public.cancel_video_generation_task(uuid)": CLIENTS,
     "public.retry_video_generation_task(uuid)": CLIENTS,
     "public.grant_video_credits(uuid,integer,text)": frozenset({"service_role"}),
-    # Where LOCK TABLE would follow from DELETE.
+    # Tables where DELETE would allow LOCK TABLE.
     "public.delete_video_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.delete_scene(uuid)": frozenset({"authenticated"}),
-    # What the calls above run. Without USAGE on the schema no client reaches these by name.
+    # Functions of the calls above. Without USAGE on the schema no client reaches these by name.
     "vidgen.cancel_task(uuid)": CLIENTS,
     "vidgen.retry_task(uuid)": CLIENTS,
     "vidgen.grant_credits(uuid,integer,text)": frozenset({"service_role"}),
-    # What policies ask.
+    # Functions of the policies.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.signed_in_user()": frozenset({"authenticated"}),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
     # By a policy that binds every role.
     "vidgen.our_buckets()": frozenset(ROLES),
     "vidgen.is_unpaid(text,text)": frozenset(ROLES),
-    # What the worker's statements call.
+    # Functions of the worker's statements.
     "vidgen.read_scene(uuid,uuid)": WORKER,
     "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
     "vidgen.count_slots(text,text,text)": WORKER,
@@ -188,7 +188,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.sweep_limits()": WORKER,
     "vidgen.lock_limits(uuid)": WORKER,
     "vidgen.pass_over(uuid)": WORKER,
-    # Nobody's: triggers, and what the functions above call as their owner.
+    # For no role: triggers, and functions that those above call as their owner.
     "vidgen.lock_user(uuid)": NONE,
     "vidgen.count_user(uuid,bigint,bigint)": NONE,
     "vidgen.pause_user(uuid,timestamp with time zone,text)": NONE,
@@ -215,7 +215,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.check_running(uuid,uuid)": WORKER,
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
-    # Whoever may write a task runs its CHECKs, an application's own role too.
+    # Every role that may write a task runs its CHECKs, an application's own role too.
     "vidgen.times_can_be_read(" + ",".join(7 * ["timestamp with time zone"]) + ")": EVERYBODY,
     "vidgen.texts_are_at_most_40000_bytes(" + 11 * "text," + "jsonb)": EVERYBODY,
     "vidgen.charge_is_due()": NONE,
@@ -274,17 +274,17 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     "vidgen.retry_task(uuid)": "vidgen.may_act_on(task.user_id)",
     "vidgen.owns_scene(uuid)": "vidgen.signed_in_user()",
     "vidgen.delete_scene(uuid)": "vidgen.signed_in_user()",
-    # What it tells is who asks.
+    # It returns only the caller's identity.
     "vidgen.signed_in_user()": "pg_has_role(session_user, 'service_role', 'member')",
     # A bucket's name is the same for everybody.
     "vidgen.our_buckets()": "select array[s.images_bucket, s.videos_bucket]",
     "vidgen.is_paid(text,text)": "t.user_id = (select vidgen.signed_in_user())",
-    # Of a place that its caller must name, and nobody is told of before it is charged.
+    # About a place that the caller must name, which is secret until it is charged.
     "vidgen.is_unpaid(text,text)": "not vidgen.is_charged(is_unpaid.of_path)",
 }
 """The definer functions that signed-in users may run, and what makes each of them safe."""
 
-# As old projects and some self-hosted ones still have it; anon too, and functions.
+# Old projects and some self-hosted ones still have this; anon too, and functions.
 EVERYTHING_BY_DEFAULT = """
 alter default privileges for role postgres in schema public
   grant all on tables to anon, authenticated, service_role;
@@ -341,7 +341,7 @@ class Trial:
         return self.nobody if role == "nobody" else role
 
     def granted(self, role: str, table: str, column: str | None, verb: str) -> bool:
-        """What the catalogue says of one column."""
+        """The catalogue's data of one column."""
         row = self.ground.one(
             "select has_column_privilege(%s, %s, %s, %s) as may",
             self.as_role(role), table, column, verb,
@@ -349,7 +349,7 @@ class Trial:
         return bool(row["may"])
 
     def rights(self, role: str, table: str) -> Rights:
-        """What the role may really do, column by column."""
+        """The actual rights of the role, column by column."""
         name = sql.SQL(".").join(map(sql.Identifier, table.split(".")))
         columns = self.columns[table]
         # The superuser may become anybody, and has no more than that role from then on.
@@ -364,7 +364,7 @@ class Trial:
                 except errors.InsufficientPrivilege:
                     return False
                 except errors.ObjectNotInPrerequisiteState:
-                    return False  # a view that can't be written to, whoever asks
+                    return False  # a view that no role can write to
                 except errors.GeneratedAlways:
                     # Said before rights are asked for: here the catalogue has to do.
                     return self.granted(role, table, column, statement.split(maxsplit=1)[0])
@@ -462,7 +462,7 @@ def test_a_role_with_all_default_privileges_gets_none_on_our_objects(
 
 
 NEVER_ITS = {"user_id", "task_id", "scene_id", "id", "sent_at", "created_at", "charged_at"}
-"""Whose a thing is, and when it was: no worker changes it, whatever its statements say."""
+"""Owners and times: no statement of a worker changes them."""
 BY_ITS_WORK = {("vidgen.slots", "task_id")}
 """A place at the provider goes from one task to the next."""
 

@@ -32,7 +32,7 @@ def slot(world: World) -> Iterator[str]:
 
 
 def changes(world: World, name: str) -> list[tuple[str, dict[str, str]]]:
-    """What has happened to the watched table: the verb, and the row as it then was."""
+    """The events of the watched table: the verb, and the row at that time."""
     rows = world.sql("select data from pg_logical_slot_get_changes(%s, null, null)", name)
     found = []
     for row in rows:
@@ -98,7 +98,7 @@ async def test_leases_checkpoints_and_gates_are_never_sent(world: World) -> None
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "vidgen_worker"])
 def test_no_client_and_no_worker_deletes_a_row(world: World, role: str) -> None:
-    """Realtime sends a DELETE to everybody who watches the table, whoever owned the row."""
+    """Realtime sends a DELETE to all who watch the table, not only to the row's owner."""
     row = world.one(
         "select has_table_privilege(%s, 'public.video_generation_tasks', 'delete') as may", role
     )

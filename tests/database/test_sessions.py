@@ -1,4 +1,4 @@
-"""What role, database and poolers say of a session changes nothing of what we do."""
+"""Settings of role, database and poolers do not change the meaning of our statements."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ ODD: dict[LiteralString, str] = {
     "idle_session_timeout": "1s",
     "row_security": "off",
 }
-"""Whatever any role may set for itself, each set to something that would hurt."""
+"""Every setting that a role may change for itself, each with a harmful value."""
 needs_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="needs Debian's package pgbouncer")
 WAYS = ["directly", pytest.param("pooled", marks=needs_pgbouncer)]
 
@@ -75,7 +75,7 @@ async def reached(target: Target, how: str, folder: Path) -> AsyncIterator[str]:
 
 
 async def said(database: Database, name: str) -> str:
-    """What a setting is inside a statement of ours."""
+    """The value of a setting inside a statement of ours."""
     conn = await database._pool.getconn()
     try:
         if database._prepare:
@@ -152,7 +152,7 @@ async def test_the_migrations_run_whatever_the_role_s_settings_are(
 async def test_no_wait_for_a_lock_is_longer_than_was_pinned(
     database: Target, tmp_path: Path, how: str
 ) -> None:
-    """Whatever the role says, and on whichever server connection the pooler puts the statement."""
+    """For all settings of the role, and on every server connection of the pooler."""
     make_odd(database, lock_timeout="0", statement_timeout="0")
     async with reached(database, how, tmp_path) as url:
         pools = Databases(url, 2, timedelta(seconds=5))
@@ -171,7 +171,7 @@ async def test_no_wait_for_a_lock_is_longer_than_was_pinned(
 async def test_no_setting_is_sent_to_the_session_of_a_pooler(
     database: Target, tmp_path: Path
 ) -> None:
-    """What one of ours says must not be met by another client on the same server connection."""
+    """Our settings must not reach another client on the same server connection."""
     if PGBOUNCER is None:
         pytest.skip("needs Debian's package pgbouncer")
     make_odd(database)

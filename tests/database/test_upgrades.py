@@ -110,7 +110,7 @@ class Caller:
     def __init__(self, ground: Ground, role: str, user: UUID | None) -> None:
         self.conn = psycopg.connect(ground.database.url, autocommit=True, row_factory=dict_row)
         ground.stack.enter_context(self.conn)
-        # As poolers and our own clients have it; a `select *` that a client prepares is its own.
+        # Poolers and our own clients do so; a client's own prepared `select *` is not our concern.
         self.conn.prepare_threshold = None
         self.role = role
         self.claims = json.dumps({"role": role} | ({"sub": str(user)} if user else {}))

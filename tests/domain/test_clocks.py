@@ -47,7 +47,7 @@ def test_a_heartbeat_that_does_not_change_for_a_lease_is_silence() -> None:
 
 
 def test_silence_counts_from_the_heartbeat_and_not_from_the_look_that_found_it() -> None:
-    """Else it would be found two seconds late, at the pace of the queue's polls."""
+    """Without the event it would be found two seconds late, at the pace of the queue's polls."""
     assert silent(looked((16, NOON, 4), (14, NOON + timedelta(seconds=3), 1.5))) == [WORKER]
 
 
@@ -95,7 +95,7 @@ def test_a_verdict_holds_only_for_the_heartbeat_that_was_seen(ground: Ground) ->
 
 @pytest.mark.parametrize("away", ["- interval '1 hour'", "+ interval '1 hour'"])
 def test_a_verdict_asks_no_clock(ground: Ground, away: str) -> None:
-    """What this worker has observed counts, wherever the database's clock has stepped to."""
+    """This worker's own observation counts, even if the database's clock has stepped."""
     hand, other = ground.worker(), ground.worker()
     held = ground.held(hand)
     ground.sql(

@@ -50,7 +50,7 @@ def test_rejected_content_is_never_sent_again() -> None:
 
 
 def test_nothing_is_decided_by_a_faults_name() -> None:
-    """What differs from fault to fault is a column of the table."""
+    """All differences between faults are columns of the table."""
     package = Path(errors.__file__).parent
     found = [
         f"{file.name}: {line.strip()}"

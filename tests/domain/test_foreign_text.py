@@ -168,7 +168,7 @@ async def test_a_refusal_in_foreign_text_is_a_refusal_and_is_posted_once(
     assert submission["details"].isprintable()
 
 
-# What a person sees.
+# A person's view.
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

@@ -69,7 +69,7 @@ def test_a_secret_is_hidden_in_every_spelling(secret: str, spelling: str) -> Non
     assert MASK in said, said
     assert said.startswith("zzz ")
     assert said.endswith(" zzz")
-    # What is left of it is less than a quarter.
+    # Less than a quarter of it is left.
     assert len(said.replace(MASK, "")) - len("zzz  zzz") < max(len(spelled) / 4, 8), said
 
 

@@ -22,7 +22,7 @@ SAYS: dict[str, Progress] = {
 
 
 def every_six_seconds(times: Iterable[float], lots: random.Random) -> Found:
-    """As before this policy: 6 s and up to a quarter more between two polls."""
+    """The former policy: 6 s and up to a quarter more between two polls."""
     return steady(times, 6.0, 7.5, lots)
 
 

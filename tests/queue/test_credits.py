@@ -354,7 +354,7 @@ def test_the_ledger_is_append_only_even_for_its_owner(ground: Ground, statement:
         hand.conn.execute(statement.encode())
 
 
-# What is made here and not paid.
+# Outputs that are made here and not paid.
 
 
 def made_here(hand: Hand, held: Held, state: str = "storing") -> None:
@@ -393,7 +393,7 @@ def test_no_checkpoint_is_submitting_or_generating_without_a_submission(
         made_here(hand, held, state)
 
 
-# What an application replaces, and what tells that the books are wrong.
+# Functions that an application replaces, and signs of wrong books.
 
 
 def test_replaced_functions_survive_another_migrate(ground: Ground) -> None:
@@ -464,7 +464,7 @@ def test_books_that_don_t_agree_are_seen(
     assert rows == [{"user_id": user}]
 
 
-# What an application does to the books.
+# Changes of an application to the books.
 
 
 def test_a_charge_survives_a_balance_that_is_deleted_under_its_hold(ground: Ground) -> None:

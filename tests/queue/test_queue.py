@@ -350,7 +350,7 @@ def test_a_gate_of_the_account_closes_for_all_its_keys(ground: Ground, scope: st
 
 
 def test_gates_of_machines_and_keys_that_have_gone_are_swept(ground: Ground) -> None:
-    """Nobody would probe them; those of an account, a worker or the operator stay."""
+    """No worker would probe them; gates of an account, a worker or the operator stay."""
     hand = ground.worker()
     for scope in ("machine:gone", "storage:gone", "key:gone", "key:key", "default", "other", "*"):
         hand("close_gate", scope=scope, model="*")
@@ -426,7 +426,7 @@ def test_a_clip_resumes_in_its_own_lane_and_a_living_task_in_any(ground: Ground)
 def test_a_dead_worker_s_task_of_another_account_returns_for_its_own_workers(
     ground: Ground,
 ) -> None:
-    """What has nothing alive there is taken over as ever."""
+    """A task without a living generation is taken over as usual."""
     dead, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
     alive = ground.held(dead, "start_task", *STAGE[:2])
     bare = ground.held(dead, "start_task")
@@ -456,7 +456,7 @@ def test_any_worker_may_conclude_a_stored_clip(ground: Ground) -> None:
     assert [one.id for one in stranger.claim(**OF_ANOTHER)] == [held.id]
 
 
-# What users are told.
+# The pauses that users are shown.
 
 
 def shown_to_users(ground: Ground) -> list[tuple[str, str]]:
@@ -889,7 +889,7 @@ def test_a_checkpoint_that_advances_forgives_the_deaths_before_it(ground: Ground
 
 @pytest.mark.parametrize("end", ["fail", "cancel", "requeue"])
 def test_deaths_count_while_a_task_may_still_run(ground: Ground, end: str) -> None:
-    """Else each claim would look at every task that ever died."""
+    """Otherwise each claim would read every task that ever had a death."""
     hand = ground.worker()
     held = ground.held(hand, "start_task")
     ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 1)", held.id)
@@ -940,7 +940,7 @@ def test_a_suspect_without_a_slot_is_not_asked_for_again(ground: Ground, model: 
 
 
 def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> None:
-    """Its output may be the one that shows that rows are taken again; a new one waits."""
+    """Its output may show that rows accept changes again; a new task waits."""
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:2])
     hand.about(held, "requeue")
@@ -1002,7 +1002,7 @@ OTHER: dict[str, Any] = {
 
 
 def test_an_output_of_one_account_is_left_to_no_worker_of_another(ground: Ground) -> None:
-    """It is what opens the gate of a file store that is this account's own."""
+    """Such an output opens the gate of this account's own file store."""
     first, other = ground.worker(**FIRST), ground.worker(**OTHER)
     held = an_output_behind_the_gate(ground, first, FIRST)
     assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": True}]

@@ -26,7 +26,7 @@ WRITES_A_TASK = re.compile(r"\bupdate public\.video_generation_tasks\b")
 
 
 def claimed(ground: Ground, hand: Hand, count: int = 5) -> list[Held]:
-    """So many claimed tasks, each of a user of its own."""
+    """This many claimed tasks, each of another user."""
     return [ground.held(hand, "start_task") for _ in range(count)]
 
 
@@ -203,7 +203,7 @@ def test_a_row_that_refused_is_left_alone_and_then_tried_again(ground: Ground, n
 
 
 def test_a_row_that_a_client_holds_keeps_no_other_from_being_handed_back(ground: Ground) -> None:
-    """A drain waits for nobody's lock: the rest is the lease's."""
+    """A drain waits for no lock: the take-over does the rest."""
     hand, other, client = ground.worker(), ground.worker(), ground.hand()
     ids = five_run(ground, hand)
     with client.holding():
@@ -213,7 +213,7 @@ def test_a_row_that_a_client_holds_keeps_no_other_from_being_handed_back(ground:
         back = hand("hand_back", task_ids=None)
         hand("leave")
     assert {row["id"] for row in back} == set(ids[1:])
-    # Said in its row: taken over at once, and nobody counts a death.
+    # Its row says so: the task is taken over at once, and no death is counted.
     taken = other("take_over", steady=False)
     assert [(row["kind"], row["id"]) for row in taken] == [("taken", ids[0])]
     assert ground.one("select crashes from vidgen.budgets")["crashes"] == 0
@@ -431,7 +431,7 @@ async def test_a_verdict_survives_the_death_of_the_worker_that_reached_it(world:
     refuse_one(world, task, "new.status = 'failed'")
     async with world.worker():
         await until_true(world, "select exists (select from vidgen.refusals)")
-    # As after kill -9 just before `fail`: what is known is the checkpoint's.
+    # The state after kill -9 just before `fail`: only the checkpoint is known.
     world.sql("delete from vidgen.refusals")
     world.sql("drop trigger application_refuses on public.video_generation_tasks")
     world.sql("update video_generation_tasks set run_after = now() where status = 'pending'")
@@ -578,7 +578,7 @@ async def test_a_deferred_constraint_stops_only_its_own_task(world: World) -> No
 def test_a_statement_whose_row_does_not_change_writes_nothing(
     ground: Ground, statement: str, how: str
 ) -> None:
-    """Else a stage is charged whose file its owner can't read, and an end comes again and again."""
+    """Otherwise a stage would be charged whose file its owner can't read, and an end repeated."""
     hand = ground.worker()
     held = ground.prepared(hand, statement)
     KEPT[how](ground, ground.task(held.id)["user_id"])
