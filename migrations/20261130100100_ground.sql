@@ -169,7 +169,7 @@ create table vidgen.settings (
 comment on column vidgen.settings.max_unbilled_cost_per_user is
   'Provider credits that one user may cause in a rolling day for stages that were never charged.';
 comment on column vidgen.settings.max_refusals is
-  'After so many refused changes a task ends as ROW_REFUSED, where its row lets it end.';
+  'After this many refused changes a task ends as ROW_REFUSED, if its row accepts the end.';
 comment on column vidgen.settings.refusal_pause is
   'The first pause of a task whose row refused a change; it doubles, up to 10 minutes.';
 comment on column vidgen.settings.max_inserts_per_hour is
@@ -177,17 +177,17 @@ comment on column vidgen.settings.max_inserts_per_hour is
 comment on column vidgen.settings.max_changes_per_hour is
   'Cancels and retries of one signed-in user within an hour.';
 comment on column vidgen.settings.max_tasks_per_scene is
-  'Tasks of one scene, ended ones too: deleting the scene changes each of their rows.';
+  'Tasks of one scene, ended ones too: a deletion of the scene changes each of their rows.';
 comment on column vidgen.settings.max_scenes_per_user is
-  'Scenes of one signed-in user, in a table video_scenes that our migrations made.';
+  'Scenes of one signed-in user, where our migrations created the table video_scenes.';
 comment on column vidgen.settings.expected_cost is
-  'What a generation counts for, in provider credits, until anybody knows what its model costs.';
+  'The assumed cost of a generation, in provider credits, until the cost of its model is known.';
 comment on column vidgen.settings.rejections_to_slow is
-  'After so many rejections by content rules in a row a user''s submissions come with growing pauses.';
+  'After this many rejections by content rules in a row a user''s submissions get growing pauses.';
 comment on column vidgen.settings.rejections_to_stop is
-  'After so many in a row they stop, for rejection_stop or until an operator lifts it.';
+  'After this many rejections in a row they stop, for rejection_stop or until an operator lifts the limit.';
 comment on column vidgen.settings.rejection_memory is
-  'For so long an input that content rules rejected is not sent again for the same user.';
+  'The time for which an input that content rules rejected is not sent again for the same user.';
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 
@@ -207,11 +207,11 @@ create table vidgen.stages (
 );
 
 comment on column vidgen.stages.place is 'A task walks the stages in this order.';
-comment on column vidgen.stages.action is 'The action of credit_prices whose price it has.';
+comment on column vidgen.stages.action is 'The action of credit_prices with the price of the stage.';
 comment on column vidgen.stages.reserved is
-  'The claim reserves a slot for it; a task that comes to another stage takes a free slot by itself.';
+  'The claim reserves a slot for the stage; for another stage a task takes a free slot by itself.';
 comment on column vidgen.stages.bucket is
-  'Where its outputs are stored; null: in one of the two buckets of vidgen.settings.';
+  'The bucket of its outputs; null: one of the two buckets of vidgen.settings.';
 
 insert into vidgen.stages (name, place, action, reserved) values
   ('image', 1, 'generate_image', true),
@@ -224,7 +224,7 @@ create table vidgen.duties (
   began_at timestamptz not null
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
-comment on table vidgen.duties is 'When a worker of the fleet last began what one of them does for all.';
+comment on table vidgen.duties is 'The last begin of each duty that one worker does for the fleet.';
 
 -- Wake the listeners. This is only a hint: a listener that misses it finds the row at its next poll. The
 -- cluster has one queue of notifications, and a session that listens in an open transaction keeps it from
@@ -804,7 +804,7 @@ begin atomic
 end;
 
 comment on function public.delete_video_scene(uuid) is
-  'Delete a scene of yours; its tasks stay. False: there is no such scene of yours.';
+  'Delete a scene of yours; its tasks stay. False: you have no such scene.';
 
 create function vidgen.scene_digest(scene_id uuid, user_id uuid) returns text
 language sql stable security definer set search_path = pg_catalog, pg_temp

@@ -128,11 +128,11 @@ alter table public.video_generation_tasks enable row level security;
 comment on table public.video_generation_tasks is
   'One order of one user for one video of one scene. Insert a row, then watch it.';
 comment on column public.video_generation_tasks.lane is
-  'Which pair of models makes it.';
+  'The pair of models that makes the video.';
 comment on column public.video_generation_tasks.expected_at is
-  'When it will probably be completed; null while that is unknown. No promise.';
+  'The probable time of completion; null while that is unknown. No promise.';
 comment on column public.video_generation_tasks.video_path is
-  'Object name in the videos bucket: the lasting reference. Sign it again when video_url is over.';
+  'Object name in the videos bucket: the permanent reference. Sign it again when video_url has expired.';
 
 -- A user's waiting tasks of a lane in their order. The claim probes the index with (user, lane, priority)
 -- and run_after up to now, so that it never reads rows for later.

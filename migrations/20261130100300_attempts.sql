@@ -39,7 +39,7 @@ create table vidgen.workers (
 comment on table vidgen.workers is
   'One row per worker process: its heartbeat extends the lease of all its tasks. Ids are never reused.';
 comment on column vidgen.workers.steady_since is
-  'Since when all its heartbeats were answered in time; null while it may not declare others dead.';
+  'The time since which all heartbeats were answered in time; null while it may not declare others dead.';
 comment on column vidgen.workers.account is
   'The label of the provider''s account (VIDGEN_ACCOUNT) whose key this worker uses.';
 comment on column vidgen.workers.scopes is
@@ -55,7 +55,7 @@ create table vidgen.keys (
 );
 
 comment on table vidgen.keys is
-  'Keys that workers have used here, the account that each was last said to belong to, and the last word of such a worker.';
+  'Keys that workers have used here, with the last account label of each and the last sign of life.';
 
 -- Append-only: one row per paid POST, written before it and completed after it. Without a foreign key,
 -- because this record of money outlives the task.
@@ -110,21 +110,21 @@ create table vidgen.submissions (
 ) with (fillfactor = 80);
 
 comment on column vidgen.submissions.counted is
-  'Whether it counts against VIDGEN_MAX_SUBMISSIONS; retry_video_generation_task clears it.';
+  'Whether the submission counts for VIDGEN_MAX_SUBMISSIONS; retry_video_generation_task clears it.';
 comment on column vidgen.submissions.account is
-  'The label of the account that it was paid from (VIDGEN_ACCOUNT).';
+  'The label of the account that paid it (VIDGEN_ACCOUNT).';
 comment on column vidgen.submissions.followed_by is
-  'Whose workers follow its generation: the account''s, its own key''s only, or anyone''s.';
+  'The workers that may follow its generation: those of the account, of its own key only, or all.';
 comment on column vidgen.submissions.digest is
-  'Of all that is sent (model, prompt, pictures, size); a clip''s still counts by its stored bytes.';
-comment on column vidgen.submissions.rejected is 'The provider''s content rules rejected its input.';
+  'Digest of the whole request (model, prompt, pictures, size); a clip''s still counts by its stored bytes.';
+comment on column vidgen.submissions.rejected is 'The provider''s content rules rejected the input.';
 comment on column vidgen.submissions.billed is
-  'Its stage was stored, and charged where there are credits: it is no loss.';
+  'The stage was stored, and charged where there are credits: the cost is no loss.';
 comment on column vidgen.submissions.met_gate is
-  'The scope of the gate that its refusal was about: of the key, or of the account.';
+  'The scope of the gate for its refusal: of the key, or of the account.';
 
 comment on column vidgen.submissions.late_at is
-  'When the answer came, after a worker had counted it as unknown: no task follows its generation.';
+  'The time of a late answer, after a worker had counted it as unknown: no task follows its generation.';
 
 -- The history of generations for the whole fleet: one row per kind (a model, and the seconds of the clip; 0
 -- for a still), with its last 24 ends. A poll sees an end after it happened. So each end has two
@@ -151,7 +151,7 @@ create table vidgen.generation_times (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.generation_times is
-  'How long the last generations of each kind took, newest first: when to poll, and what a task''s end is expected by.';
+  'The durations of the last generations of each kind, newest first, for polls and the expected end of tasks.';
 
 create index submissions_by_task on vidgen.submissions (task_id, stage, sent_at);
 create index submissions_by_user on vidgen.submissions (user_id, sent_at);
@@ -208,10 +208,10 @@ create table vidgen.checkpoints (
 ) with (fillfactor = 70);
 
 comment on column vidgen.checkpoints.inputs is
-  'Digest of the scene that the frozen request was made from: a rejected scene is retried only when it differs.';
+  'Digest of the scene of the frozen request: a rejected scene is retried only when it differs.';
 
 comment on column vidgen.checkpoints.submission_id is
-  'What was paid for it; null: it was made here, and is not charged.';
+  'The paid submission; null: the output was made here, and is not charged.';
 
 create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
 
@@ -229,11 +229,11 @@ create table vidgen.budgets (
 );
 
 comment on column vidgen.budgets.suspect is
-  'One death below VIDGEN_MAX_CRASHES: it runs alone, so that no other task is blamed for its next one.';
+  'One death below VIDGEN_MAX_CRASHES: the task runs alone, so that its next death counts for no other task.';
 comment on column vidgen.budgets.waiting_since is
-  'Since when the task has only waited for somebody to answer; null once it has come further.';
+  'The time since which the task has only waited for a service; null after progress.';
 comment on column vidgen.budgets.cancel_after is
-  'Until then no worker asks the provider again to cancel this task''s generation.';
+  'Before this time no worker tries again to cancel this task''s generation at the provider.';
 
 -- Suspects are few: an idle worker finds them without reading all waiting tasks.
 create index budgets_suspect on vidgen.budgets (task_id) where suspect;
@@ -253,10 +253,10 @@ create table vidgen.events (
 );
 
 comment on table vidgen.events is
-  'The newest 50 returns and ends of a task. What was submitted, stored and charged stands elsewhere.';
+  'The newest 50 returns and ends of a task. Submissions, outputs and charges are in other tables.';
 comment on column vidgen.events.details is
-  'For the operator: the provider''s own code and words, or what the database said.';
-comment on column vidgen.events.until is 'Before this the task did not begin again.';
+  'For the operator: the provider''s own code and text, or the database''s error.';
+comment on column vidgen.events.until is 'The task did not begin again before this time.';
 
 -- Without a foreign key, because the object must be removed even when its task is deleted.
 create table vidgen.uploads (
@@ -281,10 +281,10 @@ create table vidgen.uploads (
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table vidgen.uploads is
-  'What may lie in Storage uncharged: uploads that have begun and are neither charged nor removed.';
-comment on column vidgen.uploads.taken_at is 'Since when a worker removes the object.';
+  'Uploads that have begun and are neither charged nor removed: their objects may be in Storage.';
+comment on column vidgen.uploads.taken_at is 'The time since which a worker removes the object.';
 comment on column vidgen.uploads.removed_at is
-  'When it was removed first. It is looked for again for a day: an upload of a worker that was frozen '
+  'The first removal. The janitor looks for the object again for a day: an upload of a worker that was frozen '
   'or cut off may arrive late.';
 
 -- Writes to scenes that could not be made because another transaction held the scene. (Its owner can hold
@@ -302,7 +302,7 @@ create table vidgen.scene_writes (
 );
 
 comment on table vidgen.scene_writes is
-  'Writes to video_scenes that another transaction''s lock kept from being made: the janitor makes them.';
+  'Writes to video_scenes that another transaction''s lock prevented: the janitor makes them.';
 
 create index scene_writes_of_scene on vidgen.scene_writes (scene_id, id);
 
@@ -320,11 +320,11 @@ create table vidgen.refusals (
 );
 
 comment on table vidgen.refusals is
-  'Tasks that are set aside: their row refused a change of ours. Nothing happens to them before `until`; null: it is over.';
+  'Tasks that are set aside, because their row refused a change, until `until`; null: the pause is over.';
 comment on column vidgen.refusals.verdict is
-  'How the task was to end when its row refused: it is written again later, nothing is paid again.';
+  'The end that the task''s row refused: it is written later, and nothing is paid again.';
 comment on column vidgen.refusals.attempt is
-  'The attempt that reached the verdict while the task''s row was locked, and so its fence was not proven: only the next attempt believes it. Null: any.';
+  'The attempt that reached the verdict while the row was locked, without a check of its fence: only the next attempt accepts it. Null: every attempt does.';
 
 -- Tasks that are set aside now: their pause is not over, or their row has refused too often. Only the
 -- janitor takes up the latter again.

@@ -48,7 +48,7 @@ create table vidgen.resumes (
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on column vidgen.resumes.followers is
-  'Scopes whose workers may follow what lives of it at the provider; null: nothing does, or anyone may.';
+  'Scopes whose workers may follow the task''s generation; null: it has none, or every worker may.';
 
 create index resumes_in_order on vidgen.resumes (stage, resume_at);
 create index resumes_by_user on vidgen.resumes (user_id);
@@ -65,9 +65,9 @@ create table vidgen.passed_over (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.passed_over is
-  'Tasks that wait to go on and whose rows a claim found locked: they keep no place before `until`.';
+  'Waiting tasks whose rows a claim found locked: they reserve nothing before `until`.';
 comment on column vidgen.passed_over.times is
-  'How often in a row, which the pause grows with; begun anew where a minute has passed since the last.';
+  'The number of times in a row, by which the pause grows; it restarts after a minute without one.';
 
 create index passed_over_by_age on vidgen.passed_over (until);
 
@@ -83,7 +83,7 @@ select r.task_id, r.user_id, r.lane, r.stage, r.resume_at, r.followers
    );
 
 comment on view vidgen.due_resumes is
-  'Tasks that may go on now; not those whose rows another transaction was found to hold.';
+  'Tasks that may go on now, without those whose rows were found locked.';
 
 -- Note that a task's row was found locked: it reserves nothing for a pause that grows from three seconds
 -- (longer than the pause between two polls of the queue) to half a minute. Where another claim holds the

@@ -30,9 +30,9 @@ create table vidgen.gates (
 );
 
 comment on column vidgen.gates.trial is
-  'After a storm: the one task that is let through to try whether it has passed.';
+  'The one task that is let through after a storm, to try whether it has passed.';
 comment on column vidgen.gates.scope is
-  'What the trouble is about: * (all), an account''s label, key:…, storage:…, machine:….';
+  'The scope of the trouble: * (all), an account''s label, key:…, storage:…, machine:….';
 
 -- Readings of the provider's account, each with the cost in our records at that time: the difference of two
 -- readings shows credits that we can't explain.
@@ -84,10 +84,10 @@ create table vidgen.troubles (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.troubles is
-  'What has gone wrong in a row, after money was spent: one row per scope, part of the work and model.';
-comment on column vidgen.troubles.scope is 'As in vidgen.gates: what the trouble is about.';
+  'Troubles in a row after money was spent: one row per scope, part of the work and model.';
+comment on column vidgen.troubles.scope is 'The scope of the trouble, as in vidgen.gates.';
 comment on column vidgen.troubles.proven_users is
-  'Whose tasks met it, of those for whom this model has worked before; of the others: new_users.';
+  'The users whose tasks met it and for whom this model has worked before; the others are in new_users.';
 comment on column vidgen.troubles.remaining is
   'Paid submissions that may still begin; null: any number, because an input may be to blame.';
 
@@ -103,9 +103,9 @@ create table vidgen.limits (
 ) with (fillfactor = 50);
 
 comment on table vidgen.limits is
-  'How many generations of a model may be in flight for an account; max_generations null: any number.';
+  'The limit of generations of a model in flight for an account; max_generations null: no limit.';
 comment on column vidgen.limits.read_at is
-  'When the provider or a setting said so; null: nobody knows yet, and one at a time is safe.';
+  'The time when the provider or a setting gave the limit; null: unknown yet, and one at a time is safe.';
 comment on column vidgen.limits.account is
   'The account''s label (VIDGEN_ACCOUNT).';
 
@@ -126,7 +126,7 @@ create table vidgen.slots (
 comment on table vidgen.slots is
   'A place for one generation at the provider: free, reserved for a task, or taken by a submission.';
 comment on column vidgen.slots.taken_at is
-  'Since when it is reserved or taken. Taken ones may be more than the limit after it went down.';
+  'The time since which it is reserved or taken. After the limit went down, more slots than the limit may be taken.';
 comment on column vidgen.slots.account is 'As in limits.';
 
 -- Few rows that change all the time: no index on the changing columns, so that updates stay HOT.
@@ -140,7 +140,7 @@ create table vidgen.user_locks (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table vidgen.user_locks is
-  'What a user''s own statements wait for, one after the other, and what he did in the current hour.';
+  'The lock for a user''s own statements, one after the other, and the user''s counts of the current hour.';
 
 create table vidgen.user_limits (
   user_id uuid primary key,
@@ -155,15 +155,15 @@ create table vidgen.user_limits (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table vidgen.user_limits is
-  'What keeps a user''s submissions back: rejections in a row, a pause, a stop. Workers lock it shortly.';
+  'The limits of a user''s submissions: rejections in a row, a pause, a stop. Workers lock it for a short time.';
 comment on column vidgen.user_limits.rejections is
   'Rejections by content rules since the last stage that was stored and charged.';
 comment on column vidgen.user_limits.paused_until is
-  'Nothing of his is submitted before; null where nothing keeps him back.';
+  'No submission of the user begins before this time; null: none is stopped.';
 comment on column vidgen.user_limits.lifted_at is
-  'When an operator lifted his limits: what was lost before no longer counts.';
+  'The time when an operator lifted the limits: earlier losses no longer count.';
 comment on column vidgen.user_limits.first_stored_at is
-  'When the first stage of his was stored; null: never, so that few submissions of his are under way.';
+  'The time of the user''s first stored stage; null: none, so that few submissions may be under way.';
 
 create table vidgen.rejections (
   user_id uuid not null,
@@ -194,10 +194,10 @@ create table vidgen.user_troubles (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.user_troubles is
-  'What has gone wrong in a row for one user and model; it goes when a stage of his is stored.';
-comment on column vidgen.user_troubles.results is 'The submissions that ended so, ten at the most.';
+  'Troubles in a row of one user and model; a stored stage of the user deletes the row.';
+comment on column vidgen.user_troubles.results is 'The submissions that met the trouble, ten at the most.';
 comment on column vidgen.user_troubles.trial is
-  'The one task that tries whether it has passed, as at a gate.';
+  'The one task that tries whether the trouble has passed, as at a gate.';
 
 -- The pauses that users are shown. A model is paused for them when no living worker may begin a submission of
 -- it: a gate of one machine or one key, beside which others work, concerns only the operator. Without a living
@@ -288,7 +288,7 @@ select l.provider, l.account, l.model, slots.free
  ) as slots
  where l.max_generations is not null;
 
-comment on view vidgen.free_slots is 'Models with a limit, and how many of their slots nobody has.';
+comment on view vidgen.free_slots is 'Models with a limit, and the number of their free slots.';
 
 -- No image begins while far more tasks wait for a video slot than there are slots: per account, at most twice
 -- as many tasks as slots may be on the way to a clip. Rows for later don't count, nor do tasks of other keys

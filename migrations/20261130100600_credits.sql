@@ -74,7 +74,7 @@ create table vidgen.holds (
 );
 
 comment on column vidgen.holds.prices is
-  'Credits by stage, as they were when it was opened. A stage that it does not name costs nothing.';
+  'Credits by stage at the time of the hold. A stage that is not named costs nothing.';
 
 create unique index holds_one_open_per_task on vidgen.holds (task_id) where closed_at is null;
 create index holds_closed on vidgen.holds (closed_at) where closed_at is not null;
@@ -93,7 +93,7 @@ create table vidgen.charges (
 );
 
 comment on column vidgen.charges.settled_at is
-  'When vidgen.settle_credits took it from the hold; an application''s own leaves it null.';
+  'The time when vidgen.settle_credits took the charge from the hold; an application''s own function leaves it null.';
 
 -- The audit in parts. `credit_discrepancies` sums the whole ledger (a second at five million entries); the
 -- audit adds each entry once, to its user's total.
@@ -106,8 +106,8 @@ create table vidgen.audited (
 );
 
 comment on column vidgen.audited.through_id is
-  'Entries up to this one are in the totals. Only entries an hour old: whoever wrote a lower number has '
-  'ended by then; one that came later all the same is found when its user is summed anew.';
+  'Entries up to this one are in the totals. Only entries an hour old: a transaction with a lower number has '
+  'ended by then; a later one is found when its user is summed anew.';
 
 insert into vidgen.audited default values;
 
@@ -118,7 +118,7 @@ create table vidgen.audited_totals (
 ) with (fillfactor = 70);
 
 comment on column vidgen.audited_totals.summed_at is
-  'When all entries of this user were last added up, because the total did not fit the balance.';
+  'The last time when all entries of this user were summed, because the total differed from the balance.';
 
 create function vidgen.ledger_is_append_only() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp

@@ -158,7 +158,7 @@ begin atomic
 end;
 
 comment on function public.cancel_video_generation_task(uuid) is
-  'Cancel a task of yours. At once where nothing runs at the provider, else within a heartbeat.';
+  'Cancel a task of yours: at once where no generation runs at the provider, else within a heartbeat.';
 
 create function public.retry_video_generation_task(task_id uuid)
 returns public.video_generation_tasks

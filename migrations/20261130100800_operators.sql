@@ -57,9 +57,9 @@ select waiting.due as pending, waiting.later as scheduled, waiting.oldest_second
   (select count(*) as closed from vidgen.gates) as gates;
 
 comment on view vidgen.queue_health is
-  'One row: what waits and for how long, what runs, who works, what is closed.';
+  'One row: waiting and running tasks, the longest wait, workers and closed gates.';
 comment on column vidgen.queue_health.workers_steady is
-  'Workers that have lived one whole lease in good order: only they take over from the dead.';
+  'Workers whose heartbeats were in time for one whole lease: only they take over from the dead.';
 
 create view vidgen.stats_hourly with (security_invoker = true) as
 select hours.hour, t.completed, t.failed, t.cancelled, t.seconds_median, t.seconds_p95,
@@ -94,7 +94,7 @@ select hours.hour, t.completed, t.failed, t.cancelled, t.seconds_median, t.secon
  where t.completed + t.failed + t.cancelled + s.submissions > 0 or e.credits is not null;
 
 comment on view vidgen.stats_hourly is
-  'The last seven days, by hour; costs are booked when submitted. Filter by hour: then only those are read.';
+  'The last seven days, by hour; costs are booked when submitted. With a filter by hour only those are read.';
 
 -- Filter by user_id: then only that user's rows are read.
 create view vidgen.consumption_by_user with (security_invoker = true) as
@@ -115,7 +115,7 @@ select user_id, day, sum(submissions)::bigint as submissions, sum(provider_cost)
  group by user_id, day;
 
 comment on view vidgen.consumption_by_user is
-  'The last 31 days, by user and day: what the provider costs us beside what the user was charged.';
+  'The last 31 days, by user and day: the provider''s cost beside the user''s charges.';
 
 create view vidgen.consumption_by_model with (security_invoker = true) as
 select date_trunc('day', sent_at) as day, provider, model, stage, count(*) as submissions,
