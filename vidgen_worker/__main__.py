@@ -1,4 +1,4 @@
-"""Where every verb starts and ends: `vidgen-worker` and `python -m vidgen_worker` alike.
+"""The begin and end of every verb: `vidgen-worker` and `python -m vidgen_worker` alike.
 
 Before anything large is imported, Ctrl-C ends the process with one line, and the three streams are
 made to take whatever is printed. After it, an error that nobody expected becomes one sentence. It
@@ -15,7 +15,7 @@ INTERRUPTED = 130
 INTERRUPTED_SAID = "Interrupted.\n"
 FAILED = 1
 READER_LEFT = 141
-"""What a shell says of a program whose reader has left: 128 and SIGPIPE."""
+"""The shell's code for a program whose reader has left: 128 and SIGPIPE."""
 _PLAIN = str.maketrans({
     "\u2013": "-", "\u2014": "-", "\u2026": "...", "\u2192": "->", "\u00d7": "x", "\u2019": "'",
     "\u2713": "+", "\u2717": "x", "\u2190": "<-", "\u2265": ">=", "\u2264": "<=", "\u2501": "-",

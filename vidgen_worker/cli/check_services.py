@@ -1,4 +1,4 @@
-"""What a worker needs beside the database, as `check` sees it: Storage, Runway, folder, decoder.
+"""The checks of a worker's services beside the database: Storage, Runway, folder, decoder.
 
 It reads only: no bucket is created and nothing is submitted. The adapters are imported where they
 are used: that takes a second, which no other verb waits for.

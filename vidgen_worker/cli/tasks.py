@@ -138,7 +138,7 @@ def show(task_id: TaskId, json: Json = False) -> None:
 
 
 def _cost(submission: Row) -> str | None:
-    """What a submission cost, or is to cost by the provider's estimate."""
+    """The cost of a submission, or the provider's estimate of it."""
     if submission["cost"] is not None:
         return f"{submission['cost']:g}"
     estimated = submission["estimated_cost"]

@@ -83,7 +83,7 @@ def answer(job: dict[str, Any], status: TextIO | None) -> dict[str, Any]:  # noq
             return _out_of_memory(status)
         return _judged(error, job)
     except (ArithmeticError, LookupError, ValueError):
-        # What a header says made no sense to PyAV, or to our own reading of it.
+        # PyAV, or our own check, could not make sense of a header.
         return {"undecodable": f"it can't be read: {traceback.format_exc(limit=-3)}"}
     except Exception:  # noqa: BLE001 - the parent raises it, with this traceback
         return {"failed": traceback.format_exc()}

@@ -32,7 +32,7 @@ class Still:
     shape: Fraction | None = None
     plain: bool = True
     canvas: tuple[int, int, int, int] | None = None
-    """Where the first picture of an animation lies: x, y, and the whole width and height."""
+    """The place of an animation's first picture: x, y, and the whole width and height."""
 
 
 def still(data: bytes) -> Still:

@@ -22,7 +22,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from vidgen_worker.domain.faults import Fault, FaultName
+from vidgen_worker.domain.faults import Fault, FaultName, First
 from vidgen_worker.domain.keys import fingerprint
 from vidgen_worker.domain.resolution import image_models, video_models
 from vidgen_worker.providers.free_client import FreeClient
@@ -208,7 +208,7 @@ def _generation_path(generation_id: UUID) -> str:
 
 def _passes_soon(error: BaseException) -> bool:
     """Whether a failed read is worth another try in place: never after a refusal or a 429."""
-    if not isinstance(error, Fault) or error.name != "poll_failed":
+    if not isinstance(error, Fault) or error.rule.first is not First.POLL_AGAIN:
         return False
     cause = error.__cause__
     if isinstance(cause, APIStatusError):

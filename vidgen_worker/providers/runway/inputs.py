@@ -1,4 +1,4 @@
-"""What Runway takes: checks of a scene's inputs, and the bodies of the paid requests.
+"""The inputs of Runway: checks of a scene's values, and the bodies of the paid requests.
 
 Every check raises Fault `scene_invalid` that names the field and the remedy, before anything is
 paid; the SDK itself checks nothing. A field that the model does not list is never sent, because
