@@ -7,6 +7,7 @@ knows nothing of what the verbs do.
 
 import codecs
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ _PLAIN = str.maketrans({
 
 def main() -> None:
     """Run the command line. Whatever happens, the process ends with a documented code."""
+    gc.disable()  # imports leave no garbage; where a verb begins it is enabled again
+    # Pydantic would look through every installed package for plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:  # not where the shell started us with it ignored
         signal.signal(signal.SIGINT, _end_at_once)

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 from urllib.parse import SplitResult, urlsplit
 
-from runwayml.types import text_to_image_create_params
-
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import Model
 from vidgen_worker.providers.protocol import Request
@@ -209,6 +207,8 @@ def _put_ratio(body: dict[str, Any], model: Model, ratio: str) -> None:
 
 def _takes_tags(model: str) -> bool:
     """Whether this model's `referenceImages` have a `tag`, by the SDK's own types."""
+    from runwayml.types import text_to_image_create_params  # noqa: PLC0415 - it takes long
+
     for params in get_args(text_to_image_create_params.TextToImageCreateParams):
         hints = get_type_hints(params)
         if model in get_args(hints["model"]):
