@@ -143,9 +143,9 @@ class RealtimeDouble:
         return None
 
     def _join(self, socket: Socket, message: Message) -> Channel | None:
-        asked = (message.payload.get("config") or {}).get("postgres_changes") or []
         token = message.payload.get("access_token") or socket.api_key
         try:
+            asked = (message.payload.get("config") or {}).get("postgres_changes") or []
             caller = self._caller(socket, str(token))
             channel = Channel(socket, message.topic, message.join_ref or message.ref, caller)
             channel.subscriptions = [
