@@ -29,6 +29,7 @@ REASONS = {
     "Address already in use": "Another program listens on that port: end it, or give another one.",
     "Permission denied": "The folder is not this user's: give another one.",
     "Too many open files": "This shell allows too few open files: raise `ulimit -n`.",
+    "insufficient file descriptors": "This shell allows too few open files: raise `ulimit -n`.",
     "database files are incompatible": "Another version of PostgreSQL made it: give a new folder.",
     "could not access the server configuration file": "It is damaged: give a new folder.",
     "is not a valid data directory": "It is damaged: give a new folder.",
