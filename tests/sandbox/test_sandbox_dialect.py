@@ -13,12 +13,17 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
 from tests.conftest import PostgresServer, database_of
 from tests.support.projects import Served, served
+from vidgen_worker.sandbox.serving import BackgroundServer, failed
 from vidgen_worker.sandbox.supabase.realtime import channels
 
 SCHEMA = """
@@ -217,6 +222,20 @@ def test_a_form_without_a_boundary_is_refused_in_json(service: httpx.Client) -> 
     headers = {"content-type": "multipart/form-data"}
     answer = service.post("/storage/v1/object/box/a.txt", content=b"--x", headers=headers)
     assert answer.json()["message"] == "No content provided"
+
+
+def test_a_defect_is_answered_and_logged_in_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    async def defective(_request: Request) -> Response:
+        raise KeyError("secret")
+
+    app = Starlette(routes=[Route("/x", defective)], exception_handlers={Exception: failed})
+    with caplog.at_level("ERROR"), BackgroundServer(app) as server:
+        answer = httpx.get(f"{server.url}/x")
+    assert (answer.status_code, answer.json()["message"]) == (
+        500, "The sandbox failed at GET /x: KeyError",
+    )  # fmt: skip
+    assert "The sandbox failed at GET /x: KeyError('secret'). Report it." in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 # Auth ---------------------------------------------------------------------------------------------

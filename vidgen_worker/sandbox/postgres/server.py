@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import quote
 
@@ -31,6 +30,7 @@ from vidgen_worker.sandbox.postgres.software import (
     not_started,
     programs_for,
 )
+from vidgen_worker.serving.stoppable import Stoppable
 
 SUPERUSER = "supabase_admin"
 START_SECONDS = 60.0
@@ -68,7 +68,7 @@ FORGETFUL = {
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Stoppable):
     """A running server. `start` makes one; leaving the context, or `stop`, ends it."""
 
     def __init__(self, folder: Path, *, temporary: bool, port: int, durable: bool) -> None:
@@ -164,19 +164,6 @@ class EmbeddedPostgres:
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             self._await_end()
-
-    def __enter__(self) -> Self:
-        """Return the running server."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the server."""
-        self.stop()
 
     def _prepare(self, password: str | None) -> None:
         """Make the folders and choose the port and the password."""

@@ -47,7 +47,7 @@ from vidgen_worker.sandbox.runway.refusals import (
     spoilt,
 )
 from vidgen_worker.sandbox.runway.words import Moment, Script, Spoken, UnknownWordError, spoken_in
-from vidgen_worker.sandbox.serving import drop_connection, hold, truncated
+from vidgen_worker.sandbox.serving import drop_connection, failed, hold, truncated
 
 __all__ = ["RunwayDouble", "RunwaySettings"]
 
@@ -95,7 +95,7 @@ class RunwayDouble:
                 Route("/outputs/{name}", self._download, methods=["GET"]),
                 *Desk(self._accounts, self.received).routes(),
             ],
-            exception_handlers={RefusedError: answer_refusal},
+            exception_handlers={RefusedError: answer_refusal, Exception: failed},
             lifespan=self.lifespan,
         )
 

@@ -17,6 +17,7 @@ OPERATORS = (
 )  # fmt: skip
 SEARCHES = ("fts", "plfts", "phfts", "wfts")
 AGGREGATES = ("count", "sum", "avg", "min", "max")
+DEEPEST = 100
 PAGING = ("order", "limit", "offset")
 QUANTIFIED = ("eq", "gt", "gte", "lt", "lte", "like", "ilike", "match", "imatch")
 STATES = ("null", "not_null", "true", "false", "unknown")
@@ -132,6 +133,7 @@ def parse(items: Iterable[tuple[str, str]], arguments: frozenset[str] = frozense
     called: dict[str, str] = {}
     rest: list[tuple[str, str]] = []
     for name, value in items:
+        _check_depth(name, value)
         if name in NOT_FILTERS and name not in PAGING:
             single[name] = value
         elif name in arguments:
@@ -205,6 +207,17 @@ def split(text: str) -> list[str]:
             parts.append(text[begin:place])
             begin = place + 1
     return [*parts, text[begin:]]
+
+
+def _check_depth(name: str, value: str) -> None:
+    """Refuse what would take long to take apart, level by level."""
+    depth = 0
+    for letter in value:
+        depth += (letter == "(") - (letter == ")")
+        if depth > DEEPEST:
+            raise not_parsed(
+                f"{name} ({value[:100]})", f"it is nested deeper than {DEEPEST} levels"
+            )
 
 
 def unquoted(text: str) -> str:
