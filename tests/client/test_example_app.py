@@ -27,7 +27,7 @@ from starlette.staticfiles import StaticFiles
 from tests.conftest import Database
 from tests.support.sandboxes import TOOLS, fresh, sandbox
 from vidgen_worker.sandbox.control import RunwayControl
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 from vidgen_worker.sandbox.serving import BackgroundServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "app"
