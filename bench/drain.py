@@ -50,9 +50,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "media_type": "video/mp4", "image_url": None, "image_path": None,
     },
 }  # fmt: skip
-STEPS = (
-    "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
-)  # fmt: skip
+STEPS = ("begin_submission", "answer_submission", "end_generation", "finish_stage")
 
 
 class Hand:

@@ -25,7 +25,8 @@ select t.cancel_requested_at is not null as cancel_requested,
          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
        ) as followed_here
   from public.video_generation_tasks as t
- cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+ -- `offset 0`: it is read once, though it is named twice.
+ cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
   left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
@@ -87,7 +88,8 @@ select hold.verdict, due.prices,
 
 -- begin_upload --
 -- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
--- not begun where the task's owner has asked to cancel.
+-- not begun where the task's owner has asked to cancel. Of its own only where the task's row refused to
+-- show that the generation has ended: else end_generation records it.
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
@@ -1459,7 +1461,8 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 -- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
 -- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
 -- show it: a fact is written whatever the row says. Where it is known how long it took, the fleet learns
--- that: between `ended_after` and `ended_by` seconds.
+-- that: between `ended_after` and `ended_by` seconds. Where an output is to be stored, `upload_id` records
+-- its place, as begin_upload does.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
@@ -1468,7 +1471,7 @@ with ended as (
    where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 ),
 mine as materialized (
-  select t.id
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
    where
      -- use fence --
@@ -1545,8 +1548,16 @@ shown as (
          message = %(message)s, stage_progress = 100
     from mine
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
+),
+begun as (
+  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
+         %(path)s
+    from mine
+   where %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded' and not mine.cancel
+  on conflict (id) do nothing
 )
-select id from mine
+select mine.cancel from mine
 
 -- generation_times --
 -- How long the last generations of each kind took: newest first.

@@ -185,7 +185,7 @@ class Hand:
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
         more = {"digest": str(held.id), **of_report(name, held)}
-        if name in ("begin_upload", "finish_stage"):
+        if name in ("end_generation", "begin_upload", "finish_stage"):
             more |= self.place_of(held, str(parameters.get("stage", "image")))
         return self(name, **{**held.fence, **more, **parameters})
 
@@ -256,9 +256,7 @@ def at_once(verb: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("the verb waits for something: it needs an event loop")
 
 
-STAGE = (
-    "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
-)  # fmt: skip
+STAGE = ("begin_submission", "answer_submission", "end_generation", "finish_stage")
 """The walk of one stage."""
 
 
@@ -378,7 +376,7 @@ class Ground(Application):
             "answer_submission": ("start_task", *STAGE[:1]),
             "end_generation": ("start_task", *STAGE[:2]),
             "begin_upload": ("start_task", *STAGE[:3]),
-            "finish_stage": ("start_task", *STAGE[:4]),
+            "finish_stage": ("start_task", *STAGE[:3]),
             "complete": ("start_task", *STAGE),
         }.get(name, ())
         held = self.held(hand, *walk)

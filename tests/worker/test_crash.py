@@ -192,8 +192,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     }),
     "statements of a stage": Scenario({
         **_both("query begin_submission", 1, 2), **_both("query answer_submission", 1, 2),
-        **_both("query end_generation", 1, 2), **_both("query begin_upload", 1, 2),
-        **_both("query finish_stage", 1, 2),
+        **_both("query end_generation", 1, 2), **_both("query finish_stage", 1, 2),
     }),
     "calls of a stage": Scenario({
         **_both("call provider.submit", 1, 2), **_both("call provider.poll", 1, 2, 3),
@@ -273,6 +272,10 @@ SCENARIOS: Mapping[str, Scenario] = {
         {**_both("query set_aside"), "event RowRefused": (1,)},
         sql=_on_every("vidgen.holds", "insert", "P0001"),
         mend="update vidgen.refusals set until = now() where until > now()",
+    ),
+    "the row refuses to show an end": Scenario(
+        {**_both("query begin_upload")},
+        sql=_on_every("public.video_generation_tasks", "update", "P0001", "new.progress = 40"),
     ),
     "a loop fails": Scenario(
         {"event LoopFailed": (1,)}, sql=_on_every("vidgen.workers", "update", "P0001"),

@@ -8,11 +8,11 @@ upload that is not charged after all. What is missing here costs a GET, never an
 import time
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from vidgen_worker.domain.faults import PROVIDER_STORM, Fault, FaultName, First
 from vidgen_worker.domain.task import Artifact, GenerationEnd
-from vidgen_worker.pipeline.generating import Generating
+from vidgen_worker.pipeline.generating import Generating, Upload
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation
@@ -47,45 +47,42 @@ class Storing:
         self._order = order
         self._generating = generating
 
-    async def store(self, generation: Generation) -> Artifact:
+    async def store(self, generation: Generation, upload: Upload) -> Artifact:
         """Fetch and look at the output, then keep it."""
         async with self._tools.scratch.file() as target:
             file, size, sha256 = await self._run.unless_cancelled(self._fetch(generation, target))
             await self._went_well()
-            return await self.keep(generation.id, file, size, sha256)
+            place = upload.place
+            artifact = Artifact(place.bucket, place.path, self._stage.media_type, size, sha256)
+            await self.keep(generation.id, file, artifact, upload)
+            return artifact
 
-    async def keep(self, generation_id: UUID, file: Path, size: int, sha256: str) -> Artifact:
+    async def keep(
+        self, generation_id: UUID, file: Path, artifact: Artifact, upload: Upload
+    ) -> None:
         """Upload it; then checkpoint, charge and row in one statement."""
-        stage, storage, upload_id = self._stage, self._tools.storage, uuid4()
-        artifact = Artifact(
-            stage.bucket(self._settings), stage.path(self._run.task.user_id, upload_id),
-            stage.media_type, size, sha256,
-        )  # fmt: skip
-        recorded = await self._queue.checkpoints.begin_upload(
-            self._fence, stage.name, upload_id, artifact
-        )
+        stage, storage = self._stage, self._tools.storage
         emit(UploadBegun(
             fence=self._fence, stage=stage.name, generation=generation_id,
             bucket=artifact.bucket, path=artifact.path,
         ))  # fmt: skip
         began = time.monotonic()
-        until = recorded + UPLOAD_BEGINS_WITHIN.total_seconds()
+        until = upload.recorded + UPLOAD_BEGINS_WITHIN.total_seconds()
         await self._run.unless_cancelled(
             storage.put(artifact.bucket, artifact.path, file, stage.media_type, until=until)
         )
         emit(OutputUploaded(
             fence=self._fence, stage=stage.name, generation=generation_id,
-            bucket=artifact.bucket, path=artifact.path, size=size,
+            bucket=artifact.bucket, path=artifact.path, size=artifact.size,
             seconds=round(time.monotonic() - began, 3),
         ))  # fmt: skip
         url = storage.public_url(artifact.bucket, artifact.path) if stage.public else None
         finished = await self._queue.checkpoints.finish_stage(
-            self._fence, stage.name, self._order.request.model, artifact, upload_id,
+            self._fence, stage.name, self._order.request.model, artifact, upload.place.id,
             stage.shown(artifact, url), stage.stored,
         )  # fmt: skip
         emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
         self._run.inputs = finished.inputs
-        return artifact
 
     async def _went_well(self) -> None:
         """The provider has delivered: the storm is over that this task was let through to try."""

@@ -176,11 +176,11 @@ class Pipeline:
         # A poll can't kill the worker: others may run beside it until its output is decoded.
         run.alone = self._task.alone and storing
         run.polling = not storing
-        generation = await generating.follow(checkpoint)
+        generation, upload = await generating.follow(checkpoint)
         run.polling = False
         if not storing:
             self._raise_if_proven()
-        return await Storing(tools, run, stage, order, generating).store(generation)
+        return await Storing(tools, run, stage, order, generating).store(generation, upload)
 
     def _raise_if_proven(self) -> None:
         """Raise ProvenError where a task that runs alone has come further than before."""

@@ -27,7 +27,7 @@ from vidgen_worker.domain.task import (
     StageName,
 )
 from vidgen_worker.queue.caller import Caller, scene_said
-from vidgen_worker.queue.errors import CancelAskedError, RowRefusedError
+from vidgen_worker.queue.errors import RowRefusedError
 from vidgen_worker.queue.verdicts import verdict_of
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import RowRefused
@@ -40,6 +40,15 @@ class Step:
     progress: float
     current_step: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an output is about to be put: recorded before, removed where it is not charged."""
+
+    id: UUID
+    bucket: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +138,6 @@ class Checkpoints:
         )  # fmt: skip
         scene_said(fence, rows[0])
         return Funding(rows[0]["verdict"])
-
-    async def begin_upload(
-        self, fence: Fence, stage: StageName, upload_id: UUID, artifact: Artifact
-    ) -> float:
-        """Record where an output is about to be put; returns when this was sent, by `boot_time`.
-
-        Raises CancelAskedError (nothing is written then) or LeaseLostError.
-        """
-        rows = await self._caller.fenced(
-            "begin_upload", fence, paid=True, stage=stage, upload_id=upload_id,
-            bucket=artifact.bucket, path=artifact.path,
-        )  # fmt: skip
-        if rows[0]["cancel"]:
-            raise CancelAskedError
-        return rows.sent
 
     async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,

@@ -25,7 +25,8 @@ select t.cancel_requested_at is not null as cancel_requested,
          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
        ) as followed_here
   from public.video_generation_tasks as t
- cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+ -- `offset 0`: it is read once, though it is named twice.
+ cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
   left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
@@ -87,7 +88,8 @@ select hold.verdict, due.prices,
 
 -- begin_upload --
 -- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
--- not begun where the task's owner has asked to cancel.
+-- not begun where the task's owner has asked to cancel. Of its own only where the task's row refused to
+-- show that the generation has ended: else end_generation records it.
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
