@@ -800,6 +800,47 @@ begin
 end
 $$;
 
+-- The end of a task that went well: row, what is left of the hold, and scene. Returns `seconds` since its
+-- first claim, and `scene_refused`. The caller holds its row, and has checked the fence. With `stored_path`
+-- the clip was stored just now: its row shows the step first, and a trigger sees both in their order.
+create function vidgen.complete_task(
+  of_task uuid, signed_url text, good_for interval, scene_updates boolean,
+  stored_path text, at_progress double precision, at_step text, at_message text
+) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ended record;
+  scene_refused text;
+begin
+  if stored_path is not null then
+    update public.video_generation_tasks as t
+       set progress = greatest(t.progress, at_progress), current_step = at_step, message = at_message,
+           stage_progress = null, video_path = coalesce(t.video_path, stored_path)
+     where t.id = of_task;
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
+         stage_progress = null, current_step = 'Completed',
+         message = 'Video generation completed successfully',
+         video_url = signed_url, video_url_expires_at = now() + good_for
+   where t.id = of_task
+  returning t.status, t.user_id, t.scene_id, extract(epoch from now() - t.started_at)::float as seconds
+       into ended;
+  if ended.status is distinct from 'completed' then
+    perform vidgen.row_stays(of_task);
+  end if;
+  perform vidgen.release_credits(of_task);
+  if scene_updates then
+    scene_refused := vidgen.write_scene(
+      ended.scene_id, ended.user_id, 'completed', null, signed_url
+    );
+  end if;
+  return jsonb_build_object('seconds', ended.seconds, 'scene_refused', scene_refused);
+end
+$$;
+
 -- Begin an attempt at each of these waiting tasks. No row: the task is not waiting any more, or another
 -- transaction holds it. The rows are locked and changed in one savepoint: a lock taken by the statement
 -- outside would make a multixact of each row. All in one, where no trigger of an application's can be slow
@@ -1322,6 +1363,9 @@ revoke all on function
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.complete_task(
+    uuid, text, interval, boolean, text, double precision, text, text
+  ),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
@@ -1381,6 +1425,9 @@ grant execute on function
   vidgen.is_in_folder(text, uuid), vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.complete_task(
+    uuid, text, interval, boolean, text, double precision, text, text
+  ),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),

@@ -75,7 +75,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "ended_state": "succeeded", "cost": 5, "bucket": "generated-content",
     "media_type": "image/png", "size": 100, "sha256": "ab",
     "image_url": "https://storage.test/g.png", "video_path": None,
-    "video_url": "https://storage.test/signed",
+    "video_url": "https://storage.test/signed", "signed_url": None,
     "good_for": timedelta(hours=1), "silent_ids": [], "silent_beats": [],
     "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",

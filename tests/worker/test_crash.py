@@ -188,7 +188,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
         **_both("query heartbeats"), **_both("query take_over"),
         **_both("query load_task"), **_both("query start_task"),
-        **_both("query generation_times"), **_both("query complete"),
+        **_both("query generation_times"),
     }),
     "statements of a stage": Scenario({
         **_both("query begin_submission", 1, 2), **_both("query answer_submission", 1, 2),
@@ -276,6 +276,12 @@ SCENARIOS: Mapping[str, Scenario] = {
     "the row refuses to show an end": Scenario(
         {**_both("query begin_upload")},
         sql=_on_every("public.video_generation_tasks", "update", "P0001", "new.progress = 40"),
+    ),
+    "the row refuses to end with its last stage": Scenario(
+        {**_both("query complete")},
+        sql=_on_every(
+            "public.video_generation_tasks", "update", "P0001", "new.status = 'completed'"
+        ),
     ),
     "a loop fails": Scenario(
         {"event LoopFailed": (1,)}, sql=_on_every("vidgen.workers", "update", "P0001"),

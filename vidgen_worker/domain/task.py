@@ -183,11 +183,13 @@ class Checkpoint:
 class Completed:
     """The clip is stored: `video_url` is signed and works until then, by `boot_time`.
 
-    Not by a machine's calendar: the row's time is the database's.
+    Not by a machine's calendar: the row's time is the database's. `seconds` since the first claim,
+    where the end was written with the last stage.
     """
 
     video_url: str
     good_until: float
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ What is paid is written elsewhere (`submissions`), and so is the end (`conclusio
 """
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +15,7 @@ import psycopg
 
 from vidgen_worker.database.pool import LOCK_PATIENCE, Row
 from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import (
     Answer,
@@ -21,6 +23,7 @@ from vidgen_worker.domain.task import (
     Cancelled,
     Checkpoint,
     CheckpointState,
+    Completed,
     Failed,
     Fence,
     Funding,
@@ -80,11 +83,13 @@ class Loaded:
 class Finished:
     """What the end of a stage came back with.
 
-    `charged` are the credits charged just now, `inputs` the digest of the scene as it is.
+    `charged` are the credits charged just now, `inputs` the digest of the scene as it is. `seconds`
+    since the first claim, where the task is completed with it.
     """
 
     charged: int
     inputs: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +146,30 @@ class Checkpoints:
 
     async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
-        columns: Columns, step: Step,
+        columns: Columns, step: Step, completed: Completed | None = None,
     ) -> Finished:  # fmt: skip
-        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
-        rows = await self._caller.fenced(
-            "finish_stage", fence, paid=True, stage=stage, credits=self._caller.settings.credits,
+        """Checkpoint `done`, charge, settle and show; where it is the last, `completed`.
+
+        Where the row refuses only that, the stage is finished all the same, and `seconds` is None.
+        Raises LeaseLostError.
+        """
+        finish = functools.partial(
+            self._caller.fenced, "finish_stage", fence, paid=True, stage=stage,
+            credits=self._caller.settings.credits,
             provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(), model=model,
             scene_updates=self._caller.settings.vidgen_scene_updates, upload_id=upload_id,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_path=columns.image_path,
             image_url=columns.image_url, video_path=columns.video_path, **_shown(step),
         )  # fmt: skip
+        try:
+            rows = await finish(**signed(completed))
+        except RowRefusedError as error:
+            if completed is None or error.locked:
+                raise
+            rows = await finish(**signed(None))
         scene_said(fence, rows[0])
+        seconds = seconds_of(fence, rows[0]["completed"]) if rows[0]["completed"] else None
         if rows[0]["troubled"]:
             with contextlib.suppress(LockedError):  # the next stage that goes well does it
                 await self._caller.run(
@@ -160,7 +177,7 @@ class Checkpoints:
                     provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(),
                     model=model,
                 )  # fmt: skip
-        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
+        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "", seconds)
 
     async def report(self, reports: Sequence[Reported]) -> list[UUID]:
         """Write progress of many tasks in one statement; a lost fence is simply left out.
@@ -189,6 +206,24 @@ class Checkpoints:
             messages=[r.message for r in reports],
             seconds_left=[r.seconds_left for r in reports],
         )  # fmt: skip
+
+
+def signed(completed: Completed | None) -> dict[str, Any]:
+    """The address that a completed task shows, and for how long it is good."""
+    if completed is None:
+        return {"signed_url": None, "good_for": None}
+    return {"signed_url": completed.video_url, "good_for": good_for(completed)}
+
+
+def good_for(completed: Completed) -> timedelta:
+    """How long the address still works."""
+    return timedelta(seconds=completed.good_until - boot_time())
+
+
+def seconds_of(fence: Fence, completed: Row) -> float:
+    """Seconds since the first claim of a task that is completed; says what its scene refused."""
+    scene_said(fence, completed)
+    return float(completed["seconds"])
 
 
 def _shown(step: Step) -> dict[str, Any]:
