@@ -375,11 +375,13 @@ class Ground(Application):
             "begin_submission": ("start_task",),
             "answer_submission": ("start_task", *STAGE[:1]),
             "end_generation": ("start_task", *STAGE[:2]),
-            "begin_upload": ("start_task", *STAGE[:3]),
+            "begin_upload": ("start_task", *STAGE[:2]),
             "finish_stage": ("start_task", *STAGE[:3]),
             "complete": ("start_task", *STAGE),
         }.get(name, ())
         held = self.held(hand, *walk)
+        if name == "begin_upload":
+            hand.about(held, "end_generation", upload_id=None)
         if name == "complete":
             hand.walk(Held(held.id, held.attempt, held.worker_id), *STAGE, stage="video")
         return held
