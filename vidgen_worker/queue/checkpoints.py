@@ -1,6 +1,6 @@
-"""An attempt on its way: what it starts from, its uploads, stages and progress.
+"""The statements of an attempt under way: its start, its uploads, stages and progress.
 
-What is paid is written elsewhere (`submissions`), and so is the end (`conclusions`).
+Paid requests are written in `submissions`, the task's end in `conclusions`.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from vidgen_worker.telemetry.events import RowRefused
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A milestone: what the row shows. `progress` is 0 to 100."""
+    """A milestone that the task's row shows. `progress` is 0 to 100."""
 
     progress: float
     current_step: str
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an output is about to be put: recorded before, removed where it is not charged."""
+    """The place of an output in Storage. It is recorded before the upload begins."""
 
     id: UUID
     bucket: str
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the end of a stage shows in the task's row."""
+    """The columns of the task's row that the end of a stage sets."""
 
     image_path: str | None = None
     image_url: str | None = None
@@ -65,7 +65,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an attempt starts from. `scene` is None when absent or somebody else's."""
+    """The data that an attempt starts from. `scene` is None when absent or another user's."""
 
     cancel_requested: bool
     cancel_age: timedelta
@@ -76,15 +76,15 @@ class Loaded:
     closed: frozenset[StageName]
     """Stages whose checkpoint is `submitting` although its submission has ended."""
     verdict: Failed | Cancelled | None
-    """How the task is to end, where that was found out before and could not be written."""
+    """The end that an earlier attempt decided and could not write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What the end of a stage came back with.
+    """The result of the statement that ends a stage.
 
-    `charged` are the credits charged just now, `inputs` the digest of the scene as it is. `seconds`
-    since the first claim, where the task is completed with it.
+    `charged` is the number of credits charged now, `inputs` the digest of the scene as it is.
+    `seconds` is the time since the first claim, where the task is completed by it.
     """
 
     charged: int
@@ -94,10 +94,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Progress of one task, to be written with others in one statement.
+    """Progress of one task, to be written with that of others in one statement.
 
-    `seconds_left` until its end is expected, None where that is unknown: it is written with what
-    has changed, and is no change by itself.
+    `seconds_left` is the time until the task's expected end, None where that is unknown; a new
+    value of it alone causes no write.
     """
 
     fence: Fence
@@ -108,7 +108,7 @@ class Reported:
 
 
 class Checkpoints:
-    """What one attempt reads and writes between its claim and its end."""
+    """The reads and writes of one attempt between its claim and its end."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -148,9 +148,9 @@ class Checkpoints:
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
         columns: Columns, step: Step, completed: Completed | None = None,
     ) -> Finished:  # fmt: skip
-        """Checkpoint `done`, charge, settle and show; where it is the last, `completed`.
+        """Write checkpoint `done`, the charge and the task's row, and its end where it `completed`.
 
-        Where the row refuses only that, the stage is finished all the same, and `seconds` is None.
+        If the row refuses the end, the stage is written without it, and `seconds` is None.
         Raises LeaseLostError.
         """
         finish = functools.partial(
@@ -171,7 +171,7 @@ class Checkpoints:
         scene_said(fence, rows[0])
         seconds = seconds_of(fence, rows[0]["completed"]) if rows[0]["completed"] else None
         if rows[0]["troubled"]:
-            with contextlib.suppress(LockedError):  # the next stage that goes well does it
+            with contextlib.suppress(LockedError):  # the next stage that is stored does it
                 await self._caller.run(
                     "relieve", lock_patience=LOCK_PATIENCE,
                     provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(),
@@ -180,9 +180,9 @@ class Checkpoints:
         return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "", seconds)
 
     async def report(self, reports: Sequence[Reported]) -> list[UUID]:
-        """Write progress of many tasks in one statement; a lost fence is simply left out.
+        """Write the progress of many tasks in one statement; tasks with a lost fence are skipped.
 
-        Returns the tasks whose rows refuse it: then each is written on its own.
+        Returns the tasks whose rows refuse it: the rows are then written one by one.
         """
         try:
             await self._report(reports)
