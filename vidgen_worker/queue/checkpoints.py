@@ -154,7 +154,7 @@ class Checkpoints:
         Raises LeaseLostError.
         """
         finish = functools.partial(
-            self._caller.fenced, "finish_stage", fence, paid=True, stage=stage,
+            self._caller.fenced, "finish_stage", fence, stage=stage,
             credits=self._caller.settings.credits,
             provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(), model=model,
             scene_updates=self._caller.settings.vidgen_scene_updates, upload_id=upload_id,
@@ -163,11 +163,11 @@ class Checkpoints:
             image_url=columns.image_url, video_path=columns.video_path, **_shown(step),
         )  # fmt: skip
         try:
-            rows = await finish(**signed(completed))
+            rows = await finish(paid=completed is None, **signed(completed))
         except RowRefusedError as error:
             if completed is None or error.locked:
                 raise
-            rows = await finish(**signed(None))
+            rows = await finish(paid=True, **signed(None))
         scene_said(fence, rows[0])
         seconds = seconds_of(fence, rows[0]["completed"]) if rows[0]["completed"] else None
         if rows[0]["troubled"]:
