@@ -188,12 +188,11 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
         **_both("query heartbeats"), **_both("query take_over"),
         **_both("query load_task"), **_both("query start_task"),
-        **_both("query generation_times"), **_both("query complete"),
+        **_both("query generation_times"),
     }),
     "statements of a stage": Scenario({
         **_both("query begin_submission", 1, 2), **_both("query answer_submission", 1, 2),
-        **_both("query end_generation", 1, 2), **_both("query begin_upload", 1, 2),
-        **_both("query finish_stage", 1, 2),
+        **_both("query end_generation", 1, 2), **_both("query finish_stage", 1, 2),
     }),
     "calls of a stage": Scenario({
         **_both("call provider.submit", 1, 2), **_both("call provider.poll", 1, 2, 3),
@@ -273,6 +272,16 @@ SCENARIOS: Mapping[str, Scenario] = {
         {**_both("query set_aside"), "event RowRefused": (1,)},
         sql=_on_every("vidgen.holds", "insert", "P0001"),
         mend="update vidgen.refusals set until = now() where until > now()",
+    ),
+    "the row refuses to show an end": Scenario(
+        {**_both("query begin_upload")},
+        sql=_on_every("public.video_generation_tasks", "update", "P0001", "new.progress = 40"),
+    ),
+    "the row refuses to end with its last stage": Scenario(
+        {**_both("query complete")},
+        sql=_on_every(
+            "public.video_generation_tasks", "update", "P0001", "new.status = 'completed'"
+        ),
     ),
     "a loop fails": Scenario(
         {"event LoopFailed": (1,)}, sql=_on_every("vidgen.workers", "update", "P0001"),

@@ -34,7 +34,7 @@ ASLEEP = {
     "query end_generation before": 1,
     "call storage.put before": 1,
     "query finish_stage before": 1,
-    "query complete before": 1,
+    "call storage.sign before": 1,
 }
 
 
