@@ -8,7 +8,7 @@ Nothing here replaces code of ours.
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -198,7 +198,9 @@ class _database:  # noqa: N801 - reads as the verb it is: `with _database(...)`
 
     def __enter__(self) -> str:
         self._execute(
-            sql.SQL("create database {} template {} owner postgres").format(
+            # Files are copied, not written by way of the log: half the time to create, and a
+            # quarter to drop, as no buffer has to be looked at.
+            sql.SQL("create database {} template {} strategy file_copy owner postgres").format(
                 sql.Identifier(self.name), sql.Identifier(self.template)
             )
         )
@@ -256,11 +258,12 @@ def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
 
 
 @pytest.fixture
-def world(database: Database, runway: RunwayControl, storage: StorageControl) -> "World":
+def world(database: Database, runway: RunwayControl, storage: StorageControl) -> "Iterator[World]":
     """Provide one test's database and doubles, with the verbs of an application."""
     from tests.support.world import World  # noqa: PLC0415 - it imports the whole worker
 
-    return World(database, runway, storage)
+    with closing(World(database, runway, storage)) as world:
+        yield world
 
 
 @pytest.fixture
