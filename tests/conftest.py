@@ -25,6 +25,7 @@ from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 
 if TYPE_CHECKING:
     from tests.support.hands import Ground
+    from tests.support.mortal import ForkServer
     from tests.support.world import World
 
 CONTAINER_IMAGE = "postgres:17-alpine"
@@ -255,6 +256,15 @@ def _storage(tmp_path: Path, database: Database) -> Iterator[StorageControl]:
     double = StorageDouble(tmp_path / "storage", database.admin_url)
     with BackgroundServer(double.app) as server:
         yield StorageControl(server.url, double.keys)
+
+
+@pytest.fixture(scope="module")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[ForkServer]":
+    """Provide what forks a module's mortals (`tests/support/mortal.py`)."""
+    from tests.support.mortal import ForkServer  # noqa: PLC0415 - it imports the whole worker
+
+    with closing(ForkServer(tmp_path_factory.mktemp("fork-server") / "errors.log")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.support.mortal import KILLED, QUICK, Mortal, Mortals, kill_points, mortals
+from tests.support.mortal import KILLED, QUICK, ForkServer, Mortal, Mortals, kill_points
 from tests.support.watching import until_true, watch
 from tests.support.world import PATIENCE, World
 
@@ -367,7 +367,9 @@ def test_every_kill_point_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-async def test_death_at_every_point(world: World, tmp_path: Path, name: str) -> None:
+async def test_death_at_every_point(
+    world: World, tmp_path: Path, fork_server: ForkServer, name: str
+) -> None:
     """SIGKILL, another worker, the same books."""
     scenario = SCENARIOS[name]
     watch(world)
@@ -377,7 +379,7 @@ async def test_death_at_every_point(world: World, tmp_path: Path, name: str) -> 
             conn.execute(scenario.sql.encode())
     environment = {**QUICK, **scenario.environment}
     cases: list[Case] = []
-    with mortals(tmp_path / "mortal.log") as dying:
+    with fork_server.mortals(tmp_path / "mortal.log") as dying:
         for point, occurrences in scenario.points.items():
             for occurrence in occurrences:
                 case = _order(world, point, occurrence, scenario.words)
