@@ -20,6 +20,7 @@ class Outage:
         self._url = url
         self._since: float | None = None
         self._failed_at = 0.0
+        self._back_at = 0.0
         self.passed = 0
         """How many statements went well so far."""
 
@@ -28,8 +29,18 @@ class Outage:
         """Whether nothing was answered since it went."""
         return self._since is not None
 
-    def met(self, error: BaseException) -> None:
-        """Note that the database, or the way to it, failed."""
+    def told(self, begun: float) -> bool:
+        """Whether the failure of what was begun then has been said: its outage lasts, or is over.
+
+        A connection that was made before the database was back may have broken in that outage, and
+        is met broken whenever it is next used. In another one, the next connection fails as well.
+        """
+        return self.away or begun <= self._back_at
+
+    def met(self, error: BaseException, *, begun: float) -> None:
+        """Note that a connection of then, or a try at one, failed on the way to the database."""
+        if not self.away and self.told(begun):
+            return
         self._failed_at = boot_time()
         if self._since is None:
             self._since = self._failed_at
@@ -43,5 +54,6 @@ class Outage:
         """Note an answer to a statement that was sent then: a good one, or an error of its own."""
         self.passed += well
         if self._since is not None and sent > self._failed_at:
-            emit(DatabaseBack(seconds=round(boot_time() - self._since, 1)))
+            self._back_at = boot_time()
+            emit(DatabaseBack(seconds=round(self._back_at - self._since, 1)))
             self._since = None

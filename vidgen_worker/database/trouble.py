@@ -14,11 +14,13 @@ from vidgen_worker.domain.foreign_text import printable
 class DatabaseUnavailableError(Exception):
     """A statement failed in a transient way and its patience ran out, or there was none.
 
-    `trouble` is what the error said, `AWAY` or `PASSING`.
+    `trouble` is what the error said, `AWAY` or `PASSING`; `told`, whether it is part of an outage
+    that has its own line.
     """
 
-    def __init__(self, text: str, trouble: "Trouble") -> None:
+    def __init__(self, text: str, trouble: "Trouble", *, told: bool = False) -> None:
         self.trouble = trouble
+        self.told = told
         super().__init__(text)
 
 
