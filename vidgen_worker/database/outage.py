@@ -1,6 +1,6 @@
-"""Whether the database is away, said once when it goes and once when it is back.
+"""Whether the database is away: one log line when it goes, and one when it is back.
 
-It never connects by itself.
+Nothing here connects.
 """
 
 from vidgen_worker.database.remedies import explain_connect
@@ -11,9 +11,9 @@ from vidgen_worker.telemetry.events import DatabaseAway, DatabaseBack
 
 
 class Outage:
-    """Whether the database is away, as all connections of a process see it together.
+    """Whether the database is away, for all connections of a process together.
 
-    One line when it goes, which says what to do, and one when it is back.
+    The log line at its beginning says what to do.
     """
 
     def __init__(self, url: str) -> None:
@@ -22,23 +22,24 @@ class Outage:
         self._failed_at = 0.0
         self._back_at = 0.0
         self.passed = 0
-        """How many statements went well so far."""
+        """The number of statements that were answered so far."""
 
     @property
     def away(self) -> bool:
-        """Whether nothing was answered since it went."""
+        """Whether no statement was answered since the outage began."""
         return self._since is not None
 
     def told(self, begun: float) -> bool:
-        """Whether the failure of what was begun then has been said: its outage lasts, or is over.
+        """Whether a failure of what began at `begun` belongs to an outage that was logged.
 
-        A connection that was made before the database was back may have broken in that outage, and
-        is met broken whenever it is next used. In another one, the next connection fails as well.
+        That outage lasts, or is over. A connection that was made before the end of an outage may
+        have broken in it, and whoever uses it next finds it broken. In a new outage, the next
+        connection fails as well.
         """
         return self.away or begun <= self._back_at
 
     def met(self, error: BaseException, *, begun: float) -> None:
-        """Note that a connection of then, or a try at one, failed on the way to the database."""
+        """Note a failure of a connection, or of a try to make one, that began at `begun`."""
         if not self.away and self.told(begun):
             return
         self._failed_at = boot_time()
@@ -51,7 +52,7 @@ class Outage:
             ))  # fmt: skip
 
     def answered(self, sent: float, *, well: bool = True) -> None:
-        """Note an answer to a statement that was sent then: a good one, or an error of its own."""
+        """Note the answer to a statement that was sent at `sent`: rows, or an error of its own."""
         self.passed += well
         if self._since is not None and sent > self._failed_at:
             self._back_at = boot_time()
