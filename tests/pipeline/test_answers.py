@@ -19,7 +19,12 @@ from tests.support.world import PATIENCE, World, forget, hearing, many, posts, r
 from vidgen_worker.database import pool as db
 from vidgen_worker.database.outage import Outage
 from vidgen_worker.database.pool import Database
-from vidgen_worker.database.trouble import StatementStuckError, Trouble, trouble_of
+from vidgen_worker.database.trouble import (
+    DatabaseUnavailableError,
+    StatementStuckError,
+    Trouble,
+    trouble_of,
+)
 from vidgen_worker.providers.runway.submitter import Submitter
 from vidgen_worker.telemetry import events
 
@@ -305,12 +310,12 @@ async def test_a_connection_that_broke_in_an_outage_is_no_news_when_it_is_over(
                 for one in (used, left):
                     await one.once("read_audit")
                 between.cut()
-                with pytest.raises(db.DatabaseUnavailableError):
+                with pytest.raises(DatabaseUnavailableError):
                     await used.once("read_audit")
                 between.mend()
                 await used.run("read_audit")
                 assert not outage.away
-                with pytest.raises(db.DatabaseUnavailableError) as met:
+                with pytest.raises(DatabaseUnavailableError) as met:
                     await left.once("read_audit")
                 assert met.value.told
                 await left.run("read_audit")
