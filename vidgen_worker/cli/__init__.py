@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from vidgen_worker import __version__
-from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode, ReaderLeftError
 from vidgen_worker.cli.verbs import commands
 
 
@@ -61,11 +61,15 @@ def _refuse_empty(arguments: list[str]) -> None:
 def _spelled_out() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        raise ReaderLeftError from None
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own: about what somebody typed, or passed on
             from vidgen_worker.domain.foreign_text import printable  # noqa: PLC0415 - rarely needed
 
-            error.message = printable(str(error.message), lines=True)  # type: ignore[attr-defined]
+            said = str(error.message)  # type: ignore[attr-defined]
+            said = said.replace("Value error, ", "", 1)  # its library's own words
+            error.message = printable(said, lines=True)  # type: ignore[attr-defined]
         raise
 
 

@@ -15,7 +15,7 @@ import uvicorn
 from vidgen_worker.client.database import ClientSettings
 from vidgen_worker.dashboard.access import TOKEN, Keys
 from vidgen_worker.dashboard.app import Dashboard
-from vidgen_worker.telemetry.loopback_http import LOOPBACK, PortError
+from vidgen_worker.telemetry.loopback_http import LOOPBACK, PortError, reason_of
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
@@ -44,7 +44,7 @@ class DashboardServer:
             self._socket = socket.create_server((LOOPBACK, port), backlog=64)
         except OSError as error:
             raise PortError(
-                f"The dashboard can't listen on port {port} ({error.strerror}). Choose another "
+                f"The dashboard can't listen on port {port} ({reason_of(error)}). Choose another "
                 "with --port, or stop what uses it; --port 0 takes a free one."
             ) from error
         self.port: int = self._socket.getsockname()[1]

@@ -8,6 +8,7 @@ what is asked.
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -28,6 +29,11 @@ STOP_SECONDS = 10.0
 
 class PortError(Exception):
     """A port can't be listened on; the message names the setting and says what now."""
+
+
+def reason_of(error: OSError) -> str:
+    """Why it can't be listened on. Python's own text repeats the address, in its own notation."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 @dataclass(frozen=True, slots=True)
