@@ -65,6 +65,8 @@ def _errors_become_sentences() -> Iterator[None]:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except BrokenPipeError:
         raise ReaderLeftError from None
+    except typer.Exit:  # the end of --help and --version, which answer at once
+        raise
     except Exception as error:
         # Imported here, because both need other boxes, which a verb that fails has imported.
         if hasattr(error, "format_message"):  # typer's own: about what somebody typed, or passed on
