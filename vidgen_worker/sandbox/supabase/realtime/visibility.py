@@ -1,4 +1,4 @@
-"""Who may see a change, and what of it: the rules of Supabase's `realtime.apply_rls`.
+"""The visibility of a change for each user: the rules of Supabase's `realtime.apply_rls`.
 
 A role sees the columns it may SELECT; without its primary key it is told that it may not. Row level
 security is asked with the subscriber's role and claims, of the row as it is now. A DELETE goes to

@@ -1,4 +1,4 @@
-"""What the schema `public` holds: tables, their columns, keys and relations, and functions.
+"""The catalogue of the schema `public`: tables with columns, keys and relations, and functions.
 
 PostgREST keeps this in a cache; here the catalog is asked each time, so that nothing is ever stale.
 It reads pg_catalog only.

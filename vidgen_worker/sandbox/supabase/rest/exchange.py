@@ -1,4 +1,4 @@
-"""What a request prefers and accepts, and how an answer is put on the wire.
+"""The preferences of a request, and the form of its answer on the wire.
 
 The headers are PostgREST's: `Prefer`, `Accept`, `Range`, `Content-Range`, `Preference-Applied`. It
 never looks at the database.
@@ -64,7 +64,7 @@ class Preferences:
 
     @property
     def returns(self) -> str:
-        """What a change answers: `representation`, `headers-only` or `minimal`."""
+        """The content of the answer to a change: `representation`, `headers-only` or `minimal`."""
         return self.values.get("return", "minimal")
 
     @property

@@ -98,7 +98,7 @@ class Query:
     columns: tuple[str, ...] | None
     on_conflict: tuple[str, ...] | None
     arguments: dict[str, str] = field(default_factory=dict)
-    """What a function is called with by GET."""
+    """The arguments of a function that is called by GET."""
 
 
 def parse(items: Iterable[tuple[str, str]], arguments: frozenset[str] = frozenset()) -> Query:

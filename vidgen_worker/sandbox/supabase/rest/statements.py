@@ -57,7 +57,7 @@ COMMA = sql.SQL(", ")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is read from: an alias in the statement, and the relations of what it embeds."""
+    """The source of a read: an alias in the statement, and the relations of its embedded tables."""
 
     alias: str
     relations: Mapping[str, Relation]

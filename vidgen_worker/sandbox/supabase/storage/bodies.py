@@ -1,4 +1,4 @@
-"""What a request of Storage holds: its JSON, and the parts of its path.
+"""The content of a request to Storage: its JSON, and the parts of its path.
 
 The sentences are those of the real server's schema. It never looks at the database.
 """

@@ -42,7 +42,7 @@ TOKEN_ERRORS = {
     "JWT expired": '"exp" claim timestamp check failed',
     "No suitable key or wrong key type": "signature verification failed",
 }
-"""What Storage's library says where PostgREST's says otherwise; all else is no compact JWS."""
+"""The messages of Storage's library that differ from PostgREST's; others: no compact JWS."""
 
 Handler = Callable[[Request, Caller], Awaitable[Response]]
 Entry = Callable[[Request], Caller]
