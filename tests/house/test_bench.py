@@ -52,7 +52,7 @@ def test_our_pipelines_end_and_their_statements_have_names(bench_ground: Ground)
     assert found["per_second"] > 0
     calls = {one["name"]: one["calls_per_task"] for one in found["runs"][0]["by_statement"]}
     assert calls["begin_submission"] == 2
-    # The last of them ends the task. The worker may be stopped before its acknowledgement is counted.
+    # The last of them ends the task: the worker may be stopped before its end is counted.
     assert calls["finish_stage"] == pytest.approx(2, abs=0.2)
     assert not {"begin_upload", "complete"} & calls.keys()
 
