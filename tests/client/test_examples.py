@@ -28,7 +28,7 @@ from tests.conftest import Database
 from tests.support.projects import Served, served
 from tests.support.world import World
 from vidgen_worker.sandbox.control import RunwayControl
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

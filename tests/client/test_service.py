@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from vidgen_worker.client.database import ClientSettings
 from vidgen_worker.sandbox.control import StorageControl
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 from vidgen_worker.service import (
     SceneNotFoundError,
     ServiceUnavailableError,

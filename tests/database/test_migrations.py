@@ -31,7 +31,8 @@ from tests.conftest import Database, ExistingServer
 from tests.support.hands import Ground, Later, ground_of
 from vidgen_worker.database import migrate as migrating
 from vidgen_worker.database.migrate import migrate, migrations, pending
-from vidgen_worker.sandbox.postgres.server import SUPERUSER, free_port
+from vidgen_worker.sandbox.postgres.places import free_port
+from vidgen_worker.sandbox.postgres.server import SUPERUSER
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 
 HERE = Path(__file__).parent

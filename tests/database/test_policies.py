@@ -236,6 +236,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.show_gates()": NONE,
     "vidgen.followers(text,text,text)": WORKER,
     "vidgen.is_in_folder(text,uuid)": WORKER,
+    "vidgen.owe_scene(uuid,uuid,text,text,text)": NONE,
     "vidgen.stands_aside(uuid)": WORKER,
     "vidgen.room_before(text,text,text)": WORKER,
     "vidgen.is_left_alone(text,text,text,text,interval)": WORKER,

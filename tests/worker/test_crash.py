@@ -15,7 +15,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.support.mortal import KILLED, QUICK, Mortal, Mortals, kill_points, mortals
+from tests.support.mortal import KILLED, QUICK, ForkServer, Mortal, Mortals, kill_points
 from tests.support.watching import until_true, watch
 from tests.support.world import PATIENCE, World
 
@@ -376,7 +376,9 @@ def test_every_kill_point_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-async def test_death_at_every_point(world: World, tmp_path: Path, name: str) -> None:
+async def test_death_at_every_point(
+    world: World, tmp_path: Path, fork_server: ForkServer, name: str
+) -> None:
     """SIGKILL, another worker, the same books."""
     scenario = SCENARIOS[name]
     watch(world)
@@ -386,7 +388,7 @@ async def test_death_at_every_point(world: World, tmp_path: Path, name: str) -> 
             conn.execute(scenario.sql.encode())
     environment = {**QUICK, **scenario.environment}
     cases: list[Case] = []
-    with mortals(tmp_path / "mortal.log") as dying:
+    with fork_server.mortals(tmp_path / "mortal.log") as dying:
         for point, occurrences in scenario.points.items():
             for occurrence in occurrences:
                 case = _order(world, point, occurrence, scenario.words)
@@ -396,7 +398,9 @@ async def test_death_at_every_point(world: World, tmp_path: Path, name: str) -> 
                 _park(world)
                 cases.append(case)
     world.sql("update video_generation_tasks set run_after = now() where status = 'pending'")
-    async with world.worker(**environment | {"VIDGEN_CONCURRENCY": "10"}) as worker:
+    # Ten POSTs at once take seconds on a busy machine: one that counts as lost is paid again.
+    heir = environment | {"VIDGEN_CONCURRENCY": "10", "VIDGEN_SUBMIT_TIMEOUT": "5s"}
+    async with world.worker(**heir) as worker:
         await until_true(
             world, "select not exists (select from video_generation_tasks "
             "where status in ('pending', 'processing'))",

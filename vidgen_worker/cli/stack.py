@@ -27,6 +27,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.database.migrate import migrate
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.environment import SettingsError
+from vidgen_worker.telemetry.loopback_http import reason_of
 
 if TYPE_CHECKING:
     from vidgen_worker.sandbox.stack import Sandbox
@@ -79,6 +80,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         raise SettingsError(problems)
     need_packages()
     # Here, because they need the extra.
+    from vidgen_worker.sandbox.folder import FolderError  # noqa: PLC0415
     from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.state import StateError  # noqa: PLC0415
     from vidgen_worker.serving.stoppable import ServingError  # noqa: PLC0415
@@ -87,13 +89,14 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         try:
             with interrupts.hold():
                 sandbox = stack.enter_context(_started(place))
-        except (PostgresError, ServingError, StateError) as error:
+        except (PostgresError, ServingError, StateError, FolderError) as error:
             fail(ExitCode.FAILED, str(error))
         except OSError as error:
             where = f" on port {place.port}" if place and place.port else ""
+            what = f" ({error.filename})" if error.filename else ""
             fail(
                 ExitCode.FAILED,
-                f"The sandbox can't start{where}: {error}.",
+                f"The sandbox can't start{where}: {reason_of(error)}{what}.",
                 "Give another --port or --data, or end what is in its way.",
             )
         # A worker that ends cuts its uploads short; the doubles would log that here at length.
