@@ -64,9 +64,9 @@ def test_our_pipelines_end_and_their_statements_have_names(bench_ground: Ground)
     assert found["per_second"] > 0
     calls = {one["name"]: one["calls_per_task"] for one in found["runs"][0]["by_statement"]}
     assert calls["begin_submission"] == 2
-    assert calls["finish_stage"] == 2
-    # The worker may be ended before the last acknowledgement is counted, never after two.
-    assert calls["complete"] == pytest.approx(1, abs=0.2)
+    # The last of them ends the task: the worker may be stopped before its end is counted.
+    assert calls["finish_stage"] == pytest.approx(2, abs=0.2)
+    assert not {"begin_upload", "complete"} & calls.keys()
 
 
 async def test_the_stages_by_hand_refuse_what_ours_would_not_store(
