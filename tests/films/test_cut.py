@@ -132,8 +132,7 @@ def spoilt(draw: st.DrawFn) -> object:
 def test_reading_answers_with_a_cut_or_with_its_own_error(said: object) -> None:
     try:
         cut = read(said)
-    except CutError as error:
-        assert error.pointer == "" or error.pointer.startswith("/")  # noqa: PLC1901
+    except CutError:
         return
     assert read(written(cut)) == cut
 

@@ -130,7 +130,8 @@ def _characters(font: TTFont) -> Iterable[int]:
 def _read(file: Path, ask: Callable[[TTFont], Iterable[int]]) -> frozenset[int]:
     """Ask a font something; a damaged one has nothing to say."""
     try:
-        with TTFont(str(file), fontNumber=0, lazy=True) as font:
+        # Opened here, because fontTools leaves the file of a damaged font open.
+        with file.open("rb") as content, TTFont(content, fontNumber=0, lazy=True) as font:
             return frozenset(ask(font))
     except (TTLibError, OSError, ValueError, KeyError, AssertionError):
         return frozenset()

@@ -32,7 +32,7 @@ KEY_SECONDS = 2
 SOUND_BITS = 128_000
 # With threads that are counted, the same frames make the same bytes.
 ENCODERS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "fast"},
+    "libx264": {"preset": "veryfast"},
     "libsvtav1": {"preset": "8", "svtav1-params": f"lp={THREADS}"},
     "prores": {"profile": "2"},
 }

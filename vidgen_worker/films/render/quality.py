@@ -55,8 +55,8 @@ class Scale:
 
 SCALES = {
     "libx264": Scale(
-        "h264", {"best": 19, "good": 23, "small": 29}, (14, 36), (20, 28),
-        {"best": 39.6, "good": 37.6, "small": 34.0},
+        "h264", {"best": 18, "good": 21, "small": 28}, (14, 36), (20, 28),
+        {"best": 39.9, "good": 37.8, "small": 33.9},
     ),
     "libsvtav1": Scale(
         "libdav1d", {"best": 26, "good": 37, "small": 50}, (18, 58), (30, 46),

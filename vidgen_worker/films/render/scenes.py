@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
 from PIL import Image, ImageFilter
 
 from vidgen_worker.films.job import Job, Scene
@@ -155,9 +156,10 @@ class _Fitted:
         else:
             back = plain(self.size)
         x, y = ((all_ - side) // 4 * 2 for all_, side in zip(self.size, inner, strict=True))
-        for number, (plane, whole) in enumerate(zip(front, back, strict=True)):
+        made = [plane.copy() for plane in back]
+        for number, (plane, whole) in enumerate(zip(front, made, strict=True)):
             whole.paste(plane, (x, y) if number == 0 else (x // 2, y // 2))
-        return frame_of(back)
+        return frame_of((made[0], made[1], made[2]))
 
     def _inner(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size of a whole picture within the output."""
@@ -174,10 +176,10 @@ class _Fitted:
 
 
 def _blurred(small: Planes, size: tuple[int, int]) -> Planes:
-    half = (size[0] // 2, size[1] // 2)
-    y, u, v = (
-        plane.filter(ImageFilter.GaussianBlur(BLUR_RADIUS)).resize(whole, Image.Resampling.BICUBIC)
-        for plane, whole in zip(small, (size, half, half), strict=True)
-    )
     dark = [round(BLACK[0] + max(0, light - BLACK[0]) * BLUR_LIGHT) for light in range(256)]
-    return y.point(dark), u, v
+    y, u, v = (plane.filter(ImageFilter.GaussianBlur(BLUR_RADIUS)) for plane in small)
+    # libav enlarges in a fraction of Pillow's time, and what is blurred shows no difference.
+    large = frame_of((y.point(dark), u, v)).reformat(
+        *size, PIXELS, interpolation=Interpolation.BILINEAR
+    )
+    return planes_of(large)
