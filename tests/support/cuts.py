@@ -15,7 +15,9 @@ from vidgen_worker.films.cut import Cut
 from vidgen_worker.films.fonts import Fonts
 from vidgen_worker.films.job import Job
 from vidgen_worker.films.plan import Film, plan
+from vidgen_worker.films.presets import FORMATS
 from vidgen_worker.films.reading import read
+from vidgen_worker.films.render.outputs import make
 from vidgen_worker.films.rendering import Failed, Made, look, render
 from vidgen_worker.films.source import Source
 
@@ -115,6 +117,12 @@ class Studio:
         assets = {name: self.source(name) for name in cut.assets}
         return plan(Film(cut, tuple(map(self.source, clips)), assets), self.fonts)
 
+    def here(self, job: Job) -> Path:
+        """Make one output in this process: starting one is most of a small render."""
+        file = self.folder / f"{job.name}.{FORMATS[job.format].extension}"
+        make(job, self.folder, file, lambda _: None)
+        return file
+
     def render(self, job: Job) -> Made | Failed:
         """Make one output."""
         return self.runner.run(render(job, self.folder, lambda _: None))
@@ -124,3 +132,29 @@ class Studio:
         made = self.render(job)
         assert isinstance(made, Made), made
         return made
+
+
+def heard(file: Path) -> list[float]:
+    """Return the left samples of a file's sound, at `RATE`."""
+    samples = array.array("f")
+    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
+    with av.open(str(file)) as container:
+        for frame in [*container.decode(audio=0), None]:
+            for made in resampler.resample(frame):
+                samples.frombytes(bytes(made.planes[0])[: 4 * made.samples])
+    return samples.tolist()
+
+
+def strength(samples: Sequence[float], tone: float) -> float:
+    """Return how loud a tone is within samples (Goertzel's algorithm)."""
+    turn = 2 * math.cos(math.tau * tone / RATE)
+    one = two = 0.0
+    for sample in samples:
+        one, two = sample + turn * one - two, one
+    return math.sqrt(max(0.0, one * one + two * two - turn * one * two)) * 2 / len(samples)
+
+
+def pictures(file: Path) -> list[Image.Image]:
+    """Return all frames of a film as RGB pictures."""
+    with av.open(str(file)) as container:
+        return [frame.to_image() for frame in container.decode(video=0)]  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 Scene by scene: at most two clips are open at a time, so memory does not grow with their number.
 """
 
+import gc
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
@@ -87,6 +88,9 @@ def _shots(job: Job, scene: Scene, folder: Path) -> Iterator[VideoFrame]:
             yield found
     finally:
         clip.close()
+        # Filter graphs and their filters know each other: only a collection frees their frames.
+        del fitted, found
+        gc.collect()
 
 
 class _Clip:
