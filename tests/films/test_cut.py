@@ -38,7 +38,12 @@ REFUSED: list[tuple[Any, str, str]] = [
         "61 captions are too many",
     ),
     ({"parts": [SCENE], "outputs": ["web"] * 9}, "/outputs", "9 are more than 8"),
-    ({"parts": [SCENE], "outputs": ["web", "web"]}, "/outputs/1", "another output 'web'"),
+    ({"parts": [SCENE], "outputs": ["web", "web"]}, "/outputs/1", "another file 'web'"),
+    (
+        {"parts": [SCENE], "outputs": ["poster", {"preset": "web", "name": "poster-avif"}]},
+        "/outputs/1",
+        "another file 'poster-avif'",
+    ),
     ({"parts": [SCENE], "outputs": ["webm"]}, "/outputs/0", "there is no 'webm' here"),
     (
         {"parts": [SCENE], "outputs": [{"preset": "web", "name": "../x"}]},

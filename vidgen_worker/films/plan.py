@@ -14,7 +14,7 @@ from fractions import Fraction
 from vidgen_worker.films.cut import Cut, CutError, Output
 from vidgen_worker.films.fonts import Fonts, MissingGlyphError
 from vidgen_worker.films.job import SAMPLE_RATE, Cue, Job, Mark, Mix, to_json
-from vidgen_worker.films.presets import FORMATS, LARGEST_SIDE, PRESETS, Kind, Preset
+from vidgen_worker.films.presets import FORMATS, LARGEST_SIDE, PRESETS, Kind, Preset, files_of
 from vidgen_worker.films.source import Source
 from vidgen_worker.films.timeline import Timeline, timeline
 
@@ -24,6 +24,8 @@ MOST_FPS, USUAL_FPS = 60, 24
 LARGEST_ASSET = 50 * 2**20
 LARGEST_SUM = 2**30
 """Bytes of an asset, and of all that a film is made from."""
+Runs = tuple[tuple[str, str], ...]
+"""A text in pieces, each with the file of its font."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,9 @@ def plan(film: Film, fonts: Fonts) -> tuple[Job, ...]:
     _check_times(film.cut, laid)
     runs = {text.pointer: _runs(text.text, text.pointer, fonts) for text in laid.texts}
     return tuple(
-        _job(film, output, name, rate, runs)
+        _job(film, output, file, rate, runs)
         for output in film.cut.outputs
-        for name in _formats(output)
+        for file in files_of(output).items()
     )
 
 
@@ -61,12 +63,6 @@ def frame_rate(film: Film) -> Fraction:
     if first is None or not first.fps:
         return Fraction(USUAL_FPS)
     return min(first.fps.limit_denominator(1001), Fraction(MOST_FPS))
-
-
-def _formats(output: Output) -> list[str]:
-    """Return the formats that an output is made as, by the words of its preset."""
-    preset = PRESETS[output.preset]
-    return [output.format] if output.format else list(preset.formats)[: preset.usual]
 
 
 def _check_assets(film: Film) -> None:
@@ -99,7 +95,7 @@ def _check_times(cut: Cut, laid: Timeline) -> None:
                            "Name a time within it")  # fmt: skip
 
 
-def _runs(text: str, pointer: str, fonts: Fonts) -> tuple[tuple[str, str], ...]:
+def _runs(text: str, pointer: str, fonts: Fonts) -> Runs:
     try:
         return fonts.runs(text)
     except MissingGlyphError as error:
@@ -109,13 +105,9 @@ def _runs(text: str, pointer: str, fonts: Fonts) -> tuple[tuple[str, str], ...]:
 
 
 def _job(
-    film: Film,
-    output: Output,
-    name: str,
-    rate: Fraction,
-    runs: Mapping[str, tuple[tuple[str, str], ...]],
+    film: Film, output: Output, file: tuple[str, str], rate: Fraction, runs: Mapping[str, Runs]
 ) -> Job:
-    preset, form = PRESETS[output.preset], FORMATS[PRESETS[output.preset].formats[name]]
+    preset, form = PRESETS[output.preset], FORMATS[file[1]]
     fps = min(rate, Fraction(preset.most_fps)) if preset.most_fps else rate
     laid = timeline(film.cut, film.clips, fps)
     frames = min(laid.frames, round(preset.seconds * fps)) if preset.seconds else laid.frames
@@ -126,12 +118,10 @@ def _job(
         for text in laid.texts
         if drawn and text.start < frames
     )
-    usual = next(iter(preset.formats))
     style = film.cut.style
     target = output.target or preset.target
     return Job(
-        name=output.name if name == usual or output.format else f"{output.name}-{name}",
-        format=preset.formats[name], width=width, height=height,
+        name=file[0], format=file[1], width=width, height=height,
         fit=output.fit or preset.fit, rate=(fps.numerator, fps.denominator), frames=frames,
         scenes=tuple(scene for scene in laid.scenes if scene.start < frames),
         end_card=film.assets[film.cut.end.asset].file if film.cut.end else None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from vidgen_worker.films.cut import Fit, Target
+from vidgen_worker.films.cut import Fit, Output, Target
 
 
 class Kind(StrEnum):
@@ -76,6 +76,8 @@ class Preset:
     most_bytes: int | None = None
 
 
+LARGEST_SIDE = 1920
+"""Pixels: no output is wider or higher."""
 MP4: Mapping[str, str] = MappingProxyType({"mp4": "mp4"})
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -107,5 +109,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "prores": Preset("ProRes 422 for editors", {"mov": "mov"}),
     }
 )  # fmt: skip
-LARGEST_SIDE = 1920
-"""Pixels: no output is wider or higher."""
+
+
+def files_of(output: Output) -> dict[str, str]:
+    """Return the files that an output is made as: the name of each, and its key in `FORMATS`.
+
+    The first of a preset's formats has the output's own name, another one says what it is.
+    """
+    preset = PRESETS[output.preset]
+    names = [output.format] if output.format else list(preset.formats)[: preset.usual]
+    return {
+        output.name if number == 0 else f"{output.name}-{name}": preset.formats[name]
+        for number, name in enumerate(names)
+    }

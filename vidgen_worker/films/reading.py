@@ -37,7 +37,7 @@ from vidgen_worker.films.cut import (
     Target,
     Voice,
 )  # fmt: skip
-from vidgen_worker.films.presets import FORMATS, PRESETS, Kind
+from vidgen_worker.films.presets import FORMATS, PRESETS, Kind, files_of
 from vidgen_worker.films.values import At
 
 LONGEST_NAME = 40
@@ -206,11 +206,13 @@ def _asset(at: At) -> str:
 
 def _outputs(at: At) -> tuple[Output, ...]:
     outputs: list[Output] = []
+    taken: set[str] = set()
     for one in at["outputs"].list(MOST_OUTPUTS):
         output = _output(one)
-        if any(output.name == other.name for other in outputs):
-            raise one.wrong(f"there is another output {output.name!r}",
+        if double := sorted(taken & set(files_of(output))):
+            raise one.wrong(f"there is another file {double[0]!r}",
                             'Name one of them, as {"preset": "web", "name": "film-2"}')  # fmt: skip
+        taken |= set(files_of(output))
         outputs.append(output)
     return tuple(outputs)
 
