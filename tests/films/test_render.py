@@ -370,15 +370,19 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
-def test_memory_does_not_grow_with_the_number_of_scenes(studio: Studio) -> None:
-    peaks = [_peak(studio, scenes) for scenes in (3, 12)]
+def test_memory_grows_neither_with_the_number_of_scenes_nor_with_their_length(
+    studio: Studio,
+) -> None:
+    clip(studio.folder / "large.mp4", plain(RED, (640, 360)), frames=48, tone=440)
+    peaks = [_peak(studio, scenes, seconds) for scenes, seconds in ((3, 0.75), (12, 2.0))]
     assert peaks[1] <= 1.1 * peaks[0], peaks
 
 
-def _peak(studio: Studio, scenes: int) -> int:
+def _peak(studio: Studio, scenes: int, seconds: float) -> int:
     """Render a film of so many scenes in a process of its own; return its peak memory in KB."""
-    made = cut(scenes, parts_=[FADE] * scenes, sound={"music": {"asset": "music.wav"}})
-    (job,) = studio.plan(made, ["wide-red.mp4"] * scenes)
+    sound = {"music": {"asset": "music.wav"}}
+    made = cut(scenes, parts_=[FADE | {"to": seconds}] * scenes, sound=sound)
+    (job,) = studio.plan(made, ["large.mp4"] * scenes)
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(studio.folder)],
         input=json.dumps(to_json(job)), capture_output=True, text=True, check=True,

@@ -107,6 +107,7 @@ class _Clip:
             self.container.seek(self.origin + int(start / self.unit), stream=self.stream)
         self.frames = self.container.decode(self.stream)
         self.waiting: VideoFrame | None = None
+        self.known: dict[tuple[int, int, str], Shown] = {}
         self.ended = False
 
     def at(self, time: Fraction, slack: Fraction) -> VideoFrame | None:
@@ -124,8 +125,14 @@ class _Clip:
         return shown
 
     def shown(self, frame: VideoFrame) -> Shown:
-        """Return how a frame is to be shown."""
-        return shown_of(self.stream, frame)
+        """Return how a frame is to be shown: like the first one of its size and format.
+
+        Whoever looks at a frame's side data keeps the frame: PyAV's two hold each other.
+        """
+        like = (frame.width, frame.height, frame.format.name)
+        if like not in self.known:
+            self.known[like] = shown_of(self.stream, frame)
+        return self.known[like]
 
     def _time(self, frame: VideoFrame) -> Fraction:
         return ((frame.pts or 0) - self.origin) * self.unit
