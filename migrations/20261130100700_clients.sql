@@ -1,12 +1,12 @@
--- What clients call and what keeps one of them from hurting the others: RPCs, quotas, the storage
+-- The interface of clients, and the limits that protect them from each other: RPCs, quotas, the storage
 -- policy, Realtime.
 
 set local search_path = '';
 
--- Cancel and retry. A call for another user's task neither takes nor waits for the row's lock. The user's
--- own lock is taken before the row's, so that nobody waits long for a row. A repeated cancel writes nothing
--- and wakes no worker. The caller's role decides whether the limits apply; each cancel counts. What a cancel
--- would throw away is checked in every state: an output that waits to be stored was paid for as well.
+-- Cancel and retry. A call for another user's task neither takes nor waits for the row's lock. The user's own
+-- lock is taken before the row's, so that no statement waits long for a row. A repeated cancel writes nothing
+-- and wakes no worker. The caller's role decides whether the limits apply; each cancel counts. The cost that a
+-- cancel would lose is checked in every state: an output that waits for storage was paid as well.
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -33,7 +33,7 @@ begin
     return task;
   end if;
   if task.status = 'pending' and not exists (
-    -- Something may live at the provider: only a worker can end it there.
+    -- A generation may run at the provider: only a worker can end it there.
     select
       from vidgen.checkpoints as c
       join vidgen.submissions as s on s.id = c.submission_id
@@ -61,8 +61,8 @@ begin
   end if;
   if bound and changed then
     perform vidgen.count_user(task.user_id, 0, 1);
-    -- Else one insert of many tasks, each cancelled as soon as it runs, would pass the limit that
-    -- the next insert meets.
+    -- Else a user could insert many tasks in one statement and cancel each as soon as it runs: only the next
+    -- insert would meet the limit.
     if exists (
       select from vidgen.submissions as s
        where s.task_id = task.id and not s.billed and s.cost is distinct from 0
@@ -119,8 +119,8 @@ begin
       using errcode = 'PT409', hint = 'Change the scene''s prompt or picture first.';
   end if;
 
-  -- Finished stages are kept, and so is a finished generation whose output waits to be stored. A
-  -- stage that ended otherwise begins anew, from the scene as it is.
+  -- Finished stages are kept, and so is a finished generation whose output waits for storage. A stage that
+  -- ended otherwise begins anew, from the present scene.
   delete from vidgen.checkpoints as c
    using vidgen.submissions as s
    where c.task_id = task.id and c.submission_id = s.id and c.state not in ('done', 'storing')
@@ -148,8 +148,8 @@ $$;
 
 -- A new column of ours, or of the application's own, must break nothing.
 --
--- `select *` in a parsed body freezes the columns of that day, and after the next one the call is
--- refused (42P13). One value of the row's own type follows the table, whatever it gains or loses.
+-- `select *` in a parsed body freezes the present columns, and a call fails (42P13) after a new one is added.
+-- One value of the row's own type follows every change of the table.
 create function public.cancel_video_generation_task(task_id uuid)
 returns public.video_generation_tasks
 language sql volatile security invoker set search_path = pg_catalog, pg_temp
@@ -158,7 +158,7 @@ begin atomic
 end;
 
 comment on function public.cancel_video_generation_task(uuid) is
-  'Cancel a task of yours. At once where nothing runs at the provider, else within a heartbeat.';
+  'Cancel a task of yours: at once where no generation runs at the provider, else within a heartbeat.';
 
 create function public.retry_video_generation_task(task_id uuid)
 returns public.video_generation_tasks
@@ -182,8 +182,8 @@ end;
 comment on function public.grant_video_credits(uuid, integer, text) is
   'For a payment webhook (service_role): add credits, once per reference.';
 
--- Limits for browsers, exact under overlapping transactions: the count runs after the lock, in a snapshot of
--- its own, and sees what the transaction before it committed. A count without the lock would let two
+-- Limits for browsers, exact under overlapping transactions: the count runs after the lock, in its own
+-- snapshot, and sees the rows that the previous transaction committed. A count without the lock would let two
 -- transactions pass.
 create function vidgen.check_limits(owner uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -253,7 +253,7 @@ begin
     perform vidgen.count_user(of_user.user_id, of_user.rows, 0);
     perform vidgen.check_limits(of_user.user_id);
   end loop;
-  -- Under the lock of their owner: nobody else may order videos of them.
+  -- The lock is that of the scenes' owner: no other user may order videos of them.
   select mine.scene_id into crowded
     from (select distinct i.scene_id from inserted as i where i.scene_id is not null) as mine
    where (
@@ -278,12 +278,12 @@ create trigger limit_inserts
   after insert on public.video_generation_tasks
   referencing new table as inserted
   for each statement
-  -- Whom row level security binds, also a role of the application's own; not its bulk writers.
+  -- For roles that row level security binds, the application's own too; not for its bulk writers.
   when (row_security_active('public.video_generation_tasks'))
   execute function vidgen.limit_inserts();
 
--- Beyond the limit nothing more is even written: 100,000 rows would be inserted and checked first, for
--- seconds. It only saves time: a user who forges this number meets the exact count at the end.
+-- Rows beyond the limit are not written: else 100,000 rows would be inserted and checked first, for seconds.
+-- This only saves time: a user who forges this number meets the exact count at the end.
 create function vidgen.begin_to_count() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -324,7 +324,7 @@ create trigger count_row
   when (row_security_active('public.video_generation_tasks'))
   execute function vidgen.count_row();
 
--- Scenes, where the table is ours; an application's own is its own affair.
+-- Limits for scenes, where the table is ours; an application limits its own table itself.
 create function vidgen.limit_scenes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -365,8 +365,8 @@ begin
 end
 $$;
 
--- Whether a stored file is the caller's. Its path is in his task's row only once the same statement has
--- charged for it.
+-- Whether a stored file is the caller's. The statement that writes its path into the task's row also charges
+-- for it.
 create function vidgen.is_paid(of_bucket text, of_path text) returns boolean
 language sql stable security definer cost 1000 set search_path = pg_catalog, pg_temp
 as $$
@@ -407,7 +407,7 @@ revoke all on function
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text)
   from public, anon, authenticated, service_role;
 
--- Whom an application's own policies let read storage.objects, this one binds: any role.
+-- This policy restricts every role that an application's own policies let read storage.objects.
 grant execute on function vidgen.our_buckets(), vidgen.is_unpaid(text, text) to public;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
@@ -433,7 +433,7 @@ begin
         and split_part(name, '/', 2) = (select vidgen.signed_in_user())::text
         and vidgen.is_paid(bucket_id, name)
       );
-    -- An application may let users read the whole bucket, or their whole folder.
+    -- An application's policy may let users read the whole bucket, or their whole folder.
     create policy "nobody reads what is not paid for" on storage.objects
       as restrictive for select to public
       using (

@@ -1,4 +1,4 @@
-"""Where every verb starts and ends: `vidgen-worker` and `python -m vidgen_worker` alike.
+"""The begin and end of every verb: `vidgen-worker` and `python -m vidgen_worker` alike.
 
 Before anything large is imported, Ctrl-C ends the process with one line, and the three streams are
 made to take whatever is printed. After it, an error that nobody expected becomes one sentence. It
@@ -7,6 +7,7 @@ knows nothing of what the verbs do.
 
 import codecs
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ INTERRUPTED = 130
 INTERRUPTED_SAID = "Interrupted.\n"
 FAILED = 1
 READER_LEFT = 141
-"""What a shell says of a program whose reader has left: 128 and SIGPIPE."""
+"""The shell's code for a program whose reader has left: 128 and SIGPIPE."""
 _PLAIN = str.maketrans({
     "\u2013": "-", "\u2014": "-", "\u2026": "...", "\u2192": "->", "\u00d7": "x", "\u2019": "'",
     "\u2713": "+", "\u2717": "x", "\u2190": "<-", "\u2265": ">=", "\u2264": "<=", "\u2501": "-",
@@ -25,6 +26,9 @@ _PLAIN = str.maketrans({
 
 def main() -> None:
     """Run the command line. Whatever happens, the process ends with a documented code."""
+    gc.disable()  # imports leave no garbage; where a verb begins it is enabled again
+    # Pydantic would look through every installed package for plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:  # not where the shell started us with it ignored
         signal.signal(signal.SIGINT, _end_at_once)

@@ -27,7 +27,7 @@ from starlette.staticfiles import StaticFiles
 from tests.conftest import Database
 from tests.support.sandboxes import TOOLS, fresh, sandbox
 from vidgen_worker.sandbox.control import RunwayControl
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 from vidgen_worker.sandbox.serving import BackgroundServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "app"
@@ -208,7 +208,7 @@ def join(app: App, seen: Visit, credits_given: int) -> None:
 
 
 def look_again(seen: Visit) -> None:
-    """What a browser says when its tab is shown again."""
+    """The event of a browser when its tab is shown again."""
     seen.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
@@ -304,14 +304,14 @@ def test_a_video_is_cancelled_and_tried_again(app: App) -> None:
         expect(seen.card.get_by_role("heading")).to_contain_text("A bottle in the rain")
 
 
-def test_credits_that_are_too_few_are_told_before_the_order_and_after_it(app: App) -> None:
+def test_too_few_credits_are_shown_before_the_order_and_after_it(app: App) -> None:
     with visit(app) as seen:
         join(app, seen, 0)
         fill(app, seen, "A bottle on sand")
         expect(seen.page.locator("#price")).to_have_text(
             "A video costs 30 credits and you have 0. Add credits, then order."
         )
-        # It says that it is disabled, and can be reached all the same.
+        # It is marked as disabled, but can still be reached.
         button = seen.page.get_by_role("button", name="Order for")
         button.press("Enter")
         expect(seen.card).to_have_count(0)
@@ -335,7 +335,7 @@ def test_credits_that_are_too_few_are_told_before_the_order_and_after_it(app: Ap
         seen.is_in("completed")
 
 
-def test_what_happened_offline_is_shown_and_a_clip_whose_hour_ends_is_signed_again(
+def test_changes_while_offline_are_shown_and_an_expired_clip_is_signed_again(
     app: App,
 ) -> None:
     """The worker's address is made to be nearly over, as it is after 55 minutes."""
@@ -410,7 +410,7 @@ export const written: { [T in Written]: Database['public']['Tables'][T]['Insert'
 declare const args: { [F in keyof Calls]: Calls[F]['Args'] }
 export const called: { [F in keyof Calls]: Database['public']['Functions'][F]['Args'] } = args
 """
-"""What the page reads, writes and calls, held against the database's own types."""
+"""The page's reads, writes and calls, compared with the database's own types."""
 
 
 def test_the_page_agrees_with_the_tables(database: Database, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_secret_is_hidden_in_every_spelling(secret: str, spelling: str) -> Non
     assert MASK in said, said
     assert said.startswith("zzz ")
     assert said.endswith(" zzz")
-    # What is left of it is less than a quarter.
+    # Less than a quarter of it is left.
     assert len(said.replace(MASK, "")) - len("zzz  zzz") < max(len(spelled) / 4, 8), said
 
 
@@ -100,11 +100,11 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 
 
 @given(st.text())
-def test_any_text_can_be_looked_through(text: str) -> None:
+def test_any_text_can_be_searched_for_secrets(text: str) -> None:
     assert JWT not in masked(text + JWT + text)
 
 
-def test_what_is_too_short_to_be_a_secret_blots_out_nothing() -> None:
+def test_a_value_too_short_for_a_secret_hides_nothing() -> None:
     secrets = Secrets()
     secrets.learn(["", "a", "abc"])
     assert secrets.masked("abcabc a") == "abcabc a"

@@ -55,7 +55,7 @@ def test_race_of_a_fence_by_join_on_another_table(ground: Ground, name: str) -> 
     rows = late.result()
 
     if name == "set_aside":
-        # It could not look at the fence: a note that the row is locked, and nothing else.
+        # The fence could not be checked: only the lock is recorded.
         assert [row["became"] for row in rows] == ["processing"]
         rows = zombie.about(held, name)
     assert [row for row in rows if row.get("mine") is not False] == []
@@ -214,7 +214,7 @@ def test_a_gate_that_opens_and_one_that_is_relieved_wait_for_each_other_in_one_o
 
 
 def test_a_report_passes_over_a_row_that_a_client_holds(ground: Ground) -> None:
-    """One user's slow DELETE of a scene stops nobody else's bar; that one moves later."""
+    """One user's slow DELETE of a scene stops no other user's progress; that user's moves later."""
     hand, client = ground.worker(), ground.hand()
     ground.orders(ground.user(), 20)
     held = sorted(hand.claim(), key=lambda task: task.id)
@@ -241,7 +241,7 @@ REFUSALS = (
     errors.LockNotAvailable, errors.CheckViolation, errors.RaiseException, errors.UniqueViolation,
     errors.InFailedSqlTransaction,
 )  # fmt: skip
-"""What a statement may meet: somebody's lock, or a rule that holds. Nothing is written then."""
+"""The errors that a statement may meet: a lock, or a rule. Then nothing is written."""
 
 
 class Player:
@@ -331,7 +331,7 @@ class Interleavings:
         return [*self.workers, self.client]
 
     def play(self, act: str, who: int, number: int, *, openly: bool) -> None:
-        """One act of somebody; whatever comes of it, the invariants hold afterwards."""
+        """One step of one actor; the invariants hold after every result."""
         match act:
             case "begin":
                 self.players[who].begin()
@@ -532,7 +532,7 @@ class Interleavings:
             player.act("register_worker")
 
     def fall_silent(self, player: Player) -> None:
-        """Its last heartbeat is long ago."""
+        """Let the last heartbeat of a worker be old."""
         try:
             self.ground.sql("set lock_timeout = '20ms'")
             self.ground.silent(player.hand.worker_id)
@@ -540,12 +540,12 @@ class Interleavings:
             return
 
     def drain(self, player: Player) -> None:
-        """It gives back all it has."""
+        """Let a worker hand back all its tasks."""
         if not player.open and player.act("hand_back", task_ids=None) is not None:
             player.stale += player.held
             player.held = []
 
-    # What must hold after every step, as everybody else sees it.
+    # Invariants after every step, as another session sees them.
 
     def check(self) -> None:
         """Books, charges, holds, ends and attempts."""
@@ -600,7 +600,7 @@ class Interleavings:
     # At the end: everybody dies, one newcomer finds all that is left.
 
     def clear_up(self) -> None:
-        """Whatever happened, no waiting task is forgotten and all of it comes to an end."""
+        """After any history no waiting task is forgotten, and every task ends."""
         ground = self.ground
         for player in self.players:
             player.commit()
@@ -628,7 +628,7 @@ ACTS = (
     "silent", "silent", "drain", "begin", *["commit"] * 4, "rollback", "time", "order", "order",
     "ask to cancel", "retry", "retry", "delete", "grant",
 )  # fmt: skip
-"""What may happen next; what stands here more often happens more often."""
+"""The possible next steps; a step that is listed more often happens more often."""
 
 
 @pytest.mark.slow

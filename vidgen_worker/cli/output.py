@@ -1,4 +1,4 @@
-"""What the verbs share in printing: tables, JSON for machines, the last message.
+"""Printing for all verbs: tables, JSON for machines, the last message.
 
 Results go to stdout, everything else to stderr. Text from elsewhere is never read as markup.
 """

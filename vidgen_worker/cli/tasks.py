@@ -23,7 +23,6 @@ from vidgen_worker.cli.output import (
 )
 from vidgen_worker.cli.time_left import TimeLeft
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.domain.faults import FAULTS
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Status
 
@@ -138,7 +137,7 @@ def show(task_id: TaskId, json: Json = False) -> None:
 
 
 def _cost(submission: Row) -> str | None:
-    """What a submission cost, or is to cost by the provider's estimate."""
+    """The cost of a submission, or the provider's estimate of it."""
     if submission["cost"] is not None:
         return f"{submission['cost']:g}"
     estimated = submission["estimated_cost"]
@@ -213,6 +212,8 @@ def _closed(gate: Row) -> str:
 def check_code(database: Database, code: str | None) -> None:
     """End the process where no task can have ended with this code."""
     if code is not None:
+        from vidgen_worker.domain.faults import FAULTS  # noqa: PLC0415 - no other verb of these
+
         known = {rule.code for rule in FAULTS.values() if rule.code}
         check_name(code, known | {row["code"] for row in database.rows("codes")}, "error code")
 

@@ -51,7 +51,7 @@ def run() -> None:
         problem = too_new(database, migrations()[-1].version)
     if problem:
         fail(ExitCode.CONFIGURATION, problem)
-    # Where a loop hangs, systemd's SIGABRT shows in the journal.
+    # When a loop hangs, systemd's SIGABRT writes its place to the journal.
     faulthandler.enable()
     with assemble(settings) as (loop, worker):
         status = loop.run(worker.run())

@@ -317,7 +317,7 @@ def _pause(tries: int) -> float:
 
 
 class Databases:
-    """What a worker keeps open besides the listener: three pools with different needs."""
+    """The three pools of a worker, with different needs; the listener is apart."""
 
     def __init__(self, url: str, size: int, heartbeat: timedelta) -> None:
         self.outage = Outage(url)

@@ -41,7 +41,7 @@ class CheckpointState(StrEnum):
 
 
 class Answer(StrEnum):
-    """What the provider said to a paid POST."""
+    """The provider's answer to a paid POST."""
 
     GENERATION = "generation"
     REFUSED = "refused"
@@ -55,15 +55,15 @@ class GenerationEnd(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     GONE = "gone"
-    """The provider no longer knows it."""
+    """The provider no longer knows the generation."""
     UNDECODABLE = "undecodable"
-    """It succeeded, but its output can't be decoded."""
+    """The generation succeeded, but its output can't be decoded."""
     GIVEN_UP = "given up"
     """The provider did not answer for too long, or did not end it."""
 
 
 class Fate(StrEnum):
-    """What becomes of a generation whose id has just been recorded."""
+    """The fate of a generation whose id has just been recorded."""
 
     FOLLOWED = "followed"
     KEPT = "kept"

@@ -66,9 +66,9 @@ LONG_WAIT = timedelta(minutes=2)
 CANCEL_SELDOM = timedelta(minutes=2)
 """The longest pause between two tries to cancel: its owner waits."""
 NO_SLOT = "NO_SLOT"
-"""What the log calls a task that waits for a place at the provider."""
+"""The code in the log for a task that waits for a place at the provider."""
 USER_LIMIT = "USER_LIMIT"
-"""What the log calls a task that waits because of its user's limits."""
+"""The code in the log for a task that waits because of its user's limits."""
 
 
 async def attempt(tools: Tools, run: Run) -> Outcome:
@@ -108,7 +108,7 @@ async def set_aside(  # noqa: PLR0913 - what the row keeps of it
 async def decide(  # noqa: PLR0911 - a way that a walk ends each
     tools: Tools, run: Run, error: Exception
 ) -> Outcome:
-    """What follows from how a walk ended before its end."""
+    """Decide the outcome of a walk that an error ended."""
     match error:
         case LeaseLostError():
             emit(LeaseLost(fence=run.task.fence))
@@ -173,7 +173,7 @@ async def _not_now(
 
 
 def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
-    """What follows from a limit of the user: nothing was paid."""
+    """Decide the outcome of a user's limit: nothing was paid."""
     emit(UserLimited(
         fence=run.task.fence, user=str(run.task.user_id), kind=error.kind, details=error.details,
     ))  # fmt: skip
@@ -207,7 +207,7 @@ async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
 
 
 async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
-    """What follows from a fault: the disposition of its row in the table."""
+    """Decide the outcome of a fault, by the disposition of its row in the table."""
     settings, task = tools.settings, run.task
     first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
     match fault.disposition:
@@ -224,7 +224,7 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             # The task that met it just waits.
             gate = _gate(tools, run, fault)
             await tools.gates.close(gate, fault.code, fault.message, fault.details)
-            # Where the trouble is this worker's own, other workers may take the task up at once.
+            # If the trouble is this worker's own, other workers may take the task up at once.
             aside = await tools.gates.stands_aside()
             return Requeued(
                 timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,

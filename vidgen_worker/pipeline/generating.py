@@ -239,7 +239,7 @@ _MESSAGES = {
 
 
 def _fault_of(generation: Generation) -> Fault | None:
-    """What a generation that has ended without an output means; None where it has one."""
+    """The fault of a generation that ended without an output; None where it has one."""
     match generation.state:
         case GenerationState.SUCCEEDED:
             return None

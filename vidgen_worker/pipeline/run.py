@@ -39,7 +39,7 @@ class Run:
     posting: "asyncio.Task[UUID] | None" = None
     """The paid POST in flight with its records: never cut, not even by a drain."""
     orders: Mapping[StageName, Order] = field(default_factory=dict)
-    """What each stage asks for, once that is known."""
+    """The order of each stage, once it is known."""
     submitted: set[StageName] = field(default_factory=set)
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What an attempt works with. `license` returns once something paid may be started."""
+    """The tools of an attempt. `license` returns when a paid submission may begin."""
 
     settings: Settings
     queue: Queue
@@ -103,4 +103,4 @@ class Tools:
     turns: Turns
     scratch: Scratch
     stages: tuple[Stage, ...]
-    """What an attempt walks, in this order."""
+    """The stages of an attempt, in this order."""

@@ -91,7 +91,7 @@ class Claiming:
             )
             return
         if spent:
-            # What waits may stay locked for hours.
+            # Waiting rows may stay locked for hours.
             self._patience = max(self._patience // 2, 1)
         if not progress:
             # A flood of NOTIFY, which any role may send, is answered at this pace.
