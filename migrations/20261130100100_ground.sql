@@ -680,6 +680,38 @@ begin
 end
 $$;
 
+-- Owe a write to a scene that another transaction holds. A write that is owed already is not added: else
+-- each attempt would add a row for a locked scene.
+create function vidgen.owe_scene(
+  scene_id uuid, user_id uuid, status text, image_url text, video_url text
+) returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  insert into vidgen.scene_writes (scene_id, user_id, status, image_url, video_url)
+  select owe_scene.scene_id, owe_scene.user_id, owe_scene.status, owe_scene.image_url,
+         owe_scene.video_url
+   where not exists (
+     select
+       from (
+         select w.status, w.image_url, w.video_url
+           from vidgen.scene_writes as w
+          where w.scene_id = owe_scene.scene_id
+          order by w.id desc
+          limit 1
+       ) as newest
+      where newest.status is not distinct from owe_scene.status
+        and newest.image_url is not distinct from owe_scene.image_url
+        and newest.video_url is not distinct from owe_scene.video_url
+   );
+  return '55P03 locked by another transaction: it is written later';
+exception
+  when others or assert_failure or query_canceled then
+    return format('%s %s', sqlstate, sqlerrm);
+end
+$$;
+
 -- A function body is one savepoint when it has an exception block: an application's own CHECK, trigger
 -- or missing column can refuse this write without undoing the statement around it. The function waits once
 -- for a lock, for at most a tenth of a second. While a write to a scene is owed, later writes are owed too,
@@ -691,83 +723,63 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set lock
 as $$
 #variable_conflict use_variable
 begin
-  begin
-    if not exists (
-      select from vidgen.scene_writes as w where w.scene_id = write_scene.scene_id
-    ) then
-      update public.video_scenes as s
-         set status = coalesce(
-               case when write_scene.status is not null then (
-                 select t.status
-                   from public.video_generation_tasks as t
-                  where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                    and t.status in ('processing', 'completed')
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ) end,
-               write_scene.status, s.status
+  if exists (
+    select from vidgen.scene_writes as w where w.scene_id = write_scene.scene_id
+  ) then
+    return vidgen.owe_scene(scene_id, user_id, status, image_url, video_url);
+  end if;
+  update public.video_scenes as s
+     set status = coalesce(
+           case when write_scene.status is not null then (
+             select t.status
+               from public.video_generation_tasks as t
+              where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                and t.status in ('processing', 'completed')
+              order by t.created_at desc, t.id desc
+              limit 1
+           ) end,
+           write_scene.status, s.status
+         ),
+         -- The row of the still's task may show the still already. If not, that task is the newest that
+         -- runs without a still.
+         image_url = case
+           when write_scene.image_url is null or (
+             select t.image_url <> write_scene.image_url
+               from public.video_generation_tasks as t
+              where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                and (t.image_url is not null or t.status = 'processing')
+              order by t.created_at desc, t.id desc
+              limit 1
+           ) then s.image_url
+           else write_scene.image_url
+         end,
+         generated_video_url = case
+           when write_scene.video_url is null then s.generated_video_url
+           else coalesce(
+             (
+               select t.video_url
+                 from public.video_generation_tasks as t
+                where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                  and t.status = 'completed' and t.video_url is not null
+                order by t.created_at desc, t.id desc
+                limit 1
              ),
-             -- The row of the still's task may show the still already. If not, that task is the newest that
-             -- runs without a still.
-             image_url = case
-               when write_scene.image_url is null or (
-                 select t.image_url <> write_scene.image_url
-                   from public.video_generation_tasks as t
-                  where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                    and (t.image_url is not null or t.status = 'processing')
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ) then s.image_url
-               else write_scene.image_url
-             end,
-             generated_video_url = case
-               when write_scene.video_url is null then s.generated_video_url
-               else coalesce(
-                 (
-                   select t.video_url
-                     from public.video_generation_tasks as t
-                    where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                      and t.status = 'completed' and t.video_url is not null
-                    order by t.created_at desc, t.id desc
-                    limit 1
-                 ),
-                 write_scene.video_url
-               )
-             end,
-             updated_at = now()
-       where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
-         -- The worker's role may write only to scenes that have a task.
-         and exists (
-           select from public.video_generation_tasks as t
-            where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-         );
-      -- Deferred constraints of the application are checked here, not at the caller's COMMIT.
-      set constraints all immediate;
-      return null;
-    end if;
-  exception
-    when lock_not_available then
-      null;  -- owed below
-  end;
-  -- A write that is owed already is not added: else each attempt would add a row for a locked scene.
-  insert into vidgen.scene_writes (scene_id, user_id, status, image_url, video_url)
-  select write_scene.scene_id, write_scene.user_id, write_scene.status, write_scene.image_url,
-         write_scene.video_url
-   where not exists (
-     select
-       from (
-         select w.status, w.image_url, w.video_url
-           from vidgen.scene_writes as w
-          where w.scene_id = write_scene.scene_id
-          order by w.id desc
-          limit 1
-       ) as newest
-      where newest.status is not distinct from write_scene.status
-        and newest.image_url is not distinct from write_scene.image_url
-        and newest.video_url is not distinct from write_scene.video_url
-   );
-  return '55P03 locked by another transaction: it is written later';
+             write_scene.video_url
+           )
+         end,
+         updated_at = now()
+   where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
+     -- Whoever has the worker's role writes to scenes that have a task, and to no other.
+     and exists (
+       select from public.video_generation_tasks as t
+        where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+     );
+  -- Deferred constraints of the application are checked here, not at the caller's COMMIT.
+  set constraints all immediate;
+  return null;
 exception
+  when lock_not_available then
+    return vidgen.owe_scene(scene_id, user_id, status, image_url, video_url);
   when others or assert_failure or query_canceled then
     -- The caller logs it; the paid task goes on.
     return format('%s %s', sqlstate, sqlerrm);
@@ -819,6 +831,7 @@ revoke all on function
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
   vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
   vidgen.read_column(regclass, name, name, regtype, text), vidgen.read_scene(uuid, uuid),
+  vidgen.owe_scene(uuid, uuid, text, text, text),
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.owns_scene(uuid),
   vidgen.delete_scene(uuid), public.delete_video_scene(uuid), vidgen.scene_digest(uuid, uuid)
   from public, anon, authenticated, service_role;

@@ -258,6 +258,24 @@ comment on column vidgen.events.details is
   'For the operator: the provider''s own code and text, or the database''s error.';
 comment on column vidgen.events.until is 'The task did not begin again before this time.';
 
+-- Whether an object lies in this user's folder, under a name of letters, digits, dots and hyphens. No
+-- regular expression: one with the user's id in it is compiled anew for each user, and matching a hundred
+-- characters costs more than the row.
+create function vidgen.is_in_folder(path text, owner uuid) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  name text := split_part(path, '/', 3);
+begin
+  return path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
+         and length(name) between 1 and 100
+         and translate(
+           name, '-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
+         ) = '';
+end
+$$;
+
 -- Without a foreign key, because the object must be removed even when its task is deleted.
 create table vidgen.uploads (
   id uuid primary key,
@@ -275,9 +293,7 @@ create table vidgen.uploads (
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint a_place_is_used_once unique (bucket, path),
   -- The janitor deletes the named objects: a worker's role must not name an application's file.
-  constraint path_is_in_its_users_folder check (
-    path ~ ('^(generated_images|video-files)/' || user_id::text || '/[-.0-9A-Za-z]{1,100}$')
-  )
+  constraint path_is_in_its_users_folder check (vidgen.is_in_folder(path, user_id))
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table vidgen.uploads is
@@ -399,7 +415,10 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not vidgen.is_operator() then
+  if not exists (
+    select from public.video_generation_tasks as t
+     where t.id = new.task_id and t.user_id = new.user_id and t.status = 'processing'
+  ) and not vidgen.is_operator() then
     perform vidgen.check_running(new.task_id, new.user_id);
   end if;
   return new;
@@ -497,12 +516,12 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not vidgen.is_operator() and not exists (
+  if not exists (
     select
       from public.video_generation_tasks as t
      where t.id = new.task_id and new.bucket = any (vidgen.our_buckets())
-       and new.path ~ ('^(generated_images|video-files)/' || t.user_id::text || '/[-.0-9A-Za-z]{1,100}$')
-  ) then
+       and vidgen.is_in_folder(new.path, t.user_id)
+  ) and not vidgen.is_operator() then
     raise exception 'task %: % in bucket % is no place of its files', new.task_id, new.path, new.bucket
       using errcode = 'insufficient_privilege';
   end if;
@@ -531,13 +550,13 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not vidgen.is_operator() and not exists (
+  if not exists (
     select
       from public.video_generation_tasks as t
      where t.id = new.task_id and t.user_id = new.user_id and t.attempt = new.attempt
        and t.worker_id = new.worker_id and t.status = 'processing'
        and new.bucket = any (vidgen.our_buckets())
-  ) then
+  ) and not vidgen.is_operator() then
     raise exception 'task %: no worker is about to store % in bucket %', new.task_id, new.path, new.bucket
       using errcode = 'insufficient_privilege';
   end if;
@@ -779,6 +798,47 @@ begin
   ) then
     perform vidgen.row_stays(of_task);
   end if;
+end
+$$;
+
+-- The end of a task that went well: row, what is left of the hold, and scene. Returns `seconds` since its
+-- first claim, and `scene_refused`. The caller holds its row, and has checked the fence. With `stored_path`
+-- the clip was stored just now: its row shows the step first, and a trigger sees both in their order.
+create function vidgen.complete_task(
+  of_task uuid, signed_url text, good_for interval, scene_updates boolean,
+  stored_path text, at_progress double precision, at_step text, at_message text
+) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ended record;
+  scene_refused text;
+begin
+  if stored_path is not null then
+    update public.video_generation_tasks as t
+       set progress = greatest(t.progress, at_progress), current_step = at_step, message = at_message,
+           stage_progress = null, video_path = coalesce(t.video_path, stored_path)
+     where t.id = of_task;
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
+         stage_progress = null, current_step = 'Completed',
+         message = 'Video generation completed successfully',
+         video_url = signed_url, video_url_expires_at = now() + good_for
+   where t.id = of_task
+  returning t.status, t.user_id, t.scene_id, extract(epoch from now() - t.started_at)::float as seconds
+       into ended;
+  if ended.status is distinct from 'completed' then
+    perform vidgen.row_stays(of_task);
+  end if;
+  perform vidgen.release_credits(of_task);
+  if scene_updates then
+    scene_refused := vidgen.write_scene(
+      ended.scene_id, ended.user_id, 'completed', null, signed_url
+    );
+  end if;
+  return jsonb_build_object('seconds', ended.seconds, 'scene_refused', scene_refused);
 end
 $$;
 
@@ -1298,12 +1358,15 @@ $$;
 call vidgen.revoke_from_strangers();
 
 revoke all on function
-  vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
+  vidgen.is_in_folder(text, uuid), vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
   vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.complete_task(
+    uuid, text, interval, boolean, text, double precision, text, text
+  ),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
@@ -1360,9 +1423,12 @@ grant update (
   tries, until, statement, error, verdict, attempt
 ) on vidgen.refusals to vidgen_worker;
 grant execute on function
-  vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
+  vidgen.is_in_folder(text, uuid), vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.complete_task(
+    uuid, text, interval, boolean, text, double precision, text, text
+  ),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),

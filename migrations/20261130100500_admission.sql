@@ -727,13 +727,12 @@ declare
   cost record;
   each_costs numeric;
   under_way bigint;
+  has_begun boolean;
   rejected timestamptz;
+  same_input bigint;
   until_then timestamptz;
   why text;
 begin
-  if exists (select from vidgen.submissions as s where s.id = of_submission) then
-    return null;  -- a repeat of one that has begun
-  end if;
   select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
   if not found then
     insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
@@ -741,23 +740,31 @@ begin
   end if;
   select s.* into limits from vidgen.settings as s;
 
-  select r.rejected_at into rejected
-    from vidgen.rejections as r
-   where r.user_id = of_user and r.digest = of_digest
-     and r.rejected_at > now() - limits.rejection_memory;
-  if found then
+  select exists (select from vidgen.submissions as s where s.id = of_submission),
+         (
+           select r.rejected_at
+             from vidgen.rejections as r
+            where r.user_id = of_user and r.digest = of_digest
+              and r.rejected_at > now() - limits.rejection_memory
+         ),
+         (
+           select count(*) from vidgen.submissions as s
+            where s.user_id = of_user and s.digest = of_digest and s.task_id <> of_task
+              and s.sent_at > now() - interval '1 day' and not s.billed and s.cost is distinct from 0
+              and s.ended_at is null and (s.answer is null or s.answer = 'generation')
+         )
+    into has_begun, rejected, same_input;
+  if has_begun then
+    return null;  -- a repeat
+  end if;
+  if rejected is not null then
     return jsonb_build_object('kind', 'rejected', 'details', format(
       'the same input was rejected at %s UTC', to_char(rejected at time zone 'UTC', 'YYYY-MM-DD HH24:MI')
     ));
   end if;
   -- The same input, which has never gone well, is under way for as many other tasks of this user as may be
   -- rejected in a row: their results decide. Only this task waits, longer each time.
-  if (
-    select count(*) from vidgen.submissions as s
-     where s.user_id = of_user and s.digest = of_digest and s.task_id <> of_task
-       and s.sent_at > now() - interval '1 day' and not s.billed and s.cost is distinct from 0
-       and s.ended_at is null and (s.answer is null or s.answer = 'generation')
-  ) >= limits.rejections_to_slow and not exists (
+  if same_input >= limits.rejections_to_slow and not exists (
     select from vidgen.submissions as s
      where s.user_id = of_user and s.digest = of_digest and s.sent_at > now() - interval '1 day'
        and s.ended_state = 'succeeded'
@@ -890,19 +897,22 @@ as $$
 declare
   paid record;
 begin
-  update vidgen.submissions as s
-     set billed = true
-   where s.task_id = new.task_id and s.stage = new.stage and not s.billed
-     -- Costs that the task had lost before a retry stay lost.
-     and (s.id = new.submission_id or s.counted);
+  -- One statement: for most users there is nothing else to write.
+  with billed as (
+    update vidgen.submissions as s
+       set billed = true
+     where s.task_id = new.task_id and s.stage = new.stage and not s.billed
+       -- Costs that the task had lost before a retry stay lost.
+       and (s.id = new.submission_id or s.counted)
+  )
   select s.user_id, s.provider, s.model into paid
-    from vidgen.submissions as s where s.id = new.submission_id;
-  perform from vidgen.user_limits as u
-    where u.user_id = paid.user_id
-      and (u.first_stored_at is null or u.rejections > 0 or u.paused_until is not null
-           or exists (select from vidgen.user_troubles as t where t.user_id = u.user_id))
-      for no key update;
+    from vidgen.submissions as s
+    join vidgen.user_limits as u on u.user_id = s.user_id
+   where s.id = new.submission_id
+     and (u.first_stored_at is null or u.rejections > 0 or u.paused_until is not null
+          or exists (select from vidgen.user_troubles as t where t.user_id = u.user_id));
   if found then
+    perform from vidgen.user_limits as u where u.user_id = paid.user_id for no key update;
     update vidgen.user_limits as u
        set first_stored_at = now()
      where u.user_id = paid.user_id and u.first_stored_at is null;

@@ -169,11 +169,15 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  perform vidgen.check_running(of_task, of_user);
   update vidgen.charges as c
      set settled_at = clock_timestamp()
-   where c.task_id = of_task and c.stage = of_stage and c.user_id = of_user and c.settled_at is null;
+   where c.task_id = of_task and c.stage = of_stage and c.user_id = of_user and c.settled_at is null
+     and exists (
+       select from public.video_generation_tasks as t
+        where t.id = of_task and t.user_id = of_user and t.status = 'processing'
+     );
   if not found then
+    perform vidgen.check_running(of_task, of_user);
     raise exception 'task %: its % is not charged, or was settled before', of_task, of_stage
       using errcode = 'VG004';
   end if;
@@ -203,11 +207,14 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  perform vidgen.check_running(new.task_id, new.user_id);
   if not exists (
-    select from vidgen.checkpoints as c
+    select
+      from vidgen.checkpoints as c
+      join public.video_generation_tasks as t on t.id = c.task_id
      where c.task_id = new.task_id and c.stage = new.stage and c.generation_id is not null
+       and t.user_id = new.user_id and t.status = 'processing'
   ) then
+    perform vidgen.check_running(new.task_id, new.user_id);
     raise exception 'task %: nothing was generated for its %, so it is not charged',
       new.task_id, new.stage
       using errcode = 'VG003';

@@ -7,6 +7,7 @@ knows nothing of what the verbs do.
 
 import codecs
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -15,6 +16,7 @@ import sys
 INTERRUPTED = 130
 INTERRUPTED_SAID = "Interrupted.\n"
 FAILED = 1
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 READER_LEFT = 141
 """The shell's code for a program whose reader has left: 128 and SIGPIPE."""
 _PLAIN = str.maketrans({
@@ -126,6 +128,13 @@ def _say(error: Exception) -> None:
         said = printable(f"{type(error).__name__}: {error}", 1000)
     except Exception:  # noqa: BLE001 - then its kind has to do
         said = type(error).__name__
+    if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
+        print(
+            f"What is printed can't be written: {os.strerror(error.errno or 0)}. Make room, or "
+            "send it elsewhere, and run it again.",
+            file=sys.stderr,
+        )
+        return
     print(
         f"Something went wrong that vidgen-worker did not expect: {said}\n"
         "Run it again; if it stays, run it with VIDGEN_LOG_LEVEL=debug and report what it says.",

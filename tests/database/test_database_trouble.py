@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -160,7 +160,9 @@ async def own_world(
         double = StorageDouble(folder / "own-storage", server.admin_url())
         with BackgroundServer(double.app) as storage:
             database = Database("postgres", server.url(), server.admin_url())
-            yield World(database, runway, StorageControl(storage.url, double.keys)), server
+            stored = StorageControl(storage.url, double.keys)
+            with closing(World(database, runway, stored)) as world:
+                yield world, server
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ postgres; what the role may not do besides is in test_policies.py.
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -244,9 +245,10 @@ def adopted(
     migrate(bare_database.url)
     double = StorageDouble(tmp_path / "storage", bare_database.admin_url)
     with BackgroundServer(double.app) as server:
-        world = World(bare_database, runway, StorageControl(server.url, double.keys))
-        world.environment["DATABASE_URL"] = postgres_server.url(bare_database.name, login)
-        yield world
+        stored = StorageControl(server.url, double.keys)
+        with closing(World(bare_database, runway, stored)) as world:
+            world.environment["DATABASE_URL"] = postgres_server.url(bare_database.name, login)
+            yield world
 
 
 def adopted_scene(world: World, user_id: UUID) -> UUID:

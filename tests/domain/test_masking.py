@@ -78,6 +78,15 @@ def test_each_part_of_a_token_is_hidden(part: str) -> None:
     assert masked(f"Bearer {part}") == f"Bearer {MASK}"
 
 
+def test_a_token_that_is_not_ours_can_be_copied() -> None:
+    """The signed address of a clip: its token begins as every token of its project does."""
+    header, claims, signature = JWT.split(".")
+    address = f"https://x.supabase.co/clip.mp4?token={header}.{claims}.{'Zq3' * 14}"
+    assert masked(f"{JWT} {address} {JWT}") == f"{MASK} {address} {MASK}"
+    # With a part of our signature it is ours.
+    assert signature[:24] not in masked(f"{header}.{claims}.{signature[:24]}")
+
+
 @given(st.integers(0, len(JWT) - 16), st.integers(16, 60))
 def test_a_piece_of_a_long_secret_is_hidden(start: int, length: int) -> None:
     piece = JWT[start : start + length]

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.support.hands import IMAGE_PRICE, STAGE, VIDEO_PRICE, Ground, Hand, Held
+from tests.support.hands import IMAGE_PRICE, STAGE, VIDEO_PRICE, Ground, Hand, Held, stage_of
 from vidgen_worker.database.migrate import migrate
 
 BOTH = IMAGE_PRICE + VIDEO_PRICE
@@ -222,6 +222,45 @@ def test_the_end_of_a_task_releases_what_was_not_charged(
     assert ground.one("select amount from vidgen.holds where closed_at is not null")["amount"] == 0
     ground.sql("select vidgen.release_credits(%s)", held.id)
     assert ground.credits(user) == (100 - paid, 0)
+    assert ground.books_balance()
+
+
+def test_the_last_stage_completes_its_task_with_its_charge_and_once(ground: Ground) -> None:
+    """Its row shows the step before the end, in this order to a trigger of an application's too."""
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.walk(held, "start_task", *STAGE)
+    clip = Held(held.id, held.attempt, held.worker_id)
+    hand.walk(clip, *STAGE[:-1], stage="video")
+    ground.sql("create table public.seen (n serial, at float8, step text)")
+    ground.sql("""
+        create function public.see() returns trigger language plpgsql security definer as $$
+        begin
+          insert into public.seen (at, step) values (new.progress, new.current_step);
+          return null;
+        end $$;
+        create trigger see after update on public.video_generation_tasks
+          for each row execute function public.see()""")
+    last = {
+        **stage_of("video"),
+        "progress": 95.0,
+        "current_step": "Saving",
+        "signed_url": "https://x",
+    }
+    (row,) = hand.about(clip, "finish_stage", **last)
+    assert row["charged"] == VIDEO_PRICE
+    assert row["completed"]["seconds"] >= 0
+    assert hand.about(clip, "finish_stage", **last) == [], "its acknowledgement was lost"
+    task = ground.task(held.id)
+    assert (task["status"], task["video_url"], task["worker_id"]) == (
+        "completed",
+        "https://x",
+        None,
+    )
+    seen = ground.sql("select at, step from public.seen order by n")
+    assert [tuple(row.values()) for row in seen] == [(95, "Saving"), (100, "Completed")]
+    assert ground.credits(user) == (100 - BOTH, 0)
+    assert ground.none("select from vidgen.holds where closed_at is null")
     assert ground.books_balance()
 
 

@@ -27,6 +27,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.database.migrate import migrate
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.environment import SettingsError
+from vidgen_worker.telemetry.loopback_http import reason_of
 
 if TYPE_CHECKING:
     from vidgen_worker.sandbox.stack import Sandbox
@@ -95,7 +96,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
             what = f" ({error.filename})" if error.filename else ""
             fail(
                 ExitCode.FAILED,
-                f"The sandbox can't start{where}: {os.strerror(error.errno or 0)}{what}.",
+                f"The sandbox can't start{where}: {reason_of(error)}{what}.",
                 "Give another --port or --data, or end what is in its way.",
             )
         # A worker that ends cuts its uploads short; the doubles would log that here at length.

@@ -102,6 +102,8 @@ def migrate(
         fail(ExitCode.FAILED, str(error))
     except psycopg.Error as error:
         hint = error.diag.message_hint
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            hint = hint or "Use the URL of role postgres in DATABASE_URL: it owns what is made."
         fail(
             ExitCode.FAILED,
             f"A migration was refused: {printable(error.diag.message_primary or str(error))}",

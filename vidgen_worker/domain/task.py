@@ -183,11 +183,13 @@ class Checkpoint:
 class Completed:
     """The clip is stored: `video_url` is signed and works until `good_until`, in `boot_time`.
 
-    The machine's calendar is not used: times of the row come from the database.
+    The machine's calendar is not used: times of the row come from the database. `seconds` is the
+    time since the first claim, where the last stage has written the end of the task.
     """
 
     video_url: str
     good_until: float
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

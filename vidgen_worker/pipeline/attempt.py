@@ -305,7 +305,9 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
     queue, fence = tools.queue, run.task.fence
     match outcome:
         case Completed():
-            seconds = await queue.conclusions.complete(fence, outcome)
+            seconds = outcome.seconds
+            if seconds is None:
+                seconds = await queue.conclusions.complete(fence, outcome)
             emit(TaskCompleted(fence=fence, seconds=round(seconds, 3)))
         case Requeued():
             await queue.conclusions.requeue(fence, outcome, _waiting_message(outcome))

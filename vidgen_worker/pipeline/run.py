@@ -14,7 +14,7 @@ from uuid import UUID
 from vidgen_worker.admission.gates import Gates
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Gate
-from vidgen_worker.domain.task import StageName, Task
+from vidgen_worker.domain.task import Completed, StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
 from vidgen_worker.pipeline.stages import Order, Stage
@@ -50,6 +50,8 @@ class Run:
     """Output URLs as this attempt read them: minutes old, and good for a day."""
     inputs: str | None = None
     """The digest of the scene when the last stage ended: whether the next one reads it anew."""
+    completed: Completed | None = None
+    """The end, where it was written with the last stage."""
     alone: bool = False
     """Whether nothing else may run beside it now; not while its generation is only polled."""
     polling: bool = False
