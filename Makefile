@@ -88,7 +88,7 @@ dist: $(STAMP) ## wheel and source archive in dist/
 lock: ## renew requirements.lock with the newest versions that pyproject.toml admits
 	rm -rf build/lock
 	$(call make_venv,build/lock)
-	build/lock/bin/python -m pip install -q -e '.[sandbox,dashboard,dev]'
+	build/lock/bin/python -m pip install -q -e '.[sandbox,dashboard,films,dev]'
 	{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --exclude-editable; } \
 	  > requirements.lock.new
 	mv requirements.lock.new requirements.lock

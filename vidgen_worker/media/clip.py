@@ -35,7 +35,7 @@ FULL_RANGE = 2
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
     """The result of reading a film to its end."""
 
     size: tuple[int, int]
@@ -43,6 +43,10 @@ class _Found:
     seconds: float
     plain: bool
     """Its frames are shown as they are stored, all of them."""
+    shown: tuple[int, int] | None = None
+    """The size in which a viewer sees the first frame that was decoded; None: none was."""
+    frames: int = 0
+    """How many are shown."""
 
 
 def check_video(job: dict[str, Any]) -> dict[str, Any]:
@@ -51,11 +55,11 @@ def check_video(job: dict[str, Any]) -> dict[str, Any]:
     name = form(head_of(source))
     end = mp4_end(source) if name == "mov" else None
     wanted = (job["width"], job["height"])
-    found: _Found | None = None
+    found: Found | None = None
     with opened(name, source, end) as container:
         stream = video_stream(container)
-        if _plays_everywhere(container, stream) and _coded(stream) == wanted:
-            found = _walk(container, stream)
+        if plays_everywhere(container, stream) and _coded(stream) == wanted:
+            found = walk(container, stream)
     conform = found is None or not found.plain or found.size != wanted
     if found is None or conform:
         with opened(name, source, end) as container:
@@ -72,7 +76,8 @@ def _coded(stream: VideoStream) -> tuple[int, int]:
     return stream.codec_context.width, stream.codec_context.height
 
 
-def _plays_everywhere(container: InputContainer, stream: VideoStream) -> bool:
+def plays_everywhere(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether every player of an MP4 plays it, by what its header says."""
     context = stream.codec_context
     return (
         container.format.name == "mov"  # its demuxer's name; MP4 is one of its kinds
@@ -86,29 +91,31 @@ def _plays_everywhere(container: InputContainer, stream: VideoStream) -> bool:
     )
 
 
-def _walk(container: InputContainer, stream: VideoStream) -> _Found:
+def walk(container: InputContainer, stream: VideoStream) -> Found:
     """Read every packet and decode the key frames.
 
     The frames between them would cost ten times as much, and a film cut short shows without them.
     """
     stream.codec_context.skip_frame = "NONKEY"
-    length = _Length(stream)
-    pictures, plain = 0, True
+    length = Length(stream)
+    first, plain = None, True
     size = _coded(stream)
     for packet in container.demux(stream):
         if packet.size:
             length.add(packet)
         for frame in packet.decode():
-            shown = _shown(stream, frame)
+            shown = shown_of(stream, frame)
             plain = plain and shown == Shown() and (frame.width, frame.height) == size
-            pictures += 1
+            first = first or shown.size(frame.width, frame.height)
     # Frames that an edit list hides are in the file, and not every player hides them. A film whose
     # key frames are hidden has to be decoded from them on.
-    plain = plain and not length.hidden and pictures > 0
-    return _Found(size, stream.codec_context.name, length.seconds(), plain)
+    plain = plain and not length.hidden and first is not None
+    seconds = length.seconds()
+    return Found(size, stream.codec_context.name, seconds, plain, first, length.shown)
 
 
-def _shown(stream: VideoStream, frame: VideoFrame) -> Shown:
+def shown_of(stream: VideoStream, frame: VideoFrame) -> Shown:
+    """Return how a frame of a film is to be shown."""
     shape = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     return Shown(way_of(frame), shape or Fraction(1))
 
@@ -120,7 +127,7 @@ def _check_stated_length(container: InputContainer, seconds: float) -> None:
         raise UndecodableError(f"{seconds:.1f} of {stated:.1f} seconds are there")
 
 
-class _Length:
+class Length:
     """Counts packets, and measures the time that the shown ones cover."""
 
     def __init__(self, stream: VideoStream) -> None:
@@ -162,12 +169,13 @@ class _Length:
 
 def _conform(
     container: InputContainer, stream: VideoStream, target: Path, job: dict[str, Any]
-) -> _Found:
+) -> Found:
     """Encode the film anew as H.264, and its sound as AAC."""
-    length = _Length(stream)
+    length = Length(stream)
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as output:
         film = _Film(output, stream, job)
-        sound = _sound(output, container)
+        source = first_sound(container)
+        sound = _Sound(output, source) if source else None
         sources = [stream, *([sound.source] if sound else [])]
         for packet in container.demux(*sources):
             if isinstance(packet.stream, VideoStream):
@@ -181,7 +189,7 @@ def _conform(
             sound.end()
     if not film.size:
         raise UndecodableError("no frame of the film can be decoded")
-    return _Found(film.size, stream.codec_context.name, length.seconds(), plain=False)
+    return Found(film.size, stream.codec_context.name, length.seconds(), plain=False)
 
 
 class _Clock:
@@ -245,7 +253,7 @@ class _Film:
         if self.graph is None or like != self.drawn:
             # Frames may change in the middle of a film.
             self._finish()
-            shown = _shown(self.source, frame)
+            shown = shown_of(self.source, frame)
             if self.size is None:
                 self._colour(frame)
                 self.size = shown.size(frame.width, frame.height)
@@ -283,11 +291,11 @@ class _Film:
             self.output.mux(self.stream.encode(frame))
 
 
-def _sound(output: OutputContainer, container: InputContainer) -> "_Sound | None":
-    """Take the first sound that can be decoded; a film without such a sound becomes silent."""
+def first_sound(container: InputContainer) -> AudioStream | None:
+    """Return the first sound that can be decoded; None: the film is silent."""
     for source in container.streams.audio:
         if has_decoder(source) and source.codec_context.sample_rate:
-            return _Sound(output, source)
+            return source
     return None
 
 

@@ -21,7 +21,7 @@ STRICT = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
 # open other files (concat, hls, dash, image2, …) are not, nor may any open a file by its name.
 _DEMUXERS = {
     "mov": "mov", "matroska": "matroska", "avi": "avi", "gif": "gif", "mpegts": "mpegts",
-    "ogg": "ogg",
+    "ogg": "ogg", "mp3": "mp3", "wav": "wav", "flac": "flac",
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _file(source: Path | bytes, end: int | None) -> str | io.RawIOBase | io.Byte
     return str(source) if end in (None, source.stat().st_size) else _Part(source, end or 0)
 
 
-_WHITELIST = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,ogg"
+_WHITELIST = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,ogg,mp3,wav,flac"
 
 
 def has_decoder(stream: VideoStream | AudioStream) -> bool:

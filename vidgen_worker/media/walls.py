@@ -14,7 +14,7 @@ import signal
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -100,11 +100,12 @@ def give_up_rights() -> None:
         _filter(os.uname().machine)  # kept for all processes that are forked
 
 
-def raise_walls(folder: Path | None, parent: int) -> list[str]:
+def raise_walls(folder: Path | None, parent: int, readable: Sequence[Path] = ()) -> list[str]:
     """Keep this process to `folder`, where it may read and write, for good; None: to no folder.
 
-    It ends with `parent`, its own one. Returns a phrase for each wall that does not hold here. Only
-    for a process with a single thread: the walls are of threads, and of those they start.
+    It may read the files in `readable` too. It ends with `parent`, its own one. Returns a phrase
+    for each wall that does not hold here. Only for a process with a single thread: the walls are of
+    threads, and of those they start.
     """
     if sys.platform != "linux":
         return [f"{sys.platform} has neither Landlock nor seccomp"]
@@ -113,7 +114,7 @@ def raise_walls(folder: Path | None, parent: int) -> list[str]:
     if os.getppid() != parent:  # it ended before the kernel knew
         os._exit(1)
     _lower_limits()
-    lacking = [_landlock(libc, folder), _seccomp(libc)]
+    lacking = [_landlock(libc, folder, readable), _seccomp(libc)]
     return [said for said in lacking if said]
 
 
@@ -135,8 +136,8 @@ def _lower_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _landlock(libc: ctypes.CDLL, folder: Path | None) -> str | None:
-    """Forbid all files but those of `folder` and, for reading, Python's and the system's own."""
+def _landlock(libc: ctypes.CDLL, folder: Path | None, readable: Sequence[Path]) -> str | None:
+    """Forbid all files but those of `folder` and, for reading, Python's, the system's and some."""
     version = libc.syscall(_CREATE_RULESET, None, 0, 1)
     if version < 1:
         return f"Landlock: {_reason()} (files elsewhere can be opened)"
@@ -153,6 +154,8 @@ def _landlock(libc: ctypes.CDLL, folder: Path | None) -> str | None:
     try:
         for path in _LIBRARIES:
             _allow(libc, ruleset, path, _OF_LIBRARIES & rights)
+        for file in readable:
+            _allow(libc, ruleset, str(file), _READ_FILE & rights)
         if folder is not None:
             _allow(libc, ruleset, str(folder), _OF_THE_FOLDER & rights)
         if libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
@@ -163,9 +166,9 @@ def _landlock(libc: ctypes.CDLL, folder: Path | None) -> str | None:
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
-    """Add a folder to the rules; a folder that does not exist needs no rule."""
+    """Add a folder or a file to the rules; one that does not exist needs no rule."""
     try:
-        beneath = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
+        beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     try:

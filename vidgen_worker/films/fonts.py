@@ -1,0 +1,137 @@
+"""Which font of this machine draws a text: no caption may show a box in place of a letter.
+
+It reads each font's own table of characters, once: the first search may take seconds, so call it
+in a thread. It draws nothing.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from fontTools.ttLib import TTFont, TTLibError
+from fontTools.ttLib.tables.O_S_2f_2 import intersectUnicodeRanges
+
+SYSTEM = ("/usr/share/fonts", "/usr/local/share/fonts")
+"""Where a Linux machine keeps its fonts."""
+ENDINGS = frozenset({".ttf", ".otf", ".ttc", ".otc"})
+# Letters over a moving picture are read best bold, upright and without serifs.
+_UNFIT = re.compile(
+    r"italic|oblique|condensed|narrow|serif|mono|display|slab|rashi|unjoined", re.IGNORECASE
+)
+_BOLD = re.compile(r"(?<!semi)(?<!extra)(?<!demi)bold", re.IGNORECASE)
+_PREFERRED = ("notosans-", "notosans", "dejavusans", "")
+
+
+class MissingGlyphError(Exception):
+    """No font has a character."""
+
+    def __init__(self, letter: str) -> None:
+        super().__init__(f"no font for U+{ord(letter):04X}")
+        self.letter = letter
+
+
+class MissingFontsError(Exception):
+    """A place that fonts should be in is not there."""
+
+
+class Fonts:
+    """The fonts in some files and folders, searched in their order; None: the system's folders.
+
+    Raises MissingFontsError for a place that does not exist.
+    """
+
+    def __init__(self, places: Sequence[Path] | None = None) -> None:
+        self._places = tuple(places) if places is not None else tuple(map(Path, SYSTEM))
+        self._covers: dict[Path, frozenset[int]] = {}
+        self._scripts: dict[Path, frozenset[int]] = {}
+        for place in places or ():
+            if not place.exists():
+                raise MissingFontsError(
+                    f"there are no fonts in {place}: it does not exist. Correct VIDGEN_FONTS, "
+                    "or leave it out for the system's fonts"
+                )
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """All font files, the best ones for captions first in each place."""
+        return tuple(file for place in self._places for file in _files(place))
+
+    def runs(self, text: str) -> tuple[tuple[str, str], ...]:
+        """Split a text into runs, each with the font file that draws it, in reading order.
+
+        One font for all of it where one of those needed can. Raises MissingGlyphError.
+        """
+        text = unicodedata.normalize("NFC", text)
+        first = {letter: self._first(letter) for letter in dict.fromkeys(filter(_is_drawn, text))}
+        needed = tuple(dict.fromkeys(first.values())) or self.files[:1]
+        for file in needed:
+            if all(self._has(file, letter) for letter in first):
+                return ((text, str(file)),)
+        return tuple(self._split(text, first))
+
+    def _split(self, text: str, first: dict[str, Path]) -> Iterator[tuple[str, str]]:
+        run, font = "", next(iter(first.values()))
+        for letter in text:
+            if letter in first and not self._has(font, letter):
+                if run:
+                    yield run, str(font)
+                run, font = "", first[letter]
+            run += letter
+        yield run, str(font)
+
+    def _first(self, letter: str) -> Path:
+        """Find the best font for a character: among those first that say they are for its script.
+
+        That is one small table of a font; what characters it has is a large one.
+        """
+        script = intersectUnicodeRanges([ord(letter)])
+        for claims in (True, False):
+            for file in self.files:
+                if claims == bool(script & self._scripts_of(file)) and self._has(file, letter):
+                    return file
+        raise MissingGlyphError(letter)
+
+    def _scripts_of(self, file: Path) -> frozenset[int]:
+        if file not in self._scripts:
+            self._scripts[file] = _read(file, lambda font: font["OS/2"].getUnicodeRanges())
+        return self._scripts[file]
+
+    def _has(self, file: Path, letter: str) -> bool:
+        if file not in self._covers:
+            self._covers[file] = _read(file, _characters)
+        return ord(letter) in self._covers[file]
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    found = [file for file in place.rglob("*") if file.suffix.lower() in ENDINGS]
+    return sorted(found, key=_rank)
+
+
+def _rank(file: Path) -> tuple[bool, int, bool, str]:
+    name = file.stem.lower()
+    family = next(n for n, prefix in enumerate(_PREFERRED) if name.startswith(prefix))
+    return bool(_UNFIT.search(name)), family, not _BOLD.search(name), str(file)
+
+
+def _is_drawn(letter: str) -> bool:
+    """Whether a character needs a glyph: joiners, marks of direction and line ends do not."""
+    return unicodedata.category(letter) not in ("Cf", "Cc") and not 0xFE00 <= ord(letter) <= 0xFE0F  # noqa: PLR2004 - variation selectors
+
+
+def _characters(font: TTFont) -> Iterable[int]:
+    """Return what a font draws; nothing for one of coloured bitmaps, which have one size only."""
+    return (font.getBestCmap() or ()) if {"glyf", "CFF ", "CFF2"} & set(font.keys()) else ()
+
+
+def _read(file: Path, ask: Callable[[TTFont], Iterable[int]]) -> frozenset[int]:
+    """Ask a font something; a damaged one has nothing to say."""
+    try:
+        # Opened here, because fontTools leaves the file of a damaged font open.
+        with file.open("rb") as content, TTFont(content, fontNumber=0, lazy=True) as font:
+            return frozenset(ask(font))
+    except (TTLibError, OSError, ValueError, KeyError, AssertionError):
+        return frozenset()
