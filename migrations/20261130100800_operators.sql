@@ -78,6 +78,7 @@ select hours.hour, t.completed, t.failed, t.cancelled, t.seconds_median, t.secon
              filter (where status = 'completed') as seconds_p95
       from public.video_generation_tasks
      where completed_at >= hours.hour and completed_at < hours.hour + interval '1 hour'
+       and lane > 0  -- films are made of tasks that are counted already
   ) as t
  cross join lateral (
     select count(*) as submissions, count(*) filter (where answer = 'unknown') as unknown,
@@ -184,6 +185,12 @@ begin
       from public.video_generation_tasks as t
      where t.id in (select old.task_id from old)
        and t.status in ('completed', 'failed', 'cancelled') and t.completed_at < before
+       and not exists (
+         select
+           from vidgen.parts as p
+           join public.video_generation_tasks as film on film.id = p.film_id
+          where p.task_id = t.id and film.status in ('pending', 'processing')
+       )
        -- A retry or a deletion that is under way decides for itself.
        for no key update skip locked
   ),

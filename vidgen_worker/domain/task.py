@@ -121,6 +121,7 @@ class Task:
     created_at: datetime
     cancel_requested: bool = False
     alone: bool = False
+    film: bool = False
 
     @property
     def id(self) -> UUID:
@@ -183,11 +184,12 @@ class Checkpoint:
 class Completed:
     """The clip is stored: `video_url` is signed and works until then, by `boot_time`.
 
-    Not by a machine's calendar: the row's time is the database's.
+    Not by a machine's calendar: the row's time is the database's. None: a film without a clip of
+    its own.
     """
 
-    video_url: str
-    good_until: float
+    video_url: str | None
+    good_until: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,14 @@ class Requeued:
     code: str
     details: str
     waiting: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsForParts:
+    """A film's parts are ordered, and so many have not ended: back to `pending` until then."""
+
+    parts: int
+    unfinished: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,4 +255,6 @@ class Abandoned:
     """The lease is lost: somebody else writes about this task now, we fall silent."""
 
 
-Outcome = Completed | Requeued | Failed | Cancelled | HandedBack | SetAside | Abandoned
+Outcome = (
+    Completed | Requeued | WaitsForParts | Failed | Cancelled | HandedBack | SetAside | Abandoned
+)

@@ -32,9 +32,10 @@ class Conclusions:
 
     async def complete(self, fence: Fence, outcome: Completed) -> float:
         """Conclude as completed; returns the seconds since the first claim."""
+        good_until = outcome.good_until
         rows = await self._caller.fenced(
             "complete", fence, video_url=outcome.video_url,
-            good_for=timedelta(seconds=outcome.good_until - boot_time()),
+            good_for=None if good_until is None else timedelta(seconds=good_until - boot_time()),
             scene_updates=self._caller.settings.vidgen_scene_updates,
         )  # fmt: skip
         scene_said(fence, rows[0])
