@@ -462,7 +462,8 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  raise exception '%', of_message using errcode = 'VG007', detail = of_code, column = of_field;
+  raise exception '%', of_message
+    using errcode = 'VG007', detail = of_code, column = coalesce(of_field, '');
 end
 $$;
 
@@ -673,7 +674,8 @@ declare
 begin
   select t.user_id into owner
     from public.video_generation_tasks as t
-   where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker;
+   where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker
+     and t.status = 'processing' and t.cut is not null;
   if owner is null then
     return;
   end if;

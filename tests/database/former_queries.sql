@@ -919,6 +919,7 @@ with mine as materialized (
     from public.video_generation_tasks as t
    where
      -- use fence --
+     and t.cut is not null
      for no key update
 ),
 put_back as (
