@@ -36,7 +36,10 @@ select waiting.due as pending, waiting.later as scheduled, waiting.oldest_second
        gates.closed as gates_closed
   from (
     select count(*) filter (where t.run_after <= now()) as due,
-           count(*) filter (where t.run_after > now()) as later,
+           -- Not the films that wait for their parts.
+           count(*) filter (
+             where t.run_after > now() and t.run_after < '9999-01-01 00:00:00+00'
+           ) as later,
            coalesce(extract(epoch from now() - min(greatest(t.run_after, t.created_at))
              filter (where t.run_after <= now())), 0)::float as oldest_seconds
       from public.video_generation_tasks as t

@@ -1,5 +1,8 @@
 """Films as batches: several scenes ordered as one, with real workers beside the doubles."""
 
+import asyncio
+import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from tests.support.hands import let_go
 from tests.support.watching import until_true, watch
-from tests.support.world import World, cancel, hearing, posts, refuse_one
+from tests.support.world import World, cancel, hearing, posts, refuse_one, told, vidgen
 from vidgen_worker.telemetry import events
 
 Row = dict[str, Any]
@@ -257,3 +260,42 @@ async def test_a_row_that_refuses_a_film_stops_no_part_and_no_other_film(world: 
             let_go(ground)
         world.sql("update vidgen.refusals set until = now()")
         assert (await world.until(refusing))["status"] == "completed"
+
+
+async def test_the_command_line_orders_a_film_and_shows_its_parts(
+    world: World, tmp_path: Path
+) -> None:
+    user = world.user()
+    cut = tmp_path / "cut.json"
+    ordering = ("enqueue", "--user", str(user), "--cut", str(cut))
+    cut.write_text('{"parts": []}')
+    done = await asyncio.to_thread(vidgen, world, *ordering)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/parts: has 0 parts; a film has 1 to 500" in done.stderr
+    cut.write_text(json.dumps(of_scenes(*scenes_of(world, user, 2))))
+    async with world.worker():
+        film = await asyncio.to_thread(told, world, *ordering, "--watch")
+    assert film["status"] == "completed"
+    shown = await asyncio.to_thread(told, world, "tasks", "show", film["id"])
+    assert [part["status"] for part in shown["parts"]] == ["completed"] * 2
+    text = (await asyncio.to_thread(vidgen, world, "tasks", "show", film["id"])).stdout
+    assert "Parts" in text
+    assert shown["parts"][1]["task_id"][:8] in text.partition("Parts")[2]
+
+
+async def test_a_film_in_good_hands_survives_a_drain(world: World) -> None:
+    """Its worker leaves while parts run; another one ends both, and a third has nothing to do."""
+    user = world.user()
+    scenes = [world.scene(user, image_prompt=f"[[slow 2s]] {uuid4()}") for _ in range(2)]
+    film = order_film(world, user, of_scenes(*scenes))
+    async with (
+        world.worker(),
+        hearing(events.FilmWaits) as waits,
+        hearing(events.SubmissionRecorded) as submitted,
+    ):
+        await waits.wait()
+        await submitted.wait()
+    assert world.task(film)["status"] == "pending"
+    async with world.worker():
+        assert (await world.until(film))["status"] == "completed"
+    assert posts(world) == (2, 2)

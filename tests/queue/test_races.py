@@ -22,6 +22,8 @@ from tests.support.hands import FENCED, OF_FILMS, UNFENCED_FACTS, Ground, Hand, 
 TASKS = "public.video_generation_tasks"
 PRICE = 30
 
+LATE = [name for name in FENCED if name not in ("load_task", *OF_FILMS)]
+"""What a zombie of the machine's, which has no films, writes late."""
 WRITES = [name for name in FENCED if name not in ("load_task", "load_film")]
 
 
@@ -321,7 +323,7 @@ class Interleavings:
             "truncate public.video_generation_tasks, vidgen.workers, vidgen.submissions,"
             " vidgen.events, vidgen.turns, vidgen.arrivals, vidgen.resumes, vidgen.budgets,"
             " vidgen.checkpoints, vidgen.holds, vidgen.charges, public.user_credits,"
-            " public.credit_entries"
+            " public.credit_entries, vidgen.parts, vidgen.films, vidgen.endings"
         )
         ground.sql("alter table public.credit_entries enable trigger user")
         self.users = [ground.user(3 * PRICE) for _ in range(2)]
@@ -493,7 +495,7 @@ class Interleavings:
         """A late write of one that has lost its task, or only believes that it had it."""
         if player.stale and not player.open:
             held = player.stale[number % len(player.stale)]
-            name = WRITES[(number + len(player.stale)) % len(WRITES)]
+            name = LATE[(number + len(player.stale)) % len(LATE)]
             stage = {} if name == "report" else stage_of("image" if openly else "video")
             self._write(player, held, name, **stage)
 
