@@ -1,6 +1,5 @@
-"""Our worker as a contender: the product's own `serve`, telling some of its events as lines."""
+"""Our worker as a contender: the product's own `assemble`, telling some of its events as lines."""
 
-import asyncio
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ from vidgen_worker.telemetry.events import (
 )
 from vidgen_worker.telemetry.log import configure
 from vidgen_worker.worker import attempts
-from vidgen_worker.worker.serve import serve
+from vidgen_worker.worker.serve import assemble
 
 INSERT = """
 insert into public.video_generation_tasks (id, scene_id, user_id)
@@ -70,7 +69,8 @@ def work() -> int:
     settings = load()
     configure(settings.vidgen_log_level, "json")
     subscribe(tell)
-    return asyncio.run(serve(settings))
+    with assemble(settings) as (loop, worker):
+        return loop.run(worker.run())
 
 
 def enqueue() -> int:

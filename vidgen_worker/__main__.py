@@ -30,13 +30,15 @@ def main() -> None:
         signal.signal(signal.SIGINT, _end_at_once)
     _open_streams()
     try:
-        from vidgen_worker.cli import main as run  # noqa: PLC0415 - it takes a tenth of a second
+        from vidgen_worker.cli import app  # noqa: PLC0415 - it takes a tenth of a second
         from vidgen_worker.telemetry.late_log import catch_the_rest, configure_late  # noqa: PLC0415
 
         configure_late(_set_up_the_log)
         catch_the_rest()
         try:
-            run()  # where a verb begins it turns Ctrl-C into an exception again
+            app(
+                prog_name="vidgen-worker"
+            )  # where a verb begins it turns Ctrl-C into an exception again
         finally:
             if ours:
                 signal.signal(signal.SIGINT, _end_at_once)

@@ -1,8 +1,8 @@
 """Settings from the environment, `.env` and systemd credentials: one line each.
 
-All mistakes are reported at once, each naming the variable and the remedy; secrets are masked.
-Whatever the environment holds ends here as a usable value or a sentence, never as an exception.
-Numbers that depend on each other are written as arithmetic once, at the end of `Settings`.
+All mistakes are reported at once, each with its variable and its remedy; secrets are masked. Every
+text of the environment becomes a usable value or a sentence, never another exception. Numbers that
+depend on each other are computed at the end of `Settings`.
 """
 
 import ast
@@ -40,13 +40,13 @@ def _positive(longest: timedelta = timedelta(days=1)) -> Any:  # noqa: ANN401 - 
 
 
 MOST = 1_000_000
-"""The largest count: it goes into columns that hold no more than twice a billion."""
+"""The largest count: the columns hold at most 2,147,483,647."""
 LARGEST_FILE = 2**40
-"""Bytes: more than any file store takes, and within what a process may be limited to."""
+"""The most bytes: above the limit of any file store, within the range of a process limit."""
 
 
 class Settings(Environment):
-    """Everything that can be set. Field docstrings are the help text."""
+    """All settings. The docstrings of the fields are the help text."""
 
     database_url: SecretStr
     """PostgreSQL URL of the Supabase project: the direct or session pooler URL is best"""
@@ -104,7 +104,7 @@ class Settings(Environment):
     vidgen_gate_probe: Annotated[Duration, _positive()] = timedelta(seconds=30)
     """First probe of a closed gate; it doubles up to 5m"""
     vidgen_max_running_per_user: int | None = Field(None, ge=1, le=MOST)
-    """At most this many tasks of one user begun and not ended"""
+    """The most tasks of one user that have begun and not ended"""
     vidgen_image_slots: int | None = Field(None, ge=1, le=MOST)
     """Images at once at the provider, over all workers; unset: what the Runway tier allows"""
     vidgen_video_slots: int | None = Field(None, ge=1, le=MOST)
@@ -168,22 +168,22 @@ class Settings(Environment):
 
     @property
     def heartbeat(self) -> timedelta:
-        """How often a worker renews its lease."""
+        """The time between two heartbeats of a worker."""
         return self.vidgen_lease / 4
 
     @property
     def lease_margin(self) -> timedelta:
-        """Nothing paid is started in the last part of a lease."""
+        """The last part of a lease, in which nothing paid begins."""
         return self.vidgen_lease / 4
 
     @property
     def submission_patience(self) -> timedelta:
-        """After this an unanswered submission of a lost worker counts as unknown."""
+        """The time after which an unanswered submission of a lost worker counts as unknown."""
         return self.vidgen_submit_timeout + timedelta(seconds=5)
 
     @property
     def slot_patience(self) -> timedelta:
-        """After this whatever an unanswered submission began is over: generations take minutes."""
+        """The time after which a generation of an unanswered submission must have ended."""
         return 3 * self.vidgen_submit_timeout
 
     @property
@@ -201,9 +201,9 @@ def load(**overrides: object) -> Settings:
 
 
 def read(kind: type[Loaded], known: list[str] | None = None, **overrides: object) -> Loaded:
-    """Read settings, beside problems known already. Raises SettingsError.
+    """Read the settings; `problems` are known already. Raises SettingsError.
 
-    From here on their secrets are hidden in whatever this process shows.
+    From now on their secrets are hidden in all output of this process.
     """
     problems = list(known or [])
     settings = None
@@ -224,7 +224,7 @@ def read(kind: type[Loaded], known: list[str] | None = None, **overrides: object
 
 
 def _blind_spots() -> list[str]:
-    """Sentences about places that were passed over, for whoever misses a setting."""
+    """Sentences about places that were skipped, for a person who misses a setting."""
     said = []
     if os.path.isdir(".env"):  # noqa: PTH112 - which never raises
         said.append(".env: it is a folder here, not a file, so nothing was read from it")
@@ -235,7 +235,7 @@ def _blind_spots() -> list[str]:
 
 
 def unknown_names(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each VIDGEN_ variable that no setting has, with the likely one."""
+    """A sentence for each unknown VIDGEN_ variable, with the likely setting."""
     known = [name.upper() for name in Settings.model_fields]
     sentences = []
     for name in environment:
@@ -259,7 +259,7 @@ def _sentences(error: dict[str, Any]) -> list[str]:
 
 
 def effective(settings: Settings) -> list[tuple[str, str, str]]:
-    """Name, value (secrets masked) and help text of every setting, in order."""
+    """The name, value (secrets masked) and help text of every setting, in order."""
     said = meanings()
     return [
         (name.upper(), shown(getattr(settings, name)), said[name]) for name in Settings.model_fields
@@ -267,9 +267,9 @@ def effective(settings: Settings) -> list[tuple[str, str, str]]:
 
 
 def meanings() -> Mapping[str, str]:
-    """What each setting means: the docstring below its field.
+    """The help text of each setting: the docstring below its field.
 
-    Read here and not by pydantic, which would do so at every import: half of what that takes.
+    Pydantic would read them at every import, which would double the time of the import.
     """
     (settings,) = ast.parse(inspect.getsource(Settings)).body
     body = settings.body if isinstance(settings, ast.ClassDef) else []

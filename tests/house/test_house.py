@@ -171,7 +171,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert said.strip() == f"vidgen-worker {__version__}"
     code = (
         "from vidgen_worker.database.migrate import migrations; import vidgen_worker;"
-        " from vidgen_worker.worker.serve import serve;"
+        " from vidgen_worker.worker.serve import assemble;"
         " print(vidgen_worker.__file__, len(migrations()))"
     )
     where, count = run(python, "-c", code, cwd=empty).split()

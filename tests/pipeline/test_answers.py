@@ -17,7 +17,7 @@ from tests.support.world import PATIENCE, World, forget, hearing, many, posts, r
 from vidgen_worker.database import pool as db
 from vidgen_worker.database.pool import Database
 from vidgen_worker.database.trouble import StatementStuckError, Trouble, trouble_of
-from vidgen_worker.providers.runway.adapter import Runway
+from vidgen_worker.providers.runway.submitter import Submitter
 from vidgen_worker.telemetry import events
 
 STATES = ("submitting", "generating", "storing", "done")
@@ -136,7 +136,7 @@ async def test_an_adapter_that_raises_anything_counts_as_possibly_paid(
     async def submit(*_: object) -> None:
         raise RuntimeError("nobody expected this")
 
-    monkeypatch.setattr(Runway, "submit", submit)
+    monkeypatch.setattr(Submitter, "submit", submit)
     user = world.user(100)
     with recorded() as heard:
         async with world.worker():

@@ -10,7 +10,7 @@ from tests.support.frames import HAND_OFF
 from tests.support.world import World
 
 ROOT = Path(__file__).parents[2]
-MOST_FRAMES, MOST_HAND_OFFS = 15, 4  # the event loop's own start is one of the hand-offs
+MOST_FRAMES, MOST_HAND_OFFS = 10, 4  # the event loop's own start is one of the hand-offs
 
 
 def test_the_way_to_the_paid_line_is_short_and_written_down(world: World) -> None:

@@ -38,7 +38,7 @@ from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres
 from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
-from vidgen_worker.worker.serve import open_worker
+from vidgen_worker.worker.serve import build_worker
 
 LOOK_EVERY = 0.5
 LAST_START = 30.0
@@ -490,21 +490,21 @@ async def _sweep(world: World) -> None:
     )
     # Those of submissions without an answer are free once whatever they began must be over.
     world.sql("update vidgen.slots set taken_at = taken_at - interval '10 minutes'")
-    async with open_worker(world.settings()) as worker:
-        await worker.process.databases.work.open()
-        try:
-            while world.one(
-                "select exists (select from vidgen.submissions"
-                " where answer = 'generation' and ended_at is null) as open"
-            )["open"]:
-                world.sql("update vidgen.submissions set looked_at = null where ended_at is null")
-                await worker.janitor.sweep()
+    worker = build_worker(world.settings())
+    await worker.process.databases.work.open()
+    try:
+        while world.one(
+            "select exists (select from vidgen.submissions"
+            " where answer = 'generation' and ended_at is null) as open"
+        )["open"]:
+            world.sql("update vidgen.submissions set looked_at = null where ended_at is null")
             await worker.janitor.sweep()
-        finally:
-            await worker.process.databases.work.close()
-            await worker.process.storage.aclose()
-            await worker.process.media.aclose()
-            await worker.process.provider.aclose()
+        await worker.janitor.sweep()
+    finally:
+        await worker.process.databases.work.close()
+        await worker.process.storage.aclose()
+        await worker.process.media.aclose()
+        await worker.process.provider.aclose()
 
 
 def main() -> int:

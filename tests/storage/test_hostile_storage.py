@@ -37,7 +37,7 @@ from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, VIDEO, Order, Stage
 from vidgen_worker.pipeline.storing import Storing
 from vidgen_worker.queue.errors import CancelAskedError
 from vidgen_worker.telemetry import bus, events
-from vidgen_worker.worker.serve import open_worker
+from vidgen_worker.worker.serve import build_worker
 from vidgen_worker.worker.worker import Worker
 
 TASKS = "public.video_generation_tasks"
@@ -252,14 +252,14 @@ class Round:
 @asynccontextmanager
 async def resting_worker(world: World) -> AsyncIterator[Worker]:
     """A worker whose loops don't turn: its parts are used one by one."""
-    async with open_worker(world.settings()) as worker:
-        await worker.process.databases.open()
-        try:
-            yield worker
-        finally:
-            await worker.process.databases.close()
-            for adapter in (worker.process.provider, worker.process.storage, worker.process.media):
-                await adapter.aclose()
+    worker = build_worker(world.settings())
+    await worker.process.databases.open()
+    try:
+        yield worker
+    finally:
+        await worker.process.databases.close()
+        for adapter in (worker.process.provider, worker.process.storage, worker.process.media):
+            await adapter.aclose()
 
 
 @contextmanager

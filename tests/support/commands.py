@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vidgen_worker.cli import main
+from vidgen_worker.cli import app
 from vidgen_worker.config import Settings
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 
@@ -41,7 +41,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["vidgen-worker", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            main()
+            app(prog_name="vidgen-worker")
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         return Result(int(ended.value.code or 0), said.out, said.err)

@@ -24,10 +24,11 @@ from vidgen_worker.config import Settings
 from vidgen_worker.database.pool import QUERIES, Database
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.providers.runway.adapter import Runway
+from vidgen_worker.providers.runway.submitter import Submitter
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry import bus, events
 from vidgen_worker.telemetry.log import configure
-from vidgen_worker.worker.serve import serve
+from vidgen_worker.worker.serve import assemble
 
 QUICK = {
     "VIDGEN_LEASE": "1s",
@@ -43,11 +44,12 @@ QUICK = {
 KILLED = -signal.SIGKILL
 
 
-CALLS: Mapping[str, tuple[type, tuple[str, ...]]] = {
-    "provider": (Runway, ("submit", "poll", "cancel", "account")),
-    "storage": (Storage, ("put", "sign", "prove")),
-    "media": (Media, ("download", "check_image", "check_video")),
-}
+CALLS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
+    ("provider", Submitter, ("submit",)),
+    ("provider", Runway, ("poll", "cancel", "account")),
+    ("storage", Storage, ("put", "sign", "prove")),
+    ("media", Media, ("download", "check_image", "check_video")),
+)
 
 
 def kill_points() -> list[str]:
@@ -56,7 +58,7 @@ def kill_points() -> list[str]:
     queries = [f"query {name} {when}" for name in QUERIES for when in ("before", "after")]
     calls = [
         f"call {adapter}.{verb} {when}"
-        for adapter, (_, verbs) in CALLS.items()
+        for adapter, _, verbs in CALLS
         for verb in verbs
         for when in ("before", "after")
     ]
@@ -109,7 +111,7 @@ def live(order: Mapping[str, Any]) -> int:
     bus.subscribe(doom.hear)
     doom.wrap(Database, "once", lambda _self, query: (f"query {query}",))
     doom.wrap(Database, "pair", lambda _self, *both: tuple(f"query {query}" for query in both))
-    for adapter, (owner, verbs) in CALLS.items():
+    for adapter, owner, verbs in CALLS:
         for verb in verbs:
             # The name is bound now: the loop moves on.
             def names(*_: object, called: str = f"call {adapter}.{verb}") -> tuple[str, ...]:
@@ -126,7 +128,8 @@ def live(order: Mapping[str, Any]) -> int:
         bus.subscribe(die_of)
     settings = Settings(_env_file=None, **order["settings"])
     configure(settings.vidgen_log_level, settings.vidgen_log_format, secrets=[])
-    return asyncio.run(serve(settings))
+    with assemble(settings) as (loop, worker):
+        return loop.run(worker.run())
 
 
 def _fork(order: Mapping[str, Any]) -> int:

@@ -29,7 +29,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.pipeline.stages import PIPELINE, Stage
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 from vidgen_worker.telemetry import bus
-from vidgen_worker.worker.serve import open_worker
+from vidgen_worker.worker.serve import build_worker
 from vidgen_worker.worker.worker import Worker
 
 PATIENCE = 60.0
@@ -99,13 +99,13 @@ class World(Application):
     @asynccontextmanager
     async def worker(self, **overrides: str) -> AsyncIterator[Worker]:
         """A worker in this process, drained at the end of the block."""
-        async with open_worker(self.settings(**overrides), self.stages) as worker:
-            running = asyncio.create_task(worker.run())
-            try:
-                yield worker
-            finally:
-                worker.stop()
-                await running
+        worker = build_worker(self.settings(**overrides), self.stages)
+        running = asyncio.create_task(worker.run())
+        try:
+            yield worker
+        finally:
+            worker.stop()
+            await running
 
     @contextmanager
     def process(self, log: Path, **overrides: str) -> Iterator["subprocess.Popen[bytes]"]:

@@ -1,4 +1,4 @@
 """Everything that says "not now": gates, storms, limits, the provider's places.
 
-It never pays, and it never ends a task.
+This box never pays, and never ends a task.
 """

@@ -1,6 +1,6 @@
 """Gates: closed, probed, tried by one task, opened.
 
-Which trouble closes one is said by the table of faults and by `storms`.
+The table of faults and `storms` decide which trouble closes a gate.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from vidgen_worker.telemetry.events import GateClosed, GateOpened
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """How many tasks and users have met a trouble in a row.
+    """The numbers of tasks and users that have met a trouble in a row.
 
-    `weighed` counts all users together as one for whom the model never worked, while it has for
-    others; `braked` says that this user's own submissions pause from now on.
+    `weighed` is the number of users, where all users for whom the model has never worked count as
+    one; `braked` says that this user's own submissions pause from now on.
     """
 
     tasks: int
@@ -31,17 +31,17 @@ class Noted:
 
 
 class Gates:
-    """The gates as one worker meets them."""
+    """The statements about gates, for one worker."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def of(self, scope: Scope, model: str) -> Gate:
-        """The gate of this worker's that a trouble of this scope closes."""
+        """The gate of this worker that a trouble of this scope closes."""
         return self._caller.key.scopes.gate(scope, model)
 
     async def is_troubled(self, gate: Gate, reason: str) -> bool:
-        """Whether what closed a gate has shown, without a stage that went well since."""
+        """Whether the trouble that closed a gate has occurred since the last stored stage."""
         rows = await self._caller.once(
             "is_troubled", provider=self._caller.key.provider, scope=gate.scope, reason=reason
         )
@@ -50,15 +50,15 @@ class Gates:
     async def try_rows(self) -> Row:
         """Find out for free whether all rows refuse: `tried`, `taken`, `refused`, `refusing`.
 
-        Rows of waiting tasks that were tried, and how many took everything; what one refused; and
-        of how many users tasks are set aside.
+        `tried` is the number of rows that were tried, `taken` the number that accepted everything,
+        `refused` an error of one that did not, `refusing` the number of users with tasks set aside.
         """
         return (await self._caller.once("try_rows", worker_id=self._caller.worker_id))[0]
 
     async def close(
         self, gate: Gate, reason: str, message: str, details: str, *, probe: timedelta | None = None
     ) -> None:
-        """Close a gate, and say so unless it was closed already.
+        """Close a gate; an event reports it unless the gate was closed already.
 
         `probe` is the pause before the first probe.
         """
@@ -71,9 +71,9 @@ class Gates:
             emit(GateClosed(scope=gate.scope, model=gate.model, code=reason, details=details))
 
     async def meet(self, task: Task, gate: Gate, model: str) -> tuple[bool, float]:
-        """Note that a submission was refused for what a gate is about.
+        """Record that a submission was refused with the fault of a gate.
 
-        Returns whether its user had met it before it was sent, and what a generation costs at most.
+        Returns whether its user had met the fault before, and the highest cost of a generation.
         """
         rows = await self._caller.run(
             "meet_gate", task_id=task.id, user_id=task.user_id,
@@ -85,7 +85,7 @@ class Gates:
         self, task: Task, gate: Gate, part: str, reason: str, message: str, details: str, *,
         model: str, allowance: int | None,
     ) -> Noted:  # fmt: skip
-        """Note a trouble, and how many have met it in a row."""
+        """Record a trouble; return how many tasks and users have met it in a row."""
         rows = await self._caller.run(
             "note_trouble", provider=self._caller.key.provider, scope=gate.scope, part=part,
             model=model, reason=reason, message=message, details=details[:2000], task_id=task.id,
@@ -95,7 +95,7 @@ class Gates:
         return Noted(**rows[0])
 
     async def try_kept(self, gate: Gate) -> bool:
-        """Let an output that is kept behind a gate try it; False when there is none."""
+        """Let a kept output try whether a gate may open; False when there is none."""
         rows = await self._caller.once("try_kept", **self._caller.key.names(), scope=gate.scope)
         return bool(rows[0]["kept"])
 
@@ -115,7 +115,7 @@ class Gates:
         return taken_of(rows)
 
     async def open(self, gate: Gate, reason: str) -> None:
-        """Open a gate that closed for this reason, and say so unless it was open already."""
+        """Open a gate that closed for this reason; an event reports it unless it was open."""
         rows = await self._caller.run("open_gate", **self._gate(gate))
         if rows:
             emit(GateOpened(
@@ -124,12 +124,12 @@ class Gates:
             ))  # fmt: skip
 
     async def stands_aside(self) -> bool:
-        """Whether this worker is behind a gate of its own while another of its account works on."""
+        """Whether a gate stops this worker alone, while another worker of its account goes on."""
         rows = await self._caller.run("stands_aside", worker_id=self._caller.worker_id)
         return bool(rows[0]["aside"])
 
     async def read_closed(self) -> list[Row]:
-        """What is closed for this worker."""
+        """The closed gates that concern this worker."""
         return await self._caller.once("read_gates", **self._caller.key.names())
 
     def _gate(self, gate: Gate) -> dict[str, Any]:

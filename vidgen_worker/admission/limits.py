@@ -1,6 +1,6 @@
-"""How many generations of a model may be in flight at the provider.
+"""The number of generations of a model that may be in flight at the provider.
 
-Taking a place is part of a submission's statement; nothing here asks the provider.
+The statement that begins a submission takes the slot; nothing here calls the provider.
 """
 
 from datetime import timedelta
@@ -16,25 +16,25 @@ class Limits:
         self._caller = caller
 
     async def expect(self) -> None:
-        """Say which models' limits are to be read, and what the settings say of them."""
+        """Announce the worker's models, and the limits that the settings give for them."""
         await self._caller.run("expect_limit", **self._models())
         for model, limit in self.of_settings().items():
             await self._caller.run("set_limit", **self._limit(model, limit))
 
     async def ask(self, every: timedelta) -> tuple[list[str], bool]:
-        """Models whose limits this worker is the one to read now; no other worker is told so.
+        """Return the models whose limits this worker must read now; each goes to one worker only.
 
-        Then whether there are others that nobody knows yet.
+        The second value says whether other models have no known limit yet.
         """
         rows = await self._caller.once("ask_limits", every=every, **self._caller.key.names())
         return [row["model"] for row in rows if row["mine"]], any(not row["mine"] for row in rows)
 
     async def set_limit(self, model: str, max_generations: int | None) -> None:
-        """Say how many generations of a model may be in flight; None is any number."""
+        """Set the number of generations of a model that may be in flight; None means no limit."""
         await self._caller.once("set_limit", **self._limit(model, max_generations))
 
     def of_settings(self) -> dict[str, int]:
-        """The limits that a setting says, by model: these are not read from the provider."""
+        """The limits from the settings, by model: these are not read from the provider."""
         said = {
             self._caller.key.image_model: self._caller.settings.vidgen_image_slots,
             self._caller.key.video_model: self._caller.settings.vidgen_video_slots,

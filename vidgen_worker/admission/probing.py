@@ -1,6 +1,6 @@
-"""What the provider's account says about a trouble: a read that is free.
+"""A free read of the provider's account, to find out whether a trouble lasts.
 
-It decides nothing: who asks closes, keeps or opens a gate by it.
+The caller decides whether a gate closes, stays closed or opens.
 """
 
 from vidgen_worker.domain.faults import Fault, Probe
@@ -10,9 +10,9 @@ from vidgen_worker.providers.protocol import Provider
 async def account_problem(
     provider: Provider, probe: Probe, model: str, price: float = 1
 ) -> str | None:
-    """Why what was refused would be refused again, by this probe; None where nothing shows.
+    """The reason why a submission would be refused again, or None where the account shows none.
 
-    `price` is what the account must have for a generation to begin.
+    `price` is the balance that the account needs for one generation, in the provider's credits.
     """
     try:
         account = await provider.account()

@@ -1,7 +1,6 @@
-"""Storms: a fault that users meet in a row closes the gate of whom it concerns.
+"""Storms: a fault that several users meet in a row closes the gate of its scope.
 
-It takes values: the gates, the task that met the fault, the model, the fault. What follows for that
-task is decided elsewhere.
+The pipeline decides what follows for the task that met the fault.
 """
 
 from datetime import timedelta
@@ -14,7 +13,7 @@ from vidgen_worker.telemetry.events import UserBraked
 
 
 async def watch(gates: Gates, task: Task, model: str, fault: Fault) -> None:
-    """Note a fault that may be the first of many; close the gate where it is one too many."""
+    """Record a fault that may occur again; close the gate when it has occurred too often."""
     brake = fault.rule.brake
     if brake is None:
         return

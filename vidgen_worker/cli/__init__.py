@@ -19,25 +19,19 @@ from vidgen_worker.cli.verbs import commands
 
 
 class _Verbs(TyperGroup):
-    """All verbs. An error repeats a wrong argument with its control characters spelled out."""
+    """All verbs, and what becomes of their errors."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - typer's own
         super().__init__(**{**options, "commands": commands()})
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - typer's own
         """Read the arguments that stand before the verb. Raises BadParameter for an empty one."""
-        with _spelled_out():
+        with _errors_become_sentences():
             _refuse_empty(args[1])
-            return super().make_context(*args, **options)
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
-        """Run the verb; Ctrl-C ends it with one line."""
-        try:
-            with _spelled_out():
-                return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            context = super().make_context(*args, **options)
+        # The verb runs within the context, which tells an error to what was registered here.
+        context.with_resource(_errors_become_sentences())
+        return context
 
 
 def _refuse_empty(arguments: list[str]) -> None:
@@ -58,14 +52,27 @@ def _refuse_empty(arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _spelled_out() -> Iterator[None]:
+def _errors_become_sentences() -> Iterator[None]:
+    """End with a sentence and an exit code for every error that an operator can do something about.
+
+    An error of the arguments repeats them with their control characters spelled out. An error that
+    nobody expected goes on.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     except Exception as error:
+        # Imported here, because both need other boxes, which a verb that fails has imported.
         if hasattr(error, "format_message"):  # typer's own: about what somebody typed, or passed on
-            from vidgen_worker.domain.foreign_text import printable  # noqa: PLC0415 - rarely needed
+            from vidgen_worker.domain.foreign_text import printable  # noqa: PLC0415
 
             error.message = printable(str(error.message), lines=True)  # type: ignore[attr-defined]
+        else:
+            from vidgen_worker.cli.errors import end_with  # noqa: PLC0415
+
+            end_with(error)
         raise
 
 
@@ -101,15 +108,3 @@ def options(
 ) -> None:
     """Take the options that stand before every verb."""
     del version
-
-
-def main() -> None:
-    """Run the command line, and end the process with one of the documented codes."""
-    try:
-        app(prog_name="vidgen-worker")
-    except Exception as error:
-        # Imported here, because it needs other boxes, which a failing verb has imported already.
-        from vidgen_worker.cli.errors import end_with  # noqa: PLC0415
-
-        end_with(error)
-        raise

@@ -4,6 +4,7 @@ from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.output import fail
 from vidgen_worker.client.database import ClientError, DatabaseUnreachableError
 from vidgen_worker.client.service import ServiceUnavailableError, VideoGenerationError
+from vidgen_worker.serving.stoppable import ServingError
 from vidgen_worker.settings.environment import SettingsError
 from vidgen_worker.telemetry.loopback_http import PortError
 
@@ -21,5 +22,5 @@ def end_with(error: Exception) -> None:
             )
         case DatabaseUnreachableError() | ServiceUnavailableError():
             fail(ExitCode.UNAVAILABLE, str(error))
-        case PortError() | ClientError() | VideoGenerationError():
+        case PortError() | ServingError() | ClientError() | VideoGenerationError():
             fail(ExitCode.FAILED, str(error))

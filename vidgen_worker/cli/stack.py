@@ -80,8 +80,8 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
     need_packages()
     # Here, because they need the extra.
     from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
-    from vidgen_worker.sandbox.serving import ServingError  # noqa: PLC0415
     from vidgen_worker.sandbox.state import StateError  # noqa: PLC0415
+    from vidgen_worker.serving.stoppable import ServingError  # noqa: PLC0415
 
     with contextlib.ExitStack() as stack:
         try:

@@ -1,6 +1,5 @@
 """`run` and `migrate`: what a deployment calls."""
 
-import asyncio
 import faulthandler
 import signal
 import sys
@@ -35,7 +34,7 @@ def run() -> None:
     # not hear the signal at all.
     signal.signal(signal.SIGTERM, _end_before_it_began)
     # Here, because its imports take a second that the other verbs need not wait for.
-    from vidgen_worker.worker.serve import serve  # noqa: PLC0415
+    from vidgen_worker.worker.serve import assemble  # noqa: PLC0415
 
     settings = load()
     configure(settings.vidgen_log_level, settings.vidgen_log_format)
@@ -54,7 +53,9 @@ def run() -> None:
         fail(ExitCode.CONFIGURATION, problem)
     # Where a loop hangs, systemd's SIGABRT shows in the journal.
     faulthandler.enable()
-    raise typer.Exit(asyncio.run(serve(settings)))
+    with assemble(settings) as (loop, worker):
+        status = loop.run(worker.run())
+    raise typer.Exit(status)
 
 
 def _share_buckets(url: str, settings: ClientSettings) -> None:

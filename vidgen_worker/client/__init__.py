@@ -1,4 +1,4 @@
-"""What Python programs and operators call: the service, and its statements.
+"""The interface for Python programs and operators: the service, and its statements.
 
-It never runs a task, and never pays.
+This box never runs a task, and never pays.
 """

@@ -1,8 +1,8 @@
-"""The database as programs and operators see it: short, synchronous, with sentences for errors.
+"""The database for programs and operators: short, synchronous statements, errors as sentences.
 
-Used by the Python service and the command line; it needs `DATABASE_URL` and nothing else. The
-statements are the named blocks of its .sql files, and each may be sent twice. It never runs a task,
-and it never lets an exception of psycopg out.
+The Python service and the command line use it; it needs only `DATABASE_URL`. The statements are the
+named blocks of its .sql files, and each may be sent twice. It never runs a task, and raises no
+exception of psycopg.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ Claims = Mapping[str, str]
 SERVICE_ROLE: Claims = {"role": "service_role"}
 QUERIES = load_queries("client")
 STATEMENT_TIMEOUT = timedelta(minutes=5)
-"""An audit of a long ledger takes its time."""
+"""The longest time of a statement: an audit of a long ledger takes minutes."""
 MOST_IDLE = 4
 
 
 def user_claims(user_id: object) -> Claims:
-    """Return the claims of a signed-in user: what it does is checked as if it came from its app."""
+    """Return the claims of a signed-in user, so that a statement runs under the user's policies."""
     return {"role": "authenticated", "sub": str(user_id)}
 
 
 class ClientSettings(Environment):
-    """What the service and the command line read; only the database is mandatory."""
+    """The settings of the service and the command line; only the database is mandatory."""
 
     database_url: SecretStr
     supabase_url: str | None = None
@@ -53,28 +53,28 @@ class ClientSettings(Environment):
 
 
 def load_client_settings() -> ClientSettings:
-    """Read them. Raises SettingsError where one can't be used, or the database's URL is missing."""
+    """Read the settings. Raises SettingsError for an unusable one or a missing DATABASE_URL."""
     return read(ClientSettings)
 
 
 class ClientError(Exception):
-    """Something that was asked for can't be done; the message says what, to what, and what now."""
+    """A request can't be fulfilled; the message says what happened, to what, and what now."""
 
 
 class DatabaseUnreachableError(ClientError):
-    """No connection, or it broke."""
+    """The connection could not be made, or broke."""
 
 
 class NotMigratedError(ClientError):
-    """The database lacks our tables, or this version's."""
+    """The database lacks our tables, or those of this version."""
 
 
 class TookTooLongError(DatabaseUnreachableError):
-    """The statement was ended after its time: there is more to read than the caller waits for."""
+    """The statement took longer than its time-out."""
 
 
 class RefusedError(ClientError):
-    """The database refused the statement: `sqlstate` says why, `hint` what to do about it."""
+    """The database refused the statement: `sqlstate` is the reason, `hint` the remedy."""
 
     def __init__(
         self, message: str, *, sqlstate: str | None = None, hint: str | None = None
@@ -87,7 +87,7 @@ class RefusedError(ClientError):
 class Database:
     """Connections to one database, opened when they are needed. Safe to share by threads.
 
-    `queries` are the named blocks that it knows; a statement ends after `statement_timeout`.
+    `queries` are its named blocks; a statement ends after `statement_timeout`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Database:
     ) -> list[Row]:
         """Run a named block, as the role of `claims` where given. Raises ClientError.
 
-        A connection that had died while it lay idle is replaced and the statement sent again.
+        A connection that broke while it was idle is replaced, and the statement is sent again.
         """
         while True:
             connection, reused = self._take()
@@ -123,7 +123,7 @@ class Database:
                 self._give_back(connection)
                 raise _translated(error, self._url) from error
             except BaseException:
-                connection.close()  # interrupted: nobody knows what it is still doing
+                connection.close()  # interrupted: the connection may still run the statement
                 raise
             self._give_back(connection)
             return found
@@ -139,7 +139,7 @@ class Database:
         return found[0] if found else None
 
     def close(self) -> None:
-        """Close what is open. It opens again when it is used again."""
+        """Close the connections; the next statement opens a new one."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
@@ -153,7 +153,7 @@ class Database:
         claims: Claims | None,
     ) -> list[Row]:
         statement = self._queries[name]
-        # A transaction each, so that what we rely on can be said in it, whatever pooler is between.
+        # Each statement has a transaction, which gets our settings behind any pooler.
         with connection.transaction():
             sessions.pin_transaction(connection, statement_timeout=self._statement_timeout)
             if claims is None:
@@ -165,7 +165,7 @@ class Database:
     def _take(self) -> tuple[psycopg.Connection[Row], bool]:
         with self._lock:
             if self._pid != os.getpid():
-                # After a fork these sockets are the parent's: forget them, close nothing.
+                # After a fork these sockets belong to the parent: drop them, and close nothing.
                 self._pid, self._idle = os.getpid(), []
             if self._idle:
                 return self._idle.pop(), True
@@ -192,7 +192,7 @@ def connect(url: str) -> psycopg.Connection[Row]:
             **sessions.AT_CONNECT,
         )
     except (psycopg.Error, OSError, ValueError) as error:
-        # Not its own: a password in a traceback is one too many.
+        # Without its cause, whose traceback would show the password.
         raise DatabaseUnreachableError(explain_connect(str(error), url)) from None
     sessions.read_committed(connection)
     return connection
@@ -254,9 +254,9 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
 
 
 def too_new(database: Database, newest: str) -> str | None:
-    """Return a sentence if the database has moved on beyond a program whose last migration this is.
+    """Return a sentence if the database is too new for a program with this last migration.
 
-    A newer schema alone is fine: changes that an older program would not bear come a release later.
+    A newer schema alone is fine: a change that breaks older programs comes one release later.
     """
     row = database.row("schema_version") or {}
     if (row.get("oldest_program") or "") <= newest:

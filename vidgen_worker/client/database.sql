@@ -629,6 +629,17 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
        and status in ('completed', 'failed', 'cancelled')
   ) as t;
 
+-- fragment prunable --
+-- The tasks t that may be removed, the oldest first.
+where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
+  and t.id <> all (%(left)s::uuid[])
+  -- A generation that still runs is ended first, by a worker that finds its row.
+  and not exists (
+    select from vidgen.submissions as s
+     where s.task_id = t.id and s.answer = 'generation' and s.ended_at is null
+  )
+order by t.completed_at
+
 -- prune_tasks --
 -- Remove a batch of tasks that ended before then, with their checkpoints; leave a tombstone that
 -- names their files. Submissions, charges and holds stay until the janitor forgets them, the ledger
@@ -637,14 +648,7 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
 with old as materialized (
   select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
-   where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
-     and t.id <> all (%(left)s::uuid[])
-     -- A generation that still runs is ended first, by a worker that finds its row.
-     and not exists (
-       select from vidgen.submissions as s
-        where s.task_id = t.id and s.answer = 'generation' and s.ended_at is null
-     )
-   order by t.completed_at
+   -- use prunable --
    limit %(batch)s
      for update skip locked
 ),
@@ -681,13 +685,7 @@ select count(*) as tasks from gone;
 -- The task that a batch of one takes.
 select t.id
   from public.video_generation_tasks as t
- where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
-   and t.id <> all (%(left)s::uuid[])
-   and not exists (
-     select from vidgen.submissions as s
-      where s.task_id = t.id and s.answer = 'generation' and s.ended_at is null
-   )
- order by t.completed_at
+ -- use prunable --
  limit 1
    for no key update skip locked;
 

@@ -1,8 +1,8 @@
-"""The door for Python programs: start a video, look at it, wait for it, cancel it. Synchronous.
+"""The service for Python programs: start a video, look at it, wait for it, cancel it. Synchronous.
 
-`video_generation_service` is ready to use: it reads the environment and connects at the first
-call, so importing it never fails. It orders as the user whose id it is given, under the same
-policies and limits as a browser. It generates nothing itself: a worker does.
+`video_generation_service` is ready to use: it reads the environment and connects at the first call,
+so that importing it never fails. It orders as the user whose id it is given, under the same
+policies and limits as a browser. A worker generates the video.
 """
 
 import asyncio
@@ -42,19 +42,19 @@ TaskRow = dict[str, Any]
 
 
 class VideoGenerationError(Exception):
-    """What was asked can't be done; the message says what happened, to what, and what now."""
+    """A request can't be fulfilled; the message says what happened, to what, and what now."""
 
 
 class TaskNotFoundError(VideoGenerationError, LookupError):
-    """There is no such task."""
+    """The task does not exist."""
 
 
 class SceneNotFoundError(VideoGenerationError, LookupError):
-    """There is no such scene, or it is another user's."""
+    """The scene does not exist, or belongs to another user."""
 
 
 class TaskTimeoutError(VideoGenerationError, TimeoutError):
-    """The task had not ended when the waiting did; it goes on."""
+    """The task has not ended within the time-out; it goes on."""
 
 
 class ServiceUnavailableError(VideoGenerationError, ConnectionError):
@@ -62,7 +62,7 @@ class ServiceUnavailableError(VideoGenerationError, ConnectionError):
 
 
 class VideoGenerationService:
-    """Start, status, list, cancel and wait. Safe to share by threads; connects when it must."""
+    """Start, status, list, cancel and wait. Threads may share it; it connects when needed."""
 
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self._settings = settings
@@ -80,11 +80,10 @@ class VideoGenerationService:
     ) -> TaskRow:
         """Insert a task and return it as a dictionary.
 
-        With a `task_id` of your own a repeated call returns the task that is there already.
-        `priority` is -10 to 10, among this user's own tasks; `run_after` a time, or how long from
-        now on. Raises SceneNotFoundError where the
-        scene is absent or another user's, VideoGenerationError where a limit or the database
-        refuses.
+        With a `task_id` of your own a repeated call returns the existing task. `priority` is -10 to
+        10, among this user's own tasks; `run_after` is a time, or a duration from now. Raises
+        SceneNotFoundError where the scene is absent or another user's, VideoGenerationError where a
+        limit or the database refuses.
         """
         user = _uuid("user_id", user_id)
         values = {
@@ -175,10 +174,10 @@ class VideoGenerationService:
             return _task(self._db.rows("cancel_task", {"task_id": str(task_id)})[0])
 
     def wait(self, task_id: UUID | str, timeout: float | None = None) -> TaskRow:
-        """Return the task once it has ended, however it ended.
+        """Return the task when it has ended, with any status.
 
-        `timeout` is in seconds; None waits as long as it takes. Raises TaskTimeoutError. A
-        database that goes away meanwhile is waited for.
+        `timeout` is in seconds; None means no limit. Raises TaskTimeoutError. During an outage of
+        the database the call goes on waiting.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = threading.Event()
@@ -187,7 +186,7 @@ class VideoGenerationService:
             try:
                 row = self._row(task_id)
             except ServiceUnavailableError as error:
-                if not seen:  # it was never there: a wrong URL, more likely than an outage
+                if not seen:  # the first call: the URL is probably wrong
                     raise
                 seen = str(error)
             else:
@@ -204,7 +203,7 @@ class VideoGenerationService:
             pause.wait(min(left, LOOK_AGAIN_SECONDS))
 
     def close(self) -> None:
-        """Close the connections. They open again when the service is used again."""
+        """Close the connections; the next call opens a new one."""
         with self._lock:
             database, self._database = self._database, None
         if database is not None:
@@ -219,7 +218,7 @@ class VideoGenerationService:
         return {"video_ratio": found.video_ratio, "image_ratio": found.image_ratio}
 
     def _get_scenario_resolution(self, scene_id: UUID | str) -> str:
-        """Return the resolution that a scene's scenario asks for; 720:1280 where it says none.
+        """Return the resolution of a scene's scenario; 720:1280 where it has none.
 
         Raises SceneNotFoundError.
         """
@@ -277,7 +276,7 @@ def sign(supabase_url: str, key: str, bucket: str, path: str) -> str:
     """Sign an object's path with Supabase Storage, for one hour. Raises VideoGenerationError."""
     if problems := proxies.problems():
         raise VideoGenerationError("; ".join(problems))
-    # Here, because its imports take half a second and few callers sign.
+    # Imported here, because this takes half a second and few callers sign.
     from vidgen_worker.storage.storage import Storage  # noqa: PLC0415
 
     async def once() -> str:
@@ -288,7 +287,7 @@ def sign(supabase_url: str, key: str, bucket: str, path: str) -> str:
             await storage.aclose()
 
     try:
-        # In a thread of its own, because the caller's may have a running loop.
+        # A thread of its own, because the caller's thread may run an event loop.
         with ThreadPoolExecutor(max_workers=1) as thread:
             return thread.submit(asyncio.run, once()).result()
     except Fault as fault:
@@ -301,7 +300,7 @@ def sign(supabase_url: str, key: str, bucket: str, path: str) -> str:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Let no error of the client's out that callers would have to know."""
+    """Turn errors of the database box into errors of the service."""
     try:
         yield
     except DatabaseUnreachableError as error:
@@ -311,7 +310,7 @@ def _own_errors() -> Iterator[None]:
 
 
 def _task(row: TaskRow) -> TaskRow:
-    """Return a row as callers of the former service knew it: `task_id` beside every column."""
+    """Return a row in the form of the former service: `task_id` beside every column."""
     return {"task_id": str(row["id"])} | {
         name: str(value) if isinstance(value, UUID) else value for name, value in row.items()
     }

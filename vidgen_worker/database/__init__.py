@@ -1,4 +1,4 @@
 """The way to PostgreSQL: its URL, the pool, LISTEN, named statements, migrations, remedies.
 
-It never decides what a row means.
+This box never decides what a row means.
 """

@@ -1,9 +1,8 @@
 """DATABASE_URL as libpq reads it: the one place that takes it apart.
 
 PostgreSQL's own parser decides what a URL means, for settings, connections, error messages and the
-log alike: several hosts, sockets and keyword=value strings are its business. What it takes and
-could still never work is refused in a sentence that shows no part of a password. Nothing here
-connects.
+log alike; it knows several hosts, sockets and keyword=value strings. A URL that it accepts but that
+can never work is refused with a sentence that shows no part of a password. Nothing here connects.
 """
 
 import re
@@ -37,7 +36,7 @@ class DatabaseUrlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrl:
-    """Where and as whom. `secrets` is what must never be shown."""
+    """Hosts, user and database of a URL. `secrets` must never be shown."""
 
     user: str
     hosts: tuple[str, ...]
@@ -48,7 +47,7 @@ class DatabaseUrl:
 
     @classmethod
     def read(cls, url: str) -> Self:
-        """Read what libpq reads. Raises DatabaseUrlError."""
+        """Parse a URL as libpq does. Raises DatabaseUrlError."""
         found = _parsed(url)
         hosts = tuple(found.pop("host", "").split(","))
         ports = tuple(found.pop("port", "").split(","))
@@ -64,11 +63,11 @@ class DatabaseUrl:
 
     @property
     def pooled_by_transaction(self) -> bool:
-        """Whether Supabase's transaction pooler answers there, by its port."""
+        """Whether the port is that of Supabase's transaction pooler."""
         return str(TRANSACTION_POOLER_PORT) in self.ports
 
     def place(self) -> str:
-        """User, hosts and database, as a person compares them with the dashboard."""
+        """User, hosts and database, for a person to compare with the dashboard."""
         addresses = []
         for host, port in zip(self.hosts, self.ports, strict=True):
             name = host or "localhost"
@@ -94,9 +93,9 @@ def place_of(url: str) -> str:
 
 
 def secrets_of(url: str) -> tuple[str, ...]:
-    """Return what of the URL must never be shown: all of it where it can't be read.
+    """Return the parts of a URL that must never be shown: all of it where it can't be parsed.
 
-    A password that is the user's name as well is none that could be kept secret.
+    A password that equals the user's name is left out: the name is shown anyway.
     """
     try:
         read = DatabaseUrl.read(url)
@@ -132,7 +131,7 @@ def _parsed(url: str) -> dict[str, str]:
 
 
 def _said(reason: str) -> str:
-    """Say in our words why libpq refuses to read it."""
+    """Return the reason why libpq refuses a URL, in our words."""
     if found := _PARAMETER.search(reason):
         return (
             f"PostgreSQL's library knows no parameter {found[1]}: remove {found[1]}=… from it"
@@ -144,13 +143,13 @@ def _said(reason: str) -> str:
 
 
 def _refuse_unusable(url: str, read: DatabaseUrl) -> None:
-    """Raise DatabaseUrlError for what libpq reads, and nobody can have meant."""
+    """Raise DatabaseUrlError for a URL that libpq accepts but that can't be meant."""
     if _BRACKETS.search(url):
         raise DatabaseUrlError(
             "the password stands in square brackets: put the password in the place of "
             "[YOUR-PASSWORD], without the brackets"
         )
-    # An @ or / in a password ends it for libpq, and what follows lands in host, port or name.
+    # For libpq an @ or / ends the password; the rest is read as host, port or name.
     if any("@" in part for part in (*read.hosts, *read.ports)) or (
         "@" in read.database and not all(_is_port(port) for port in read.ports)
     ):
@@ -180,7 +179,7 @@ def _refuse_host(host: str) -> None:
             "its host holds a placeholder: copy the whole URL from the dashboard"
         )
     try:
-        # Python's resolver does this to every name, and its error is none of psycopg's.
+        # Python's resolver encodes every name, and its error is not one of psycopg's.
         host.encode("idna")
     except UnicodeError:
         raise DatabaseUrlError("its host is no host name") from None

@@ -1,6 +1,6 @@
-"""LISTEN on a connection of its own, proven by a NOTIFY of its own now and then.
+"""LISTEN on a connection of its own, verified by a NOTIFY of its own at intervals.
 
-It never decides what a notification means.
+The caller decides what a notification means.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ CHANNEL = "vidgen_tasks"
 
 
 class _NothingHeardError(Exception):
-    """LISTEN was accepted, and nothing arrives."""
+    """LISTEN was accepted, but notifications do not arrive."""
 
 
 class Listener:
-    """LISTEN on a connection of its own that proves itself, and heals.
+    """A connection with LISTEN that verifies itself, and reconnects.
 
-    Behind a transaction pooler LISTEN is accepted and nothing ever arrives: so a NOTIFY round trip
-    now and then decides, not the absence of an error.
+    A transaction pooler accepts LISTEN, but never delivers a notification. So a NOTIFY round trip
+    at intervals decides whether LISTEN works.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Listener:
         self.proved = asyncio.Event()
 
     async def run(self, worker_id: UUID) -> None:
-        """Listen until cancelled; on trouble reconnect with a growing pause."""
+        """Listen until cancelled; after an error reconnect, with a growing pause."""
         failures = 0
         while True:
             try:
@@ -65,7 +65,7 @@ class Listener:
                 failures = 1 if self.listening else failures + 1
                 self.listening = False
                 if trouble_of(error) is Trouble.AWAY:
-                    # It says nothing about LISTEN: the outage has its own line.
+                    # An outage says nothing about LISTEN, and has its own log line.
                     self._outage.met(error)
                 else:
                     self._say(listening=False, why=one_line(error))
@@ -92,8 +92,8 @@ class Listener:
     async def _notify(self, own_channel: str) -> None:
         """Send the proof from another connection.
 
-        From our own it would prove nothing: a transaction pooler may run it on the very server
-        connection that listens, and then it comes back with the answer.
+        The listening connection itself would prove nothing: a transaction pooler may run the NOTIFY
+        on the server connection that listens, which then returns it with the answer.
         """
         async with await self._connect() as other:
             await other.execute("select pg_notify(%s, 'proof')", (own_channel,))
@@ -114,7 +114,7 @@ class Listener:
     async def _hear(
         self, conn: psycopg.AsyncConnection[Any], until: str | None, seconds: float
     ) -> bool:
-        """Pass notifications on for so long, or until one on the channel `until` came."""
+        """Pass notifications on for `seconds`; True as soon as one on the channel `until` came."""
         async for notify in conn.notifies(timeout=seconds):
             if notify.channel == CHANNEL:
                 result = self._wake(notify.payload)
@@ -125,7 +125,7 @@ class Listener:
         return False
 
     def _say(self, *, listening: bool, why: str) -> None:
-        """Say what is new about LISTEN; an outage in between is not."""
+        """Report a change of LISTEN; an outage in between is no change."""
         if listening is not self._said:
             emit(ListenChanged(listening=listening, why=why))
         self._said = listening

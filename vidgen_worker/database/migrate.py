@@ -1,4 +1,4 @@
-"""Applying `migrations/`, interchangeably with the Supabase CLI.
+"""Applies `migrations/`, interchangeably with the Supabase CLI.
 
 Each file is one transaction, recorded in supabase_migrations.schema_migrations exactly where the
 CLI records it, so that `vidgen-worker migrate` and `supabase db push` may follow each other in any
@@ -18,12 +18,12 @@ from psycopg import errors
 from vidgen_worker.database import sessions
 
 LOCK_TIMEOUT = timedelta(seconds=5)
-"""A migration that waits for a lock keeps everybody else waiting behind it, and any transaction
-that has read the table keeps it waiting. It lets them through, and the whole file comes again."""
+"""The longest wait of a migration for a lock. All later statements on the table wait behind it, so
+after this time it gives way, and the whole file is applied again."""
 LOCK_PAUSE = timedelta(seconds=5)
 LOCK_TRIES = 12
-# One migration at a time, whatever the connection mode. No advisory lock: any role may take those.
-# The Supabase CLI, which writes here as well, is kept away too; readers are not.
+# One migration at a time, in every connection mode. An advisory lock would not do: any role may
+# take it. This lock also stops the Supabase CLI, which writes here as well, but no reader.
 _LOCK: LiteralString = (
     "lock table supabase_migrations.schema_migrations in share row exclusive mode"
 )
@@ -38,7 +38,7 @@ _BOOKKEEPING: tuple[LiteralString, ...] = (
 
 
 class StrangeSchemaError(RuntimeError):
-    """The database has a schema vidgen, and no record of the file that makes it."""
+    """The database has a schema vidgen, but no record of the migration that creates it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,10 @@ def migrations() -> list[Migration]:
 
 
 def migrate(url: str) -> list[str]:
-    """Apply what is missing and return its file names without ending; [] when nothing is.
+    """Apply the missing migrations; return their file names without ending.
 
-    Raises psycopg.Error when a file is refused, or meets locks for too long: that file is then
-    undone as a whole. Raises StrangeSchemaError, and changes nothing, where the schema was made by
-    files that are not among these.
+    Raises psycopg.Error when a file fails, or waits for locks too long: that file is then undone as
+    a whole. Raises StrangeSchemaError, and changes nothing, where other files made the schema.
     """
     with _connected(url) as conn:
         return [
@@ -81,7 +80,7 @@ def migrate(url: str) -> list[str]:
 
 
 def _apply_between_locks(conn: psycopg.Connection, migration: Migration) -> bool:
-    """Apply one file, again where it met a lock; False when it is applied already."""
+    """Apply one file, again after a lock; False when it has been applied already."""
     for _ in range(LOCK_TRIES - 1):
         try:
             return _apply(conn, migration)
@@ -134,7 +133,7 @@ def _connected(url: str) -> psycopg.Connection:
 
 
 def _recorded_alone(conn: psycopg.Connection) -> set[str]:
-    """Keep every other migration waiting until this transaction ends; the versions before it."""
+    """Lock out other migrations until this transaction ends; return the applied versions."""
     try:
         with conn.transaction():
             keeps = conn.execute(
@@ -146,7 +145,7 @@ def _recorded_alone(conn: psycopg.Connection) -> set[str]:
                 for statement in _BOOKKEEPING:
                     conn.execute(statement)
     except (errors.UniqueViolation, errors.DuplicateSchema, errors.DuplicateTable):
-        # Another one, which began at the same time, has just made them.
+        # Another process, which began at the same time, has just created them.
         pass
     conn.execute(_LOCK)
     return _recorded(conn)

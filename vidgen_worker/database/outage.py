@@ -1,6 +1,6 @@
-"""Whether the database is away, said once when it goes and once when it is back.
+"""Whether the database is away: one log line when it goes, and one when it is back.
 
-It never connects by itself.
+Nothing here connects.
 """
 
 from vidgen_worker.database.remedies import explain_connect
@@ -11,9 +11,9 @@ from vidgen_worker.telemetry.events import DatabaseAway, DatabaseBack
 
 
 class Outage:
-    """Whether the database is away, as all connections of a process see it together.
+    """Whether the database is away, for all connections of a process together.
 
-    One line when it goes, which says what to do, and one when it is back.
+    The log line at its beginning says what to do.
     """
 
     def __init__(self, url: str) -> None:
@@ -21,15 +21,15 @@ class Outage:
         self._since: float | None = None
         self._failed_at = 0.0
         self.passed = 0
-        """How many statements went well so far."""
+        """The number of statements that were answered so far."""
 
     @property
     def away(self) -> bool:
-        """Whether nothing was answered since it went."""
+        """Whether no statement was answered since the outage began."""
         return self._since is not None
 
     def met(self, error: BaseException) -> None:
-        """Note that the database, or the way to it, failed."""
+        """Note a failure of the database or of the connection to it."""
         self._failed_at = boot_time()
         if self._since is None:
             self._since = self._failed_at
@@ -40,7 +40,7 @@ class Outage:
             ))  # fmt: skip
 
     def answered(self, sent: float, *, well: bool = True) -> None:
-        """Note an answer to a statement that was sent then: a good one, or an error of its own."""
+        """Note the answer to a statement that was sent at `sent`: rows, or an error of its own."""
         self.passed += well
         if self._since is not None and sent > self._failed_at:
             emit(DatabaseBack(seconds=round(boot_time() - self._since, 1)))

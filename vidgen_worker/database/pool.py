@@ -1,8 +1,8 @@
-"""The connection to Postgres: the pools, and the one way to run a named query.
+"""The connections to PostgreSQL: the pools, and the one way to run a named query.
 
-Every statement is a named block of a .sql file, runs in autocommit and may be sent twice, so a
-transient error is answered by sending it again. No transaction is ever open across an await for
-something else; all of it works behind a transaction pooler. It never decides what a row means.
+Every statement is a named block of a .sql file, runs in autocommit and may be sent twice, so that a
+transient error is answered by a second try. No transaction stays open while we wait for something
+else, and everything works behind a transaction pooler. Nothing here decides what a row means.
 """
 
 import asyncio
@@ -38,15 +38,15 @@ from vidgen_worker.telemetry.events import DatabaseTrouble
 
 Row = dict[str, Any]
 STATEMENT_DEADLINE = timedelta(seconds=15)
-"""After this a statement is given up, and sent again where it may be."""
+"""The longest time of one try of a statement."""
 LOCK_TIMEOUT = timedelta(milliseconds=200)
-"""So long one statement waits for a lock: meanwhile it keeps a connection from everybody else."""
+"""The longest wait of one statement for a lock: it occupies a connection meanwhile."""
 LOCK_PATIENCE = timedelta(seconds=3)
-"""So long, in all its tries, a statement about one task waits for locks that others hold."""
+"""The longest wait for locks of a statement about one task, over all its tries."""
 STUCK_TRIES = 30
-"""So often a statement may fail while the database answers others: a few minutes."""
+"""The most tries of a statement while the database answers others: some minutes."""
 UNKNOWN_TRIES = 6
-"""So often an error that nobody knows counts as passing, where money hangs on the statement."""
+"""The most tries after an unknown error, where a statement records money."""
 
 CONNECTION: Mapping[str, Any] = MappingProxyType(
     {**sessions.AT_CONNECT, "application_name": "vidgen-worker"}
@@ -56,9 +56,10 @@ PLANNED_ONCE: LiteralString = (
     "select set_config('plan_cache_mode', 'force_generic_plan', false),"
     " set_config('random_page_cost', '1.1', false)"
 )
-"""A connection plans each statement once: planning takes longer than most of them do. Its plans may
-be made while there are few rows: with the default of 4 a walk through a small table looks cheaper
-than its index, and an hour later it is not. What waits is in memory; Supabase sets 1.1 as well."""
+"""A connection plans each statement once: planning takes longer than most statements. A plan may be
+made while a table has few rows: with the default cost of 4 a sequential scan then looks cheaper
+than the index, which is wrong an hour later. Waiting rows are in memory; Supabase sets 1.1 as well.
+"""
 
 
 QUERIES = load_queries("queue", "admission")
@@ -68,17 +69,17 @@ _BLOCKS = {name: Block.read(text) for name, text in QUERIES.items()}
 
 
 class Rows(list[Row]):
-    """What a statement returned. `sent` is when it went to the server, in `boot_time` seconds.
+    """The rows of a statement. `sent` is the time when it went to the server, in `boot_time`.
 
-    Not before: a statement may wait long for a connection, and only what follows counts where the
-    database's clock and ours are compared.
+    The wait for a connection comes before `sent`: it must not count where the database's clock and
+    ours are compared.
     """
 
     sent: float = 0.0
 
 
 class _Connection(psycopg.AsyncConnection[Any]):
-    """Tells the outage why it could not be made: the pool says so to a logger only."""
+    """A connection that reports its failure to the outage: the pool would only log it."""
 
     @classmethod
     async def connect(  # type: ignore[override]
@@ -111,7 +112,7 @@ class Database:
         self._deadline = deadline.total_seconds()
         self._lock_timeout = lock_timeout
         self.outage = outage or Outage(url)
-        # Behind a transaction pooler nothing is prepared, and nothing is said to a session.
+        # Behind a transaction pooler no statement is prepared, and no session is configured.
         self._prepare = not DatabaseUrl.read(url).pooled_by_transaction
         self._pool = AsyncConnectionPool(
             url,
@@ -134,7 +135,7 @@ class Database:
 
     async def open(self) -> None:
         """Open the pool; connections are made in the background."""
-        # A line for every try would fill the log in an outage; `Outage` says what there is to say.
+        # A line for every try would fill the log in an outage; `Outage` writes one.
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
         await self._pool.open(wait=False)
 
@@ -150,12 +151,12 @@ class Database:
             raise
 
     async def _set_up(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        # Whatever the port says. Names of prepared statements are the same in every client: one of
-        # somebody else's would be carried out, and nothing would tell.
+        # The port is no proof. Names of prepared statements are the same in every client: one of
+        # another client would be executed, without any error.
         if not await sessions.is_ours_alone(conn):
             self._prepare = False
         # Behind a transaction pooler None, never 0: 0 prepares at once, and the statement then
-        # lives on somebody else's connection, as a SET would.
+        # lives on another client's connection, as a SET would.
         if not self._prepare:
             conn.prepare_threshold = None
             return
@@ -193,7 +194,7 @@ class Database:
         except Exception as error:
             trouble = trouble_of(error)
             if sent is not None:
-                # Without a connection nothing new is known: making one reports its own trouble.
+                # Without a connection nothing new is known: connecting reports its own trouble.
                 if trouble is Trouble.AWAY:
                     self.outage.met(error)
                 elif isinstance(error, psycopg.Error) and error.sqlstate is not None:
@@ -243,7 +244,7 @@ class Database:
             if whole:
                 await conn.execute(sessions.COMMIT)
             if pipe is not None:
-                # Else what COMMIT says comes out of the pipeline's end, without its SQLSTATE.
+                # Otherwise an error of COMMIT comes from the pipeline's end, without its SQLSTATE.
                 await pipe.sync()
         return Rows(await cursor.fetchall() if cursor.description else [])
 
@@ -256,12 +257,12 @@ class Database:
         lock_patience: timedelta | None = None,
         **parameters: object,
     ) -> Rows:
-        """Run a named query, again and again while the trouble is transient.
+        """Run a named query, and repeat it while the trouble is transient.
 
-        `give_up` is asked between tries; then DatabaseUnavailableError is raised. Where money hangs
-        on the statement (`paid`), an error that nobody knows is taken for a passing one a few
-        times. LockedError when it meets locks for `lock_patience` (None: it tries on).
-        StatementStuckError when it does not pass although the database answers others.
+        `give_up` is called between tries; where it is true, DatabaseUnavailableError is raised. A
+        statement that records money (`paid`) is repeated a few times after an unknown error too.
+        Raises LockedError after `lock_patience` of locks (None: no limit), and StatementStuckError
+        when the statement keeps failing while the database answers others.
         """
         tries, stuck, unknown, began = 0, 0, 0, boot_time()
         patience = _LockPatience(lock_patience)
@@ -287,21 +288,21 @@ class Database:
                 emit(DatabaseTrouble(query=name, error=one_line(error), tries=tries))
             else:
                 if tries:
-                    # An earlier try may have been carried out, its answer lost.
+                    # An earlier try may have been executed, and its answer lost.
                     rows.sent = began
                 return rows
             await asyncio.sleep(_pause(tries))
 
 
 class _LockPatience:
-    """How long one statement has met nothing but locks."""
+    """How long one statement has met only locks."""
 
     def __init__(self, patience: timedelta | None) -> None:
         self._patience = patience
         self._since: float | None = None
 
     def is_over(self, error: DatabaseUnavailableError) -> bool:
-        """Whether this error is a lock, and one too many."""
+        """Whether this error is a lock, and the patience is over."""
         if self._patience is None or not isinstance(error, LockedError):
             self._since = None
             return False
@@ -322,7 +323,7 @@ class Databases:
         self.outage = Outage(url)
         self.work = Database(url, size=size, outage=self.outage)
         self.claims = Database(url, size=1, outage=self.outage)
-        # A heartbeat never queues behind other statements, and one that hangs is given up while
+        # A heartbeat never queues behind other statements, and one that hangs ends while
         # the lease still leaves time for the next.
         self.pulse = Database(url, size=1, deadline=heartbeat, outage=self.outage)
 

@@ -1,7 +1,7 @@
-"""How psycopg sends our text and JSON: as PostgreSQL can take it, whatever is in it.
+"""Dumpers by which psycopg sends our text and JSON in a form that PostgreSQL accepts.
 
-Every connection of ours is made with `context=STORABLE`. Programs that use psycopg beside us keep
-their own way: nothing here changes what is global.
+Every connection of ours is made with `context=STORABLE`. Nothing global changes, so that other code
+in the process that uses psycopg is not affected.
 """
 
 import json
@@ -15,7 +15,7 @@ from psycopg.types.json import set_json_dumps
 
 from vidgen_worker.domain.foreign_text import storable, storable_value
 
-# In psycopg's own order: the last one is taken where nothing else is asked for.
+# The order is psycopg's own: the last one is the default.
 _DUMPERS = (
     string.StrBinaryDumperName,
     string.StrBinaryDumperVarchar,
@@ -28,7 +28,7 @@ _DUMPERS = (
 
 
 def _made_storable(base: type[Dumper]) -> type[Dumper]:
-    """Return a dumper that sends text without what PostgreSQL refuses, else as `base` does."""
+    """Return a dumper like `base` whose text holds no character that PostgreSQL refuses."""
 
     def dump(self: Dumper, obj: str) -> Buffer | None:
         return base.dump(self, storable(obj))

@@ -1,6 +1,6 @@
-"""Why a connection to PostgreSQL failed, and what to do about it, in one paragraph.
+"""The reason why a connection to PostgreSQL failed, and the remedy, in one paragraph.
 
-libpq's text is all there is to go by. It never shows a password.
+The only source is libpq's text. No password is shown.
 """
 
 import os
@@ -109,7 +109,7 @@ CONNECT_REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
             "unexpected response from server",
             "expected authentication request",
         ),
-        "Something else than PostgreSQL answers there. Check host and port of DATABASE_URL.",
+        "Another program than PostgreSQL answers there. Check host and port of DATABASE_URL.",
     ),
     (
         ("no pg_hba.conf entry", "SSL", "certificate"),
@@ -136,11 +136,11 @@ LIBPQ_VARIABLES = (
     "PGCHANNELBINDING", "PGTARGETSESSIONATTRS", "PGLOADBALANCEHOSTS", "PGCLIENTENCODING",
     "PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION",
 )  # fmt: skip
-"""Of the variables that decide how a connection is made, those that somebody may have set."""
+"""The variables of libpq that affect a connection and that may be set on a machine."""
 
 
 def explain_connect(said: str, url: str) -> str:
-    """Return one paragraph: what failed, for which host, why probably, and what now."""
+    """Return one paragraph: the failure, the host, the probable cause and the remedy."""
     remedy = "Check DATABASE_URL."
     for needles, sentence in CONNECT_REMEDIES:
         if any(needle.lower() in said.lower() for needle in needles):
@@ -152,6 +152,6 @@ def explain_connect(said: str, url: str) -> str:
 
 
 def _others() -> str:
-    """Name the variables that libpq reads beside the URL: it never says that it did."""
+    """Name the variables that libpq has read beside the URL: its errors do not mention them."""
     names = sorted(name for name in os.environ if name in LIBPQ_VARIABLES)
     return f" PostgreSQL's library also reads {', '.join(names)} here." if names else ""

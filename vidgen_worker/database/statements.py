@@ -1,4 +1,4 @@
-"""The named SQL blocks of this package's files, as the server takes them. It knows no database."""
+"""The named SQL blocks of this package's files. Nothing here connects to a database."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _USE = re.compile(r"^( *)-- use (\w+) --$", re.MULTILINE)
 def load_queries(*boxes: str) -> Mapping[str, LiteralString]:
     """Read the named blocks of all .sql files of these boxes: `-- name --`, a comment, SQL.
 
-    Comments go to the server too: they cost nothing and show in pg_stat_activity.
+    Comments are sent to the server too: they cost nothing, and pg_stat_activity shows them.
     """
     files = [
         file
@@ -30,10 +30,10 @@ def load_queries(*boxes: str) -> Mapping[str, LiteralString]:
 
 
 def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
-    """Take the text of such a file apart.
+    """Parse the text of such a file.
 
-    `-- fragment name --` is a part of statements, and stands for a line `-- use name --` in them.
-    It holds no lock: what it reads, it reads in its statement's snapshot.
+    A block `-- fragment name --` replaces each line `-- use name --` of the statements. A fragment
+    takes no lock, and reads in its statement's snapshot.
     """
     parts = _BLOCK.split(text)[1:]
     blocks: dict[str, str] = {}
@@ -48,7 +48,7 @@ def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
         return "\n".join(indent + part for part in blocks[f"fragment {name}"].splitlines())
 
     return MappingProxyType({
-        # A literal by the same right as a string in this file: it ships in the package.
+        # As safe as a literal in this file: the text ships in the package.
         name: _USE.sub(use, body)
         for name, body in blocks.items()
         if not name.startswith("fragment ")
@@ -60,10 +60,10 @@ _PARAMETER = re.compile(r"%\((\w+)\)s|%%")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A named query as the server takes it: `$1` is the first of `names`.
+    """A named query with numbered parameters: `$1` is the first of `names`.
 
-    Written so once and not by the driver at every call, which for the claim costs a tenth of a
-    millisecond: it remembers only statements below 4 KiB.
+    It is translated once. The driver would do so at every call, in a tenth of a millisecond for the
+    claim, because it caches only statements below 4 KiB.
     """
 
     text: LiteralString
@@ -71,7 +71,7 @@ class Block:
 
     @classmethod
     def read(cls, text: LiteralString) -> Self:
-        """Read a query with parameters as `%(name)s`, and `%%` for one percent sign."""
+        """Translate a query with parameters `%(name)s`, and `%%` for one percent sign."""
         names: list[str] = []
 
         def numbered(found: re.Match[str]) -> str:
@@ -85,5 +85,5 @@ class Block:
         return cls(_PARAMETER.sub(numbered, text), tuple(names))
 
     def values(self, parameters: Mapping[str, object]) -> list[object]:
-        """The parameters in the order of the server."""
+        """The parameters in the order of their numbers."""
         return [parameters[name] for name in self.names]

@@ -1,6 +1,6 @@
-"""What an error of the database says: what passes, and what is raised instead.
+"""The kinds of errors of the database: transient or lasting, and our own errors for them.
 
-The one place that tells transient from lasting. It runs no statement.
+This is the only place that decides which errors are transient. It runs no statement.
 """
 
 import re
@@ -12,9 +12,9 @@ from vidgen_worker.domain.foreign_text import printable
 
 
 class DatabaseUnavailableError(Exception):
-    """A statement failed in a transient way and its patience ran out, or there was none.
+    """A statement met a transient error, and was not or no longer repeated.
 
-    `trouble` is what the error said, `AWAY` or `PASSING`.
+    `trouble` is the kind of the error, `AWAY` or `PASSING`.
     """
 
     def __init__(self, text: str, trouble: "Trouble") -> None:
@@ -32,8 +32,8 @@ class StatementStuckError(Exception):
 
 PASSING_CLASSES = frozenset(
     {
-        "08",  # connection; also most of what PgBouncer has to say
-        "28",  # login: once we were in, it is a pooler's own, or of a project that wakes up
+        "08",  # connection; also most errors of PgBouncer
+        "28",  # login: after a first success it is a pooler's, or of a project that wakes up
         "40",  # serialization, deadlock, completion unknown
         "53",  # too few resources
         "57",  # cancelled, shut down, starting
@@ -42,7 +42,7 @@ PASSING_CLASSES = frozenset(
 )
 PASSING_STATES = frozenset(
     {
-        "25P02",  # a transaction that somebody else left behind on this server connection
+        "25P02",  # a transaction that another client left open on this server connection
         "25P03", "25P04",  # idle_in_transaction_session_timeout, transaction_timeout
         "25006",  # read-only: a failover in progress
         "3D000",  # no such database, on a connection to it: it is being restored
@@ -61,21 +61,20 @@ _OF_A_POOLER = re.compile(
 
 
 class Trouble(Enum):
-    """What an error says of the statement that met it."""
+    """The kind of an error, for the statement that met it."""
 
     AWAY = "away"
-    """The database, or the way to it: every statement would fail."""
+    """The database, or the connection to it, fails: so would every statement."""
     PASSING = "passing"
-    """This statement, now: a lock, a deadlock, a time-out."""
+    """This statement fails now: a lock, a deadlock, a time-out."""
     UNKNOWN = "unknown"
     """Anything else: the same statement would most likely fail again."""
 
 
 def trouble_of(error: BaseException) -> Trouble:
-    """Tell by the class of an error, never by a list of the ones that were seen.
+    """Return the kind of an error, by its SQLSTATE class.
 
-    The one place that decides what passes. Connect failures carry no SQLSTATE whatever the server
-    said.
+    A failure to connect carries no SQLSTATE, whatever the server answered.
     """
     if isinstance(error, TimeoutError | OSError):
         return Trouble.AWAY
@@ -83,17 +82,17 @@ def trouble_of(error: BaseException) -> Trouble:
         return Trouble.UNKNOWN
     state = error.sqlstate
     if state is None:
-        # The pool's and the driver's own: no connection, a lost one, an answer without sense.
+        # Errors of the pool and the driver: no connection, a lost one, an invalid answer.
         lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
         return Trouble.AWAY if lost else Trouble.UNKNOWN
     of_a_pooler = state == "XX000" and _OF_A_POOLER.search(str(error)) is not None
     if not (of_a_pooler or state[:2] in PASSING_CLASSES or state in PASSING_STATES):
         return Trouble.UNKNOWN
-    # An error that ends the connection is not about the statement; a trigger can raise any state.
+    # A trigger can raise any SQLSTATE. An error that ends the connection is not a trigger's.
     ends_it = of_a_pooler or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
     return Trouble.AWAY if ends_it else Trouble.PASSING
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and words of an error, on one line."""
+    """The class and the text of an error, on one line."""
     return printable(f"{type(error).__name__}: {error}", 500)

@@ -1,4 +1,4 @@
-"""The clock by which this process counts. It reads no calendar."""
+"""The clock of this process: seconds since boot. The calendar is not read."""
 
 import time
 

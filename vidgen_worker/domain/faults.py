@@ -1,10 +1,10 @@
-"""Faults and what follows from them: one table, used by the code, the README and the tests.
+"""Faults and their dispositions: one table, used by the code, the README and the tests.
 
 Adapters turn every foreign exception into a `Fault` that names a row of `FAULTS`; the pipeline
 acts on the row's disposition. Nothing here does I/O, and nothing else decides what follows.
 """
 
-# Up to 700 lines: most of it is the one table of faults.
+# Up to 700 lines: the table of faults is most of the file.
 
 import random
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from vidgen_worker.domain.keys import Scope
 
 
 class Disposition(StrEnum):
-    """What follows from a fault."""
+    """The action that follows a fault."""
 
     IN_PLACE = "in place"
     WAIT = "WAIT"
@@ -81,7 +81,7 @@ class FaultName(StrEnum):
 
 
 class Hold(StrEnum):
-    """What becomes of the user's hold."""
+    """The effect of a fault on the user's hold."""
 
     NONE = "none"
     KEPT = "kept"
@@ -90,9 +90,9 @@ class Hold(StrEnum):
 
 
 class First(StrEnum):
-    """What is tried before the disposition follows."""
+    """The action that is tried before the disposition follows."""
 
-    SEND_AGAIN = "the same call again, a few times: it may pass within seconds"
+    SEND_AGAIN = "the same call again, a few times: the fault may pass within seconds"
     NEXT_ADDRESS = "the same request with another address of the still"
     POLL_AGAIN = "the next poll, later"
     ASK_FOR_THE_KEY = "another question, whether the key itself is refused"
@@ -110,7 +110,7 @@ class Pause(StrEnum):
 
 
 class Part(StrEnum):
-    """What part of the work a trouble is about: each counts by itself."""
+    """The part of the work that a trouble is about: troubles are counted for each part alone."""
 
     SUBMIT = "submit"
     GENERATION = "generation"
@@ -121,7 +121,7 @@ class Part(StrEnum):
 
 
 class Probe(StrEnum):
-    """What is looked at, for free, before a gate that a fault closed may open."""
+    """The free check that must pass before a gate that a fault closed may open."""
 
     ACCOUNT = "whether the provider tells of the account"
     BALANCE = "whether the account has credits for a generation"
@@ -134,15 +134,15 @@ class Probe(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Brake:
-    """What a fault does that shows after money was spent, when it comes again and again.
+    """The brake on new submissions when a fault that costs money occurs again and again.
 
-    It is noted for all workers at once (`vidgen.troubles`), by what it is about and by model.
-    `IN_A_ROW` users in a row close the gate of this scope, which this probe opens, and from then on
-    only `ALLOWANCE` submissions more begin; one user, or two, brake themselves alone
-    (`vidgen.user_troubles`). A stage that is stored forgets it.
-    `input_to_blame`: a prompt or picture may cause it, so users for whom the model never worked
-    count as one. `at_once`: the first one is enough, because the fault itself says that it is
-    everybody's.
+    The trouble is recorded for all workers (`vidgen.troubles`), by part and model. When `IN_A_ROW`
+    users in a row have met it, the gate of this scope closes, and at most `ALLOWANCE` further
+    submissions begin; `probe` opens the gate. One or two users brake only their own submissions
+    (`vidgen.user_troubles`). A stored stage deletes the record.
+    `input_to_blame`: a prompt or picture may be the cause, so all users for whom the model has
+    never worked count as one. `at_once`: one occurrence closes the gate, because the fault always
+    concerns everybody.
     """
 
     scope: Scope
@@ -155,9 +155,9 @@ class Brake:
 
 
 IN_A_ROW = 3
-"""A gate closes when so many users met a trouble and no stage went well between them."""
+"""The number of users in a row who must meet a trouble before its gate closes."""
 ALLOWANCE = 3
-"""How many paid submissions may still begin after that, where no input is to blame."""
+"""The number of paid submissions that may still begin after that, where no input is to blame."""
 
 PROVIDER_STORM = "PROVIDER_STORM"
 ROW_REFUSED = "ROW_REFUSED"
@@ -177,15 +177,15 @@ _BY_INPUT = Brake(
 class FaultRule:
     """One row of the table.
 
-    `code` is what the row of the task says when the task ends by it (None: the task can't end by
+    `code` is the task's `error_code` when the task ends by this fault (None: a task can't end by
     this fault alone). `message` is our sentence for the user: it never holds provider text.
-    `gate` says for whom the gate closes, where the disposition is GATE, and `probe` what opens it.
-    `first` is what is tried
-    before the disposition follows, and `another_submission` whether the task needs one to go on,
-    which the cap may forbid. `maybe_paid`: the provider may have accepted, and nobody knows.
-    `rejected`: content rules reject the input, which is remembered. `absent`: what was asked for
-    does not exist. `one_input`: the input of one task may bring it about as well. Either `brake`
-    says what many of them do, or `unbraked` why they do nothing.
+    `gate` is the scope of the gate that closes, where the disposition is GATE, and `probe` opens
+    that gate. `first` is tried before the disposition follows. `another_submission` says that the
+    task needs another submission to go on, which the cap may forbid. `maybe_paid`: the provider may
+    have accepted the request without our knowledge. `rejected`: content rules reject the input,
+    which is remembered. `absent`: the requested object does not exist. `one_input`: the input of
+    one task may cause the fault as well. Either `brake` is set, or `unbraked` gives the reason why
+    the fault needs none.
     """
 
     name: FaultName
@@ -366,7 +366,7 @@ _RULES = (
         FaultName.GENERATION_GONE, "poll", "404, CANCELLED not by us",
         "GENERATION_GONE", _RETRY, Hold.KEPT,
         "The generation disappeared at the provider. Retry to start a new one.",
-        "new submit within the cap",
+        "new submission within the cap",
         another_submission=True,
         absent=True,
         brake=_BY_INPUT,
@@ -484,13 +484,13 @@ _RULES = (
         "create it, again",
         absent=True,
         first=First.CREATE_BUCKET,
-        unbraked="put right in place",
+        unbraked="corrected in place",
     ),
     FaultRule(
         FaultName.STORAGE_DENIED, "storage", "401, 403 (a rotated key, say)",
         "STORAGE_DENIED", _GATE, Hold.KEPT,
         "Video generation is paused: the file store refuses the service's key.",
-        "the generation is kept; a long storage outage also stops new submits",
+        "the generation is kept; a long storage outage also stops new paid submissions",
         gate=Scope.STORAGE,
         probe=Probe.STORAGE,
         unbraked="closes its gate",
@@ -594,11 +594,11 @@ WHY_IT_WAITS: Mapping[str, str] = MappingProxyType({
     for rule in _RULES
     if rule.code and rule.disposition in (Disposition.WAIT, Disposition.GATE)
 })  # fmt: skip
-"""What a row's `message` says of a wait, by its code: a sentence that promises that it goes on."""
+"""The `message` of a waiting row, by its code: a sentence that says that the task goes on."""
 
 
 def probe_of(reason: str) -> Probe:
-    """How a gate with this reason is probed: the column of the fault that closed it."""
+    """The probe of a gate with this reason, from the row of the fault that closed it."""
     return _PROBES.get(reason, Probe.ACCOUNT)
 
 
@@ -606,7 +606,7 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
     """A classified error.
 
     `message` is for the user (the rule's own sentence unless given), `details` for the operator.
-    `field` names the input at fault, `retry_after` is what the other side asked us to wait, and
+    `field` names the input at fault, `retry_after` is the pause that the other side asked for, and
     `generation_cost` is the provider's cost in its credits where it is known.
     """
 
@@ -635,12 +635,12 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
 
     @property
     def code(self) -> str:
-        """What `error_code` says if the task ends by this fault."""
+        """The task's `error_code` if the task ends by this fault."""
         return self.rule.code or "GENERATION_FAILED"
 
     @property
     def disposition(self) -> Disposition:
-        """What follows."""
+        """The action that follows."""
         return self.rule.disposition
 
     def visible(self) -> dict[str, Any]:
@@ -652,13 +652,13 @@ USERS_OWN = frozenset({
     "SCENE_NOT_FOUND", "INVALID_REQUEST", "RESOLUTION_UNSUPPORTED", "INSUFFICIENT_CREDITS",
     "CONTENT_REJECTED", "USER_LIMIT", "ASSET_INVALID", "PART_FAILED",
 })  # fmt: skip
-"""Codes of ends that say nothing of the service: what the user asked for can't be made."""
+"""Codes that say nothing about the service: the user's order can't be fulfilled."""
 
 
 def failure_fault(failure_code: str | None, details: str, cost: float | None) -> Fault:
     """Classify the failure code of a generation that ended FAILED.
 
-    The codes are an open set matched by prefix, and may be absent
+    Codes are matched by prefix, because their set is open; a code may be absent
     (https://docs.dev.runwayml.com/errors/task-failures/).
     """
     code = (failure_code or "").upper()

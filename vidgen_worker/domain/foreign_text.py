@@ -1,9 +1,9 @@
-"""Text from elsewhere, made fit for where it goes: into PostgreSQL, onto a terminal, into a log.
+"""Text from outside, made safe for PostgreSQL, a terminal and the log.
 
-Providers, file stores, scenes, settings and exceptions say what they like: half a character, NUL,
-escape sequences, marks that turn the direction of writing, megabytes, our own keys. `storable`
-changes only what PostgreSQL refuses; `printable` gives one line that shows what is there and does
-nothing, without this process's secrets. Nothing here does I/O.
+Providers, file stores, scenes, settings and exceptions may contain anything: half a character, NUL,
+escape sequences, marks that reverse the direction of writing, megabytes, our own keys. `storable`
+changes only what PostgreSQL refuses; `printable` returns one line without escape sequences and
+without this process's secrets. Nothing here does I/O.
 """
 
 import json
@@ -15,11 +15,11 @@ from typing import Any
 from vidgen_worker.domain.masking import masked
 
 LONGEST = 4000
-"""Characters of one text that are kept where nobody says otherwise."""
+"""The largest number of characters of one text, unless the caller gives another."""
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _LINE_END = re.compile("[ \t]*[\n\r\t\v\f\x85\u2028\u2029]+[ \t\n\r]*")
-# Invisible by their nature, though their category says "mark", "letter" or "symbol".
+# These characters are invisible although their category says "mark", "letter" or "symbol".
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\U000e0100-\U000e01ef]"
 )
@@ -42,7 +42,7 @@ def _json_spelled(code: int) -> str:
 
 
 def _shown_as_is(character: str) -> bool:
-    """Whether a character is seen for what it is, and only seen."""
+    """Whether a character is visible and has no effect on a terminal."""
     if _INVISIBLE.match(character):
         return False
     return character.isprintable() or unicodedata.category(character) == _SPACES
@@ -67,9 +67,9 @@ _JSON = _Table(_json_spelled, kept="\n")
 
 
 def printable(text: str, longest: int = LONGEST, *, lines: bool = False) -> str:
-    """Return the text as it may be shown anywhere: on one line, unless `lines` are kept.
+    """Return the text so that it can be shown anywhere: on one line, unless `lines` is true.
 
-    A line end becomes a space; what is invisible, or acts on a terminal, is spelled out.
+    A line end becomes a space; invisible and control characters are spelled out.
     """
     size = len(text)
     if size > longest:
@@ -87,7 +87,7 @@ def printable(text: str, longest: int = LONGEST, *, lines: bool = False) -> str:
 
 
 def spelled(text: str) -> str:
-    """Return the text with all spelled out that is not seen or acts on a terminal, lines kept."""
+    """Return the text with invisible and control characters spelled out; line ends are kept."""
     return text if text.isascii() and text.isprintable() else text.translate(_LINES)
 
 
@@ -99,7 +99,7 @@ def storable(text: str) -> str:
 
 
 def storable_value(value: object) -> object:
-    """Return a value that is to be JSON with every text in it storable, the keys too."""
+    """Return a value for JSON in which every text is storable, keys included."""
     match value:
         case str():
             return storable(value)
@@ -115,12 +115,12 @@ def storable_value(value: object) -> object:
 
 
 def json_text(value: object, *, ascii_only: bool = False, **options: Any) -> str:  # noqa: ANN401 - json's own
-    """Write JSON that can be read back as it was, and looked at on a terminal."""
+    """Write JSON that is safe on a terminal and reads back as the same value."""
     text = json.dumps(value, ensure_ascii=ascii_only, **options)
     return masked(text).translate(_JSON)
 
 
 def quoted(value: str) -> str:
-    """Return a value as a sentence repeats it: not where it may be a secret in the wrong place."""
+    """Return a value in quotes for a message, or a neutral phrase where it may be a secret."""
     harmless = _HARMLESS.fullmatch(value) and not value.startswith(_KEYS)
     return f"'{value}'" if harmless else "what is written there"

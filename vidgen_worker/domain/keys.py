@@ -1,8 +1,8 @@
-"""What a gate is about: its scope, so that a trouble stops those whom it concerns and nobody else.
+"""The scope of a gate: a trouble stops the workers that it concerns, and no others.
 
-A worker knows the scopes that concern it (`Scopes`), a row of the fault table the kind of its own
-(`Scope`), and a gate is known by the text of its scope and its model (`Gate`). Nothing here does
-input or output, or decides when a gate closes.
+A worker has its scopes (`Scopes`), a row of the fault table names the kind of a scope (`Scope`),
+and the text of a scope together with a model identifies a gate (`Gate`). Nothing here does input or
+output, or decides when a gate closes.
 """
 
 import hashlib
@@ -14,21 +14,21 @@ from typing import Any
 
 ALL_MODELS = "*"
 OPERATOR = "*"
-"""The scope of an operator's hand: it concerns everybody."""
+"""The scope of a gate that an operator closes: it concerns every worker."""
 DEFAULT_ACCOUNT = "default"
 ACCOUNT_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""What VIDGEN_ACCOUNT may be: no colon, which tells the other scopes from accounts."""
+"""The form of VIDGEN_ACCOUNT: without a colon, which marks the scopes that are no account."""
 
 
 class Scope(StrEnum):
-    """What a trouble is about, and so for whom its gate closes."""
+    """The kind of thing that a trouble concerns: its gate closes for all who use that thing."""
 
     ACCOUNT = "account"
-    """The provider's account: everybody who spends from it."""
+    """The provider's account."""
     MODEL = "model"
     """One model of the provider's account."""
     KEY = "key"
-    """One key at the provider; another key of the same account may be good."""
+    """One key at the provider; another key of the same account may still work."""
     STORAGE = "storage"
     """One file store with one key for it."""
     MACHINE = "machine"
@@ -37,7 +37,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Which gate: `scope` as its row says it, and the model (* is all of them)."""
+    """A gate: the text of its scope as in its row, and the model (* means all models)."""
 
     scope: str
     model: str
@@ -45,7 +45,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Scopes:
-    """What a worker is part of.
+    """The scopes of one worker.
 
     `key` is the fingerprint of its key at the provider, `storage` that of the file store's address
     and key, `machine` names host and folder.
@@ -57,7 +57,7 @@ class Scopes:
     machine: str
 
     def gate(self, scope: Scope, model: str) -> Gate:
-        """The gate that a trouble of this kind closes; `model` counts for `Scope.MODEL` only."""
+        """The gate that a trouble of this kind closes; only `Scope.MODEL` uses `model`."""
         match scope:
             case Scope.ACCOUNT:
                 return Gate(self.account, ALL_MODELS)
@@ -76,12 +76,12 @@ class Scopes:
 
 
 def fingerprint(secret: str) -> str:
-    """Tell secrets apart without telling them."""
+    """Return a short digest that tells secrets apart and does not reveal them."""
     return hashlib.sha256(secret.encode()).hexdigest()[:12]
 
 
 def storage_fingerprint(url: str, key: str) -> str:
-    """Tell file stores, and keys for them, apart without telling the key."""
+    """Return a short digest that tells file stores and their keys apart."""
     return fingerprint(f"{url.rstrip('/')}\n{key}")
 
 
@@ -92,7 +92,7 @@ def machine_of(host: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Which key at which provider, the models it is used for, and whom gates close for."""
+    """A key at a provider, the two models that it is used for, and the worker's scopes."""
 
     provider: str
     image_model: str
@@ -101,11 +101,11 @@ class Key:
 
     @property
     def fingerprint(self) -> str:
-        """Tells keys apart without telling the key."""
+        """A digest that tells keys apart and does not reveal the key."""
         return self.scopes.key
 
     def names(self) -> dict[str, Any]:
-        """Who the worker is, as the queries name it."""
+        """The parameters by which queries identify this worker's account, key and scopes."""
         return {
             "provider": self.provider,
             "account": self.scopes.account,

@@ -1,9 +1,9 @@
-"""Hides this process's secrets in text, however they are spelled there.
+"""Hides this process's secrets in text, in every spelling.
 
-Whoever reads a secret teaches it with `learn`; whoever lets text out calls `masked`. A secret is
-found in quotes, escaped, percent-encoded, in Base64 or hex, broken by line ends, and in part:
-twelve letters and digits of it in a row are enough. It never keeps text, and never shows what it
-knows.
+Code that reads a secret registers it with `learn`; code that writes text out calls `masked`. A
+secret is found in quotes, escaped, percent-encoded, in Base64 or hex, across line ends, and in
+part: twelve letters and digits of it in a row are enough. The module keeps no text, and never shows
+a secret.
 """
 
 import base64
@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 MASK = "****"
 SHORTEST = 6
-"""Characters of a secret from which on it is hidden: a shorter one would blot out every text."""
+"""The least length of a secret that is hidden: a shorter one would match in every text."""
 RUN = 12
-"""Letters and digits in a row that are enough to know a part of a long secret."""
+"""The number of letters and digits in a row by which a part of a long secret is found."""
 WINDOW = 6
 """A run of `RUN` holds at least one whole window that starts at a multiple of this."""
 
@@ -42,15 +42,15 @@ def _decoded(found: re.Match[str]) -> str:
 
 
 def _bones(text: str) -> str:
-    """The ASCII letters and digits of a text, its escapes undone: alike in every spelling."""
+    """The ASCII letters and digits of a text without its escapes: equal for every spelling."""
     if "%" in text or "\\" in text or "&" in text:
         text = _ESCAPE.sub(_decoded, text)
-    # As bytes, because each value of each line of the log comes here.
+    # Bytes are faster, and each value of each line of the log comes here.
     return text.encode("ascii", "ignore").translate(None, _OTHER).decode("ascii")
 
 
 class Secrets:
-    """What is to be hidden. Safe to share by threads: what is known is replaced, never changed."""
+    """The secrets to hide. Threads may share it: its sets are replaced, never changed."""
 
     def __init__(self) -> None:
         self._plain: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Secrets:
         return text
 
     def _blotted(self, text: str) -> str:
-        """Find where the letters stand that give a secret away, and write over them."""
+        """Find the places of the letters that reveal a secret, and overwrite them."""
         letters = [
             (letter, found.start(), found.end())
             for found in _TOKEN.finditer(text)
@@ -104,7 +104,7 @@ class Secrets:
         return "".join([*parts, text[end:]])
 
     def _runs(self, bones: str) -> Iterator[tuple[int, int]]:
-        """First and last place of each stretch that is to be hidden, in order."""
+        """The first and last place of each part to hide, in order."""
         hidden = bytearray(len(bones))
         for short in self._short:
             at = bones.find(short)

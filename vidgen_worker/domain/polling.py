@@ -1,9 +1,9 @@
-"""When to ask next whether a generation has ended, and when that is likely.
+"""The time of the next poll of a generation, and an estimate of the generation's end.
 
-Three things are known of a generation: for how long it has run, between which two polls each of the
-last ones of its kind ended (`Ended`), and what the provider says of its progress. `Pace` has the
-rules. All times are in seconds, since the provider accepted the generation or from now on.
-Pure: no clock, no chance (`lot` is drawn by the caller), nothing read or written.
+Three things are known about a generation: how long it has run, the two polls between which each of
+the last generations of its kind ended (`Ended`), and its progress as the provider reports it.
+`Pace` has the rules. All times are in seconds, either since the provider accepted the generation or
+from now on. The functions are pure: they read no clock, and the caller draws the random `lot`.
 """
 
 import math
@@ -16,17 +16,17 @@ LEAST = 5.0
 BLIND = 5.5
 """The pause where nothing is known: the mean wait is half of it."""
 PATIENCE = 5.9
-"""What an end waits at the most that did not come before the earliest likely one."""
+"""The longest time between an end and its poll, where the end was not earlier than expected."""
 JITTER = 0.3
 """Seconds by which pauses differ, so that many generations are not polled in one instant."""
 STEP = 0.25
 """Seconds between two pauses that are compared."""
 POLL_PRICE = 1.5
-"""One poll less is worth so many seconds of waiting."""
+"""The seconds of waiting that one poll less is worth."""
 KEPT = 24
-"""Ends remembered of a kind; `vidgen.generation_times` keeps as many."""
+"""The number of ends that are remembered for each kind, as in `vidgen.generation_times`."""
 FADING = 0.85
-"""What an end counts of the one after it: five new ones outweigh all before them."""
+"""The weight of an end relative to the next one: five new ends outweigh all older ones."""
 UNLIKELY = 0.03
 """The share of the known ends, the fastest, that are outliers."""
 MARGIN = 0.07
@@ -34,20 +34,20 @@ MARGIN = 0.07
 MARGIN_OF_FEW = 0.35
 """and by this part divided by their number, where few are known."""
 WEIGHT_OF_PROGRESS = 0.1
-"""What a provider's progress counts of all that is known: enough to be likely, and no more."""
+"""The weight of the provider's progress relative to all known ends."""
 MARGIN_OF_PROGRESS = 0.1
-"""The part of the time left by which an end that progress points to may be wrong."""
+"""The error of an end that progress predicts, as a part of the time left."""
 LATE = 0.7
 """`left` is enough for this share of the known ends."""
 LONGEST_LEFT = 86_400.0
-"""An estimate beyond a day is none."""
+"""The longest estimate in seconds; a longer one is not reported."""
 _PARTS = (1 / 6, 1 / 2, 5 / 6)
-"""An end between two polls is taken to be at these parts of that time, at each as likely."""
+"""The parts of the time between two polls at which an end is assumed, each equally likely."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """One generation that ended: it still ran `after` so many seconds, and had ended `by` these."""
+    """One generation that ended after `after` seconds, and at the latest after `by` seconds."""
 
     after: float
     by: float
@@ -55,7 +55,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one poll saw: the provider's progress, 0 to 1, so many seconds after acceptance."""
+    """The progress, 0 to 1, that one poll read `at` seconds after acceptance."""
 
     at: float
     progress: float
@@ -72,14 +72,15 @@ class _Likely:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """When one generation is polled.
+    """The rules for the pauses between the polls of one generation.
 
     - No pause is below `least` or above `longest` (VIDGEN_POLL_INTERVAL), its jitter included.
-    - While no end is likely, polls are spread evenly up to the earliest likely end.
-    - Then, of all pauses in which no likely end waits for longer than `PATIENCE`, the one after
-      which the ends known so far would have waited least.
-    - Where nothing is known, or it runs for longer than all before, every `BLIND` seconds.
-    - Progress may be wrong: it shortens a pause, and never makes one longer.
+    - Before the earliest likely end, polls are spread evenly.
+    - After it, a pause is chosen in which no likely end waits longer than `PATIENCE`: the one
+      after which the known ends would have waited least.
+    - A generation of an unknown kind, or one that runs longer than all known ones, is polled every
+      `BLIND` seconds.
+    - Progress may be wrong: it can shorten a pause, but never lengthen one.
     """
 
     least: float
@@ -87,7 +88,7 @@ class Pace:
 
     @classmethod
     def of(cls, interval: float) -> "Pace":
-        """The pace of VIDGEN_POLL_INTERVAL; where that is below `LEAST`, it alone counts."""
+        """The pace for VIDGEN_POLL_INTERVAL; an interval below `LEAST` replaces `LEAST`."""
         return cls(LEAST if interval >= LEAST else 0.95 * interval, interval)
 
     def pause(
@@ -99,7 +100,7 @@ class Pace:
         if likely:
             pause = self._towards(_with_progress(likely, seen, elapsed), elapsed, room)
         elif not history and elapsed < self.least:
-            # Its first poll: whatever it is, it does not end at once.
+            # At the first poll: no kind of generation ends at once.
             pause = self.longest - room
         else:
             pause = BLIND - room / 2
@@ -126,11 +127,11 @@ class Pace:
 
 
 def left(history: Sequence[Ended], seen: Sequence[Seen], elapsed: float) -> float | None:
-    """Seconds from now until its end is likely to have been seen; None where nothing is known."""
+    """Seconds from now until the end has probably been polled; None where nothing is known."""
     likely = _likely(history, elapsed)
     told = _told(seen, elapsed)
     if told is not None:
-        # With the history, half of all that is known.
+        # Progress weighs as much as the whole history.
         weight = sum(one.weight for one in likely) or 1.0
         likely = [*likely, _Likely(weight, told.first, told.last)]
     rest = _at(LATE, [(one.last, one.weight) for one in likely]) if likely else LONGEST_LEFT
@@ -149,7 +150,7 @@ def _likely(history: Sequence[Ended], elapsed: float) -> list[_Likely]:
 
 
 def _with_progress(likely: list[_Likely], seen: Sequence[Seen], elapsed: float) -> list[_Likely]:
-    """Add the end that progress points to where it is earlier than all others."""
+    """Add the end that progress predicts, where it is earlier than all others."""
     told = _told(seen, elapsed)
     if told is None or told.first >= min(one.first for one in likely):
         return likely
@@ -158,9 +159,9 @@ def _with_progress(likely: list[_Likely], seen: Sequence[Seen], elapsed: float) 
 
 
 def _told(seen: Sequence[Seen], elapsed: float) -> _Likely | None:
-    """The end that progress points to: by its last step, where the step before says the same.
+    """The end that progress predicts: its last two steps must agree.
 
-    A generation that stalls, jumps or has nearly no progress points to nothing.
+    A generation that stalls, jumps or has made almost no progress predicts nothing.
     """
     ends = [
         after.at
@@ -185,9 +186,9 @@ def _earliest(likely: Sequence[_Likely], elapsed: float) -> float:
 
 
 def _waiting(ends: Sequence[tuple[float, float]], pause: float, between: float) -> float:
-    """What weighed ends wait in all, with a poll after `pause` and others each `between`.
+    """The total waiting of weighted ends, with a poll after `pause` and then one each `between`.
 
-    A poll more counts as some waiting: of pauses that are as good, the longer one.
+    Each further poll counts as some waiting, so that the longer of two equal pauses is taken.
     """
     total = 0.0
     for weight, end in ends:
@@ -197,7 +198,7 @@ def _waiting(ends: Sequence[tuple[float, float]], pause: float, between: float) 
 
 
 def _at(share: float, weighed: list[tuple[float, float]]) -> float:
-    """The value that this share of the weights does not go beyond."""
+    """The weighted quantile: the smallest value that covers this share of the weights."""
     weighed.sort()
     least, total = share * sum(weight for _, weight in weighed), 0.0
     for value, weight in weighed:

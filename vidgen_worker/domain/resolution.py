@@ -1,7 +1,7 @@
-"""From a scenario's resolution to the ratios that the provider takes, and what each model takes.
+"""The ratios for a scenario's resolution, and the ratios and durations of each model.
 
-What a model takes (ratios, durations, required fields) is read from the types of the official
-SDK, so that it cannot drift from the SDK that sends the request. Nothing here does I/O.
+A model's ratios, durations and required fields are read from the types of the official SDK, so
+that they agree with the SDK that sends the request. Nothing here does I/O.
 """
 
 import math
@@ -35,7 +35,7 @@ class UnsupportedResolutionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """A looked-up resolution: what was asked for, and the two ratios it maps to."""
+    """A resolution, and the two ratios that it maps to."""
 
     resolution: str
     video_ratio: str
@@ -65,7 +65,7 @@ def size(ratio: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What one model of the provider takes.
+    """One model of the provider, with the values that it accepts.
 
     `ratios` are those written in pixels; `durations` is None where the SDK's type is a plain
     number (then 2 to 10 seconds, Runway's documentation of the gen4 models).

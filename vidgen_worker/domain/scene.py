@@ -1,4 +1,4 @@
-"""A scene as its row has it, read by the rule that text that isn't text counts as text.
+"""The scene of a task, from its row: a value that should be text but is not counts as text.
 
 It reads no database: the row comes from `vidgen.read_scene`.
 """
@@ -15,9 +15,9 @@ SCENE_BYTES_MAX = 40_000
 
 
 def scene_of(found: Mapping[str, Any]) -> Scene:
-    """The scene as `vidgen.read_scene` found it; text that isn't text counts as text.
+    """Return the scene that `vidgen.read_scene` found.
 
-    Raises Fault `scene_invalid` that names a column which was not read: too large, or it raises.
+    Raises Fault `scene_invalid` that names a column which could not be read or is too large.
     """
     for field, problem in sorted(found.get("unreadable", {}).items()):
         raise _unreadable(field, problem)

@@ -28,7 +28,7 @@ class Status(StrEnum):
 
 
 StageName = NewType("StageName", str)
-"""A stage's name; which there are, and in which order, says `pipeline.stages.PIPELINE`."""
+"""A stage's name; `pipeline.stages.PIPELINE` lists them in their order."""
 
 
 class CheckpointState(StrEnum):
@@ -55,11 +55,11 @@ class GenerationEnd(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     GONE = "gone"
-    """The provider knows it no more."""
+    """The provider no longer knows it."""
     UNDECODABLE = "undecodable"
-    """It succeeded, and its output is of no use."""
+    """It succeeded, but its output can't be decoded."""
     GIVEN_UP = "given up"
-    """The provider could not be asked for too long, or would not end it."""
+    """The provider did not answer for too long, or did not end it."""
 
 
 class Fate(StrEnum):
@@ -73,23 +73,23 @@ class Fate(StrEnum):
 
 
 class Met(StrEnum):
-    """What a task was found to be when the pause after its row's refusal was over."""
+    """The state of a task that was set aside, when its pause is over."""
 
     PENDING = "pending"
     PROCESSING = "processing"
     COMPLETED = "completed"
     FAILED = "failed"
-    """Its row has refused too often, and took its end."""
+    """Its row refused too often, but accepted the task's end."""
     CANCELLED = "cancelled"
     KEPT = "kept"
-    """Its row has refused too often, and refuses even its end."""
+    """Its row refused too often, and refuses the task's end as well."""
     LOCKED = "locked"
     """Another transaction holds its row."""
     DELETED = "deleted"
 
 
 class Funding(StrEnum):
-    """Whether the user's credits for a task could be held."""
+    """The answer to a hold of the user's credits for a task."""
 
     HELD = "held"
     REFUSED = "refused"
@@ -100,7 +100,7 @@ class Funding(StrEnum):
 class Fence:
     """The right to write to one task: every statement about it carries all three values.
 
-    Attempt alone is no fence: after a hand-back or a cancel the number is still the same.
+    The attempt alone is no fence: a hand-back or a cancel does not change the number.
     """
 
     task_id: UUID
@@ -131,7 +131,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the application's `video_scenes` and `video_scenarios` say about a task's scene.
+    """A task's scene, as the application's `video_scenes` and `video_scenarios` describe it.
 
     `resolution` is None when the scenario is missing or names none. `duration` is in seconds.
     """
@@ -182,10 +182,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The clip is stored: `video_url` is signed and works until then, by `boot_time`.
+    """The clip is stored: `video_url` is signed and works until `good_until`, in `boot_time`.
 
-    Not by a machine's calendar: the row's time is the database's. None: a film without a clip of
-    its own.
+    The machine's calendar is not used: times of the row come from the database. Both are None for a
+    film, which has no clip of its own.
     """
 
     video_url: str | None
@@ -194,10 +194,10 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """Not now: back to `pending` after `delay`. `failed` says whether it costs one failure.
+    """The task returns to `pending` after `delay`. `failed` says whether it costs one failure.
 
-    `waiting`: for somebody to answer, which is counted (True); for its turn or for an operator,
-    which is not (False); None for neither.
+    `waiting` is True where the task waits for a service to answer, which is limited in time; False
+    where it waits for its turn or for an operator, which is not limited; None where neither is so.
     """
 
     delay: timedelta
@@ -217,7 +217,7 @@ class WaitsForParts:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task ends here: `message` is for the user, `details` for the operator's log."""
+    """The task has failed: `message` is for the user, `details` for the operator's log."""
 
     code: str
     message: str
@@ -227,21 +227,21 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The user asked, and nothing of it runs at the provider any more."""
+    """The task's owner cancelled it, and none of its generations runs any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandedBack:
-    """This worker stops; another one resumes at the checkpoint. It costs no budget."""
+    """This worker stops; another one resumes at the checkpoint. No budget is charged."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """The task's row refused a change: nothing is done to it until a pause is over.
+    """The task's row refused a change: the task is left alone until a pause is over.
 
-    `statement` is what was to be written, `error` what the database said. `verdict` is the end that
-    the task was to have, so that it is written later and nothing is paid again; None: it goes on.
-    `locked`: another transaction held the row, which passes.
+    `statement` names the statement that was refused, `error` is the database's answer. `verdict` is
+    the end that the task should get: it is written later, so that nothing is paid again; None means
+    that the task goes on. `locked` says that another transaction held the row, which passes.
     """
 
     statement: str
@@ -252,7 +252,7 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The lease is lost: somebody else writes about this task now, we fall silent."""
+    """The lease is lost: another worker writes about this task now, and this one writes nothing."""
 
 
 Outcome = (

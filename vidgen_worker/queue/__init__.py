@@ -1,4 +1,4 @@
 """The queue's verbs: leases, claims, checkpoints, submissions, conclusions, the line.
 
-It talks to no provider and no file store, and decides nothing that the table of faults decides.
+This box calls no provider and no file store. The table of faults decides what follows from a fault.
 """

@@ -24,7 +24,7 @@ from vidgen_worker.telemetry.events import SceneWriteRefused
 
 @dataclass(slots=True)
 class Caller:
-    """`worker_id` is new for every life of a worker; `give_up` ends the patience of `run`."""
+    """`worker_id` is new for every life of a worker; `run` stops trying when `give_up` is true."""
 
     databases: Databases
     settings: Settings
@@ -34,12 +34,12 @@ class Caller:
 
     @property
     def claims(self) -> Database:
-        """The connection of claims, which no other statement keeps."""
+        """The connection of claims; no other statement uses it."""
         return self.databases.claims
 
     @property
     def pulse(self) -> Database:
-        """The connection of the heartbeat: it waits for nobody."""
+        """The connection of the heartbeat, which no other statement can delay."""
         return self.databases.pulse
 
     async def once(self, name: str, **parameters: object) -> Rows:
@@ -77,6 +77,6 @@ def fenced_by(fence: Fence) -> dict[str, Any]:
 
 
 def scene_said(fence: Fence, row: Row) -> None:
-    """Say it where the task's scene refused what was written to it."""
+    """Emit an event where the task's scene refused a write."""
     if row.get("scene_refused"):
         emit(SceneWriteRefused(fence=fence, error=str(row["scene_refused"])))

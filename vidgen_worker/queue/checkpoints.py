@@ -1,6 +1,6 @@
-"""An attempt on its way: what it starts from, its uploads, stages and progress.
+"""The statements of an attempt under way: its start, its uploads, stages and progress.
 
-What is paid is written elsewhere (`submissions`), and so is the end (`conclusions`).
+Paid requests are written in `submissions`, the task's end in `conclusions`.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from vidgen_worker.telemetry.events import RowRefused
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A milestone: what the row shows. `progress` is 0 to 100."""
+    """A milestone that the task's row shows. `progress` is 0 to 100."""
 
     progress: float
     current_step: str
@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the end of a stage shows in the task's row."""
+    """The columns of the task's row that the end of a stage sets."""
 
     image_path: str | None = None
     image_url: str | None = None
@@ -53,7 +53,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an attempt starts from. `scene` is None when absent or somebody else's."""
+    """The data that an attempt starts from. `scene` is None when absent or another user's."""
 
     cancel_requested: bool
     cancel_age: timedelta
@@ -64,14 +64,14 @@ class Loaded:
     closed: frozenset[StageName]
     """Stages whose checkpoint is `submitting` although its submission has ended."""
     verdict: Failed | Cancelled | None
-    """How the task is to end, where that was found out before and could not be written."""
+    """The end that an earlier attempt decided and could not write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What the end of a stage came back with.
+    """The result of the statement that ends a stage.
 
-    `charged` are the credits charged just now, `inputs` the digest of the scene as it is.
+    `charged` is the number of credits charged now, `inputs` the digest of the scene as it is.
     """
 
     charged: int
@@ -80,10 +80,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """Progress of one task, to be written with others in one statement.
+    """Progress of one task, to be written with that of others in one statement.
 
-    `seconds_left` until its end is expected, None where that is unknown: it is written with what
-    has changed, and is no change by itself.
+    `seconds_left` is the time until the task's expected end, None where that is unknown; a new
+    value of it alone causes no write.
     """
 
     fence: Fence
@@ -94,7 +94,7 @@ class Reported:
 
 
 class Checkpoints:
-    """What one attempt reads and writes between its claim and its end."""
+    """The reads and writes of one attempt between its claim and its end."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -133,7 +133,7 @@ class Checkpoints:
     async def begin_upload(
         self, fence: Fence, stage: StageName, upload_id: UUID, artifact: Artifact
     ) -> float:
-        """Record where an output is about to be put; returns when this was sent, by `boot_time`.
+        """Record an upload before it begins; return the time of sending, in `boot_time`.
 
         Raises CancelAskedError (nothing is written then) or LeaseLostError.
         """
@@ -149,7 +149,7 @@ class Checkpoints:
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
         columns: Columns, step: Step,
     ) -> Finished:  # fmt: skip
-        """Checkpoint `done`, charge, settle and show. Raises LeaseLostError."""
+        """Write checkpoint `done`, the charge and the task's row. Raises LeaseLostError."""
         rows = await self._caller.fenced(
             "finish_stage", fence, paid=True, stage=stage, credits=self._caller.settings.credits,
             provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(), model=model,
@@ -160,7 +160,7 @@ class Checkpoints:
         )  # fmt: skip
         scene_said(fence, rows[0])
         if rows[0]["troubled"]:
-            with contextlib.suppress(LockedError):  # the next stage that goes well does it
+            with contextlib.suppress(LockedError):  # the next stage that is stored does it
                 await self._caller.run(
                     "relieve", lock_patience=LOCK_PATIENCE,
                     provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(),
@@ -169,9 +169,9 @@ class Checkpoints:
         return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
 
     async def report(self, reports: Sequence[Reported]) -> list[UUID]:
-        """Write progress of many tasks in one statement; a lost fence is simply left out.
+        """Write the progress of many tasks in one statement; tasks with a lost fence are skipped.
 
-        Returns the tasks whose rows refuse it: then each is written on its own.
+        Returns the tasks whose rows refuse it: the rows are then written one by one.
         """
         try:
             await self._report(reports)

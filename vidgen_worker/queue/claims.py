@@ -1,6 +1,6 @@
-"""Claims: waiting tasks are taken, and an attempt at each begins.
+"""Claims: they take waiting tasks, and begin an attempt at each.
 
-Nothing here runs an attempt, and nothing is paid.
+Nothing here runs an attempt or pays.
 """
 
 from collections.abc import Sequence
@@ -19,40 +19,40 @@ LANE = 1
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim took, and whether rows are still waiting."""
+    """The tasks that a claim took, and whether rows are still waiting."""
 
     tasks: list[tuple[Task, float]]
     more: bool
     mail: bool
-    """Whether there is work for `line_up`: else the next claim needs none of its own."""
+    """Whether the mailbox has rows, so that the next claim should send `line_up` first."""
     cleared: bool = False
-    """Whether users left the line who had nothing due any more: the next claim may find others."""
+    """Whether users without a due task left the line: the next claim may find others."""
 
 
 def begun_of(rows: Sequence[Row]) -> list[Row]:
-    """The rows of attempts that began; says which tasks' rows refused."""
+    """The rows of attempts that began; an event reports each row that refused."""
     for row in rows:
         if row["refused"]:
             emit(RowRefused(task=str(row["id"]), statement="claim", error=row["refused"]))
-    # A claim that began nothing has one row without a task.
+    # A claim that began no attempt returns one row without a task.
     return [row for row in rows if row["id"] and not row["refused"]]
 
 
 def taken_of(rows: Sequence[Row]) -> list[tuple[Task, float]]:
-    """The tasks that were begun, and for how many seconds each was due."""
+    """The tasks whose attempts began, and for how many seconds each was due."""
     return [(task_of(row), max(float(row["waited"]), 0.0)) for row in begun_of(rows)]
 
 
 class Claims:
-    """What a worker takes up."""
+    """The statements that take tasks."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     async def take(self, slots: int, *, idle: bool, line_up: bool = True) -> Claimed:
-        """Take up to `slots` waiting tasks: those that can go on, or, without such, new ones.
+        """Take up to `slots` waiting tasks: tasks that have begun before, or else new ones.
 
-        `line_up`: before that, let whoever has come since into the line.
+        With `line_up`, the mailbox is emptied into the line first.
         """
         claimed, left = await self._begin(slots, idle=idle, resumed=False, line_up=line_up)
         if claimed.tasks:
@@ -62,12 +62,12 @@ class Claims:
             rows = await self._caller.claims.once("resume", slots=slots, **self._asks(idle=idle))
             if rows:
                 return Claimed(taken_of(rows), more=True, mail=claimed.mail)
-            # They were not for this worker, or another one has just taken them.
+            # The tasks were not for this worker, or another worker has just taken them.
             claimed, left = await self._begin(slots, idle=idle, resumed=True, line_up=False)
             if claimed.tasks:
                 return claimed
         if not left["waiting"]:
-            # Locked rows are passed over from now on: the next claim finds those behind them.
+            # Locked rows are skipped from now on: the next claim finds the rows behind them.
             return Claimed([], more=claimed.more or resumable, mail=claimed.mail)
         cleared = await self._caller.claims.once("clear_line", lane=LANE)
         return Claimed([], more=True, mail=claimed.mail, cleared=bool(cleared))
@@ -75,7 +75,7 @@ class Claims:
     async def _begin(
         self, slots: int, *, idle: bool, resumed: bool, line_up: bool
     ) -> tuple[Claimed, Row]:
-        """Begin an attempt on up to `slots` new tasks; also what the claim says is left."""
+        """Begin attempts at up to `slots` new tasks; return also what the claim left."""
         parameters = {
             **self._asks(idle=idle), "slots": slots, "resumed": resumed,
             "max_running_per_user": self._caller.settings.vidgen_max_running_per_user,
@@ -85,7 +85,7 @@ class Claims:
         else:
             rows = await self._caller.claims.once("claim", **parameters)
         left, taken = rows[0], taken_of(rows)
-        # A row that refused is set aside now: the next claim finds others.
+        # A row that refused is set aside now: the next claim finds other rows.
         refused = any(row["refused"] for row in rows)
         more = refused or bool(taken and left["more"])
         return Claimed(taken, more=more, mail=left["mail"]), left
@@ -98,7 +98,7 @@ class Claims:
         return [task_of(row) for row in begun_of(rows)]
 
     def _asks(self, *, idle: bool) -> dict[str, Any]:
-        """Who claims, for which models."""
+        """The parameters that name the worker and its models."""
         key = self._caller.key
         return {
             **key.names(), "worker_id": self._caller.worker_id, "idle": idle, "lane": LANE,
@@ -107,7 +107,7 @@ class Claims:
 
 
 def task_of(row: Row) -> Task:
-    """A task whose attempt has begun; only `resume` says that it runs alone."""
+    """A task whose attempt has begun; only rows of `resume` can say that it runs alone."""
     return Task(
         fence=Fence(row["id"], row["attempt"], row["worker_id"]),
         user_id=row["user_id"],

@@ -1,6 +1,6 @@
-"""How an attempt ends: one outcome, one write; and rows that refuse it, met again.
+"""The end of an attempt: one write for its outcome; and tasks that were set aside.
 
-Which outcome it is, is decided in the pipeline.
+The pipeline decides the outcome.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import OwedSceneRefused, RowRefused
 
 LONGEST_DETAILS = 500
-"""Characters of what is kept for the operator about a return or an end."""
+"""The largest number of characters of the details that are kept for the operator."""
 
 
 class Conclusions:
-    """The ends of attempts."""
+    """The statements that end attempts."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -50,7 +50,7 @@ class Conclusions:
         )  # fmt: skip
 
     async def waited(self, task_id: UUID) -> timedelta:
-        """How long the task has only waited by now, without getting any further."""
+        """How long the task has waited so far without any progress."""
         rows = await self._caller.run("waited", task_id=task_id)
         return timedelta(seconds=rows[0]["seconds"] if rows else 0)
 
@@ -72,7 +72,7 @@ class Conclusions:
         scene_said(fence, rows[0])
 
     async def set_aside(self, fence: Fence, outcome: SetAside) -> tuple[int, timedelta, Status]:
-        """Leave a task alone whose row refuses: (tries, pause, the status that its row has now).
+        """Set a task aside whose row refuses: (tries, pause, the status that its row has now).
 
         Raises LeaseLostError.
         """
@@ -80,20 +80,20 @@ class Conclusions:
             "set_aside", fence, statement=outcome.statement, error=outcome.error,
             verdict=kept(outcome.verdict), message=FAULTS[FaultName.ROW_REFUSED].message,
             scene_updates=self._caller.settings.vidgen_scene_updates,
-            # It skips what is locked: what it meets all the same is a lock on everything.
+            # The statement skips locked rows: a lock that it meets is on a whole table.
             lock_patience=None,
         )  # fmt: skip
         return int(rows[0]["tries"]), rows[0]["pause"], Status(rows[0]["became"])
 
     async def retry_refused(self) -> None:
-        """Put tasks back into the line whose pause is over; end those that refused too often."""
+        """Return tasks whose pause is over to the line; end those that refused too often."""
         rows = await self._caller.once(
             "retry_refused", message=FAULTS[FaultName.ROW_REFUSED].message,
             scene_updates=self._caller.settings.vidgen_scene_updates,
         )  # fmt: skip
         for row in rows:
             if row["became"] is None:
-                continue  # another worker has met it, or its turn is the next time
+                continue  # another worker has taken it, or the next call does
             match met := Met(row["became"]):
                 case Met.FAILED | Met.KEPT:
                     emit(RowRefused(
@@ -101,16 +101,16 @@ class Conclusions:
                         tries=row["tries"], became=met,
                     ))  # fmt: skip
                 case Met.PENDING | Met.PROCESSING | Met.COMPLETED | Met.CANCELLED:
-                    pass  # it goes on, or has ended otherwise
+                    pass  # the task goes on, or has ended otherwise
                 case Met.LOCKED | Met.DELETED:
-                    pass  # it is met again, or never
+                    pass  # a later call takes it, or it is gone
                 case _:
                     assert_never(met)
 
     async def write_owed_scenes(self) -> None:
-        """Make the writes to scenes that another transaction's lock has kept from being made."""
+        """Write to the scenes that another transaction had locked."""
         for row in await self._caller.once("owed_scenes"):
-            with contextlib.suppress(LockedError):  # another worker is at it
+            with contextlib.suppress(LockedError):  # another worker does it now
                 (made,) = await self._caller.once("write_owed_scene", scene_id=row["scene_id"])
                 if made["refused"] is not None:
                     emit(OwedSceneRefused(scene=str(row["scene_id"]), error=made["refused"]))

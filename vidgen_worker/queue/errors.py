@@ -1,4 +1,4 @@
-"""What the queue's verbs raise instead of an answer. Nothing here decides what follows."""
+"""The errors that the queue's verbs raise. Nothing here decides what follows from them."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -14,10 +14,10 @@ class LeaseLostError(Exception):
 
 
 class RowRefusedError(Exception):
-    """The task's row, or its scene's, refused a statement: somebody else's error, not ours.
+    """The task's row, or its scene's, refused a statement: the cause is in the application.
 
-    `statement` is the named query. The error of the database is the `__cause__`. `locked`: another
-    transaction held it for too long, which passes.
+    `statement` names the query. The database's error is the `__cause__`. `locked` says that another
+    transaction held the row for too long, which passes.
     """
 
     def __init__(self, statement: str, error: psycopg.Error | LockedError) -> None:
@@ -40,11 +40,11 @@ class SubmissionCapError(Exception):
 
 
 class GateClosedError(Exception):
-    """Nothing paid of this model starts here now; the text is the gate's reason."""
+    """A gate forbids paid submissions of this model now; the text is the gate's reason."""
 
 
 class BrakedError(Exception):
-    """A trouble lasts, and as many submissions as it allows have begun: its gate is to close."""
+    """A trouble lasts, and all submissions that it allows have begun: its gate must close."""
 
     def __init__(self, gate: Gate, reason: str, message: str, details: str) -> None:
         self.gate = gate
@@ -55,18 +55,18 @@ class BrakedError(Exception):
 
 
 class LimitKind(StrEnum):
-    """What a limit of a user does to a task: the values of `vidgen.refuse_submission`."""
+    """The effect of a user's limit on a task: the values of `vidgen.refuse_submission`."""
 
     REJECTED = "rejected"
     """The task ends: the same input was rejected before."""
     ENDED = "ended"
-    """The task ends: a limit is reached, the message tells the user which."""
+    """The task ends: a limit is reached, and the message names it."""
     WAITS = "waits"
     """The task waits for the delay."""
 
 
 class UserLimitedError(Exception):
-    """A limit of the task's user keeps this submission back; nothing was written."""
+    """A limit of the task's user forbids this submission; nothing was written."""
 
     def __init__(self, kind: LimitKind, message: str, details: str, delay: timedelta) -> None:
         self.kind = kind
@@ -81,7 +81,7 @@ class NoSlotError(Exception):
 
 
 class BucketsNotSharedError(Exception):
-    """The storage policy goes by other buckets, and this role may not change that."""
+    """The storage policy is set to other buckets, and this role may not change it."""
 
 
 class NotOursError(Exception):
@@ -89,4 +89,4 @@ class NotOursError(Exception):
 
 
 LOCKED = "55P03 locked by another transaction"
-"""As `vidgen.note_refusal` has it, which knows a lock by its SQLSTATE."""
+"""The text for `vidgen.note_refusal`, which recognizes a lock by its SQLSTATE."""

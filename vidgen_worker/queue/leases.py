@@ -1,6 +1,6 @@
 """The leases of workers: registered, renewed, lost, taken over, given back.
 
-A worker's row is its lease. Nothing here judges who is silent: that is the observer's.
+A worker's row is its lease. The observer (`worker/lease.py`) decides who is silent.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import RowRefused
 
 A_MOMENT = 0.1
-"""Seconds before what was locked is handed back once more."""
+"""Seconds before the hand-back of a locked row is tried once more."""
 
 
 class Beat(StrEnum):
-    """What a row of a heartbeat's answer says; the first and the last name no task."""
+    """The kind of a row in a heartbeat's answer; rows of the first and the last name no task."""
 
     ALIVE = "alive"
     LOST = "lost"
@@ -36,7 +36,7 @@ class Beat(StrEnum):
 
 @dataclass(slots=True)
 class Verdict:
-    """What a heartbeat came back with."""
+    """The answer to a heartbeat."""
 
     alive: bool = False
     lost: list[Fence] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Verdict:
 
 
 class Takeover(StrEnum):
-    """What a row of a take-over's answer says; the last names no task."""
+    """The kind of a row in a take-over's answer; a row of the last names no task."""
 
     TAKEN = "taken"
     LOST = "lost"
@@ -57,21 +57,21 @@ class Takeover(StrEnum):
 
 @dataclass(slots=True)
 class TakenOver:
-    """What became of the tasks of the dead."""
+    """The tasks of dead workers that a take-over took or ended."""
 
     taken: list[Task] = field(default_factory=list)
     lost: list[Fence] = field(default_factory=list)
-    """Ended as WORKER_LOST: the attempts that their workers died of."""
+    """The fences of tasks that ended as WORKER_LOST."""
     suspect_waits: bool = False
-    """Whether this worker is asked to claim nothing until it is idle: a suspect runs alone."""
+    """Whether this worker must not claim until it is idle, because a suspect runs alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The last heartbeat of another worker, as its row has it.
+    """The last heartbeat of another worker, from its row.
 
-    `beat` is only ever compared with itself. `age` and `lease` are in seconds; the age is by the
-    database's clock.
+    `beat` is compared only with other values of the same worker. `age` and `lease` are in seconds;
+    the age is measured by the database's clock.
     """
 
     worker_id: UUID
@@ -81,7 +81,7 @@ class Heartbeat:
 
 
 class Leases:
-    """A worker's own lease, and the tasks of the dead."""
+    """A worker's own lease, and the tasks of dead workers."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -110,7 +110,7 @@ class Leases:
     async def heartbeat(
         self, held: Sequence[Fence], running: int, *, sweep: bool, steady: bool
     ) -> Verdict:
-        """Renew the lease once; raises DatabaseUnavailableError, which says nothing about it."""
+        """Renew the lease once. After DatabaseUnavailableError the lease may be renewed or not."""
         rows = await self._caller.pulse.once(
             "heartbeat", worker_id=self._caller.worker_id, running=running, steady=steady,
             sweep=sweep, task_ids=[fence.task_id for fence in held],
@@ -139,14 +139,14 @@ class Leases:
         return Fence(task_id, attempt, self._caller.worker_id)
 
     async def heartbeats(self) -> list[Heartbeat]:
-        """When every other worker was last heard of."""
+        """The last heartbeat of every other worker."""
         rows = await self._caller.claims.once("heartbeats", worker_id=self._caller.worker_id)
         return [Heartbeat(row["id"], row["heartbeat_at"], row["age"], row["lease"]) for row in rows]
 
     async def take_over(
         self, slots: int, silent: Sequence[Heartbeat], *, idle: bool, steady: bool
     ) -> TakenOver:
-        """Declare the silent dead and take their tasks."""
+        """Declare silent workers dead, and take their tasks."""
         rows = await self._caller.claims.once(
             "take_over", worker_id=self._caller.worker_id, slots=slots, idle=idle, steady=steady,
             silent_ids=[one.worker_id for one in silent], silent_beats=[one.beat for one in silent],
@@ -171,17 +171,17 @@ class Leases:
         return result
 
     async def hand_back(self, held: Sequence[Fence]) -> list[Fence]:
-        """Give back these attempts, for others to resume.
+        """Give back these attempts, so that other workers resume them; return those given back.
 
-        What a client holds, or what refuses, is not among those returned: the lease has it.
+        A row that a client has locked, or that refuses, is left to the take-over.
         """
         return self._given(await self._hand_back(held))
 
     async def hand_back_all(self, known: Sequence[Fence]) -> list[Fence]:
-        """Give back all that this worker holds; `known` attempts that were locked, once more.
+        """Give back all tasks of this worker; `known` attempts that were locked are tried twice.
 
-        The last statement of an attempt that was just cut off may keep its row for a moment. A row
-        that refuses is not asked again: that would count as another refusal.
+        The last statement of an attempt that has just been cancelled may hold its row for a moment.
+        A row that refused is not tried again: that would count as another refusal.
         """
         rows = await self._hand_back(None)
         met = {row["id"] for row in rows}
@@ -199,14 +199,14 @@ class Leases:
         )  # fmt: skip
 
     def _given(self, rows: Sequence[Row]) -> list[Fence]:
-        """The attempts that were given back; says which rows refused."""
+        """The attempts that were given back; an event reports each row that refused."""
         for row in rows:
             if row["refused"]:
                 emit(RowRefused(task=str(row["id"]), statement="hand back", error=row["refused"]))
         return [self._fence(row["id"], row["attempt"]) for row in rows if not row["refused"]]
 
     async def leave(self) -> None:
-        """Delete the worker's row, or say in it that its tasks are to be taken over at once."""
+        """Delete the worker's row, or mark it so that its tasks are taken over at once."""
         await self._caller.run(
             "leave", lock_patience=LOCK_PATIENCE, worker_id=self._caller.worker_id
         )

@@ -1,10 +1,10 @@
-"""The line of turns: users take turns, whoever ordered how much. Nothing here takes a task."""
+"""The line of turns: users take turns, however many tasks each has. Nothing here takes a task."""
 
 from vidgen_worker.queue.caller import Caller
 
 
 class Line:
-    """The line that claims take their users from."""
+    """The line from which claims take users."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller

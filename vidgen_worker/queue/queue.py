@@ -1,7 +1,6 @@
 """The queue's verbs together, as one life of a worker calls them.
 
-Typed and thin: what a row means is decided once, in the part that reads it; what follows from it,
-elsewhere.
+Each part decides what the rows that it reads mean; the caller decides what follows.
 """
 
 from vidgen_worker.queue.caller import Caller

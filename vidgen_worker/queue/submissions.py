@@ -1,6 +1,6 @@
-"""Paid POSTs and what they brought: a row before and after each, whoever holds the task.
+"""Paid POSTs and their generations: a row before and after each, whoever holds the task.
 
-Nothing here asks the provider.
+Nothing here calls the provider.
 """
 
 import functools
@@ -33,16 +33,16 @@ from vidgen_worker.queue.errors import (
 from vidgen_worker.queue.verdicts import kept
 
 ABSENCE = timedelta(hours=1)
-"""Anyone may follow a generation when no worker that may has been heard of for so long."""
+"""After this time without a heartbeat of a permitted worker, any worker may follow a generation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What is about to be paid for.
+    """A paid request that is about to be sent.
 
     `made_from` names the stage whose stored output is the request's source, `frozen` is the order
     as the checkpoint keeps it, `inputs` the digest of the scene that it was made from.
-    `seconds_left` until the task's end is expected, None where that is unknown.
+    `seconds_left` is the time until the task's expected end, None where that is unknown.
     """
 
     id: UUID
@@ -57,20 +57,20 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """When a generation of a clip of so many seconds ended; 0 for a still."""
+    """The end of a generation, and the clip's length in seconds; 0 for a still."""
 
     seconds: int
     ended: Ended
 
 
 class Submissions:
-    """What was paid for, what was answered, and how it ended."""
+    """The statements about submissions, their answers and their ends."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     async def begin(self, fence: Fence, post: Post) -> float:
-        """Record what is about to be paid for; returns when this was sent, by `boot_time`.
+        """Record a request before it is paid; return the time of sending, in `boot_time`.
 
         Raises SubmissionCapError, CancelAskedError, GateClosedError, BrakedError, UserLimitedError,
         NoSlotError or LeaseLostError; nothing is written then.
@@ -102,10 +102,10 @@ class Submissions:
         self, fence: Fence, stage: StageName, submission_id: UUID, answer: Answer,
         accepted: Accepted | None, details: str,
     ) -> tuple[bool, Fate]:  # fmt: skip
-        """Record the provider's answer, fence or not: (still ours, fate of the generation).
+        """Record the provider's answer, also after a lost lease: (still ours, generation's fate).
 
-        Raises RowRefusedError when it is recorded, and the task's row is locked by somebody else: a
-        later attempt follows it.
+        Raises RowRefusedError when the answer is recorded and another transaction holds the task's
+        row: then a later attempt follows the generation.
         """
         values: dict[str, Any] = {
             **fenced_by(fence), "stage": stage, "submission_id": submission_id, "answer": answer,
@@ -117,7 +117,7 @@ class Submissions:
         try:
             rows = await send(follow=True, lock_patience=timedelta())
         except LockedError:
-            # The fact at once, and however long that takes; the row is worth a moment.
+            # The answer is written however long that takes; the task's row gets only a moment.
             await send(follow=False)
             try:
                 rows = await send(follow=True, lock_patience=LOCK_PATIENCE)
@@ -126,7 +126,7 @@ class Submissions:
         return bool(rows[0]["mine"]), Fate(rows[0]["fate"])
 
     async def paid(self, task_id: UUID, stage: StageName) -> int:
-        """How many submissions of this stage may have been paid for nothing."""
+        """The number of submissions of this stage that may have been paid in vain."""
         rows = await self._caller.run("paid_submissions", task_id=task_id, stage=stage)
         return int(rows[0]["submissions"])
 
@@ -140,11 +140,10 @@ class Submissions:
         cost: float | None, step: Step, verdict: Failed | None = None, *, rejected: bool = False,
         took: Took | None = None,
     ) -> None:  # fmt: skip
-        """Book a generation's end, and how the task must end because of it, if it must.
+        """Book a generation's end, and the task's own end where that follows from it.
 
-        What it `took` is learnt by the whole fleet.
-        Raises LeaseLostError, or RowRefusedError where the task's row is locked, after the facts
-        are written.
+        `took` goes into the history of the whole fleet. Raises LeaseLostError, or RowRefusedError
+        where the task's row is locked; the generation's end is booked even then.
         """
         values: dict[str, Any] = {
             "stage": stage, "generation_id": generation_id, "ended_state": end,
@@ -156,7 +155,7 @@ class Submissions:
         try:
             await self._caller.fenced("end_generation", fence, show=True, **values)
         except RowRefusedError as error:
-            # The facts come first; the row shows them after the next attempt.
+            # The end is booked; the row shows it after the next attempt.
             if error.locked:
                 await self.close_generation(
                     fence.task_id, generation_id, end, cost, rejected=rejected
@@ -167,7 +166,7 @@ class Submissions:
     async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
         """Whether a 404 under this worker's key is the end of a generation.
 
-        If not, from now on only workers with the key that made it follow it. Raises RowRefusedError
+        If not, only workers with the key that made it follow it from now on. Raises RowRefusedError
         where its row is locked.
         """
         try:
@@ -183,10 +182,10 @@ class Submissions:
         self, task_id: UUID, generation_id: UUID, end: GenerationEnd | None, cost: float | None, *,
         rejected: bool = False,
     ) -> None:  # fmt: skip
-        """Book the end of a generation that nobody follows; `rejected`: by content rules.
+        """Book the end of a stray; `rejected` says that content rules rejected it.
 
-        Without an `end` only its cost is booked: its end was booked before.
-        Raises RowRefusedError where its row is locked: it is read, and booked, again later.
+        Without an `end` only the cost is booked, because the end was booked before. Raises
+        RowRefusedError where its row is locked: the janitor reads and books it again later.
         """
         try:
             await self._caller.run(
@@ -202,14 +201,14 @@ class Submissions:
         return await self._caller.once("costs_to_read_again", **self._caller.key.names())
 
     async def strays(self) -> list[Row]:
-        """Generations that nobody follows: id, task_id, generation_id, kept, age in seconds.
+        """Strays: id, task_id, generation_id, kept, age in seconds.
 
-        `kept`: its task waits, so it is only read.
+        `kept` says that the task waits, so that its generation is read but not ended.
         """
         return await self._caller.once("stray_submissions", **self._caller.key.names())
 
     async def let_anyone_follow(self) -> list[Row]:
-        """Let anyone follow what accounts and keys without a worker have left; return it."""
+        """Release generations of accounts and keys without a worker to all workers; return them."""
         return await self._caller.once("let_anyone_follow", absence=ABSENCE)
 
 

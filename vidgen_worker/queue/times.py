@@ -1,6 +1,6 @@
-"""How long generations take here: what the whole fleet has learnt, read now and then.
+"""The history of generations: how long they take, over the whole fleet.
 
-Written where a generation's end is booked (`submissions`); nothing here writes.
+`submissions` writes it when a generation's end is booked; nothing here writes.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from vidgen_worker.domain.polling import KEPT, Ended
 from vidgen_worker.queue.caller import Caller
 
 FRESH_SECONDS = 60.0
-"""So long the history is not read again; this worker's own ends are in it at once."""
+"""The least time between two reads of the history; own ends are added at once."""
 
 
 class Times:
@@ -24,7 +24,7 @@ class Times:
         self._reading = asyncio.Lock()
 
     async def read(self) -> None:
-        """Read the history of all kinds, unless it was read a moment ago."""
+        """Read the history of all kinds, unless it was read a short time ago."""
         async with self._reading:
             if time.monotonic() < self._read_at + FRESH_SECONDS:
                 return
@@ -43,5 +43,5 @@ class Times:
         return self._known.get((model, seconds), ())
 
     def add(self, model: str, seconds: int, ended: Ended) -> None:
-        """Add what this worker has just booked."""
+        """Add an end that this worker has just booked."""
         self._known[model, seconds] = (ended, *self.of(model, seconds))[:KEPT]

@@ -1,4 +1,4 @@
-"""A verdict as it is kept until the task's row takes it. It writes nothing."""
+"""The stored form of a verdict, until the task's row accepts it. Nothing here writes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from vidgen_worker.domain.task import Cancelled, Failed
 
 
 def kept(verdict: Failed | Cancelled | None) -> Jsonb | None:
-    """A verdict as it is kept until it can be written into the task's row."""
+    """Return a verdict in the form in which it is stored."""
     match verdict:
         case Failed():
             return Jsonb({
@@ -24,7 +24,7 @@ def kept(verdict: Failed | Cancelled | None) -> Jsonb | None:
 
 
 def verdict_of(said: Mapping[str, Any]) -> Failed | Cancelled:
-    """The verdict that was kept."""
+    """Return the verdict that was stored."""
     if said["code"] == FAULTS[FaultName.CANCELLED].code:
         return Cancelled()
     return Failed(said["code"], said["message"], said["details"], said["visible"])

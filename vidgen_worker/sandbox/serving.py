@@ -1,18 +1,13 @@
-"""An ASGI application behind a real socket, in a thread of this process.
+"""A server for the doubles: it ends at once, and its applications can cut a connection.
 
-uvicorn does the HTTP; who starts the server decides when it ends, and it ends at once: nothing
-waits for requests that a prompt word holds open. An application served here may also cut a
-connection without an answer (`drop_connection`), for which ASGI has no word. It never handles
-signals.
+Nothing waits for a request that a prompt word holds open when the server ends. ASGI has no way to
+cut a connection without an answer, so that `drop_connection` does it. Nothing here knows a double.
 """
 
 import asyncio
-import logging
 import socket
-import threading
 from collections.abc import AsyncIterator
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import uvicorn
 from starlette.requests import Request
@@ -22,80 +17,26 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from vidgen_worker.sandbox.visitors import only_from_here
+from vidgen_worker.serving.threaded import ReadyServer, ThreadedServer
 
-START_SECONDS = 10.0
-STOP_SECONDS = 10.0
 CONNECTION = "vidgen.connection"
-
-
-class ServingError(RuntimeError):
-    """The server could not be started, or did not end."""
 
 
 class ConnectionDropped(Exception):  # noqa: N818 - an event of a handler, not an error of ours
     """Raised in a handler after its connection is gone, so that it answers nothing."""
 
 
-class BackgroundServer:
-    """Serves `app` on 127.0.0.1 to this machine: from `start`, or the context, until `stop`."""
+class BackgroundServer(ThreadedServer):
+    """Serves `app` on 127.0.0.1 to this machine; `stop` cuts every connection."""
 
     def __init__(self, app: ASGIApp, port: int = 0, *, websockets: bool = False) -> None:
-        self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
-        self.port: int = self._socket.getsockname()[1]
-        config = uvicorn.Config(
+        super().__init__(
             only_from_here(_silent_when_dropped(app)),
+            socket.create_server(("127.0.0.1", port), backlog=2048),
+            server=_Server,
             http=_Connection,
             ws="websockets-sansio" if websockets else "none",
-            log_config=None,
-            log_level=logging.ERROR,
-            access_log=False,
-            lifespan="on",
-            server_header=False,
         )
-        self._server = _Server(config)
-        self._thread = threading.Thread(target=self._run, name=f"http-{self.port}", daemon=True)
-
-    @property
-    def url(self) -> str:
-        """Where it listens, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> Self:
-        """Start to serve; returns once requests are answered. Raises `ServingError`."""
-        self._thread.start()
-        if not self._server.ready.wait(START_SECONDS) or not self._server.started:
-            message = (
-                f"The server at {self.url} did not start: its application failed to begin. "
-                "The log of uvicorn.error says why."
-            )
-            raise ServingError(message)
-        return self
-
-    def stop(self) -> None:
-        """Stop serving and cut every connection. Any number of calls is fine."""
-        self._server.ask_to_end()
-        if self._thread.ident is not None:
-            self._thread.join(STOP_SECONDS)
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        """Start to serve."""
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop serving."""
-        self.stop()
-
-    def _run(self) -> None:
-        try:
-            self._server.run(sockets=[self._socket])
-        finally:
-            self._server.ready.set()
 
 
 async def drop_connection(request: Request) -> NoReturn:
@@ -166,24 +107,22 @@ class _Connection(H11Protocol):
         self.app = with_connection
 
 
-class _Server(uvicorn.Server):
-    """Says when it is up, and ends at once when it is told to."""
+class _Server(ReadyServer):
+    """Ends at once when it is asked to."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end = asyncio.Event()
 
     def ask_to_end(self) -> None:
-        self.should_exit = True
+        super().ask_to_end()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._end.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self.ready.set()
 
     async def main_loop(self) -> None:
         seconds = 0

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -28,6 +27,7 @@ from vidgen_worker.sandbox.supabase.auth.refusals import ALREADY_THERE
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 from vidgen_worker.sandbox.supabase.project import PATHS, SupabaseProject
+from vidgen_worker.serving.stoppable import Stoppable
 
 Part = TypeVar("Part")
 
@@ -36,7 +36,7 @@ WEEK_SECONDS = 7 * 86_400
 REQUEST_SECONDS = 30.0
 
 
-class Sandbox:
+class Sandbox(Stoppable):
     """A Supabase project and a Runway account on this machine. `start` makes one."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -150,19 +150,6 @@ class Sandbox:
             self._postgres.stop()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        """Return the running sandbox."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop it."""
-        self.stop()
 
     def _start(
         self,

@@ -1,4 +1,4 @@
-"""How a setting is found, looked at and shown.
+"""How a setting is found, checked and shown.
 
-It doesn't know which settings there are: that is said in `config.py`.
+This box does not know the list of settings: that is in `config.py`.
 """

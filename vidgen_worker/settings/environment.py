@@ -1,6 +1,6 @@
-"""Where settings come from: the environment, systemd credentials and `.env`, in this order.
+"""The sources of settings: the environment, systemd credentials and `.env`, in this order.
 
-Whatever is found there ends as a usable value or a sentence, never as another exception.
+Each text becomes a usable value or a sentence about it, never another exception.
 """
 
 import os
@@ -32,15 +32,15 @@ class SettingsError(Exception):
 
 
 class Environment(BaseSettings):
-    """What worker and clients share: where settings come from, and how each is looked at.
+    """The common base of the settings of workers and clients: their sources and checks.
 
-    A value is stripped, also of quotes that an env file put round it; a blank one is not set.
+    A value is stripped, also of quotes from an env file; a blank one counts as not set.
     """
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True,
         case_sensitive=False, env_ignore_empty=True, hide_input_in_errors=True,
-        defer_build=True,  # most verbs read three settings: the validator of all takes its time
+        defer_build=True,  # most verbs read three settings; the validator of all is slow
     )  # fmt: skip
 
     @model_validator(mode="before")
@@ -71,7 +71,7 @@ class Environment(BaseSettings):
         return self
 
     def _together(self) -> Iterator[str]:
-        """Sentences about settings that don't go together; each is fine alone."""
+        """Sentences about settings that contradict each other; each is valid alone."""
         url, key = getattr(self, "supabase_url", None), self._service_key()
         claimed = (claims_of(key) or {}).get("ref") if key else None
         project = project_of(url) if url else None
@@ -94,12 +94,12 @@ class Environment(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment before systemd credentials before `.env`."""
+        """The order: environment, systemd credentials, `.env`."""
         del file_secret_settings
         return init_settings, env_settings, CredentialsSource(settings_cls), dotenv_settings
 
     def secrets(self) -> list[str]:
-        """Return everything that must never be shown."""
+        """Return all secrets among the settings."""
         values = (getattr(self, name) for name in type(self).model_fields)
         found = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
         url = getattr(self, "database_url", None)
@@ -110,10 +110,10 @@ class Environment(BaseSettings):
 
 
 class CredentialsSource(PydanticBaseSettingsSource):
-    """Files below $CREDENTIALS_DIRECTORY, as systemd's LoadCredential= lays them out."""
+    """The files in $CREDENTIALS_DIRECTORY, as systemd's LoadCredential= creates them."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ANN401
-        """Read one credential; absent files are simply not set. Raises SettingsError."""
+        """Read one credential; an absent file means not set. Raises SettingsError."""
         del field
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         for name in (field_name, field_name.upper()) if folder else ():
@@ -126,7 +126,7 @@ class CredentialsSource(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """All credentials that are present."""
+        """Read all credentials that are present."""
         found = {
             name: self.get_field_value(field, name)[0]
             for name, field in self.settings_cls.model_fields.items()
@@ -135,7 +135,7 @@ class CredentialsSource(PydanticBaseSettingsSource):
 
 
 def unreadable(path: Path, error: Exception) -> str:
-    """Say why a file of settings can't be read, and nothing of what is in it."""
+    """Return the reason why a settings file can't be read, without any of its content."""
     reason = "it is no UTF-8 text"
     if isinstance(error, OSError):
         reason = error.strerror or type(error).__name__

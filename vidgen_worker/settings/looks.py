@@ -1,6 +1,7 @@
-"""What the text of each setting is looked at for, and how a setting is shown.
+"""The checks of each setting's text, and the way in which a setting is shown.
 
-Each look gives a sentence's second half, with the remedy, and repeats no secret. It reads nothing.
+Each check returns the second half of a sentence, with the remedy, and repeats no secret. Nothing
+here reads a setting.
 """
 
 import base64
@@ -20,7 +21,7 @@ from vidgen_worker.domain.durations import format_duration
 from vidgen_worker.domain.foreign_text import printable, quoted
 
 LONGEST_VALUE = 8192
-"""Characters of a setting: the longest that means something is a key of some 2,000."""
+"""The most characters of a setting: the longest valid one is a key of some 2,000."""
 _QUOTES = ("'", '"')
 _KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
 _BUCKET = re.compile(r"[A-Za-z0-9_!.*'() &$@=;:+,?-]{1,100}")
@@ -30,15 +31,15 @@ REMEDIES: Mapping[str, str] = {
     "supabase_service_role_key": "Supabase dashboard → Project Settings → API Keys → secret key",
     "runwayml_api_secret": "dev.runwayml.com → API Keys",
 }
-"""Where each mandatory setting is found."""
+"""The place where a person finds each mandatory setting."""
 REMEDY_OF_KEY = f"take the secret key: {REMEDIES['supabase_service_role_key']}"
 
 
-# What is wrong with one value, as a sentence's second half; None where nothing is.
+# The fault of one value, as the second half of a sentence; None for a valid value.
 
 
 def unwrapped(text: str) -> str:
-    """Strip a value, and the quotes that Docker and systemd leave round it."""
+    """Strip a value, and the quotes that Docker and systemd leave around it."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES:
         text = text[1:-1].strip()
@@ -46,7 +47,7 @@ def unwrapped(text: str) -> str:
 
 
 def unfit(text: str) -> str | None:
-    """Say why no setting can be such a text."""
+    """Return the reason why a text can be no setting at all."""
     if len(text) > LONGEST_VALUE:
         return f"it is {len(text)} characters long; that can't be meant"
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -74,19 +75,19 @@ def _look_at_database_url(text: str) -> str | None:
 
 
 def _split(text: str) -> SplitResult | None:
-    """Take an http URL apart; None where it is none that can be asked."""
+    """Parse an http URL; None where it is not usable."""
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
         host.encode("idna")
-    except ValueError:  # UnicodeError is one
+    except ValueError:  # UnicodeError is a ValueError
         return None
     usable = parts.scheme in ("http", "https") and host and port != 0 and " " not in text
     return parts if usable and not re.search(r"[<>\[\]{}|\\^`\"]", host) else None
 
 
 def _look_at_url(text: str, *, domain: str) -> str | None:
-    """Look at what every service's URL has in common. Our own services answer by https only."""
+    """Check a service's URL. Our own services answer by https only."""
     parts = _split(text)
     if parts is None:
         return "write a full URL such as https://host"
@@ -122,7 +123,7 @@ def _look_at_runway_url(text: str) -> str | None:
 
 
 def _look_at_service_key(text: str) -> str | None:
-    """Read whose key it is: only a service's own may store files for others."""
+    """Check the kind of a Supabase key: only a secret key may store files for others."""
     if text.startswith("sb_publishable_"):
         return f"it is the publishable key, which may store nothing; {REMEDY_OF_KEY}"
     if text.startswith(("sbp_", "key_", "http://", "https://", "postgres")):
@@ -138,7 +139,7 @@ def _look_at_service_key(text: str) -> str | None:
 
 
 def claims_of(key: str) -> dict[str, Any] | None:
-    """Read what a JWT says of itself; None where the key is none."""
+    """Return the payload of a JWT; None where the key is no JWT."""
     parts = key.split(".")
     if len(parts) != 3:  # noqa: PLR2004 - head, claims, signature
         return None
@@ -176,11 +177,11 @@ LOOKS: Mapping[str, Callable[[str], str | None]] = {
     "storage_bucket_images": _look_at_bucket,
     "storage_bucket_videos": _look_at_bucket,
 }
-"""What each setting is looked at for, beyond its type."""
+"""The check of each setting, beyond its type."""
 
 
 def shown(value: object) -> str:
-    """A setting's value as text; a secret keeps only its first characters."""
+    """A setting's value as text; of a secret only the first characters are shown."""
     match value:
         case SecretStr():
             return mask(value.get_secret_value())
@@ -195,7 +196,7 @@ def shown(value: object) -> str:
 
 
 def mask(secret: str) -> str:
-    """Enough of a secret to tell two apart, not enough to use it."""
+    """The first characters of a secret: enough to tell two apart, too few to use it."""
     try:
         return printable(DatabaseUrl.read(secret).masked())
     except DatabaseUrlError:

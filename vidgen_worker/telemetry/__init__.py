@@ -1,4 +1,4 @@
-"""What happens is said once, as an event; log and metrics subscribe.
+"""Events: each happening is reported once; log and metrics subscribe.
 
-It decides nothing, and no secret leaves through it.
+This box decides nothing, and writes no secret.
 """

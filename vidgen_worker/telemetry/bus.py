@@ -1,8 +1,8 @@
-"""Events on their way to those who subscribe: the log always, metrics and tests.
+"""The bus: delivers events to subscribers: always to the log, also to metrics and tests.
 
-An event is a frozen dataclass: its fields become the log line's fields, `sentence` its text
-and `level` its level. A subscriber must not raise; one that does is logged and left out of
-the way of the work. Nothing here does I/O besides calling the subscribers.
+An event is a frozen dataclass: its fields become the fields of the log line, `sentence` its text
+and `level` its level. A subscriber must not raise; an error of one is logged and does not stop the
+work. Nothing here does I/O except for calling the subscribers.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from vidgen_worker.telemetry.late_log import settle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened."""
+    """One happening in this process."""
 
     sentence: ClassVar[str]
     level: ClassVar[int] = logging.INFO
     told_elsewhere: ClassVar[frozenset[str]] = frozenset()
-    """Fields that the text, another line or Postgres tells: ten thousand tasks a day are logged."""
+    """Fields that are left out, because the text, another line or a row has them."""
 
     def importance(self) -> int:
         """The log line's level."""
@@ -36,7 +36,7 @@ class Event:
         return self.sentence
 
     def fields(self) -> dict[str, Any]:
-        """Everything else of the log line; what is None is left out."""
+        """The other fields of the log line; a None is left out."""
         fields = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -47,7 +47,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEvent(Event):
-    """Something that happened to a task: `task` and `attempt` are in every line about it."""
+    """An event about a task: `task` and `attempt` are in every line about it."""
 
     fence: Fence
 
@@ -60,7 +60,7 @@ class TaskEvent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEvent(TaskEvent):
-    """Something that happened in a stage."""
+    """An event in a stage."""
 
     stage: StageName
 
@@ -69,7 +69,7 @@ Subscriber = Callable[[Event], None]
 
 
 def log(event: Event) -> None:
-    """Write an event to the log: the subscriber that is always there."""
+    """Write an event to the log. This subscriber is always present."""
     settle()
     structlog.get_logger("video_generation").log(event.importance(), event.text(), **event.fields())
 
@@ -78,7 +78,7 @@ _subscribers: list[Subscriber] = [log]
 
 
 def emit(event: Event) -> None:
-    """Tell every subscriber. One that raises is reported and does not stop the work."""
+    """Deliver an event to every subscriber. An error of one is logged and stops nothing."""
     for subscriber in tuple(_subscribers):
         try:
             subscriber(event)
@@ -89,13 +89,13 @@ def emit(event: Event) -> None:
 
 
 def subscribe(subscriber: Subscriber) -> None:
-    """Hear every event from now on, in the order of subscription."""
+    """Deliver every event to `subscriber` from now on, in the order of subscription."""
     _subscribers.append(subscriber)
 
 
 @contextmanager
 def subscribed(subscriber: Subscriber) -> Iterator[None]:
-    """Hear every event inside the block."""
+    """Deliver every event inside the block to `subscriber`."""
     _subscribers.append(subscriber)
     try:
         yield

@@ -1,6 +1,6 @@
-"""What happens is said once, here, as an event: the catalogue of all kinds.
+"""The catalogue of events: each kind of happening has one class.
 
-`bus` says what an event is, and brings it to log, metrics and tests. Nothing here does anything.
+`bus` defines an event, and delivers it to log, metrics and tests. This module has no behaviour.
 """
 
 # Up to 700 lines: the catalogue of events, one class each.
@@ -16,7 +16,7 @@ from vidgen_worker.telemetry.bus import Event, StageEvent, TaskEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(Event):
-    """The worker has a row and beats."""
+    """The worker has its row and sends heartbeats."""
 
     sentence = "Worker started"
     worker: UUID
@@ -35,7 +35,7 @@ class ClaimsDisabled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDraining(Event):
-    """No more claims; what runs is handed back."""
+    """The worker stops claiming, and hands its tasks back."""
 
     sentence = "Worker draining"
     worker: UUID
@@ -53,7 +53,7 @@ class WorkerStopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDeclaredDead(Event):
-    """Another worker took this one for dead: it drops everything and starts over."""
+    """Another worker declared this one dead: it drops its tasks and starts over."""
 
     sentence = "This worker was declared dead; it starts over under a new id"
     level = logging.ERROR
@@ -63,7 +63,7 @@ class WorkerDeclaredDead(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrphansHandedBack(Event):
-    """Rows that named this worker although it does not run them."""
+    """This worker handed back rows that named it although it does not run them."""
 
     sentence = "Tasks without a runner handed back"
     level = logging.WARNING
@@ -72,7 +72,7 @@ class OrphansHandedBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRefused(Event):
-    """A task's row refused a change: it is set aside, and everything else goes on."""
+    """A task's row refused a change: the task is set aside, and all others go on."""
 
     sentence = (
         "A task is set aside: its row refuses a change (a trigger, check, key, policy, lock?)"
@@ -89,7 +89,7 @@ class RowRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseTrouble(Event):
-    """A statement failed in a way that may pass."""
+    """A statement met a transient error."""
 
     sentence = "Database trouble; trying again"
     level = logging.WARNING
@@ -100,7 +100,7 @@ class DatabaseTrouble(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseAway(Event):
-    """The database, or the way to it, is gone: said once, until it is back."""
+    """The database, or the connection to it, is away: reported once, until it is back."""
 
     sentence = "The database is away; what runs goes on, and nothing paid begins"
     level = logging.ERROR
@@ -118,7 +118,7 @@ class DatabaseBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsServed(Event):
-    """The loopback port answers."""
+    """The loopback port of metrics and health answers."""
 
     sentence = "Metrics and health on the loopback port"
     port: int
@@ -126,7 +126,7 @@ class MetricsServed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaWallsLacking(Event):
-    """This machine's kernel can't keep the process that decodes outputs to itself as it should."""
+    """This machine's kernel can't isolate the process that decodes outputs completely."""
 
     sentence = "Outputs are decoded behind fewer walls than this program can raise"
     level = logging.WARNING
@@ -135,7 +135,7 @@ class MediaWallsLacking(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageUnproven(Event):
-    """The file store has not proven yet that it can keep what is paid for."""
+    """The file store has not proven yet that it can keep outputs."""
 
     sentence = "Supabase Storage can't keep what is paid for; nothing is claimed until it can"
     level = logging.ERROR
@@ -145,7 +145,7 @@ class StorageUnproven(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineUnproven(Event):
-    """This machine can't keep, or look at, what is paid for."""
+    """This machine can't keep or decode outputs."""
 
     sentence = "This machine can't keep what is paid for; it claims nothing until it can"
     level = logging.ERROR
@@ -155,7 +155,7 @@ class MachineUnproven(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketNoted(Event):
-    """A setting of a bucket that may be lived with."""
+    """A bucket's setting is narrower than ours, but does not stop the worker."""
 
     sentence = "A bucket takes less than the settings allow: what is larger can't be stored"
     level = logging.WARNING
@@ -164,7 +164,7 @@ class BucketNoted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitRead(Event):
-    """How many generations of a model may be in flight over the fleet; None is any number."""
+    """The number of generations of a model that may be in flight; None means no limit."""
 
     sentence = "The provider's limit for this model was read"
     model: str
@@ -173,7 +173,7 @@ class LimitRead(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsUnread(Event):
-    """The provider's account could not be read; what was known of its limits still holds."""
+    """The provider's account could not be read; the known limits still hold."""
 
     sentence = "The provider's limits could not be read; the ones known so far still hold"
     level = logging.WARNING
@@ -183,7 +183,7 @@ class LimitsUnread(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TasksForgotten(Event):
-    """The private rows of tasks that ended long ago are gone; tasks and ledger stay."""
+    """Private rows of tasks that ended long ago were removed; tasks and ledger stay."""
 
     sentence = "Private rows of old tasks removed"
     tasks: int
@@ -201,7 +201,7 @@ class BooksDisagree(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopFailed(Event):
-    """A loop of the worker met an exception nobody expected; it goes on."""
+    """A loop of the worker met an unexpected exception, and goes on."""
 
     sentence = "A loop of the worker failed and goes on"
     level = logging.ERROR
@@ -212,7 +212,7 @@ class LoopFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenChanged(Event):
-    """LISTEN works, or does not: then the queue is polled."""
+    """LISTEN works, or does not work: then the queue is polled."""
 
     sentence = "LISTEN"
     listening: bool
@@ -230,7 +230,7 @@ class ListenChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateClosed(Event):
-    """Nothing paid of this model starts in this scope."""
+    """A gate closed: no paid submission of this model begins in this scope."""
 
     sentence = "Gate closed: nothing paid starts until a probe goes well"
     level = logging.ERROR
@@ -242,7 +242,7 @@ class GateClosed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateOpened(Event):
-    """A probe went well, or an operator opened it."""
+    """A gate opened: a probe went well, or an operator opened it."""
 
     sentence = "Gate opened"
     scope: str
@@ -253,7 +253,7 @@ class GateOpened(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateProbed(Event):
-    """A probe did not go well."""
+    """A probe of a gate did not go well."""
 
     sentence = "Gate probed: still closed"
     level = logging.WARNING
@@ -277,7 +277,7 @@ class TaskStarted(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolutionMapped(TaskEvent):
-    """What the scenario asked for, and what it maps to."""
+    """The scenario's resolution was mapped to ratios."""
 
     sentence = "Resolution mapped"
     level = logging.DEBUG
@@ -289,7 +289,7 @@ class ResolutionMapped(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResumed(StageEvent):
-    """An attempt goes on at a checkpoint."""
+    """An attempt resumes at a checkpoint."""
 
     sentence = "Video generation resumed at its checkpoint"
     state: str
@@ -324,7 +324,7 @@ class SubmissionAnswered(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionRecorded(StageEvent):
-    """The answer is safe in Postgres."""
+    """The provider's answer is stored in PostgreSQL."""
 
     sentence = "Submission recorded"
     level = logging.DEBUG
@@ -334,7 +334,7 @@ class SubmissionRecorded(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerUnrecorded(StageEvent):
-    """Postgres does not take the answer to a paid POST: it is kept in memory, and said here."""
+    """PostgreSQL did not store the answer to a paid POST: it is kept in memory and in the log."""
 
     sentence = (
         "The database does not take this generation's id; it is kept and written when it can be"
@@ -347,7 +347,7 @@ class AnswerUnrecorded(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionUnknown(StageEvent):
-    """It may have been accepted, and paid."""
+    """A submission may have been accepted, and paid."""
 
     sentence = "The provider did not say whether it accepted; counted as possibly paid"
     level = logging.WARNING
@@ -358,7 +358,7 @@ class SubmissionUnknown(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateAnswer(StageEvent):
-    """An answer that nobody follows any more: its generation is ended at the provider."""
+    """A late answer: its generation is ended at the provider."""
 
     sentence = "A late answer was recorded; its generation is ended"
     level = logging.WARNING
@@ -378,7 +378,7 @@ class Progressed(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollFailed(StageEvent):
-    """Reading a generation failed: it says nothing about the generation."""
+    """A poll failed, which says nothing about the generation."""
 
     sentence = "Reading the generation failed; trying again"
     level = logging.WARNING
@@ -388,7 +388,7 @@ class PollFailed(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelGivenUp(StageEvent):
-    """The provider could not be asked for long: the task ends, its generation may live on."""
+    """The provider was unreachable for too long: the task ends, its generation may run on."""
 
     sentence = "The generation can't be cancelled for now; the task ends, and the janitor goes on"
     level = logging.WARNING
@@ -398,7 +398,7 @@ class CancelGivenUp(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOverdue(StageEvent):
-    """The stage's deadline has passed; polling goes on, slower."""
+    """The stage's deadline has passed; polling continues, slower."""
 
     sentence = "The generation is overdue; it is polled slowly"
     level = logging.WARNING
@@ -408,7 +408,7 @@ class GenerationOverdue(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationNotOurs(StageEvent):
-    """It is known to another account, or only to the key that made it: handed back for those."""
+    """Only another account or key knows the generation: the task is handed back."""
 
     sentence = "The generation is another account's; its own workers follow it"
     generation: UUID | None
@@ -417,7 +417,7 @@ class GenerationNotOurs(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationEnded(StageEvent):
-    """The provider finished, one way or the other."""
+    """A generation ended."""
 
     sentence = "Generation ended"
     model: str
@@ -426,16 +426,16 @@ class GenerationEnded(StageEvent):
     cost: float | None
     seconds: float
     repeated: bool | None = None
-    """True where its end was said before: its output is gone by now, or a successor reads it."""
+    """Whether the end was reported before: the output expired, or a successor reads it."""
 
     def importance(self) -> int:
-        """What went well is told by the line about its output."""
+        """A success is logged at debug level: the line about its output reports it."""
         return logging.DEBUG if self.state == "succeeded" else logging.INFO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationLeftRunning(StageEvent):
-    """Postgres was away until the drain's end: the lease runs out, and a successor resumes."""
+    """PostgreSQL was away until the drain's end: a successor resumes when the lease ends."""
 
     sentence = "Postgres is away: this worker leaves without handing its generation back"
     level = logging.ERROR
@@ -444,7 +444,7 @@ class GenerationLeftRunning(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConformed(StageEvent):
-    """The output was not quite what was asked for, and was brought to it."""
+    """The output differed from the order, and was conformed to it."""
 
     sentence = "Output conformed"
     generation: UUID
@@ -454,7 +454,7 @@ class OutputConformed(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFetched(StageEvent):
-    """The output is here and decodes."""
+    """The output was downloaded and decodes."""
 
     sentence = "Output fetched"
     level = logging.DEBUG
@@ -464,7 +464,7 @@ class OutputFetched(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadBegun(StageEvent):
-    """Its place in Storage is recorded: what is not charged after all is removed there."""
+    """An upload's place is recorded, so that an output without a charge is removed there."""
 
     sentence = "Upload begun"
     level = logging.DEBUG
@@ -479,7 +479,7 @@ class OutputUploaded(StageEvent):
 
     sentence = "Stored in Supabase"
     told_elsewhere = frozenset({"stage", "bucket", "path", "size", "seconds"})
-    """All of it is in its checkpoint."""
+    """The fields that are left out: the checkpoint has them."""
     generation: UUID
     bucket: str
     path: str
@@ -487,7 +487,7 @@ class OutputUploaded(StageEvent):
     seconds: float
 
     def text(self) -> str:
-        """The two sentences that operators search for."""
+        """The sentence, one for each stage, that operators search for."""
         return f"Stored {self.stage} in Supabase"
 
 
@@ -502,7 +502,7 @@ class StageDone(StageEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCompleted(TaskEvent):
-    """The clip is the user's."""
+    """The task is completed: the user has the clip."""
 
     sentence = "Video generation completed"
     seconds: float
@@ -522,7 +522,7 @@ class TaskRequeued(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserLimited(TaskEvent):
-    """A limit of its user kept a submission back: nothing was paid."""
+    """A limit of the task's user prevented a submission: nothing was paid."""
 
     sentence = "A user's limit keeps a submission back"
     level = logging.WARNING
@@ -534,7 +534,7 @@ class UserLimited(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserBraked(TaskEvent):
-    """The same trouble in a row of one user: he alone is braked."""
+    """One user met the same trouble several times: only that user's submissions pause."""
 
     sentence = "A user's submissions pause: the same trouble in a row"
     level = logging.WARNING
@@ -592,7 +592,7 @@ class FilmWoken(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskHandedBack(TaskEvent):
-    """This worker stops; another one resumes."""
+    """A task was handed back: another worker resumes it."""
 
     sentence = "Video generation handed back"
 
@@ -607,7 +607,7 @@ class LeaseLost(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneWriteRefused(TaskEvent):
-    """The application's own table refused our write, or was locked; the paid task goes on."""
+    """The application's table refused our write, or was locked; the paid task goes on."""
 
     sentence = "video_scenes refused the update; the task goes on"
     level = logging.WARNING
@@ -616,7 +616,7 @@ class SceneWriteRefused(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwedSceneRefused(Event):
-    """A scene was locked when a task wrote it, and refused the write when that was made later."""
+    """A scene refused a write that was made later, because the scene had been locked."""
 
     sentence = "video_scenes refused a write that was owed; it is dropped"
     level = logging.WARNING
@@ -626,7 +626,7 @@ class OwedSceneRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrayGeneration(Event):
-    """A generation that no task follows: ended at the provider, its cost booked."""
+    """A stray was ended at the provider, and its cost booked."""
 
     sentence = "A generation that no task follows was ended"
     level = logging.WARNING
@@ -638,9 +638,9 @@ class StrayGeneration(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationLeftAlone(Event):
-    """No worker that may follow it has been heard of for long; a 404 is its end from now on."""
+    """No permitted worker has been alive for long: any worker may follow the generation now."""
 
-    sentence = "Nobody with a generation's account or key works here any more; anyone asks for it"
+    sentence = "No worker has this generation's account or key any more; any worker may follow it"
     level = logging.WARNING
     task: str
     generation: UUID | None
@@ -650,7 +650,7 @@ class GenerationLeftAlone(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadsRemoved(Event):
-    """Files of attempts that ended before they were charged are gone from Storage."""
+    """Files of attempts that ended before their charge were removed from Storage."""
 
     sentence = "Files that nobody has paid for were removed from Storage"
     uploads: int
@@ -658,7 +658,7 @@ class UploadsRemoved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadsKept(Event):
-    """Storage did not remove them: they are unreadable, and are tried again in some minutes."""
+    """Storage did not remove files: they can't be read, and the removal is tried again."""
 
     sentence = "Storage does not remove files that nobody has paid for; they are tried again"
     level = logging.WARNING
@@ -670,7 +670,7 @@ class UploadsKept(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadsLeft(Event):
-    """The audit has found files that should have been removed long ago."""
+    """The audit found files that should have been removed long ago."""
 
     sentence = "Files that nobody has paid for are still in Storage after an hour"
     level = logging.ERROR

@@ -1,7 +1,7 @@
-"""The log of a program that mostly has nothing to log: set up when the first line comes.
+"""A log that is set up when the first line comes.
 
-Most verbs of the command line end without one, and importing what writes it takes longer than some
-of them. Whoever logs calls `settle` or a logger of the standard library.
+Most verbs of the command line log nothing, and the import of the log takes longer than some verbs.
+Code that logs calls `settle` or a logger of the standard library.
 """
 
 import logging
@@ -13,7 +13,7 @@ LOGGER = "video_generation"
 
 
 class _Late(logging.Handler):
-    """Sets the log up, and hands it the line that made it necessary."""
+    """Sets the log up, and passes the first line to it."""
 
     set_up: Callable[[], None]
 
@@ -27,21 +27,21 @@ _late = _Late()
 
 
 def configure_late(set_up: Callable[[], None]) -> None:
-    """Let the first line, from warning on, call `set_up`, which takes this handler's place."""
+    """Let the first line from warning on call `set_up`, whose handler replaces this one."""
     _late.set_up = set_up
     logging.basicConfig(handlers=[_late], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
 
 
 def settle() -> None:
-    """Set the log up now, where `configure_late` has put that off."""
+    """Set the log up now, where `configure_late` has postponed that."""
     if _late in logging.root.handlers:
         logging.root.removeHandler(_late)
         _late.set_up()
 
 
 def catch_the_rest() -> None:
-    """Let what Python itself would print of an unexpected end go to the log, secrets hidden."""
+    """Write unexpected errors to the log, which Python itself would print with secrets."""
     log = logging.getLogger(LOGGER)
 
     def uncaught(args: threading.ExceptHookArgs) -> None:

@@ -1,9 +1,9 @@
-"""How the log looks: JSON for machines, one readable line each for people, always on stderr.
+"""The form of the log: JSON for machines, one readable line each for people, always on stderr.
 
 Every line names its level in capitals and its logger, `video_generation` for ours, so that
-`grep ERROR | grep video_generation` finds the failures in both forms. It decides nothing about
-what is said: that is the business of the events. No value breaks a line or shows a secret of this
-process, whoever logs it: every text goes through `foreign_text.printable`.
+`grep ERROR | grep video_generation` finds the failures in both forms. The events decide the
+content. No value breaks a line or shows a secret of this process: every text, also of libraries,
+goes through `foreign_text.printable`.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def configure(
 ) -> None:
     """Set up structlog, and the standard library's logging in the same form.
 
-    `secrets` are hidden beside those that the process knows. Libraries speak from warning on,
+    `secrets` are hidden beside those that the process knows. Libraries log from warning on,
     whatever our own level is: below it they print whole URLs, signatures included.
     """
     masking.learn(secrets)
@@ -66,7 +66,7 @@ def configure(
         cache_logger_on_first_use=False,
     )
     handler = _Handler(out)
-    # Its own as well: a library that its variable sets to "debug" goes past the root's level.
+    # Its own level too: a library with a variable for "debug" ignores the root's level.
     handler.setLevel(max(threshold, logging.WARNING))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -91,10 +91,10 @@ def _name_the_logger(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes what libraries say."""
+    """Writes the lines of libraries."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say in one line that a library's line was none: logging's own way shows its values."""
+        """Report a library's malformed line without its values, which `logging` would print."""
         error = sys.exc_info()[0]
         kind = error.__name__ if error else "an error"
         with contextlib.suppress(OSError, ValueError):
@@ -108,7 +108,7 @@ def _sanitized(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         if name.startswith("_"):
             clean[name] = value
         elif name in TRACEBACKS:
-            # The end of a traceback tells more than its beginning. JSON escapes its line ends;
+            # The end of a traceback says more than its beginning. JSON escapes its line ends;
             # on a console it follows its line, under the name that the renderer looks for.
             text = masking.masked(str(value)[-2 * LONGEST_TRACEBACK :])[-LONGEST_TRACEBACK:]
             clean["exception"] = printable(text.rstrip(), LONGEST_TRACEBACK, lines=True)
@@ -156,7 +156,7 @@ def _console_renderer(*, colors: bool) -> Processor:
     return structlog.dev.ConsoleRenderer(
         colors=colors,
         level_styles={name.upper(): style for name, style in styles.items()},
-        # Not the rich one: it shows local variables, and with them secrets.
+        # The formatter of rich would show local variables, and so secrets.
         exception_formatter=structlog.dev.plain_traceback,
         pad_event_to=40,
         sort_keys=False,

@@ -1,9 +1,8 @@
 """A small HTTP server on a loopback port, in a thread of its own: GET and HEAD, one answer each.
 
-It answers also while the rest of the process hangs, and nobody who connects can keep others from
-an answer: a connection has a few seconds and a few kilobytes, and where there are too many the one
-that has waited longest is closed. Each connection is closed after its answer. It knows nothing of
-what is asked.
+The server answers even while the rest of the process hangs, and no client can block others: a
+connection has a few seconds and a few kilobytes, and of too many connections the oldest is closed.
+Each connection is closed after its answer. The caller decides what is answered.
 """
 
 import asyncio
@@ -18,21 +17,21 @@ from typing import Self
 
 LOOPBACK = "127.0.0.1"
 CONNECTION_SECONDS = 5.0
-"""From the connection to the end of its answer: who asks is on this machine."""
+"""The longest time from a connection to the end of its answer, on this machine."""
 MOST_CONNECTIONS = 64
-"""At once; far fewer than the file descriptors of a process, which it needs for other things."""
+"""The most connections at once; the process needs its file descriptors for other things."""
 LONGEST_REQUEST = 8192
-"""Bytes of a request up to the end of its headers."""
+"""The most bytes of a request up to the end of its headers."""
 STOP_SECONDS = 10.0
 
 
 class PortError(Exception):
-    """A port can't be listened on; the message names the setting and says what now."""
+    """The port can't be used; the message names the setting and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is said to one request."""
+    """The answer to one request."""
 
     status: HTTPStatus
     content: bytes
@@ -40,7 +39,7 @@ class Answer:
 
 
 class LoopbackServer:
-    """Listens from its making on, answers inside its context.
+    """Listens as soon as it is created, and answers inside its context.
 
     `answer` is called with a path and the header Accept, in the server's thread; it must not wait.
     Port 0 asks for a free one. Raises OSError where the port can't be had.
@@ -53,7 +52,7 @@ class LoopbackServer:
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._open: dict[asyncio.Task[None], None] = {}
-        """Those who are connected, the one that has waited longest first."""
+        """The open connections, the oldest first."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def __enter__(self) -> Self:
@@ -100,7 +99,7 @@ class LoopbackServer:
             async with asyncio.timeout(CONNECTION_SECONDS):
                 await self._talk(reader, writer)
         except (TimeoutError, OSError, asyncio.CancelledError):
-            # Too slow, gone, or one too many: whoever it is may ask again.
+            # Too slow, gone, or one too many: the client may ask again.
             writer.transport.abort()
         finally:
             self._open.pop(task, None)
@@ -129,7 +128,7 @@ class LoopbackServer:
         writer.write("\r\n".join([*lines, "", ""]).encode() + (b"" if is_head else answer.content))
         await writer.drain()
         writer.close()
-        # What comes behind a request is not read; the answer is to arrive all the same.
+        # Data after the request is not read, but the answer must arrive.
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
@@ -146,7 +145,7 @@ def _refusal(status: HTTPStatus) -> Answer:
 
 
 def _parts(head: bytes) -> tuple[str, str, str]:
-    """Method, target and the header Accept of a request; the target is empty where it is none."""
+    """Method, target and header Accept of a request; an invalid request has an empty target."""
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):  # noqa: PLR2004 - as HTTP says

@@ -1,9 +1,8 @@
-"""Prometheus metrics and the two health questions, on a loopback port of their own thread.
+"""Prometheus metrics and two health checks, on a loopback port with its own thread.
 
-A subscriber of the events: it counts what is said and asks the worker nothing but numbers that it
-has anyway. `/metrics` is Prometheus text, `/healthz` says whether the loops turn, `/readyz` whether
-the lease is held. Numbers of the fleet are handed to it: it
-never touches the database or the provider.
+The metrics subscribe to the events and count them, and read numbers that the worker has anyway.
+`/metrics` is Prometheus text, `/healthz` says whether the loops turn, `/readyz` whether the lease
+is held. The janitor passes the numbers of the fleet: nothing here calls database or provider.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,7 +38,7 @@ Health = Callable[[], bool]
 
 
 class Metrics:
-    """One worker's metrics, in a registry of their own."""
+    """The metrics of one worker, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -77,7 +76,7 @@ class Metrics:
             "vidgen_provider_slots_taken", "Those in flight or about to be", ("model",),
             registry=self.registry,
         )  # fmt: skip
-        # Of the whole fleet, read from the database: every worker tells the same.
+        # Numbers of the whole fleet, from the database: every worker shows the same.
         self._fleet = {
             name: Gauge(f"vidgen_{name}", help_, registry=self.registry)
             for name, help_ in FLEET.items()
@@ -96,11 +95,11 @@ class Metrics:
         Gauge(f"vidgen_{name}", help_, registry=self.registry).set_function(read)
 
     def claimed(self, seconds: float) -> None:
-        """Count a claim: too many of them find nothing for an event each."""
+        """Count a claim: most of them find nothing, so that they have no event."""
         self._claims.observe(seconds)
 
     def audited(self, discrepancies: float) -> None:
-        """Take what the audit of the ledger found: apart, because it is read seldom."""
+        """Set the result of the ledger's audit, which is read less often than the rest."""
         self._fleet["ledger_discrepancies"].set(discrepancies)
 
     def show(
@@ -109,7 +108,7 @@ class Metrics:
         closed: Iterable[tuple[str, str, str]],
         slots: Iterable[tuple[str, int, int]],
     ) -> None:
-        """Take what was read of the fleet: a number for each of `FLEET`, closed gates, slots."""
+        """Set the fleet's numbers: one for each of `FLEET`, closed gates, slots."""
         for name, value in numbers.items():
             self._fleet[name].set(value)
         self._gates.clear()
@@ -122,7 +121,7 @@ class Metrics:
             self._taken.labels(model).set(taken)
 
     def hear(self, event: Event) -> None:  # noqa: C901, PLR0912 - one line per kind of event
-        """Count an event: the subscriber."""
+        """Count an event."""
         match event:
             case events.TaskStarted():
                 self._waited.observe(event.waited_seconds)

@@ -1,7 +1,7 @@
-"""Whether the loops turn: what systemd's watchdog, and /healthz, ask for.
+"""Whether the loops turn, for systemd's watchdog and /healthz.
 
-A loop says how long its turn may take at the most; none of them counts while it waits for
-Postgres without an end, because a database that is away is no reason to be killed.
+A loop announces the longest time of its next turn. A loop that waits for PostgreSQL without a limit
+is not counted: an outage of the database is no reason to kill the worker.
 """
 
 from datetime import timedelta
@@ -9,17 +9,17 @@ from datetime import timedelta
 from vidgen_worker.domain.clock import boot_time
 
 SLACK = timedelta(seconds=10)
-"""What a turn may take beyond its time-outs, on a machine that is busy."""
+"""The time that a turn may take beyond its time-outs, on a busy machine."""
 
 
 class Turns:
-    """By when each loop has to have turned again."""
+    """The time by which each loop must have turned again."""
 
     def __init__(self) -> None:
         self._due: dict[object, float] = {}
 
     def turned(self, loop: object, longest: timedelta) -> None:
-        """Note a turn; the next one comes within `longest` and the slack, or the loop is stuck."""
+        """Note a turn; a loop without a next one within `longest` and the slack is stuck."""
         self._due[loop] = boot_time() + (longest + SLACK).total_seconds()
 
     def rests(self, loop: object) -> None:

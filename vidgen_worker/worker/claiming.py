@@ -20,6 +20,7 @@ from vidgen_worker.worker.lease import Observer
 from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.proofs import Proofs
 from vidgen_worker.worker.reports import Reports
+from vidgen_worker.worker.rounds import guarded
 
 CLAIM_AGAIN = timedelta(milliseconds=30)
 CLAIM_STATEMENTS = 11
@@ -55,31 +56,30 @@ class Claiming:
     async def loop(self) -> None:
         """One claim, then wait for a reason for the next: NOTIFY, a free slot, the poll."""
         process, wakes = self._process, self._process.wakes
-        self._empty, self._patience = 0, MOST_EMPTY_CLAIMS
+        poll = process.settings.vidgen_queue_poll
+        longest = poll * 1.1 + CLAIM_STATEMENTS * STATEMENT_DEADLINE
         due = 0.0
-        longest = process.settings.vidgen_queue_poll * 1.1 + CLAIM_STATEMENTS * STATEMENT_DEADLINE
         while not process.stopping.is_set():
-            process.turns.turned("claim", longest)
-            wakes.claim.clear()
-            polled = boot_time() >= due
-            if polled:
-                wakes.mail = True
-                poll = process.settings.vidgen_queue_poll.total_seconds()
-                due = boot_time() + poll * random.uniform(0.9, 1.1)  # noqa: S311
-            if wakes.cancel.is_set():
-                await self._take_cancelled()
-            if polled:
-                await self._take_over()
-            if wakes.films.is_set() or polled:
-                await self._take_films()
-            progress = False
-            if (slots := self._slots()) > 0:
-                async with self.lock:
-                    claimed = await self._take(slots)
-                    self._attempts.start(claimed.tasks)
-                self._more = claimed.more
-                progress = bool(claimed.tasks or claimed.cleared)
-            await self._rest(due, progress=progress)
+            async with guarded("claim", process):
+                process.turns.turned("claim", longest)
+                wakes.claim.clear()
+                polled = boot_time() >= due
+                wakes.mail |= polled
+                if wakes.cancel.is_set():
+                    await self._take_cancelled()
+                if polled:
+                    await self._take_over()
+                    due = boot_time() + poll.total_seconds() * random.uniform(0.9, 1.1)  # noqa: S311
+                if wakes.films.is_set() or polled:
+                    await self._take_films()
+                progress = False
+                if (slots := self._slots()) > 0:
+                    async with self.lock:
+                        claimed = await self._take(slots)
+                        self._attempts.start(claimed.tasks)
+                    self._more = claimed.more
+                    progress = bool(claimed.tasks or claimed.cleared)
+                await self._rest(due, progress=progress)
 
     async def _rest(self, due: float, *, progress: bool) -> None:
         """Wait until there is a reason for the next claim, `due` at the latest.

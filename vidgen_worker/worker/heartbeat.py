@@ -16,6 +16,7 @@ from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import LoopFailed, OrphansHandedBack, WorkerDeclaredDead
 from vidgen_worker.worker.process import Process
+from vidgen_worker.worker.rounds import guarded
 from vidgen_worker.worker.systemd import sd_notify
 
 if TYPE_CHECKING:
@@ -47,18 +48,19 @@ class Heartbeat:
         """Renew the lease; act on what comes back."""
         process = self._process
         while True:
-            began = boot_time()
-            # One pause, and one statement, which is given up after the same time.
-            process.turns.turned("heartbeat", process.settings.heartbeat * 2)
-            process.wakes.beat.clear()
-            with contextlib.suppress(DatabaseUnavailableError):
-                await self.beat()
-                self._say_ready()
-            await asyncio.sleep(SOONEST_BEAT)
-            rest = process.settings.heartbeat.total_seconds() - (boot_time() - began)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(rest, 0.0)):
-                    await process.wakes.beat.wait()
+            async with guarded("heartbeat", process):
+                began = boot_time()
+                # One pause, and one statement, which is given up after the same time.
+                process.turns.turned("heartbeat", process.settings.heartbeat * 2)
+                process.wakes.beat.clear()
+                with contextlib.suppress(DatabaseUnavailableError):
+                    await self.beat()
+                    self._say_ready()
+                await asyncio.sleep(SOONEST_BEAT)
+                rest = process.settings.heartbeat.total_seconds() - (boot_time() - began)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(rest, 0.0)):
+                        await process.wakes.beat.wait()
 
     def _say_ready(self) -> None:
         """Tell systemd once that a heartbeat was accepted."""

@@ -26,6 +26,7 @@ from vidgen_worker.telemetry.events import (
 from vidgen_worker.worker.probing import Probing, TryGate
 from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.proofs import Proofs
+from vidgen_worker.worker.rounds import guarded
 from vidgen_worker.worker.strays import Strays
 
 SWEEP_EVERY = timedelta(seconds=60)
@@ -65,6 +66,10 @@ class Duty:
     do: Callable[[], Awaitable[timedelta | None]]
     at_once: bool = True
     """Whether its first run begins at once, and not after a random part of its pause."""
+
+    def first_pause(self) -> timedelta:
+        """The pause before its first run."""
+        return timedelta() if self.at_once else self.every * random.random()  # noqa: S311
 
 
 class Janitor:
@@ -112,11 +117,13 @@ class Janitor:
 
     async def keep(self, duty: Duty) -> None:
         """Do one duty again and again, until the worker stops."""
-        if not duty.at_once:
-            await asyncio.sleep(duty.every.total_seconds() * random.random())  # noqa: S311
+        pause = duty.first_pause()
         while not self._process.stopping.is_set():
-            pause = await duty.do() or duty.every
-            await asyncio.sleep(pause.total_seconds() * random.uniform(0.9, 1.1))  # noqa: S311
+            await asyncio.sleep(pause.total_seconds())
+            pause = duty.first_pause()  # where the duty fails, it begins anew
+            async with guarded(f"janitor {duty.name}", self._process):
+                after = await duty.do() or duty.every
+                pause = after * random.uniform(0.9, 1.1)  # noqa: S311
 
     async def read_limits(self) -> timedelta:
         """Read the provider's limits if it is this worker's turn; the pause until the next look.

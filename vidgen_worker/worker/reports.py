@@ -8,6 +8,7 @@ from uuid import UUID
 from vidgen_worker.database.trouble import DatabaseUnavailableError
 from vidgen_worker.queue.checkpoints import Reported
 from vidgen_worker.worker.process import Process
+from vidgen_worker.worker.rounds import guarded
 
 if TYPE_CHECKING:
     from vidgen_worker.domain.task import Fence
@@ -36,18 +37,19 @@ class Reports:
         last: dict[UUID, Reported] = {}
         refusing: set[Fence] = set()
         while not process.stopping.is_set():
-            await process.sleep(REPORT_EVERY)
-            pending, self._pending = self._pending, {}
-            changed = [
-                r for r in pending.values()
-                if last.get(r.fence.task_id) != r and r.fence not in refusing
-            ]  # fmt: skip
-            if changed:
-                refused = set(await process.life.queue.checkpoints.report(changed))
-                # Reported once per attempt: the next report would be refused as well.
-                refusing |= {r.fence for r in changed if r.fence.task_id in refused}
-            refusing &= set(process.held.fences())
-            last = {t: r for t, r in (last | pending).items() if t in process.held.tasks}
+            async with guarded("report", process):
+                await process.sleep(REPORT_EVERY)
+                pending, self._pending = self._pending, {}
+                changed = [
+                    r for r in pending.values()
+                    if last.get(r.fence.task_id) != r and r.fence not in refusing
+                ]  # fmt: skip
+                if changed:
+                    refused = set(await process.life.queue.checkpoints.report(changed))
+                    # Reported once per attempt: the next report would be refused as well.
+                    refusing |= {r.fence for r in changed if r.fence.task_id in refused}
+                refusing &= set(process.held.fences())
+                last = {t: r for t, r in (last | pending).items() if t in process.held.tasks}
 
     async def flush(self) -> None:
         """Write what is left."""

@@ -1,13 +1,13 @@
-"""A worker with the real adapters, from SIGTERM or SIGINT to its exit status.
+"""The worker of a process: its real adapters, its event loop and its signals.
 
-The one place that builds them together.
+The one place that builds them together. It runs nothing.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 from vidgen_worker.config import Settings
 from vidgen_worker.media.outputs import Media, hide_environment
@@ -19,11 +19,8 @@ from vidgen_worker.worker.scopes import buckets
 from vidgen_worker.worker.worker import Worker
 
 
-@contextlib.asynccontextmanager
-async def open_worker(
-    settings: Settings, stages: tuple[Stage, ...] = PIPELINE
-) -> AsyncIterator[Worker]:
-    """A worker with the real adapters, as the settings name them."""
+def build_worker(settings: Settings, stages: tuple[Stage, ...] = PIPELINE) -> Worker:
+    """Build a worker with the real adapters, as the settings name them."""
     provider = Runway(
         settings.runwayml_api_secret.get_secret_value(),
         base_url=settings.runwayml_base_url,
@@ -41,29 +38,33 @@ async def open_worker(
         max_video_bytes=settings.vidgen_max_video_bytes,
         allow_loopback=settings.vidgen_allow_loopback_assets,
     )
-    yield Worker(settings, provider, storage, media, stages)
+    return Worker(settings, provider, storage, media, stages)
 
 
-async def serve(settings: Settings) -> int:
-    """Run a worker until SIGTERM or SIGINT; a second one forces. Returns the exit status."""
+@contextlib.contextmanager
+def assemble(settings: Settings) -> Iterator[tuple[asyncio.Runner, Worker]]:
+    """Give this process a worker, and the event loop for it.
+
+    SIGTERM and SIGINT stop the worker; a second one ends the process at once.
+    """
     hide_environment()
-    async with open_worker(settings) as worker:
-        loop = asyncio.get_running_loop()
-        asked = 0
+    worker = build_worker(settings)
+    asked = 0
 
-        def on_signal() -> None:
-            nonlocal asked
-            asked += 1
-            if asked == 1:
-                worker.stop()
-            else:
-                # Forced: the lease runs out and another worker takes over, as after kill -9.
-                os._exit(EXIT_FORCED)
+    def on_signal() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            worker.stop()
+        else:
+            # Forced: the lease runs out and another worker takes over, as after kill -9.
+            os._exit(EXIT_FORCED)
 
+    with asyncio.Runner() as runner:
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+            runner.get_loop().add_signal_handler(number, on_signal)
         try:
-            return await worker.run()
+            yield runner, worker
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+                runner.get_loop().remove_signal_handler(number)

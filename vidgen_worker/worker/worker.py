@@ -1,19 +1,17 @@
 """The daemon: one process that holds many tasks and one lease, from its start to its end.
 
-An error of the database or the provider never ends a loop: it is reported, and the loop goes on.
 Nothing here knows what a stage is.
 """
 
 import asyncio
 import contextlib
-import functools
-import random
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Coroutine
 from datetime import timedelta
+from typing import Any
 
 from vidgen_worker.config import Settings
-from vidgen_worker.database.trouble import DatabaseUnavailableError, LockedError, one_line
+from vidgen_worker.database.trouble import one_line
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import scratch
 from vidgen_worker.pipeline.stages import Stage
@@ -35,6 +33,7 @@ from vidgen_worker.worker.janitor import Janitor
 from vidgen_worker.worker.process import Process
 from vidgen_worker.worker.proofs import Proofs
 from vidgen_worker.worker.reports import Reports
+from vidgen_worker.worker.rounds import guarded
 from vidgen_worker.worker.systemd import sd_notify, watchdog_pace
 
 STATUS_EVERY = timedelta(seconds=10)
@@ -74,12 +73,8 @@ class Worker:
                 if not await self._or_stop(self._begin()):
                     return EXIT_OK
                 loops = [
-                    asyncio.create_task(self._turning(name, loop, drain=drain), name=name)
-                    for name, loop, drain in self._loops()
+                    asyncio.create_task(loop, name=name) for name, loop in self._loops().items()
                 ]
-                if self.settings.vidgen_listen != "off":
-                    listen = functools.partial(process.listener.run, process.life.queue.worker_id)
-                    loops.append(asyncio.create_task(self._turning("listen", listen, drain=True)))
                 await process.stopping.wait()
                 return await drain(process, self.claiming.lock, self._reports, loops)
             finally:
@@ -146,47 +141,25 @@ class Worker:
         await end_all({working}, LOOPS_END)
         return False
 
-    def _loops(self) -> list[tuple[str, Callable[[], Awaitable[None]], bool]]:
-        """Name and loop of everything that turns, and whether it does so while draining too."""
-        return [
-            ("claim", self.claiming.loop, False),
-            ("report", self._reports.loop, False),
-            ("heartbeat", self.heartbeat.loop, True),
-            ("watchdog", self._watchdog_loop, True),
-            *(
-                (f"janitor {duty.name}", functools.partial(self.janitor.keep, duty), False)
-                for duty in self.janitor.duties()
-            ),
-        ]
-
-    async def _turning(
-        self, name: str, loop: Callable[[], Awaitable[None]], *, drain: bool
-    ) -> None:
-        """Keep a loop turning: an unexpected error is reported, and the loop goes on.
-
-        `drain` says that it turns on while the worker drains, until it is cancelled.
-        """
-        process = self.process
-        while drain or not process.stopping.is_set():
-            try:
-                await loop()
-            except LockedError:
-                # The statement has waited for the lock already; its holder keeps it only briefly.
-                await process.sleep(timedelta(seconds=random.uniform(0.1, 0.3)))  # noqa: S311
-            except DatabaseUnavailableError:
-                # The database layer has reported it once per statement; the next turn tries again.
-                await process.sleep(timedelta(seconds=random.uniform(0.5, 1.5)))  # noqa: S311
-            except Exception as error:  # noqa: BLE001 - a loop that dies is a worker that hangs
-                emit(LoopFailed(
-                    loop=name, error=f"{type(error).__name__}: {error}"[:500],
-                    traceback=traceback.format_exc(),
-                ))  # fmt: skip
-                await process.sleep(timedelta(seconds=1))
+    def _loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Everything that turns, by name. Each loop guards its own rounds (`rounds.guarded`)."""
+        loops = {
+            "claim": self.claiming.loop(),
+            "report": self._reports.loop(),
+            "heartbeat": self.heartbeat.loop(),
+            "watchdog": self._watchdog_loop(),
+        }
+        for duty in self.janitor.duties():
+            loops[f"janitor {duty.name}"] = self.janitor.keep(duty)
+        if self.settings.vidgen_listen != "off":
+            loops["listen"] = self.process.listener.run(self.process.life.queue.worker_id)
+        return loops
 
     async def _watchdog_loop(self) -> None:
         """Tell systemd that claim, heartbeat and poll loops turn, never that Postgres answers."""
         pace = watchdog_pace()
         while True:
-            if not self.process.turns.stuck():
-                sd_notify("WATCHDOG=1", self.process.status())
-            await asyncio.sleep((pace or STATUS_EVERY).total_seconds())
+            async with guarded("watchdog", self.process):
+                if not self.process.turns.stuck():
+                    sd_notify("WATCHDOG=1", self.process.status())
+                await asyncio.sleep((pace or STATUS_EVERY).total_seconds())

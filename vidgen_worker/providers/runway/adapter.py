@@ -27,7 +27,7 @@ from vidgen_worker.domain.keys import fingerprint
 from vidgen_worker.domain.resolution import image_models, video_models
 from vidgen_worker.providers.free_client import FreeClient
 from vidgen_worker.providers.http_client import PaidClient
-from vidgen_worker.providers.protocol import Accepted, Account, Generation, Request
+from vidgen_worker.providers.protocol import Account, Generation, Request
 from vidgen_worker.providers.runway import answers as runway_answers
 from vidgen_worker.providers.runway.inputs import (
     check_asset_url,
@@ -91,6 +91,8 @@ class Runway:
         self._submitter = Submitter(
             paid, api_secret=api_secret, base_url=base_url, timeout=submit_timeout
         )
+        self.submit = self._submitter.submit
+        """The protocol's paid verb: nothing stands between the pipeline and its one module."""
         connect = connect_seconds(poll_timeout)
         free = FreeClient(
             methods=("GET", "DELETE"),
@@ -124,10 +126,6 @@ class Runway:
         """Declare a clip of the model's size nearest to `ratio`. Raises Fault `scene_invalid`."""
         known = video_models()[model]
         return video_request(known, prompt, known.nearest(ratio), seconds)
-
-    async def submit(self, request: Request) -> Accepted:
-        """Send the paid POST once. Raises Fault; `submission_unknown` where it may be paid."""
-        return await self._submitter.submit(request)
 
     async def poll(self, generation_id: UUID) -> Generation:
         """Read a generation. Raises Fault `poll_failed`, `poll_denied` or `generation_gone`.

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import quote
 
@@ -26,6 +25,7 @@ import psycopg
 from psycopg import sql
 
 from vidgen_worker.sandbox.postgres.software import PostgresError, account_for, programs_for
+from vidgen_worker.serving.stoppable import Stoppable
 
 SUPERUSER = "supabase_admin"
 START_SECONDS = 60.0
@@ -66,7 +66,7 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - a folder with an unguessable name is m
 ENOUGH_MEMORY_BYTES = 4 * 1024**3
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Stoppable):
     """A running server. `start` makes one; leaving the context, or `stop`, ends it."""
 
     def __init__(self, folder: Path, *, temporary: bool, port: int, durable: bool) -> None:
@@ -158,19 +158,6 @@ class EmbeddedPostgres:
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             self._await_end()
-
-    def __enter__(self) -> Self:
-        """Return the running server."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the server."""
-        self.stop()
 
     def _prepare(self, password: str | None) -> None:
         """Make the folders and choose the port and the password."""
