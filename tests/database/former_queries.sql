@@ -787,7 +787,8 @@ line as materialized (
      for update skip locked
 ),
 share as materialized (
-  select ceil(20::numeric / greatest(count(*), 1))::integer as rows from line
+  -- Orders of one user wait for his lock, one after the other: more of his at once would only wait.
+  select least(ceil(20::numeric / greatest(count(*), 1)), 4)::integer as rows from line
 ),
 waiting as materialized (
   select line.user_id, line.waiting_since, due.id, due.rank
