@@ -229,6 +229,9 @@ begin
     raise exception 'task %: its cut stays as it was ordered', old.id
       using errcode = 'check_violation', hint = 'Insert a new task with the other cut.';
   end if;
+  if new.film_id is not null and new.film_id is distinct from old.film_id then
+    raise exception 'task %: no other film has ordered it', old.id using errcode = 'check_violation';
+  end if;
 
   if old.status <> new.status then
     if not (case old.status
