@@ -24,6 +24,8 @@ sandbox: $(STAMP) ## a Supabase project on this machine; ARGS="--data DIR" keeps
 
 .PHONY: test
 test: $(STAMP) ## all tests; ARGS="-k drain -n 0" is passed on to pytest
+	@# Some 300 processes are started: none should compile what it imports.
+	@$(BIN)/python -m compileall -q vidgen_worker tests/support
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 .PHONY: soak

@@ -38,21 +38,20 @@ USUAL: dict[str, Any] = {
     "clip_seconds": 0, "ended_after": 30.0, "ended_by": 36.0, "probe": timedelta(seconds=30),
     "answer": "generation", "estimated_cost": 5, "details": "", "ended_state": "succeeded",
     "verdict": None, "show": True, "follow": True, "cost": 5, "size": 2_000_000, "sha256": "0" * 64,
-    "failures": 0, "video_url": ADDRESS + "x" * 400, "good_for": timedelta(hours=1),
+    "failures": 0, "good_for": timedelta(hours=1),
 }  # fmt: skip
+SIGNED = ADDRESS + "x" * 400
 STAGES: dict[str, dict[str, Any]] = {
     "image": {
         "stage": "image", "model": "gen4_image", "progress": 35.0, "bucket": "generated-content",
-        "media_type": "image/png", "video_path": None,
+        "media_type": "image/png", "video_path": None, "signed_url": None,
     },
     "video": {
         "stage": "video", "model": "gen4_turbo", "progress": 70.0, "bucket": "video-files",
-        "media_type": "video/mp4", "image_url": None, "image_path": None,
+        "media_type": "video/mp4", "image_url": None, "image_path": None, "signed_url": SIGNED,
     },
 }  # fmt: skip
-STEPS = (
-    "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
-)  # fmt: skip
+STEPS = ("begin_submission", "answer_submission", "end_generation", "finish_stage")
 
 
 class Hand:
@@ -95,8 +94,11 @@ class Hand:
         else:
             path = f"video-files/{fence['user_id']}/{uuid4()}.mp4"
             video = {**STAGES["video"], "video_path": path, "path": path}
-            self("finish_stage", **fence, **video, upload_id=uuid4())
-        if not self("complete", **fence):
+            self.finish(fence, "finish_stage", **video, upload_id=uuid4())
+
+    def finish(self, fence: dict[str, Any], step: str, **parameters: object) -> None:
+        """A statement of a task that is this worker's."""
+        if not self(step, **fence, **parameters):
             raise RuntimeError(f"task {fence['task_id']} was not ours any more")
 
     def stage(self, fence: dict[str, Any], stage: str) -> None:
@@ -109,7 +111,7 @@ class Hand:
             path = f"video-files/{fence['user_id']}/{ids['upload_id']}.mp4"
             more = {"path": path, "video_path": path}
         for step in STEPS:
-            self(step, **fence, **ids, **{**STAGES[stage], **more})
+            self.finish(fence, step, **ids, **{**STAGES[stage], **more})
 
 
 def fence_of(row: dict[str, Any]) -> dict[str, Any]:

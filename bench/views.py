@@ -23,6 +23,7 @@ from vidgen_worker.cli.dashboard import running_dashboard
 from vidgen_worker.client.database import QUERIES as READ
 from vidgen_worker.client.database import ClientSettings
 from vidgen_worker.database.pool import QUERIES
+from vidgen_worker.domain.faults import USERS_OWN
 
 ROUNDS = 7
 USERS = 10_000
@@ -114,6 +115,7 @@ FILL = (
 READ_BY_USER = "select * from vidgen.consumption_by_user where user_id = md5('user7')::uuid"
 
 
+PARAMETERS = {"users_own": sorted(USERS_OWN)}
 PAGES = ("/", "/tasks", "/tasks?status=failed", "/users", "/numbers", "/numbers?span=7d")
 
 
@@ -134,7 +136,7 @@ def pages(url: str) -> Iterator[tuple[str, float]]:
 
 
 def questions() -> Iterator[tuple[str, str]]:
-    """What is timed: its name, and the statement."""
+    """What is timed: its name, and the statement, with `PARAMETERS` where it has any."""
     yield "queue_health", "select * from vidgen.queue_health"
     yield "fleet, every 15 s", QUERIES["fleet"]
     day = "select * from vidgen.stats_hourly where hour > now() - interval '1 day'"
@@ -163,6 +165,7 @@ def fill(admin: str, **numbers: int) -> None:
 def say(name: str, seconds: float) -> None:
     """Write one line."""
     sys.stdout.write(f"{name:38}{1000 * seconds:10.1f} ms\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -177,25 +180,31 @@ def main() -> None:
         began = time.monotonic()
         fill(site.admin_url, tasks=asked.tasks, days=asked.days, users=USERS, pending=asked.pending)
         say("filled", time.monotonic() - began)
-        with psycopg.connect(site.url, autocommit=True) as conn:
-            for name, statement in questions():
-                took = []
-                for _ in range(ROUNDS):
-                    began = time.monotonic()
-                    conn.execute(statement.encode()).fetchall()
-                    took.append(time.monotonic() - began)
-                say(name, statistics.median(took))
-                if asked.explain:
-                    plan = conn.execute(f"explain (analyze, buffers) {statement}".encode())
-                    sys.stdout.write("".join(f"{line}\n" for (line,) in plan.fetchall()))
-        began = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-m", "vidgen_worker", "stats"],
-            env={**os.environ, "DATABASE_URL": site.url}, check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        say("vidgen-worker stats, the process", time.monotonic() - began)
-        for page, seconds in pages(site.url):
-            say(f"dashboard {page}", seconds)
+        measure(site.url, explain=asked.explain)
+
+
+def measure(url: str, *, explain: bool = False) -> None:
+    """Time everything that is read, on a database that is full, and print it."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        for name, statement in questions():
+            asked = statement.encode(), PARAMETERS if "%(" in statement else None
+            took = []
+            for _ in range(ROUNDS):
+                began = time.monotonic()
+                conn.execute(*asked).fetchall()
+                took.append(time.monotonic() - began)
+            say(name, statistics.median(took))
+            if explain:
+                plan = conn.execute(b"explain (analyze, buffers) " + asked[0], asked[1])
+                sys.stdout.write("".join(f"{line}\n" for (line,) in plan.fetchall()))
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "vidgen_worker", "stats"],
+        env={**os.environ, "DATABASE_URL": url}, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    say("vidgen-worker stats, the process", time.monotonic() - began)
+    for page, seconds in pages(url):
+        say(f"dashboard {page}", seconds)
 
 
 if __name__ == "__main__":

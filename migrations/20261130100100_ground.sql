@@ -1,12 +1,13 @@
--- The ground: a private schema, the daemon's role, one row of settings, who asks, the application's
--- scenes.
+-- The ground: a private schema, the worker's role, one row of settings, the identity of a caller, and
+-- the application's scenes.
 --
 -- Written for a `postgres` role that is not a superuser (hosted Supabase), PostgreSQL 15 and later.
--- Nothing of an existing application is changed; what can't be adopted stops the migration here.
+-- An existing application's objects are not changed; an object that can't be adopted stops the migration
+-- here.
 
 -- Views, policies and defaults keep the meaning that a name has here. Where users may create functions in
--- schema public, one of theirs could fit better than PostgreSQL's own: so each file looks for names nowhere
--- else.
+-- schema public, one of theirs could match better than PostgreSQL's own: so each file has an empty search
+-- path.
 set local search_path = '';
 
 do $$
@@ -35,7 +36,7 @@ comment on schema vidgen is
 
 revoke all on schema vidgen from public;
 
--- Roles belong to the cluster: another database of it may have made this one already.
+-- Roles belong to the cluster: another database of it may have created this one already.
 do $$
 begin
   create role vidgen_worker nologin;
@@ -47,10 +48,10 @@ $$;
 
 grant usage on schema vidgen to vidgen_worker;
 
--- An application's default privileges (`alter default privileges … grant … to …`) are given to all
--- that a file creates, in every schema and to any role. Each file calls this before it grants: only the
+-- An application's default privileges (`alter default privileges … grant … to …`) apply to every object
+-- that a file creates, in every schema and for any role. Each file calls this before it grants: only the
 -- roles named here keep anything. The last file drops it, so that a later migration leaves alone what an
--- operator has granted since. PUBLIC's EXECUTE on functions is revoked by each file, function by function.
+-- operator has granted since then. PUBLIC's EXECUTE on functions is revoked by each file, function by function.
 create procedure vidgen.revoke_from_strangers()
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -79,7 +80,7 @@ begin
              to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
              to_regclass('public.credit_entries_id_seq')
            ])
-           -- These two only where they are ours, which their policies tell.
+           -- These two only where they are ours, as their policies show.
            or c.oid in (
              select format('%I.%I', p.schemaname, p.tablename)::regclass
                from pg_policies as p
@@ -112,12 +113,12 @@ begin
 end
 $$;
 
--- At its start the worker looks whether all migrations are there.
+-- The worker checks at its start whether all migrations have been applied.
 do $$
 begin
   if to_regclass('supabase_migrations.schema_migrations') is not null then
     grant usage on schema supabase_migrations to vidgen_worker;
-    -- Not `statements`: an application's own migrations may hold its secrets.
+    -- Without `statements`: an application's own migrations may hold secrets.
     grant select (version) on supabase_migrations.schema_migrations to vidgen_worker;
   end if;
 end
@@ -131,7 +132,7 @@ create table vidgen.settings (
   max_unbilled_cost_per_user numeric not null default 1000,
   max_retries smallint not null default 3,
   -- Every later migration that changes something sets `schema_version` to its own version, and
-  -- `oldest_program` where an older program would do harm: a program whose newest migration is older
+  -- `oldest_program` where an older program would do damage: a program whose newest migration is older
   -- than that refuses to start.
   schema_version text not null,
   oldest_program text not null,
@@ -168,7 +169,7 @@ create table vidgen.settings (
 comment on column vidgen.settings.max_unbilled_cost_per_user is
   'Provider credits that one user may cause in a rolling day for stages that were never charged.';
 comment on column vidgen.settings.max_refusals is
-  'After so many refused changes a task ends as ROW_REFUSED, where its row lets it end.';
+  'After this many refused changes a task ends as ROW_REFUSED, if its row accepts the end.';
 comment on column vidgen.settings.refusal_pause is
   'The first pause of a task whose row refused a change; it doubles, up to 10 minutes.';
 comment on column vidgen.settings.max_inserts_per_hour is
@@ -176,17 +177,17 @@ comment on column vidgen.settings.max_inserts_per_hour is
 comment on column vidgen.settings.max_changes_per_hour is
   'Cancels and retries of one signed-in user within an hour.';
 comment on column vidgen.settings.max_tasks_per_scene is
-  'Tasks of one scene, ended ones too: deleting the scene changes each of their rows.';
+  'Tasks of one scene, ended ones too: a deletion of the scene changes each of their rows.';
 comment on column vidgen.settings.max_scenes_per_user is
-  'Scenes of one signed-in user, in a table video_scenes that our migrations made.';
+  'Scenes of one signed-in user, where our migrations created the table video_scenes.';
 comment on column vidgen.settings.expected_cost is
-  'What a generation counts for, in provider credits, until anybody knows what its model costs.';
+  'The assumed cost of a generation, in provider credits, until the cost of its model is known.';
 comment on column vidgen.settings.rejections_to_slow is
-  'After so many rejections by content rules in a row a user''s submissions come with growing pauses.';
+  'After this many rejections by content rules in a row a user''s submissions get growing pauses.';
 comment on column vidgen.settings.rejections_to_stop is
-  'After so many in a row they stop, for rejection_stop or until an operator lifts it.';
+  'After this many rejections in a row they stop, for rejection_stop or until an operator lifts the limit.';
 comment on column vidgen.settings.rejection_memory is
-  'For so long an input that content rules rejected is not sent again for the same user.';
+  'The time for which an input that content rules rejected is not sent again for the same user.';
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 
@@ -201,33 +202,33 @@ create table vidgen.stages (
   bucket text,
   constraint a_place_has_one_stage unique (place),
   constraint an_action_is_the_price_of_one_stage unique (action),
-  -- A lane is a pair of models, and the claim knows the stages that these two make.
+  -- A lane is a pair of models, and the claim knows only the stages of these two.
   constraint the_claim_reserves_for_image_and_video check (not reserved or name in ('image', 'video'))
 );
 
 comment on column vidgen.stages.place is 'A task walks the stages in this order.';
-comment on column vidgen.stages.action is 'The action of credit_prices whose price it has.';
+comment on column vidgen.stages.action is 'The action of credit_prices with the price of the stage.';
 comment on column vidgen.stages.reserved is
-  'The claim reserves a slot for it; a task that comes to another stage takes a free slot by itself.';
+  'The claim reserves a slot for the stage; for another stage a task takes a free slot by itself.';
 comment on column vidgen.stages.bucket is
-  'Where its outputs are stored; null: in one of the two buckets of vidgen.settings.';
+  'The bucket of its outputs; null: one of the two buckets of vidgen.settings.';
 
 insert into vidgen.stages (name, place, action, reserved) values
   ('image', 1, 'generate_image', true),
   ('video', 2, 'generate_scene', true);
 
--- Turns of the fleet: what one worker does for all of them, now and then. No advisory lock: any role
--- may take those.
+-- Duties of the fleet: work that one worker does for all, at intervals. An advisory lock would not do: any
+-- role may take it.
 create table vidgen.duties (
   name text primary key,
   began_at timestamptz not null
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
-comment on table vidgen.duties is 'When a worker of the fleet last began what one of them does for all.';
+comment on table vidgen.duties is 'The last begin of each duty that one worker does for the fleet.';
 
--- Wake the listeners. It is only a hint: a listener that misses it looks at its next poll. The queue of
--- notifications is the cluster's, and a session that listens in an open transaction keeps it from being
--- emptied: once it is full, every COMMIT with a NOTIFY fails, of clients too.
+-- Wake the listeners. This is only a hint: a listener that misses it finds the row at its next poll. The
+-- cluster has one queue of notifications, and a session that listens in an open transaction keeps it from
+-- being emptied: when it is full, every COMMIT with a NOTIFY fails, of clients too.
 create function vidgen.wake(channel text, payload text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -239,15 +240,15 @@ begin
 end
 $$;
 
--- Who asks. The one place that decides it.
+-- The identity of a caller is decided only here.
 --
 -- PostgREST logs in as `authenticator`, sets the role of the token by SET LOCAL ROLE and its claims in
--- `request.jwt.claims`. Whoever has SQL may set claims of any content; what he can't do is to log in
--- as another role, or to take a role that his login is no member of. Inside a definer function
--- current_user is its owner, but `role` and session_user still say who asks.
+-- `request.jwt.claims`. A caller with SQL may set claims of any content, but can't log in as
+-- another role, or take a role of which the login is not a member. Inside a definer function
+-- current_user is its owner, but `role` and session_user still name the caller.
 
--- Whether the caller acts for every user: service_role, the worker, the owner of the tables. Of a
--- request through PostgREST, role and claim say the same, or it is none.
+-- Whether the caller acts for every user: service_role, the worker, the owner of the tables. In a request
+-- through PostgREST role and claim must agree.
 create function vidgen.acts_for_all() returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -264,9 +265,9 @@ as $$
    where t.oid = 'vidgen.settings'::regclass
 $$;
 
--- The signed-in user; null: nobody. Claims are believed of a login that may itself become
--- service_role: PostgREST's, Storage's, Realtime's, an operator's. What these set by hand gives them
--- nothing that they don't have; any other login has a role, and no user.
+-- The signed-in user, or null. Claims are trusted from a login that may itself become service_role: that of
+-- PostgREST, Storage, Realtime or an operator. Claims that these set by hand give them no right that they
+-- lack; any other login has a role, but no user.
 create function vidgen.signed_in_user() returns uuid
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -276,7 +277,7 @@ as $$
          end
 $$;
 
--- The application's own tables, made only where they are absent.
+-- The application's own tables, created only where they are absent.
 do $$
 begin
   if to_regclass('public.video_scenarios') is null then
@@ -337,7 +338,7 @@ begin
 end
 $$;
 
--- Existing scenes need an id to point at and an owner to compare; the rest is read leniently.
+-- Existing scenes need an id for a foreign key and an owner; every other column may be missing.
 do $$
 begin
   if not exists (
@@ -360,14 +361,14 @@ begin
 end
 $$;
 
--- A trigger runs with the rights of whoever writes the row, and we write scenes as their owner: who may
--- put a trigger there may do what the owner may. `grant all on all tables` to clients includes it.
+-- A trigger runs with the rights of the role that writes the row, and we write scenes as their owner. So a
+-- role that may create a trigger there has the owner's rights. `grant all on all tables` includes that.
 do $$
 declare
   scenes regclass;
 begin
   foreach scenes in array array['public.video_scenes', 'public.video_scenarios']::regclass[] loop
-    -- Another owner's grants are not ours to revoke: `vidgen-worker check` names them.
+    -- We can't revoke another owner's grants: `vidgen-worker check` names them.
     if (
       select pg_catalog.pg_has_role(current_user, c.relowner, 'usage')
         from pg_catalog.pg_class as c
@@ -379,8 +380,8 @@ begin
 end
 $$;
 
--- What later files need of others' objects is asked here, where nothing is changed yet. The migrating
--- role owns the functions that read and write scenes, so it must see all of them.
+-- The needs of later files on other owners' objects are checked here, before anything is changed. The
+-- migrating role owns the functions that read and write scenes, so that it must see all of them.
 do $$
 declare
   hidden text;
@@ -441,7 +442,7 @@ begin
       );
   end if;
 
-  -- Tried, not looked up: hosted Supabase lets postgres create policies there without owning it.
+  -- Tried, not looked up: on hosted Supabase postgres may create policies there without being the owner.
   if to_regclass('storage.objects') is not null then
     begin
       create policy "vidgen-worker may create policies" on storage.objects for select using (false);
@@ -463,8 +464,8 @@ begin
 end
 $$;
 
--- Buckets. The storage policy goes by them, so only an operator changes them: a worker's role could
--- show every file of the project.
+-- Buckets. The storage policy depends on them, so that only an operator changes them: otherwise a worker's
+-- role could show every file of the project.
 create function vidgen.is_operator() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -473,8 +474,8 @@ as $$
    where c.oid = 'vidgen.settings'::regclass
 $$;
 
--- Who asks? Behind PostgREST the claims decide. A direct connection has no claims: there it is the
--- login role, and PostgREST's own (authenticator) counts as nobody.
+-- The caller's role. Behind PostgREST the claims decide. A direct connection has no claims: there the login
+-- role decides, and PostgREST's own (authenticator) has no rights.
 create function vidgen.may_act_on(owner uuid) returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -502,7 +503,7 @@ create trigger settings_change
   when (old is distinct from new)
   execute function vidgen.settings_change();
 
--- Whether the buckets are these; an operator's role makes them so.
+-- Set the buckets; false where they differ and this role may not change them.
 create function vidgen.share_buckets(images text, videos text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -521,8 +522,8 @@ begin
 end
 $$;
 
--- What policies ask. These functions run as the owner, because no client reads what is private. They tell
--- only of the caller, or of a place that the caller has named. The most expensive condition comes last.
+-- The functions of the policies. They run as the owner, because no client reads private tables. They answer
+-- only about the caller, or about a place that the caller has named. The most expensive condition comes last.
 create function vidgen.our_buckets() returns text[]
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -531,12 +532,11 @@ as $$
     from vidgen.settings as s
 $$;
 
--- Scenes are read column by column. Three texts of 40 MB cost a backend 1.4 GB when the row is made
--- JSON of before it is cut. The size of a text is known without reading it, so what is larger than
--- 40,000 bytes is never read: it is named under `unreadable`, with its size, and so is a column whose
--- reading raises.
+-- Scenes are read column by column. A row with three texts of 40 MB costs a backend 1.4 GB as JSON. The
+-- size of a text is known without reading it, so that a text above 40,000 bytes is never read: `unreadable`
+-- names its column, with the size. It also names a column whose read raises an error.
 
--- One column of one row, of whatever type; null where there is no such column or row.
+-- One column of one row, of any type; null where the column or the row does not exist.
 create function vidgen.read_column(
   of_table regclass, column_name name, key_name name, key_type regtype, key text
 ) returns jsonb
@@ -549,8 +549,8 @@ declare
   value jsonb;
   bytes integer;
 begin
-  -- A text's size is that of what it holds; another type's is that of what is stored, which may be
-  -- compressed: less of it is read.
+  -- The size of a text is that of its content. The size of another type is that of its stored form, which
+  -- may be compressed: so less of it is read.
   select case
            when t.typlen > 0 then '0'
            when t.typcategory = 'S' then format('octet_length(r.%I)', a.attname)
@@ -576,15 +576,15 @@ begin
   end if;
   return jsonb_build_object('value', value);
 exception
-  -- Out of memory, too large, a generated column that divides by zero: it is about this row.
+  -- Out of memory, too large, a generated column that divides by zero: the cause is in this row.
   when others or assert_failure then
     return jsonb_build_object('error', format('%s %s', sqlstate, left(sqlerrm, 200)));
 end
 $$;
 
--- The daemon is given what fits any prompt or URL, not what fits a text column: a few prompts of
--- hundreds of megabytes would fill its memory and stop everybody's tasks. What is cut here is far
--- beyond every limit, so it is refused as too long all the same.
+-- A worker gets at most the length of a long prompt or URL, because a few prompts of hundreds of megabytes
+-- would fill its memory and stop all tasks. A text that is cut here is far beyond every limit, so that it is
+-- refused as too long anyway.
 create function vidgen.read_scene(scene_id uuid, user_id uuid) returns jsonb
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -597,7 +597,7 @@ declare
   key_type regtype;
 begin
   if (
-    -- The shape that the migrations make, and most applications have: one statement, planned once.
+    -- The columns of our own table, which most applications have too: one statement, planned once.
     select bool_and(exists (
              select from pg_attribute as a
               where a.attrelid = shape.of_table and a.attname = shape.name
@@ -680,10 +680,42 @@ begin
 end
 $$;
 
+-- Owe a write to a scene that another transaction holds. A write that is owed already is not added: else
+-- each attempt would add a row for a locked scene.
+create function vidgen.owe_scene(
+  scene_id uuid, user_id uuid, status text, image_url text, video_url text
+) returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  insert into vidgen.scene_writes (scene_id, user_id, status, image_url, video_url)
+  select owe_scene.scene_id, owe_scene.user_id, owe_scene.status, owe_scene.image_url,
+         owe_scene.video_url
+   where not exists (
+     select
+       from (
+         select w.status, w.image_url, w.video_url
+           from vidgen.scene_writes as w
+          where w.scene_id = owe_scene.scene_id
+          order by w.id desc
+          limit 1
+       ) as newest
+      where newest.status is not distinct from owe_scene.status
+        and newest.image_url is not distinct from owe_scene.image_url
+        and newest.video_url is not distinct from owe_scene.video_url
+   );
+  return '55P03 locked by another transaction: it is written later';
+exception
+  when others or assert_failure or query_canceled then
+    return format('%s %s', sqlstate, sqlerrm);
+end
+$$;
+
 -- A function body is one savepoint when it has an exception block: an application's own CHECK, trigger
--- or missing column can refuse this write without undoing the statement around it. It waits for a lock
--- a tenth of a second at the most, once. While a write to a scene is owed, the next ones are owed too,
--- so that they keep their order and nobody waits for it again.
+-- or missing column can refuse this write without undoing the statement around it. The function waits once
+-- for a lock, for at most a tenth of a second. While a write to a scene is owed, later writes are owed too,
+-- so that they keep their order and no statement waits for the lock again.
 create function vidgen.write_scene(
   scene_id uuid, user_id uuid, status text, image_url text, video_url text
 ) returns text
@@ -694,83 +726,63 @@ begin
   if scene_id is null then
     return null;  -- a film's, or the scene is gone
   end if;
-  begin
-    if not exists (
-      select from vidgen.scene_writes as w where w.scene_id = write_scene.scene_id
-    ) then
-      update public.video_scenes as s
-         set status = coalesce(
-               case when write_scene.status is not null then (
-                 select t.status
-                   from public.video_generation_tasks as t
-                  where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                    and t.status in ('processing', 'completed')
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ) end,
-               write_scene.status, s.status
+  if exists (
+    select from vidgen.scene_writes as w where w.scene_id = write_scene.scene_id
+  ) then
+    return vidgen.owe_scene(scene_id, user_id, status, image_url, video_url);
+  end if;
+  update public.video_scenes as s
+     set status = coalesce(
+           case when write_scene.status is not null then (
+             select t.status
+               from public.video_generation_tasks as t
+              where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                and t.status in ('processing', 'completed')
+              order by t.created_at desc, t.id desc
+              limit 1
+           ) end,
+           write_scene.status, s.status
+         ),
+         -- The row of the still's task may show the still already. If not, that task is the newest that
+         -- runs without a still.
+         image_url = case
+           when write_scene.image_url is null or (
+             select t.image_url <> write_scene.image_url
+               from public.video_generation_tasks as t
+              where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                and (t.image_url is not null or t.status = 'processing')
+              order by t.created_at desc, t.id desc
+              limit 1
+           ) then s.image_url
+           else write_scene.image_url
+         end,
+         generated_video_url = case
+           when write_scene.video_url is null then s.generated_video_url
+           else coalesce(
+             (
+               select t.video_url
+                 from public.video_generation_tasks as t
+                where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+                  and t.status = 'completed' and t.video_url is not null
+                order by t.created_at desc, t.id desc
+                limit 1
              ),
-             -- Of the still's task the row may show it already, or not yet: then it is the newest that runs
-             -- without one.
-             image_url = case
-               when write_scene.image_url is null or (
-                 select t.image_url <> write_scene.image_url
-                   from public.video_generation_tasks as t
-                  where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                    and (t.image_url is not null or t.status = 'processing')
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ) then s.image_url
-               else write_scene.image_url
-             end,
-             generated_video_url = case
-               when write_scene.video_url is null then s.generated_video_url
-               else coalesce(
-                 (
-                   select t.video_url
-                     from public.video_generation_tasks as t
-                    where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                      and t.status = 'completed' and t.video_url is not null
-                    order by t.created_at desc, t.id desc
-                    limit 1
-                 ),
-                 write_scene.video_url
-               )
-             end,
-             updated_at = now()
-       where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
-         -- Whoever has the worker's role writes to scenes that have a task, and to no other.
-         and exists (
-           select from public.video_generation_tasks as t
-            where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-         );
-      -- What the application has deferred is said here, and not by the caller's COMMIT.
-      set constraints all immediate;
-      return null;
-    end if;
-  exception
-    when lock_not_available then
-      null;  -- owed below
-  end;
-  -- Not what is owed already: a scene that stays locked would owe a row for every attempt at its tasks.
-  insert into vidgen.scene_writes (scene_id, user_id, status, image_url, video_url)
-  select write_scene.scene_id, write_scene.user_id, write_scene.status, write_scene.image_url,
-         write_scene.video_url
-   where not exists (
-     select
-       from (
-         select w.status, w.image_url, w.video_url
-           from vidgen.scene_writes as w
-          where w.scene_id = write_scene.scene_id
-          order by w.id desc
-          limit 1
-       ) as newest
-      where newest.status is not distinct from write_scene.status
-        and newest.image_url is not distinct from write_scene.image_url
-        and newest.video_url is not distinct from write_scene.video_url
-   );
-  return '55P03 locked by another transaction: it is written later';
+             write_scene.video_url
+           )
+         end,
+         updated_at = now()
+   where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
+     -- Whoever has the worker's role writes to scenes that have a task, and to no other.
+     and exists (
+       select from public.video_generation_tasks as t
+        where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
+     );
+  -- Deferred constraints of the application are checked here, not at the caller's COMMIT.
+  set constraints all immediate;
+  return null;
 exception
+  when lock_not_available then
+    return vidgen.owe_scene(scene_id, user_id, status, image_url, video_url);
   when others or assert_failure or query_canceled then
     -- The caller logs it; the paid task goes on.
     return format('%s %s', sqlstate, sqlerrm);
@@ -786,9 +798,9 @@ as $$
   )
 $$;
 
--- LOCK TABLE takes any mode from who may DELETE from the whole table, and with it everybody else's
--- scenes. On the table that we made (it has our four policies), its owners delete through a function
--- instead; an application's own table keeps the rights that it was given.
+-- A role that may DELETE from a table may run LOCK TABLE in any mode, and so block the scenes of all users.
+-- On the table that we created (it has our four policies), owners delete through a function instead; an
+-- application's own table keeps its rights.
 create function vidgen.delete_scene(scene_id uuid) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -807,7 +819,7 @@ begin atomic
 end;
 
 comment on function public.delete_video_scene(uuid) is
-  'Delete a scene of yours; its tasks stay. False: there is no such scene of yours.';
+  'Delete a scene of yours; its tasks stay. False: you have no such scene.';
 
 create function vidgen.scene_digest(scene_id uuid, user_id uuid) returns text
 language sql stable security definer set search_path = pg_catalog, pg_temp
@@ -822,6 +834,7 @@ revoke all on function
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
   vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
   vidgen.read_column(regclass, name, name, regtype, text), vidgen.read_scene(uuid, uuid),
+  vidgen.owe_scene(uuid, uuid, text, text, text),
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.owns_scene(uuid),
   vidgen.delete_scene(uuid), public.delete_video_scene(uuid), vidgen.scene_digest(uuid, uuid)
   from public, anon, authenticated, service_role;
@@ -839,7 +852,7 @@ grant execute on function
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.scene_digest(uuid, uuid)
   to vidgen_worker;
 
--- An application's own table keeps its own rules about who deletes.
+-- An application's own table keeps its own rules for DELETE.
 do $$
 begin
   if exists (

@@ -5,8 +5,8 @@
 
 set local search_path = '';
 
--- The two longest rules of a task's row, as functions of its CHECKs: each statement that writes the table
--- parses the text of every CHECK anew, and a function once per session. Whoever may write the table calls
+-- The two longest CHECKs of a task's row call functions: each statement that writes the table parses the
+-- text of every CHECK anew, but a function only once per session. Every role that may write the table calls
 -- them, an application's own role too.
 create function vidgen.times_can_be_read(
   run_after timestamptz, expected_at timestamptz, created_at timestamptz, started_at timestamptz,
@@ -16,7 +16,7 @@ language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  -- Most programs end at the year 9999: one such row makes every list that shows it fail.
+  -- Most programs can't read years above 9999: one such row makes every list with it fail.
   return greatest(
            run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
            video_url_expires_at
@@ -122,7 +122,7 @@ create table public.video_generation_tasks (
     )
   )
 ) with (
-  -- Progress is written in place: room for HOT updates, and vacuum before the dead rows pile up.
+  -- Progress updates the row: free space allows HOT updates, and vacuum runs before dead rows accumulate.
   fillfactor = 70,
   autovacuum_vacuum_scale_factor = 0.02,
   autovacuum_vacuum_threshold = 500,
@@ -142,15 +142,15 @@ comment on column public.video_generation_tasks.cut is
 comment on column public.video_generation_tasks.film_id is
   'The film that ordered this task: filter Realtime by it.';
 comment on column public.video_generation_tasks.expected_at is
-  'When it will probably be completed; null while that is unknown. No promise.';
+  'The probable time of completion; null while that is unknown. No promise.';
 comment on column public.video_generation_tasks.video_path is
-  'Object name in the videos bucket: the lasting reference. Sign it again when video_url is over.';
+  'Object name in the videos bucket: the permanent reference. Sign it again when video_url has expired.';
 
--- A user's own waiting tasks of a lane in their order. The claim probes it with (user, lane, priority)
--- and run_after up to now, so rows for later are never walked.
+-- A user's waiting tasks of a lane in their order. The claim probes the index with (user, lane, priority)
+-- and run_after up to now, so that it never reads rows for later.
 create index video_generation_tasks_waiting on public.video_generation_tasks
   (user_id, lane, priority desc, run_after, created_at) where status = 'pending';
--- What a worker holds: takeover, heartbeat verdicts, drain.
+-- The tasks of a worker, for take-over, heartbeat and drain.
 create index video_generation_tasks_running on public.video_generation_tasks
   (worker_id) where status = 'processing';
 -- Cancels that wait for a worker to end something at the provider.
@@ -162,27 +162,27 @@ create index video_generation_tasks_by_user on public.video_generation_tasks
 -- Unfinished tasks of a user: limits.
 create index video_generation_tasks_unfinished on public.video_generation_tasks
   (user_id) where status = 'processing';
--- What ended when: a partial index, since running rows have nothing in it. Progress writes stay
+-- Ended tasks by the time of their end: a partial index, because running rows have none. Progress writes stay
 -- HOT, because none of these columns changes with them.
 create index video_generation_tasks_ended on public.video_generation_tasks (completed_at)
   include (status, error_code, started_at, lane) where completed_at is not null;
--- Two tasks of one scene: the scene says what its newest task says that runs or has brought a clip,
--- and shows that clip. One that failed, or comes late, takes nothing away.
+-- A scene may have several tasks: it shows the status and the clip of its newest task that runs or has
+-- stored a clip. A task that failed, or that ends late, removes nothing.
 create index video_generation_tasks_of_scene on public.video_generation_tasks
   (scene_id, created_at desc);
 -- What a film has ordered.
 create index video_generation_tasks_of_film on public.video_generation_tasks (film_id)
   where film_id is not null;
--- Whose object is it? One probe each. Hash: a path is only ever asked for as a whole, and an index of
--- its 90 characters would be as large as the table's.
+-- The owner of an object, by one probe each. The index is a hash: only whole paths are looked up, and a
+-- B-tree of their 90 characters would be as large as the table.
 create index video_generation_tasks_by_video on public.video_generation_tasks using hash (video_path)
   where video_path is not null;
 create index video_generation_tasks_by_image on public.video_generation_tasks using hash (image_path)
   where image_path is not null;
 
--- A row is born pending with attempt 0, whoever inserts it, and can't be due in the past: else it would
--- jump its owner's queue. A row for 'infinity' or the year 294276 can't be read by most programs (Python
--- ends at 9999): one of them makes every list that shows it fail, an operator's too.
+-- A row is born pending with attempt 0, whatever role inserts it, and can't be due in the past: else it
+-- would go ahead of its owner's other tasks. Most programs can't read 'infinity' or the year 294276 (Python
+-- ends at 9999): one such row makes every list with it fail, an operator's too.
 create function vidgen.task_is_born() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -211,9 +211,9 @@ create trigger task_is_born
   )
   execute function vidgen.task_is_born();
 
--- Every legal change of a status, for every role, service_role too. What has ended keeps our columns,
--- and ours only: an application's own may change (a title, whether the clip was seen), and a generated
--- one has no value yet when this trigger compares.
+-- Every legal change of a status, for every role, service_role too. A task that has ended keeps our columns,
+-- and only ours: an application's own columns may change (a title, whether the clip was seen), and a
+-- generated column has no value yet when this trigger compares.
 create function vidgen.task_changes() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -249,7 +249,7 @@ begin
                      'try again with retry_video_generation_task(id).';
     end if;
   elsif old.status in ('completed', 'failed', 'cancelled') then
-    -- But for a scene that goes away and a URL signed again.
+    -- Two exceptions: a scene that is deleted, and a URL that is signed again.
     if (
       new.id, new.user_id, new.lane, new.priority, new.failures, new.max_failures, new.attempt, new.progress,
       new.stage_progress, new.current_step, new.message, new.error_code, new.error_message, new.error,
@@ -277,11 +277,11 @@ begin
        current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
      ) then
     if new.status <> 'pending' then
-      -- What is kept for so long after its end is not pruned before, whatever a worker says.
+      -- A worker's role can't set an end in the past, so that a task is not pruned too early.
       new.completed_at := now();
     elsif pg_has_role(current_user, 'vidgen_worker', 'usage') then
-      -- Tasks that ended begin again when retry_video_generation_task says so, which counts how often, or
-      -- an operator: the worker's role can't have them done, and charged, once more.
+      -- Only retry_video_generation_task, which counts retries, or an operator may restart a task that has
+      -- ended: the worker's role can't cause a second charge.
       raise exception 'task %: it has ended (%), and a worker does not begin it again',
         old.id, old.status
         using errcode = 'insufficient_privilege',
@@ -289,14 +289,14 @@ begin
     end if;
   end if;
   if old.status in ('pending', 'processing') and new.status in ('pending', 'processing') then
-    -- A late or resumed writer must not pull the bar back before the user's eyes.
+    -- A late or resumed writer must not move a visible progress bar backwards.
     new.progress := greatest(new.progress, old.progress);
   end if;
   if new.status <> 'processing' then
     new.expected_at := null;
   elsif new.expected_at is not null and old.expected_at is not null then
-    -- What a client shows of it must not jump: from one write to the next it moves by a tenth of the time
-    -- left at the most. Once that time is over, nothing is known, until the next write.
+    -- The shown estimate must not jump: one write moves it by at most a tenth of the time left. When that
+    -- time is over, the estimate is unknown until the next write.
     new.expected_at := case
       when tenth > interval '0' then
         least(greatest(new.expected_at, old.expected_at - tenth), old.expected_at + tenth)
@@ -311,8 +311,8 @@ create trigger task_changes
   before update on public.video_generation_tasks
   for each row execute function vidgen.task_changes();
 
--- The paths in a task's row are what opens an object to its owner. They lie in his own folder, and once
--- they are there they stay, whoever writes.
+-- The paths in a task's row open an object to its owner. They must be in the owner's folder, and no role can
+-- change them once they are set.
 create function vidgen.path_stays() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -376,7 +376,7 @@ grant update (
 
 create policy "owners see their tasks" on public.video_generation_tasks
   for select to authenticated using ((select vidgen.signed_in_user()) = user_id);
--- owns_scene, not a subquery or the foreign key: neither tells a stranger which scenes exist.
+-- owns_scene, because a subquery or the foreign key would tell a stranger which scenes exist.
 create policy "owners order videos of their scenes" on public.video_generation_tasks
   for insert to authenticated
   with check (

@@ -1,10 +1,10 @@
 -- Attempts: workers and their leases, submissions, checkpoints, uploads, and the change of one task by
 -- one attempt.
 --
--- A foreign error (an application's trigger, check, key, policy or lock on our tables) must not undo
--- what a statement does for other tasks. So each statement that changes several tasks changes each of
--- them in a function of its own with an exception block, which is one savepoint: the row that refuses
--- is noted in `refusals` and left alone for a while.
+-- An application's error (of its trigger, check, key, policy or lock on our tables) must not undo the work
+-- of a statement for other tasks. So each statement that changes several tasks changes each of them in a
+-- function with an exception block, which is one savepoint: a row that refuses is recorded in `refusals` and
+-- left alone for a while.
 
 set local search_path = '';
 
@@ -22,8 +22,8 @@ create table vidgen.workers (
   heartbeat_at timestamptz not null default now(),
   steady_since timestamptz,
   dead_at timestamptz,
-  -- A worker that has left although rows of its own refused to be handed back: its tasks are taken over
-  -- at once, and nobody counts a death.
+  -- The worker has left, but some of its rows refused the hand-back: its tasks are taken over at once, and
+  -- no death is counted.
   left_at timestamptz,
   -- The provider's account that a worker spends from: a label of the operator's, because the provider
   -- names none. And the scopes of the gates that concern the worker.
@@ -39,13 +39,13 @@ create table vidgen.workers (
 comment on table vidgen.workers is
   'One row per worker process: its heartbeat extends the lease of all its tasks. Ids are never reused.';
 comment on column vidgen.workers.steady_since is
-  'Since when all its heartbeats were answered in time; null while it may not declare others dead.';
+  'The time since which all heartbeats were answered in time; null while it may not declare others dead.';
 comment on column vidgen.workers.account is
   'The label of the provider''s account (VIDGEN_ACCOUNT) whose key this worker uses.';
 comment on column vidgen.workers.scopes is
   'Scopes of the gates that concern this worker.';
 
--- When each key was last heard of here. A worker's row tells while it is there; this one outlives it.
+-- The last sign of life of each key. A worker's row says it while the row exists; this row outlives it.
 create table vidgen.keys (
   provider text not null,
   key_fingerprint text not null,
@@ -55,10 +55,10 @@ create table vidgen.keys (
 );
 
 comment on table vidgen.keys is
-  'Keys that workers have used here, the account that each was last said to belong to, and the last word of such a worker.';
+  'Keys that workers have used here, with the last account label of each and the last sign of life.';
 
--- Append-only: one row per paid POST, written before it and completed after it. No foreign key: it
--- is the record of money and outlives the task.
+-- Append-only: one row per paid POST, written before it and completed after it. Without a foreign key,
+-- because this record of money outlives the task.
 create table vidgen.submissions (
   id uuid primary key,
   task_id uuid not null,
@@ -81,13 +81,13 @@ create table vidgen.submissions (
   cost numeric,
   cost_read_at timestamptz,
   counted boolean not null default true,
-  -- Which worker looks at a generation that nobody follows: one at a time, and never two looks at one
-  -- generation within the provider's five seconds.
+  -- The worker that reads a stray: one at a time, and never two reads of one generation within the
+  -- provider's five seconds.
   looked_at timestamptz,
-  -- A generation is known to the account that made it, and to nobody else. Who may follow one: all that
-  -- spend from its account, and whoever has its very key, whatever the label is by now. Where another
-  -- key of the account was told that there is no such generation, the two keys may belong to two
-  -- accounts: then its own key alone. Anyone, once nobody of these has worked here for an hour.
+  -- Only the account that made a generation knows it. All workers with its account may follow it, and so
+  -- may workers with the same key under another label. Where another key of the account got a 404, the two
+  -- keys may belong to two accounts: then only workers with the same key may. If none of these has been
+  -- alive for an hour, any worker may.
   account text not null default 'default',
   followed_by text not null default 'account',
   digest text,
@@ -110,24 +110,24 @@ create table vidgen.submissions (
 ) with (fillfactor = 80);
 
 comment on column vidgen.submissions.counted is
-  'Whether it counts against VIDGEN_MAX_SUBMISSIONS; retry_video_generation_task clears it.';
+  'Whether the submission counts for VIDGEN_MAX_SUBMISSIONS; retry_video_generation_task clears it.';
 comment on column vidgen.submissions.account is
-  'The label of the account that it was paid from (VIDGEN_ACCOUNT).';
+  'The label of the account that paid it (VIDGEN_ACCOUNT).';
 comment on column vidgen.submissions.followed_by is
-  'Whose workers follow its generation: the account''s, its own key''s only, or anyone''s.';
+  'The workers that may follow its generation: those of the account, of its own key only, or all.';
 comment on column vidgen.submissions.digest is
-  'Of all that is sent (model, prompt, pictures, size); a clip''s still counts by its stored bytes.';
-comment on column vidgen.submissions.rejected is 'The provider''s content rules rejected its input.';
+  'Digest of the whole request (model, prompt, pictures, size); a clip''s still counts by its stored bytes.';
+comment on column vidgen.submissions.rejected is 'The provider''s content rules rejected the input.';
 comment on column vidgen.submissions.billed is
-  'Its stage was stored, and charged where there are credits: it is no loss.';
+  'The stage was stored, and charged where there are credits: the cost is no loss.';
 comment on column vidgen.submissions.met_gate is
-  'The scope of the gate that its refusal was about: of the key, or of the account.';
+  'The scope of the gate for its refusal: of the key, or of the account.';
 
 comment on column vidgen.submissions.late_at is
-  'When the answer came, after a worker had counted it as unknown: no task follows its generation.';
+  'The time of a late answer, after a worker had counted it as unknown: no task follows its generation.';
 
--- How long generations take, learnt by the whole fleet: one row per kind (a model, and the seconds of the
--- clip; 0 for a still), its last 24 ends. A poll sees an end after it happened. So each end has two
+-- The history of generations for the whole fleet: one row per kind (a model, and the seconds of the clip; 0
+-- for a still), with its last 24 ends. A poll sees an end after it happened. So each end has two
 -- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
 -- after it. There are as many rows as models and durations in use.
 create table vidgen.generation_times (
@@ -141,7 +141,7 @@ create table vidgen.generation_times (
   constraint the_last_24_are_kept check (
     cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
   ),
-  -- The whole fleet counts with them: neither NULL nor NaN nor Infinity, which would stop its polls.
+  -- The whole fleet computes with them: NULL, NaN or Infinity would stop its polls.
   constraint times_are_seconds_of_a_day check (
     array_ndims(ended_after) = 1 and array_ndims(ended_by) = 1
     and array_position(ended_after, null) is null and array_position(ended_by, null) is null
@@ -151,18 +151,18 @@ create table vidgen.generation_times (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.generation_times is
-  'How long the last generations of each kind took, newest first: when to poll, and what a task''s end is expected by.';
+  'The durations of the last generations of each kind, newest first, for polls and the expected end of tasks.';
 
 create index submissions_by_task on vidgen.submissions (task_id, stage, sent_at);
 create index submissions_by_user on vidgen.submissions (user_id, sent_at);
--- Generations whose end nobody has booked yet.
+-- Generations whose end has not been booked yet.
 create index submissions_open on vidgen.submissions (sent_at) where ended_at is null;
 -- Costs to be read again: refunds come some minutes after a failure.
 create index submissions_failed on vidgen.submissions (ended_at)
   where ended_state in ('failed', 'cancelled');
--- Given up: the provider would neither tell how it goes nor end it. What it cost is read later.
+-- Given up: the provider neither reported its state nor ended it. Its cost is read later.
 create index submissions_given_up on vidgen.submissions (ended_at) where ended_state = 'given up';
--- No BRIN: rows are deleted here and new rows take their place, so each range would hold rows of every age.
+-- Not BRIN: new rows take the place of deleted ones, so that each range would hold rows of every age.
 create index submissions_by_sent_at on vidgen.submissions (sent_at);
 -- Few rows, even of a user with a hundred thousand charged stages a day.
 create index submissions_unbilled on vidgen.submissions (user_id, sent_at)
@@ -190,8 +190,8 @@ create table vidgen.checkpoints (
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   primary key (task_id, stage),
-  -- What the provider's answer about a generation means for the task, kept with the checkpoint: a
-  -- restart between that answer and the task's end must not pay for the same input again.
+  -- The effect of the provider's answer on the task is kept with the checkpoint: a restart between that
+  -- answer and the task's end must not pay for the same input again.
   verdict jsonb,
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint state_is_known check (state in ('submitting', 'generating', 'storing', 'done')),
@@ -208,14 +208,14 @@ create table vidgen.checkpoints (
 ) with (fillfactor = 70);
 
 comment on column vidgen.checkpoints.inputs is
-  'Digest of the scene that the frozen request was made from: a rejected scene is retried only when it differs.';
+  'Digest of the scene of the frozen request: a rejected scene is retried only when it differs.';
 
 comment on column vidgen.checkpoints.submission_id is
-  'What was paid for it; null: it was made here, and is not charged.';
+  'The paid submission; null: the output was made here, and is not charged.';
 
 create index checkpoints_by_submission on vidgen.checkpoints (submission_id);
 
--- What a task's budgets have counted. No client reads them.
+-- The counts of a task's budgets. No client reads them.
 create table vidgen.budgets (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
   crashes smallint not null default 0,
@@ -229,16 +229,16 @@ create table vidgen.budgets (
 );
 
 comment on column vidgen.budgets.suspect is
-  'One death below VIDGEN_MAX_CRASHES: it runs alone, so that no other task is blamed for its next one.';
+  'One death below VIDGEN_MAX_CRASHES: the task runs alone, so that its next death counts for no other task.';
 comment on column vidgen.budgets.waiting_since is
-  'Since when the task has only waited for somebody to answer; null once it has come further.';
+  'The time since which the task has only waited for a service; null after progress.';
 comment on column vidgen.budgets.cancel_after is
-  'Until then no worker asks the provider again to cancel this task''s generation.';
+  'Before this time no worker tries again to cancel this task''s generation at the provider.';
 
--- Suspects are few: an idle worker finds them without a look at what waits.
+-- Suspects are few: an idle worker finds them without reading all waiting tasks.
 create index budgets_suspect on vidgen.budgets (task_id) where suspect;
 
--- Why a task went back or ended, for those who look at it later: what its other private rows don't say.
+-- The reasons why a task went back or ended, for operators: its other private rows do not say them.
 create table vidgen.events (
   task_id uuid not null references public.video_generation_tasks (id) on delete cascade,
   number integer not null,
@@ -253,12 +253,30 @@ create table vidgen.events (
 );
 
 comment on table vidgen.events is
-  'The newest 50 returns and ends of a task. What was submitted, stored and charged stands elsewhere.';
+  'The newest 50 returns and ends of a task. Submissions, outputs and charges are in other tables.';
 comment on column vidgen.events.details is
-  'For the operator: the provider''s own code and words, or what the database said.';
-comment on column vidgen.events.until is 'Before this the task did not begin again.';
+  'For the operator: the provider''s own code and text, or the database''s error.';
+comment on column vidgen.events.until is 'The task did not begin again before this time.';
 
--- No foreign key: an object must not be forgotten with its task.
+-- Whether an object lies in this user's folder, under a name of letters, digits, dots and hyphens. No
+-- regular expression: one with the user's id in it is compiled anew for each user, and matching a hundred
+-- characters costs more than the row.
+create function vidgen.is_in_folder(path text, owner uuid) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  name text := split_part(path, '/', 3);
+begin
+  return path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
+         and length(name) between 1 and 100
+         and translate(
+           name, '-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
+         ) = '';
+end
+$$;
+
+-- Without a foreign key, because the object must be removed even when its task is deleted.
 create table vidgen.uploads (
   id uuid primary key,
   task_id uuid not null,
@@ -274,17 +292,15 @@ create table vidgen.uploads (
   removed_at timestamptz,
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
   constraint a_place_is_used_once unique (bucket, path),
-  -- The janitor deletes what is named here: a worker's role can't have it delete an application's file.
-  constraint path_is_in_its_users_folder check (
-    path ~ ('^(generated_images|video-files)/' || user_id::text || '/[-.0-9A-Za-z]{1,100}$')
-  )
+  -- The janitor deletes the named objects: a worker's role must not name an application's file.
+  constraint path_is_in_its_users_folder check (vidgen.is_in_folder(path, user_id))
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table vidgen.uploads is
-  'What may lie in Storage uncharged: uploads that have begun and are neither charged nor removed.';
-comment on column vidgen.uploads.taken_at is 'Since when a worker removes the object.';
+  'Uploads that have begun and are neither charged nor removed: their objects may be in Storage.';
+comment on column vidgen.uploads.taken_at is 'The time since which a worker removes the object.';
 comment on column vidgen.uploads.removed_at is
-  'When it was removed first. It is looked for again for a day: an upload of a worker that was frozen '
+  'The first removal. The janitor looks for the object again for a day: an upload of a worker that was frozen '
   'or cut off may arrive late.';
 
 -- Writes to scenes that could not be made because another transaction held the scene. (Its owner can hold
@@ -302,7 +318,7 @@ create table vidgen.scene_writes (
 );
 
 comment on table vidgen.scene_writes is
-  'Writes to video_scenes that another transaction''s lock kept from being made: the janitor makes them.';
+  'Writes to video_scenes that another transaction''s lock prevented: the janitor makes them.';
 
 create index scene_writes_of_scene on vidgen.scene_writes (scene_id, id);
 
@@ -320,22 +336,22 @@ create table vidgen.refusals (
 );
 
 comment on table vidgen.refusals is
-  'Tasks that are set aside: their row refused a change of ours. Nothing happens to them before `until`; null: it is over.';
+  'Tasks that are set aside, because their row refused a change, until `until`; null: the pause is over.';
 comment on column vidgen.refusals.verdict is
-  'How the task was to end when its row refused: it is written again later, nothing is paid again.';
+  'The end that the task''s row refused: it is written later, and nothing is paid again.';
 comment on column vidgen.refusals.attempt is
-  'The attempt that reached the verdict while the task''s row was locked, and so its fence was not proven: only the next attempt believes it. Null: any.';
+  'The attempt that reached the verdict while the row was locked, without a check of its fence: only the next attempt accepts it. Null: every attempt does.';
 
--- Tasks that are left alone now: their pause is not over, or their row has refused too often. The latter
--- only the janitor takes up again.
+-- Tasks that are set aside now: their pause is not over, or their row has refused too often. Only the
+-- janitor takes up the latter again.
 create view vidgen.set_aside with (security_invoker = true) as
 select r.task_id, r.until
   from vidgen.refusals as r
  where r.until > now()
     or (r.until is not null and r.tries >= (select s.max_refusals from vidgen.settings as s));
 
--- A worker that comes or goes changes which gates users are shown: it may be the only one that could still
--- work, or the only one that could not. Its key was heard of as well.
+-- A worker that comes or goes changes the gates that users are shown: it may be the only one that can still
+-- work, or the only one that can't. The trigger also notes a sign of life of its key.
 create function vidgen.worker_comes_or_goes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -343,7 +359,7 @@ as $$
 declare
   it vidgen.workers := case when tg_op = 'DELETE' then old else new end;
 begin
-  -- First, because it takes a lock: then two of these triggers can't wait for each other.
+  -- The lock comes first, so that two of these triggers can't deadlock.
   perform vidgen.show_gates();
   insert into vidgen.keys as k (provider, key_fingerprint, account, heard_at)
   values (it.provider, it.key_fingerprint, it.account, it.heartbeat_at)
@@ -364,7 +380,7 @@ create trigger worker_dies
   when (old.dead_at is null and new.dead_at is not null)
   execute function vidgen.worker_comes_or_goes();
 
--- The scopes whose workers may follow a generation; null: anyone. A worker may when it has one of them.
+-- The scopes whose workers may follow a generation; null: every worker may. One common scope is enough.
 create function vidgen.followers(account text, key_fingerprint text, followed_by text)
 returns text[]
 language sql immutable set search_path = pg_catalog, pg_temp
@@ -375,7 +391,7 @@ as $$
          end
 $$;
 
--- Raises unless a worker is at work on this task of this user.
+-- Raises unless a worker runs this task of this user.
 create function vidgen.check_running(of_task uuid, of_user uuid) returns void
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -392,14 +408,17 @@ begin
 end
 $$;
 
--- A submission is of a running task of this user, whoever records it with the worker's role: what it
--- costs counts against the user's limit.
+-- A submission belongs to a running task of this user, even if the worker's role is stolen: its cost counts
+-- against the user's limit.
 create function vidgen.submission_is_due() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not vidgen.is_operator() then
+  if not exists (
+    select from public.video_generation_tasks as t
+     where t.id = new.task_id and t.user_id = new.user_id and t.status = 'processing'
+  ) and not vidgen.is_operator() then
     perform vidgen.check_running(new.task_id, new.user_id);
   end if;
   return new;
@@ -410,8 +429,8 @@ create trigger submission_is_due
   before insert on vidgen.submissions
   for each row execute function vidgen.submission_is_due();
 
--- The provider's answer is a fact. Whoever may write answers must not hand the generation of one
--- submission to another: an honest worker would store one user's output as another's.
+-- The provider's answer never changes. A stolen worker role must not give the generation of one submission
+-- to another: an honest worker would store one user's output as another's.
 create function vidgen.generation_is_final() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -428,9 +447,9 @@ create trigger generation_is_final
   when (old.generation_id is not null and new.generation_id is distinct from old.generation_id)
   execute function vidgen.generation_is_final();
 
--- A checkpoint follows a submission of its own task and stage, from before its answer, and of generations
--- only that submission's. After the statement, as a foreign key is checked: the same statement writes the
--- submission. No foreign key, which would need two more unique indexes on every submission.
+-- A checkpoint names a submission of its own task and stage, even before the answer, and only that
+-- submission's generation. The check comes after the statement, like that of a foreign key, because the same
+-- statement writes the submission. A foreign key would need two more unique indexes on every submission.
 create function vidgen.checkpoint_follows_its_own() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -468,8 +487,8 @@ create trigger checkpoint_follows_its_own
   )
   execute function vidgen.checkpoint_follows_its_own();
 
--- A request belongs to the submission that sent it: a worker that goes on sends it again. A new
--- submission brings its own. An operator may put one right by hand.
+-- A request belongs to its submission: a worker that resumes may send it again. A new submission has its own
+-- request. An operator may correct one by hand.
 create function vidgen.request_is_its_submissions() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -490,19 +509,19 @@ create trigger request_is_its_submissions
   when (new.request is distinct from old.request and new.submission_id = old.submission_id)
   execute function vidgen.request_is_its_submissions();
 
--- What a checkpoint names is signed for its task's owner and removed with its task, by whoever has the
--- service key: whoever may write checkpoints must not name an application's files.
+-- The object of a checkpoint is signed for its task's owner and removed with its task, with the service key.
+-- So the worker's role must not name an application's files.
 create function vidgen.artifact_is_ours() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not vidgen.is_operator() and not exists (
+  if not exists (
     select
       from public.video_generation_tasks as t
      where t.id = new.task_id and new.bucket = any (vidgen.our_buckets())
-       and new.path ~ ('^(generated_images|video-files)/' || t.user_id::text || '/[-.0-9A-Za-z]{1,100}$')
-  ) then
+       and vidgen.is_in_folder(new.path, t.user_id)
+  ) and not vidgen.is_operator() then
     raise exception 'task %: % in bucket % is no place of its files', new.task_id, new.path, new.bucket
       using errcode = 'insufficient_privilege';
   end if;
@@ -525,19 +544,19 @@ create trigger artifact_is_born_ours
   when (new.path is not null)
   execute function vidgen.artifact_is_ours();
 
--- The janitor deletes what is named here: only what this attempt is about to store may be named.
+-- The janitor deletes the named objects: an attempt may name only the object that it is about to store.
 create function vidgen.upload_is_due() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not vidgen.is_operator() and not exists (
+  if not exists (
     select
       from public.video_generation_tasks as t
      where t.id = new.task_id and t.user_id = new.user_id and t.attempt = new.attempt
        and t.worker_id = new.worker_id and t.status = 'processing'
        and new.bucket = any (vidgen.our_buckets())
-  ) then
+  ) and not vidgen.is_operator() then
     raise exception 'task %: no worker is about to store % in bucket %', new.task_id, new.path, new.bucket
       using errcode = 'insufficient_privilege';
   end if;
@@ -550,7 +569,7 @@ create trigger upload_is_due
   for each row
   execute function vidgen.upload_is_due();
 
--- Whether a task has been charged for this object, whoever's.
+-- Whether any task has been charged for this object.
 create function vidgen.is_charged(of_path text) returns boolean
 language sql stable security definer cost 1000 set search_path = pg_catalog, pg_temp
 as $$
@@ -598,7 +617,8 @@ as $$
   returning u.id, u.bucket, u.path, u.removed_at is null;
 $$;
 
--- They are removed. Looked for again a minute later, then after twice the time, and so on for a day.
+-- Record that the objects were removed. The janitor looks for them again a minute later, then after twice
+-- the time, and so on for a day.
 create function vidgen.uploads_removed(upload_ids uuid[]) returns void
 language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -700,7 +720,7 @@ begin
     when lock_not_available then
       locked := true;
     when others or assert_failure or query_canceled then
-      -- An application's rule: it would refuse the write again.
+      -- An application's rule would refuse the write again.
       refused := format('%s %s', sqlstate, sqlerrm);
   end;
 
@@ -716,8 +736,8 @@ begin
 end
 $$;
 
--- Note a refused change, with a pause that doubles. A lock passes by itself, so it is not counted and never
--- ends a task; its pause grows with the time that the lock has lasted, up to half a minute.
+-- Record a refused change, with a pause that doubles. A lock passes, so that it is not counted and never
+-- ends a task; its pause grows with the duration of the lock, up to half a minute.
 create function vidgen.note_refusal(
   of_task uuid, of_statement text, of_error text, of_verdict jsonb
 ) returns vidgen.refusals
@@ -752,7 +772,7 @@ begin
 end
 $$;
 
--- Raises an error: the row did not take a change, although nothing has refused it.
+-- Raise an error: the row did not accept a change, although nothing refused it.
 create function vidgen.row_stays(of_task uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -763,9 +783,9 @@ begin
 end
 $$;
 
--- Raises unless the row took the change: an application's trigger may keep it as it is, without an error.
--- What the application has deferred (a foreign key, a constraint trigger) is said here, inside the
--- caller's savepoint, and not by the COMMIT of a statement about many rows.
+-- Raise unless the row accepted the change: an application's trigger may keep it as it is, without an error.
+-- Deferred constraints of the application are checked here, inside the caller's savepoint, and not at the
+-- COMMIT of a statement about many rows.
 create function vidgen.check_taken(of_task uuid, by_status text, by_worker uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -781,11 +801,52 @@ begin
 end
 $$;
 
--- Begin an attempt at each of these waiting tasks. No row: the task is not waiting any more, or another
--- transaction holds it. The rows are locked and changed in one savepoint: a lock taken by the statement
--- outside would make a multixact of each row. All in one, where no trigger of an application's can be slow
--- or refuse; else, and where one has refused, each in a savepoint of its own.
--- What began is returned at the end: what RETURN QUERY has returned, a savepoint does not take back.
+-- The end of a task that went well: row, what is left of the hold, and scene. Returns `seconds` since its
+-- first claim, and `scene_refused`. The caller holds its row, and has checked the fence. With `stored_path`
+-- the clip was stored just now: its row shows the step first, and a trigger sees both in their order.
+create function vidgen.complete_task(
+  of_task uuid, signed_url text, good_for interval, scene_updates boolean,
+  stored_path text, at_progress double precision, at_step text, at_message text
+) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ended record;
+  scene_refused text;
+begin
+  if stored_path is not null then
+    update public.video_generation_tasks as t
+       set progress = greatest(t.progress, at_progress), current_step = at_step, message = at_message,
+           stage_progress = null, video_path = coalesce(t.video_path, stored_path)
+     where t.id = of_task;
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
+         stage_progress = null, current_step = 'Completed',
+         message = 'Video generation completed successfully',
+         video_url = signed_url, video_url_expires_at = now() + good_for
+   where t.id = of_task
+  returning t.status, t.user_id, t.scene_id, extract(epoch from now() - t.started_at)::float as seconds
+       into ended;
+  if ended.status is distinct from 'completed' then
+    perform vidgen.row_stays(of_task);
+  end if;
+  perform vidgen.release_credits(of_task);
+  if scene_updates then
+    scene_refused := vidgen.write_scene(
+      ended.scene_id, ended.user_id, 'completed', null, signed_url
+    );
+  end if;
+  return jsonb_build_object('seconds', ended.seconds, 'scene_refused', scene_refused);
+end
+$$;
+
+-- Begin an attempt at each of these waiting tasks. No row: the task no longer waits, or another transaction
+-- holds it. The rows are locked and changed in one savepoint: a lock of the calling statement would make a
+-- multixact of each row. One savepoint serves all rows where the application has no trigger; otherwise, and
+-- after a refusal, each row has its own.
+-- The begun tasks are returned at the end, because a savepoint does not undo RETURN QUERY.
 create function vidgen.begin_attempts(of_tasks uuid[], for_worker uuid, to_cancel boolean)
 returns table (
   id uuid, attempt integer, worker_id uuid, user_id uuid, scene_id uuid, failures smallint,
@@ -793,7 +854,7 @@ returns table (
   cancel_requested boolean, refused text
 )
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
--- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
+-- Each row is found by its id, even by a cached plan from the time when the table was empty.
 set enable_seqscan = off
 as $$
 #variable_conflict use_variable
@@ -822,11 +883,11 @@ begin
       waiting := array(
         select t.id
           from public.video_generation_tasks as t
-          -- A worker declared dead claims nothing.
+          -- A worker that was declared dead claims no task.
           join vidgen.workers as me on me.id = for_worker and me.dead_at is null
-         -- Not `=`: a partial index of few rows would be walked, by a plan that is kept when they are many.
+         -- Not `=`: a cached plan would scan a partial index, whose rows are few now and many later.
          where t.id = any (batch) and t.status is not distinct from 'pending'
-           -- What is due earlier than its row says (an output that is to try a gate) begins.
+           -- An output that must try a gate begins before its row is due.
            and (to_cancel or t.run_after <= now() or exists (
              select from vidgen.resumes as r where r.task_id = t.id and r.resume_at <= now()
            ))
@@ -871,13 +932,13 @@ begin
     exception
       when others or assert_failure or query_canceled then
         if place = 0 then
-          -- Two seconds anew: rows that are slow and refuse together would never come to their turn.
+          -- Two seconds anew: else slow rows, of which one refuses, would never begin.
           until := clock_timestamp() + interval '2 seconds';
         else
           noted := vidgen.note_refusal(
             batch[1], 'claim', format('%s %s', sqlstate, sqlerrm), null
           );
-          -- In this table the claim skips the task already: it needs no condition of its own for refusals.
+          -- The claim skips the rows of this table, so that it needs no condition for refusals.
           insert into vidgen.resumes as r (task_id, user_id, lane, stage, resume_at)
           select t.id, t.user_id, t.lane, 'image', noted.until
             from public.video_generation_tasks as t
@@ -900,7 +961,7 @@ begin
 end
 $$;
 
--- Note what happened to a task. The caller holds the task's row: nobody else numbers its events meanwhile.
+-- Record an event of a task. The caller holds the task's row, so that no other statement numbers its events.
 create function vidgen.note_event(
   of_task uuid, what text, attempt integer, code text, details text, until timestamptz
 ) returns void
@@ -917,8 +978,8 @@ begin
 end
 $$;
 
--- Give one task back. No row: this worker doesn't hold that attempt (null: any attempt), or a client holds
--- the row; then the task is taken over when this worker's lease ends.
+-- Hand one task back. No row: this worker doesn't hold that attempt (null: any attempt), or a client has
+-- locked the row; then the task is taken over when this worker's lease ends.
 create function vidgen.hand_back_task(of_task uuid, from_worker uuid, of_attempt integer)
 returns table (id uuid, attempt integer, refused text)
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
@@ -945,7 +1006,7 @@ begin
   returning t.id, t.attempt into task;
   perform vidgen.check_taken(of_task, 'pending', null);
   perform vidgen.note_event(of_task, 'handed back', task.attempt, null, null, null);
-  -- Not before here: what RETURN NEXT has returned, an exception does not take back.
+  -- Only now, because an exception does not undo RETURN NEXT.
   id := task.id;
   attempt := task.attempt;
   return next;
@@ -958,8 +1019,8 @@ exception
 end
 $$;
 
--- Take a task over from a dead worker: for this worker (`may_take`), else back to pending; at the
--- limit of deaths it ends here. A death counts only together with the change of the row. A row says
+-- Take a task over from a dead worker: for this worker (`may_take`), else return it to pending; at the
+-- limit of deaths the task ends. A death is counted only together with the change of the row. The result is
 -- 'taken' (all columns but `refused`), 'lost' (the attempt that ended and its worker) or 'refused'.
 create function vidgen.take_over_task(
   of_task uuid, from_worker uuid, to_worker uuid, max_crashes integer, may_take boolean,
@@ -1095,9 +1156,9 @@ $$;
 -- the row has now; 'processing': the row takes no change at all. No row: the lease is lost, and nothing
 -- is noted.
 --
--- This function waits for no lock. A row that another transaction holds stays with this worker until the
--- pause is over. Where a take-over holds it, the note only delays the next take-over by that pause, and its
--- verdict is believed by the next attempt only.
+-- This function waits for no lock. A locked row stays with this worker until the pause is over. Where a
+-- take-over has the lock, the record only delays the next take-over by that pause, and only the next attempt
+-- accepts its verdict.
 create function vidgen.set_aside_task(
   of_task uuid, of_attempt integer, of_worker uuid, of_statement text, of_error text,
   of_verdict jsonb, end_message text, scene_updates boolean
@@ -1154,8 +1215,8 @@ begin
 end
 $$;
 
--- What follows when the pause of a refusal is over. A task that was set aside before anything began goes
--- back into the line. A task that has refused too often ends. Any other task goes on with its next claim or
+-- Take up a task when the pause of its refusal is over. A task that was set aside before an attempt began
+-- returns to the line. A task that has refused too often ends. Any other task goes on with its next claim or
 -- take-over. Each row has a savepoint: one that another transaction holds gets another pause.
 create function vidgen.retry_refused(
   of_task uuid, end_message text, scene_updates boolean
@@ -1181,7 +1242,7 @@ begin
     return 'deleted';
   end if;
   if task.status = 'processing' and refusal.error like '55P03%' then
-    -- While the lock lasts, its worker can neither go on with it nor hand it back: it stays set aside.
+    -- During the lock the worker can neither continue the task nor hand it back: it stays set aside.
     perform from public.video_generation_tasks as t where t.id = of_task
         for no key update skip locked;
     if not found then
@@ -1219,9 +1280,9 @@ exception
 end
 $$;
 
--- A task that has ended has nothing under way, whatever ended it. A generation that still runs at the
--- provider is a stray from now on: the janitor ends it there, books its cost and frees its slot. Deaths
--- and waits are forgotten: a retry begins with new budgets.
+-- A task that has ended has no checkpoint under way, in whatever way it ended. A generation that still runs
+-- at the provider is a stray from now on: the janitor ends it there, books its cost and frees its slot.
+-- Deaths and waits are deleted: a retry begins with new budgets.
 create function vidgen.task_ends() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -1248,9 +1309,9 @@ create trigger task_ends
   when (old.status <> new.status)
   execute function vidgen.task_ends();
 
--- Try whether a row takes the changes of an attempt, and undo them. Returns the error; null: the row takes
--- everything; '': nothing was learned, because a client holds the row. An application's triggers run; what
--- they did in this database is undone.
+-- Try whether a row accepts the changes of an attempt, and undo them. Returns the error; null: the row
+-- accepts all; '': unknown, because a client has locked the row. An application's triggers run; their
+-- writes in this database are undone.
 create function vidgen.try_row(of_task uuid, for_worker uuid) returns text
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -1301,12 +1362,15 @@ $$;
 call vidgen.revoke_from_strangers();
 
 revoke all on function
-  vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
+  vidgen.is_in_folder(text, uuid), vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
   vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.complete_task(
+    uuid, text, interval, boolean, text, double precision, text, text
+  ),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
@@ -1363,9 +1427,12 @@ grant update (
   tries, until, statement, error, verdict, attempt
 ) on vidgen.refusals to vidgen_worker;
 grant execute on function
-  vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
+  vidgen.is_in_folder(text, uuid), vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),
+  vidgen.complete_task(
+    uuid, text, interval, boolean, text, double precision, text, text
+  ),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),

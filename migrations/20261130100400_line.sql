@@ -1,11 +1,11 @@
--- The line: whose turn it is, what has arrived, what goes on.
+-- The line: users' turns, newly arrived tasks, and tasks that have begun.
 
 set local search_path = '';
 
 -- Turns: users with waiting tasks take turns, however many rows each has. Each lane (a pair of models) has
--- its own line, so that a full lane keeps no other waiting. `waiting_since` is the user's place in the line;
--- null: nothing is due before `due_at`. `arrivals` tells a claim that a row came in after its snapshot, so
--- that it doesn't take the user out of the line.
+-- its own line, so that a full lane does not delay another. `waiting_since` is the user's place in the line;
+-- null: no task is due before `due_at`. `arrivals` tells a claim that a row was inserted after its snapshot,
+-- so that the claim does not remove the user from the line.
 create table vidgen.turns (
   user_id uuid not null,
   lane smallint not null,
@@ -18,9 +18,9 @@ create table vidgen.turns (
 create index turns_in_line on vidgen.turns (lane, waiting_since) where waiting_since is not null;
 create index turns_later on vidgen.turns (due_at) where waiting_since is null;
 
--- The mailbox of the line: an INSERT of a client only ever appends here, so it never waits for
--- another transaction, can't deadlock, and costs one row per user and statement. (A counter per
--- user kept by a row trigger makes one INSERT of 100,000 rows quadratic.)
+-- The mailbox of the line: an INSERT of a client only appends here, so that it never waits for another
+-- transaction, can't deadlock, and costs one row per user and statement. (A counter per user in a row
+-- trigger would make one INSERT of 100,000 rows quadratic.)
 create table vidgen.arrivals (
   id bigint generated always as identity primary key,
   user_id uuid not null,
@@ -74,35 +74,35 @@ begin
 end
 $$;
 
--- Waiting tasks that don't wait for their user's turn. `stage` is what they submit next with a slot that
--- the claim reserves. Null: no slot is reserved, because a generation lives at the provider, the next
--- stage has none reserved or all stages are done. 'video': the still is done. Both go on before anything
--- new begins. 'image': set aside before anything began.
+-- Waiting tasks that do not wait for their user's turn. `stage` is the next stage with a slot that the claim
+-- reserves. Null: no slot is reserved, because a generation runs at the provider, the next stage needs no
+-- reserved slot, or all stages are done. 'video': the still is done. Both go on before new tasks begin.
+-- 'image': the task was set aside before an attempt began.
 create table vidgen.resumes (
   task_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
   lane smallint not null,
   stage text,
   resume_at timestamptz not null,
-  -- VIDGEN_MAX_RUNNING_PER_USER counts what a user has begun and not ended: what runs, and what waits
-  -- to go on. So nothing that goes on can break the cap, and only the claim, which holds the user's
-  -- turn, can begin more. A retried task waits for its user's turn again, even where a stage of it is done:
-  -- else a user could pass the cap, and the line, by retrying many tasks.
+  -- VIDGEN_MAX_RUNNING_PER_USER counts the tasks that a user has begun and not ended, whether they run or
+  -- wait. So a resume can't exceed the cap, and only the claim, which holds the user's turn, can begin more.
+  -- A retried task waits for its user's turn again, even where a stage of it is done: else a user could pass
+  -- the cap and the line by retrying many tasks.
   user_id uuid not null,
-  -- Who may take up a waiting task; null: any worker.
+  -- The scopes whose workers may take a waiting task; null: any worker.
   followers text[],
   constraint stage_is_known foreign key (stage) references vidgen.stages (name)
 ) with (fillfactor = 70, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on column vidgen.resumes.followers is
-  'Scopes whose workers may follow what lives of it at the provider; null: nothing does, or anyone may.';
+  'Scopes whose workers may follow the task''s generation; null: it has none, or every worker may.';
 
 create index resumes_in_order on vidgen.resumes (stage, resume_at);
 create index resumes_by_user on vidgen.resumes (user_id);
 
--- A task that waits to go on reserves something: a suspect one slot, a task whose image is done some room.
--- While its row is locked no worker can begin it, so it reserves nothing for a while. This is a table of its
--- own, without a foreign key: an owner who cancels in an open transaction holds his task's row and what its
--- triggers write, and no row of this table.
+-- A waiting task may reserve something: a suspect one slot, a task whose image is done some room. While its
+-- row is locked no worker can begin it, so that it reserves nothing for a while. This is a separate table
+-- without a foreign key: an owner who cancels in an open transaction locks the task's row and the rows that
+-- its triggers write, but no row of this table.
 create table vidgen.passed_over (
   task_id uuid primary key,
   times smallint not null default 1,
@@ -111,9 +111,9 @@ create table vidgen.passed_over (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.passed_over is
-  'Tasks that wait to go on and whose rows a claim found locked: they keep no place before `until`.';
+  'Waiting tasks whose rows a claim found locked: they reserve nothing before `until`.';
 comment on column vidgen.passed_over.times is
-  'How often in a row, which the pause grows with; begun anew where a minute has passed since the last.';
+  'The number of times in a row, by which the pause grows; it restarts after a minute without one.';
 
 create index passed_over_by_age on vidgen.passed_over (until);
 
@@ -124,12 +124,12 @@ select r.task_id, r.user_id, r.lane, r.stage, r.resume_at, r.followers
    and not exists (
      select from vidgen.passed_over as p
       where p.task_id = r.task_id and p.until > now()
-        -- Further ahead than the longest pause: the clock was set back.
+        -- Later than the longest pause allows: the clock was set back.
         and p.until <= now() + interval '31 seconds'
    );
 
 comment on view vidgen.due_resumes is
-  'Tasks that may go on now; not those whose rows another transaction was found to hold.';
+  'Tasks that may go on now, without those whose rows were found locked.';
 
 -- Note that a task's row was found locked: it reserves nothing for a pause that grows from three seconds
 -- (longer than the pause between two polls of the queue) to half a minute. Where another claim holds the
@@ -175,7 +175,7 @@ exception
 end
 $$;
 
--- New rows: one arrival per user and lane, and one NOTIFY per statement, none for rows that are for later.
+-- New rows: one arrival per user and lane, and one NOTIFY per statement; none for rows that are due later.
 create function vidgen.tasks_arrive() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -207,7 +207,7 @@ create trigger tasks_arrive
   referencing new table as inserted
   for each statement execute function vidgen.tasks_arrive();
 
--- Rows that become pending again, or stop being so, whoever did it.
+-- Rows that become pending again, or no longer are, by any statement.
 create function vidgen.task_moves() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -225,7 +225,7 @@ begin
   end if;
   if new.status = 'pending' then
     if old.status = 'processing' then
-      -- A rival that met its row locked by the claim has passed it over: it ran, and keeps its place.
+      -- A claim that met the lock of this one has recorded the row as passed over: the record is deleted.
       delete from vidgen.passed_over as p
        using (
          select o.task_id from vidgen.passed_over as o where o.task_id = new.id
@@ -233,7 +233,7 @@ begin
        ) as old_one
        where p.task_id = old_one.task_id;
     end if;
-    -- The last stage that has come somewhere says what is next: to follow it, or the stage after it.
+    -- The last stage with a checkpoint decides: it is followed further, or the stage after it is next.
     select true,
            case
              when c.state = 'done' then (
@@ -261,7 +261,7 @@ begin
      order by of_stage.place desc
      limit 1;
     if old.status in ('failed', 'cancelled') then
-      -- Retried by its owner: it waits for his turn, and begins with new budgets.
+      -- Retried by its owner: the task waits for the owner's turn, and begins with new budgets.
       goes_on := false;
       delete from vidgen.refusals as r where r.task_id = new.id;
     end if;
@@ -292,7 +292,7 @@ create trigger task_moves
   execute function vidgen.task_moves();
 
 -- Waiting tasks under which so many workers died that they run alone. `stage` is as in resumes. Rows are
--- few: the optimization fence makes every plan begin with them, and never with all that waits.
+-- few: the optimization fence makes every plan begin with them, and never with all waiting tasks.
 create view vidgen.suspects with (security_invoker = true) as
 select b.task_id, t.lane, t.run_after, r.followers,
        case when r.task_id is null then 'image' else r.stage end as stage
@@ -311,7 +311,7 @@ select b.task_id, t.lane, t.run_after, r.followers,
         and p.until <= now() + interval '31 seconds'  -- as in due_resumes
    );
 
--- Whether no worker that may follow a generation has been alive for as long as `since`.
+-- Whether no worker that may follow a generation has been alive within the time `since`.
 create function vidgen.is_left_alone(
   of_provider text, of_account text, of_key text, followed_by text, since interval
 ) returns boolean

@@ -2,18 +2,18 @@
 --
 -- Gates stop new paid submissions for those whom a trouble concerns. Slots keep the generations in
 -- flight at the provider within its limit, however many workers there are: a model with a limit has
--- that many rows in `slots`, and who wants one locks a row, so that no count is read that another
--- transaction may be changing. A slot is reserved by the claim for its task, goes over to the
--- submission, and so belongs to the generation, whoever lives or dies meanwhile.
+-- that many rows in `slots`, and a statement locks a row to get one, so that it reads no count that another
+-- transaction may be changing. The claim reserves a slot for its task. The slot then goes to the submission,
+-- and so belongs to the generation, whether the worker lives or dies.
 --
--- A user's limits are checked where the money is spent. A user has two rows that are locked. His own
--- statements (inserts, cancels, retries) lock `user_locks`: he may hold it as long as he likes, so no
--- worker waits for it. Workers lock `user_limits` for one short statement: no client can lock it.
+-- A user's limits are checked where the money is spent. A user has two rows for locks. The user's own
+-- statements (inserts, cancels, retries) lock `user_locks`: a user may hold that lock for any time, so that
+-- no worker waits for it. Workers lock `user_limits` for one short statement: no client can lock it.
 
 set local search_path = '';
 
--- A closed gate: nothing paid of this model starts in this scope. No row means open; model '*' is
--- all models, scope '*' concerns every worker (an operator's hand).
+-- A closed gate: no paid submission of this model begins in this scope. No row means open; model '*' means
+-- all models, scope '*' concerns every worker (an operator closed it).
 create table vidgen.gates (
   provider text not null,
   scope text not null,
@@ -30,12 +30,12 @@ create table vidgen.gates (
 );
 
 comment on column vidgen.gates.trial is
-  'After a storm: the one task that is let through to try whether it has passed.';
+  'The one task that is let through after a storm, to try whether it has passed.';
 comment on column vidgen.gates.scope is
-  'What the trouble is about: * (all), an account''s label, key:…, storage:…, machine:….';
+  'The scope of the trouble: * (all), an account''s label, key:…, storage:…, machine:….';
 
--- What the provider said of its account, beside what our records had cost by then: two readings
--- tell how many credits went that we can't explain.
+-- Readings of the provider's account, each with the cost in our records at that time: the difference of two
+-- readings shows credits that we can't explain.
 create table vidgen.account_readings (
   id bigint generated always as identity primary key,
   provider text not null,
@@ -63,9 +63,9 @@ alter table public.video_generation_gates enable row level security;
 comment on table public.video_generation_gates is
   'A row while video generation is paused for a model (* = all), with a sentence for the user.';
 
--- Troubles that last, shared by all workers: if each worker counted for itself, each would pay for the
--- trouble. After its first appearance only so many more submissions begin until a stage of this model is
--- stored; that deletes the row.
+-- Troubles that last, for all workers: if each worker counted alone, each would pay for the trouble. After
+-- its first appearance only a limited number of further submissions begin, until a stage of this model is
+-- stored, which deletes the row.
 create table vidgen.troubles (
   provider text not null,
   scope text not null,
@@ -84,10 +84,10 @@ create table vidgen.troubles (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.troubles is
-  'What has gone wrong in a row, after money was spent: one row per scope, part of the work and model.';
-comment on column vidgen.troubles.scope is 'As in vidgen.gates: what the trouble is about.';
+  'Troubles in a row after money was spent: one row per scope, part of the work and model.';
+comment on column vidgen.troubles.scope is 'The scope of the trouble, as in vidgen.gates.';
 comment on column vidgen.troubles.proven_users is
-  'Whose tasks met it, of those for whom this model has worked before; of the others: new_users.';
+  'The users whose tasks met it and for whom this model has worked before; the others are in new_users.';
 comment on column vidgen.troubles.remaining is
   'Paid submissions that may still begin; null: any number, because an input may be to blame.';
 
@@ -103,9 +103,9 @@ create table vidgen.limits (
 ) with (fillfactor = 50);
 
 comment on table vidgen.limits is
-  'How many generations of a model may be in flight for an account; max_generations null: any number.';
+  'The limit of generations of a model in flight for an account; max_generations null: no limit.';
 comment on column vidgen.limits.read_at is
-  'When the provider or a setting said so; null: nobody knows yet, and one at a time is safe.';
+  'The time when the provider or a setting gave the limit; null: unknown yet, and one at a time is safe.';
 comment on column vidgen.limits.account is
   'The account''s label (VIDGEN_ACCOUNT).';
 
@@ -126,10 +126,10 @@ create table vidgen.slots (
 comment on table vidgen.slots is
   'A place for one generation at the provider: free, reserved for a task, or taken by a submission.';
 comment on column vidgen.slots.taken_at is
-  'Since when it is reserved or taken. Taken ones may be more than the limit after it went down.';
+  'The time since which it is reserved or taken. After the limit went down, more slots than the limit may be taken.';
 comment on column vidgen.slots.account is 'As in limits.';
 
--- A few rows that change all the time: no index on what changes, so that updates stay HOT.
+-- Few rows that change all the time: no index on the changing columns, so that updates stay HOT.
 create index slots_by_model on vidgen.slots (provider, account, model);
 
 create table vidgen.user_locks (
@@ -140,7 +140,7 @@ create table vidgen.user_locks (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table vidgen.user_locks is
-  'What a user''s own statements wait for, one after the other, and what he did in the current hour.';
+  'The lock for a user''s own statements, one after the other, and the user''s counts of the current hour.';
 
 create table vidgen.user_limits (
   user_id uuid primary key,
@@ -155,15 +155,15 @@ create table vidgen.user_limits (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table vidgen.user_limits is
-  'What keeps a user''s submissions back: rejections in a row, a pause, a stop. Workers lock it shortly.';
+  'The limits of a user''s submissions: rejections in a row, a pause, a stop. Workers lock it for a short time.';
 comment on column vidgen.user_limits.rejections is
   'Rejections by content rules since the last stage that was stored and charged.';
 comment on column vidgen.user_limits.paused_until is
-  'Nothing of his is submitted before; null where nothing keeps him back.';
+  'No submission of the user begins before this time; null: none is stopped.';
 comment on column vidgen.user_limits.lifted_at is
-  'When an operator lifted his limits: what was lost before no longer counts.';
+  'The time when an operator lifted the limits: earlier losses no longer count.';
 comment on column vidgen.user_limits.first_stored_at is
-  'When the first stage of his was stored; null: never, so that few submissions of his are under way.';
+  'The time of the user''s first stored stage; null: none, so that few submissions may be under way.';
 
 create table vidgen.rejections (
   user_id uuid not null,
@@ -178,7 +178,7 @@ comment on table vidgen.rejections is
 
 create index rejections_by_age on vidgen.rejections (rejected_at);
 
--- A trouble of one user: it brakes him alone, also where nobody else works beside him.
+-- A trouble of one user: it brakes only that user, also where no other user is active.
 create table vidgen.user_troubles (
   user_id uuid not null,
   provider text not null,
@@ -194,16 +194,16 @@ create table vidgen.user_troubles (
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.user_troubles is
-  'What has gone wrong in a row for one user and model; it goes when a stage of his is stored.';
-comment on column vidgen.user_troubles.results is 'The submissions that ended so, ten at the most.';
+  'Troubles in a row of one user and model; a stored stage of the user deletes the row.';
+comment on column vidgen.user_troubles.results is 'The submissions that met the trouble, ten at the most.';
 comment on column vidgen.user_troubles.trial is
-  'The one task that tries whether it has passed, as at a gate.';
+  'The one task that tries whether the trouble has passed, as at a gate.';
 
--- What users are told. A model is paused for them when no living worker may start anything of it: a
--- gate of one machine, or of one key, that others work beside is the operator's business. Without a
--- living worker every gate counts. One at a time, each with a snapshot of its own, so that of two
--- that close at once the second one sees the first: nobody else writes the table, and SELECT is all
--- that anybody may do with it.
+-- The pauses that users are shown. A model is paused for them when no living worker may begin a submission of
+-- it: a gate of one machine or one key, beside which others work, concerns only the operator. Without a living
+-- worker every gate counts. Only one transaction at a time runs this, each with its own snapshot, so that of
+-- two gates that close at once the second sees the first: no other statement writes the table, and clients
+-- have only SELECT.
 create function vidgen.show_gates() returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
 as $$
@@ -259,7 +259,7 @@ create trigger show_gate
   after insert or update or delete on vidgen.gates
   for each row execute function vidgen.show_gate();
 
--- After a gate was opened, by a probe or an operator, one submission tries it before more are paid for.
+-- After a gate has opened, by a probe or an operator, one submission tries it before others are paid.
 create function vidgen.gate_opens() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -288,12 +288,12 @@ select l.provider, l.account, l.model, slots.free
  ) as slots
  where l.max_generations is not null;
 
-comment on view vidgen.free_slots is 'Models with a limit, and how many of their slots nobody has.';
+comment on view vidgen.free_slots is 'Models with a limit, and the number of their free slots.';
 
--- No image starts while far more tasks wait for a video slot than there are slots: per account, twice as
--- many tasks as slots may be on their way to one. Rows for later don't count, and neither do tasks of other
--- keys that need no slot of this key's. The count stops at the number that decides.
--- A function, so that a claim without a limit plans none of it. Of a model with a limit only: 0 for others.
+-- No image begins while far more tasks wait for a video slot than there are slots: per account, at most twice
+-- as many tasks as slots may be on the way to a clip. Rows for later don't count, nor do tasks of other keys
+-- that need no slot of this key. The count stops at the limit.
+-- This is a function, so that a claim without a limit does not plan it. It is 0 for a model without a limit.
 create function vidgen.room_before(of_provider text, of_account text, of_model text) returns integer
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -322,7 +322,7 @@ begin
              and not exists (
                select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
              )
-             -- A row that takes no change stays 'processing', and comes to no clip.
+             -- A row that accepts no change stays 'processing', and gets no clip.
              and not exists (
                select from vidgen.refusals as f where f.task_id = t.id and f.until is not null
              )
@@ -334,8 +334,8 @@ begin
 end
 $$;
 
--- Whether a gate of this worker's own (its key's, file store's or machine's) is closed while another worker
--- of its account goes on. Then it leaves waiting tasks that have begun to the other worker: it could not
+-- Whether a gate of this worker alone (of its key, file store or machine) is closed while another worker of
+-- its account goes on. Then this worker leaves waiting tasks that have begun to the other one: it could not
 -- finish them. A worker of another account may not follow them.
 create function vidgen.stands_aside(worker_id uuid) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp
@@ -359,7 +359,7 @@ as $$
   )
 $$;
 
--- In a SQL function a bare name means the column: so parameters carry the function's name.
+-- In a SQL function a bare name means the column: so the function's name qualifies parameters.
 create function vidgen.count_slots(of_provider text, of_account text, of_model text)
 returns integer
 language sql volatile set search_path = pg_catalog, pg_temp
@@ -370,8 +370,8 @@ as $$
      and s.model = count_slots.of_model
 $$;
 
--- The one place where slots are made, and free ones taken away. A volatile function takes a new
--- snapshot for each of its statements, so each sees what the one before it has waited for.
+-- Slots are created and free ones deleted only here. A volatile function takes a new snapshot for each of its
+-- statements, so that a statement after a lock sees the changes that it waited for.
 create function vidgen.set_limit(
   of_provider text, of_account text, of_model text, new_max integer, is_read boolean
 ) returns void
@@ -381,22 +381,22 @@ as $$
 declare
   missing integer;
 begin
-  -- One at a time: the lock on this row is held until the end.
+  -- Only one transaction at a time: the lock on this row lasts until its end.
   insert into vidgen.limits as l (provider, account, model, max_generations, read_at)
   values (of_provider, of_account, of_model, new_max, case when is_read then now() end)
       on conflict (provider, account, model) do update
      set max_generations = excluded.max_generations, read_at = excluded.read_at;
 
   if new_max is not null then
-    -- What is in flight without a slot here: begun while the model had no limit, or with a key that had
-    -- another account's label then.
+    -- Generations in flight without a slot: they began while the model had no limit, or while the key had
+    -- another account's label.
     insert into vidgen.slots (provider, account, model, task_id, submission_id, taken_at)
     select s.provider, of_account, s.model, s.task_id, s.id, s.sent_at
       from vidgen.submissions as s
       left join vidgen.keys as k
         on k.provider = s.provider and k.key_fingerprint = s.key_fingerprint
      where s.ended_at is null
-       -- Without an answer for long: given up, or about to be (see free_slots).
+       -- A submission without an answer for long is given up, or soon will be (see free_slots).
        and (s.answer = 'generation' or (s.answer is null and s.sent_at > now() - interval '10 minutes'))
        and s.provider = of_provider and s.model = of_model
        and of_account in (s.account, k.account)
@@ -408,8 +408,8 @@ begin
 
   missing := coalesce(new_max, 0) - vidgen.count_slots(of_provider, of_account, of_model);
   if missing < 0 then
-    -- Free ones, then reserved ones, whose tasks go back to wait. What is in flight keeps its slot
-    -- until it has ended.
+    -- Free slots go first, then reserved ones, whose tasks return to waiting. A generation in flight keeps its
+    -- slot until it has ended.
     delete from vidgen.slots as s
      using (
        select id from vidgen.slots
@@ -428,12 +428,12 @@ begin
 end
 $$;
 
--- Free a slot, or take it away where there are more than the limit. The lock on the limit keeps
--- set_limit away until this has ended, so there is never one too many. Of two at once both may go: one
--- too few, until the limit is set again a minute later. It frees only what its caller saw.
+-- Free a slot, or delete it where there are more than the limit. The lock on the limit makes set_limit wait,
+-- so that there is never a slot too many. Two calls at once may both delete theirs: then one slot is missing
+-- until the limit is set again a minute later. The function frees only the slot that its caller saw.
 --
--- Workers are woken only where somebody waits: with an idle queue each generation that ended would make
--- the whole fleet claim. A task that arrives after this look is found by the next poll.
+-- Workers are woken only where a task waits: with an idle queue each end of a generation would make the whole
+-- fleet claim. The next poll finds a task that arrives after this check.
 create function vidgen.free_slot(slot_id bigint, of_task uuid, of_submission uuid)
 returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp
@@ -466,9 +466,9 @@ begin
 end
 $$;
 
--- Free the slot when the end of a generation is booked, by whatever statement. After a refusal it stays
--- reserved while the task runs: the provider may refuse the still at one address and accept it at the
--- next, and the task must not wait behind everybody else again.
+-- Free the slot when the end of a generation is booked, by any statement. After a refusal the slot stays
+-- reserved while the task runs: the provider may refuse the still at one address and accept it at the next,
+-- and the task must not wait behind all others again.
 create function vidgen.submission_ends() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -493,7 +493,7 @@ create trigger submission_ends
   when (old.ended_at is null and new.ended_at is not null)
   execute function vidgen.submission_ends();
 
--- A task that stops running before anything was submitted gives its reservation back.
+-- A task that stops running before a submission frees its reserved slot.
 create function vidgen.task_leaves() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -515,8 +515,8 @@ create trigger task_leaves
   when (old.status <> new.status)
   execute function vidgen.task_leaves();
 
--- The user's own statements run one after the other. The wait is limited: another statement of the same
--- user may be as slow as he likes.
+-- The user's own statements run one after the other. The wait is limited, because another statement of the
+-- same user may take any time.
 create function vidgen.lock_user(owner uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
 as $$
@@ -531,10 +531,10 @@ exception
 end
 $$;
 
--- Lock a user's limits for the statement that is about to check them. The statement calls this before it
--- locks anything of other users: an application's slow trigger on this user's task may hold the row, and
--- other users must not wait for that. After a moment the wait is refused and the statement comes again: a
--- worker has few connections.
+-- Lock a user's limits for the statement that will check them. The statement calls this before it locks rows
+-- of other users: an application's slow trigger on this user's task may hold the lock, and other users must
+-- not wait for that. The wait ends after a moment and the statement is repeated: a worker has few
+-- connections.
 create function vidgen.lock_limits(of_user uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
 as $$
@@ -548,7 +548,7 @@ begin
 end
 $$;
 
--- Count what a user does in an hour, and refuse what is too much. What is rolled back is not counted.
+-- Count a user's actions in an hour, and refuse those above the limit. A rollback undoes the count.
 create function vidgen.count_user(owner uuid, more_inserts bigint, more_changes bigint) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -560,8 +560,8 @@ begin
   select s.* into limits from vidgen.settings as s;
   perform vidgen.lock_user(owner);
   select l.* into counted from vidgen.user_locks as l where l.user_id = owner;
-  -- By the clock, and not by this transaction's begin: an older one would find an hour of the future and
-  -- begin it anew. An hour that is in the future all the same was written before the clock stepped back.
+  -- The clock decides, not this transaction's begin: an older transaction would find an hour of the future and
+  -- reset it. An hour that is still in the future was written before the clock stepped back.
   if counted.hour_began not between clock_timestamp() - interval '1 hour' and clock_timestamp() then
     counted.hour_began := clock_timestamp();
     counted.inserts := 0;
@@ -589,10 +589,10 @@ begin
 end
 $$;
 
--- Provider credits of a rolling day that brought this user nothing. `lost`: failed, rejected, cancelled
--- in any state, thrown away. `open`: under way for a task that nobody has asked to cancel; it may yet
--- end in a video. `running`: how many of those the provider still works on; `unpriced`: how many of
--- those have no price yet; `opens_at`: when enough of what is lost is a day old; null: nothing is over.
+-- Provider credits of a rolling day without a result for this user. `lost`: failed, rejected, cancelled in
+-- any state, discarded. `open`: under way for a task without a cancel, which may still end in a video.
+-- `running`: how many of those the provider still works on; `unpriced`: how many of those have no price yet;
+-- `opens_at`: the time when enough of `lost` is a day old; null: the limit is not exceeded.
 create function vidgen.unbilled(owner uuid, since timestamptz)
 returns table (
   lost numeric, open numeric, running bigint, unpriced bigint, opens_at timestamptz
@@ -603,7 +603,7 @@ as $$
     select s.sent_at, s.ended_at,
            coalesce(
              s.cost, s.estimated_cost,
-             -- One that has ended, or may have begun, and whose cost nobody tells is not for free.
+             -- A generation that has ended, or may have begun, with an unknown cost is not free.
              case when s.answer = 'unknown' or (s.ended_at is not null and s.answer = 'generation') then (
                select l.expected_cost from vidgen.settings as l
              ) end
@@ -636,9 +636,9 @@ as $$
     from paid as u;
 $$;
 
--- Provider credits of a rolling day that brought this user nothing: neither charged nor stored
--- (without credits nothing is ever charged). What runs for a task that nobody has asked to cancel
--- may yet end in a video and doesn't count.
+-- Provider credits of a rolling day without a result for this user: neither charged nor stored (without
+-- credits nothing is ever charged). A generation of a task without a cancel may still end in a video, and
+-- does not count.
 create function vidgen.unbilled_cost(owner uuid) returns numeric
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -649,8 +649,8 @@ as $$
          ) as u;
 $$;
 
--- Keep a user's tasks waiting until then: his turn in the line, and his tasks that wait to make a clip.
--- Rows that a claim holds at this moment are skipped; those tasks meet the limit when they submit.
+-- Pause a user until then: the user's turn in the line, and the user's tasks that wait for a clip. Rows that
+-- a claim has locked are skipped; those tasks meet the limit when they submit.
 create function vidgen.pause_user(of_user uuid, until_then timestamptz, of_reason text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -680,7 +680,7 @@ begin
 end
 $$;
 
--- End a user's pause: his waiting tasks are due at once.
+-- End a user's pause: the user's waiting tasks are due at once.
 create function vidgen.unpause_user(of_user uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -711,9 +711,9 @@ end
 $$;
 
 -- Whether a submission of this user may begin; null: it may. A function, because each of its statements
--- sees what was committed before it got the lock: of four workers that ask at once each counts what the
--- one before has begun. Its answer says what follows: `rejected` and `ended` end the task, `waits` puts
--- it back for so many seconds.
+-- sees what was committed before it got the lock: of four workers that call it at once, each counts the
+-- submission of the one before. The answers `rejected` and `ended` end the task, `waits` returns it to the
+-- queue for some seconds.
 create function vidgen.refuse_submission(
   of_user uuid, of_task uuid, of_submission uuid, of_provider text, of_model text, of_digest text,
   probe interval
@@ -728,13 +728,12 @@ declare
   cost record;
   each_costs numeric;
   under_way bigint;
+  has_begun boolean;
   rejected timestamptz;
+  same_input bigint;
   until_then timestamptz;
   why text;
 begin
-  if exists (select from vidgen.submissions as s where s.id = of_submission) then
-    return null;  -- a repeat of one that has begun
-  end if;
   select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
   if not found then
     insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
@@ -742,23 +741,31 @@ begin
   end if;
   select s.* into limits from vidgen.settings as s;
 
-  select r.rejected_at into rejected
-    from vidgen.rejections as r
-   where r.user_id = of_user and r.digest = of_digest
-     and r.rejected_at > now() - limits.rejection_memory;
-  if found then
+  select exists (select from vidgen.submissions as s where s.id = of_submission),
+         (
+           select r.rejected_at
+             from vidgen.rejections as r
+            where r.user_id = of_user and r.digest = of_digest
+              and r.rejected_at > now() - limits.rejection_memory
+         ),
+         (
+           select count(*) from vidgen.submissions as s
+            where s.user_id = of_user and s.digest = of_digest and s.task_id <> of_task
+              and s.sent_at > now() - interval '1 day' and not s.billed and s.cost is distinct from 0
+              and s.ended_at is null and (s.answer is null or s.answer = 'generation')
+         )
+    into has_begun, rejected, same_input;
+  if has_begun then
+    return null;  -- a repeat
+  end if;
+  if rejected is not null then
     return jsonb_build_object('kind', 'rejected', 'details', format(
       'the same input was rejected at %s UTC', to_char(rejected at time zone 'UTC', 'YYYY-MM-DD HH24:MI')
     ));
   end if;
-  -- The same input is under way for as many other tasks of his as may be rejected in a row, and has
-  -- never gone well: what becomes of it decides for all. Only this task waits, longer each time.
-  if (
-    select count(*) from vidgen.submissions as s
-     where s.user_id = of_user and s.digest = of_digest and s.task_id <> of_task
-       and s.sent_at > now() - interval '1 day' and not s.billed and s.cost is distinct from 0
-       and s.ended_at is null and (s.answer is null or s.answer = 'generation')
-  ) >= limits.rejections_to_slow and not exists (
+  -- The same input, which has never gone well, is under way for as many other tasks of this user as may be
+  -- rejected in a row: their results decide. Only this task waits, longer each time.
+  if same_input >= limits.rejections_to_slow and not exists (
     select from vidgen.submissions as s
      where s.user_id = of_user and s.digest = of_digest and s.sent_at > now() - interval '1 day'
        and s.ended_state = 'succeeded'
@@ -779,7 +786,7 @@ begin
     ));
   end if;
   if mine.rejections >= limits.rejections_to_stop then
-    -- The stop is over: he begins anew, slowly.
+    -- The stop is over: the user begins anew, slowly.
     mine.rejections := limits.rejections_to_slow;
     update vidgen.user_limits as u
        set rejections = mine.rejections, stopped_until = null
@@ -796,7 +803,7 @@ begin
     ));
   end if;
   if cost.open > 0 or cost.unpriced > 0 then
-    -- Whatever is under way, or kept to be stored, may be lost as well.
+    -- Generations under way and outputs that wait for storage may be lost as well.
     if cost.unpriced > 0 then
       select coalesce(max(s.estimated_cost), limits.expected_cost) into each_costs
         from (
@@ -816,9 +823,9 @@ begin
       );
     end if;
   end if;
-  -- No stage of his was ever stored, or rejections are the last that is known of his inputs: all that is
-  -- under way may be rejected as well, whatever becomes of its tasks. Together with those in a row it is
-  -- no more than slows him down; then one at a time.
+  -- No stage of this user was ever stored, or the last results were rejections: all generations under way may
+  -- be rejected as well. Together with the rejections in a row they must not exceed the limit that slows the
+  -- user down; after that, one submission at a time begins.
   if until_then is null and (mine.first_stored_at is null or mine.rejections > 0) then
     select count(*) into under_way
       from vidgen.submissions as s
@@ -869,7 +876,7 @@ begin
     );
   end if;
   if trouble.user_id is not null and trouble.trial is distinct from of_task then
-    -- As at a gate: one task tries it, the next one twice as long after it.
+    -- As at a gate: one task tries it, and the pause before the next one doubles.
     update vidgen.user_troubles as t
        set trial = of_task, pauses = t.pauses + 1,
            next_at = now() + least(probe * 2 ^ least(t.pauses + 1, 20), interval '5 minutes')
@@ -882,8 +889,8 @@ begin
 end
 $$;
 
--- A stage is stored: whatever was paid for it is no loss, and nothing of it goes wrong in a row. A wait
--- for the user's row is short: this statement holds rows of others.
+-- A stage is stored: its cost is no loss, and it ends the failures in a row. The wait for the user's row is
+-- short, because this statement holds locks on rows of others.
 create function vidgen.stage_is_stored() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
@@ -891,23 +898,26 @@ as $$
 declare
   paid record;
 begin
-  update vidgen.submissions as s
-     set billed = true
-   where s.task_id = new.task_id and s.stage = new.stage and not s.billed
-     -- What an earlier life of the task has thrown away stays lost.
-     and (s.id = new.submission_id or s.counted);
+  -- One statement: for most users there is nothing else to write.
+  with billed as (
+    update vidgen.submissions as s
+       set billed = true
+     where s.task_id = new.task_id and s.stage = new.stage and not s.billed
+       -- Costs that the task had lost before a retry stay lost.
+       and (s.id = new.submission_id or s.counted)
+  )
   select s.user_id, s.provider, s.model into paid
-    from vidgen.submissions as s where s.id = new.submission_id;
-  perform from vidgen.user_limits as u
-    where u.user_id = paid.user_id
-      and (u.first_stored_at is null or u.rejections > 0 or u.paused_until is not null
-           or exists (select from vidgen.user_troubles as t where t.user_id = u.user_id))
-      for no key update;
+    from vidgen.submissions as s
+    join vidgen.user_limits as u on u.user_id = s.user_id
+   where s.id = new.submission_id
+     and (u.first_stored_at is null or u.rejections > 0 or u.paused_until is not null
+          or exists (select from vidgen.user_troubles as t where t.user_id = u.user_id));
   if found then
+    perform from vidgen.user_limits as u where u.user_id = paid.user_id for no key update;
     update vidgen.user_limits as u
        set first_stored_at = now()
      where u.user_id = paid.user_id and u.first_stored_at is null;
-    -- A still says nothing about clips: a row of rejected clips would begin anew with each task's still.
+    -- A still says nothing about clips: else each task's still would reset the count of rejected clips.
     update vidgen.user_limits as u
        set rejections = 0
      where u.user_id = paid.user_id and u.rejections > 0 and new.stage = 'video'
@@ -928,7 +938,7 @@ create trigger stage_is_stored
   when (new.state = 'done' and old.state <> 'done')
   execute function vidgen.stage_is_stored();
 
--- An input was rejected. It counts whatever became of its task: a cancel doesn't hide it.
+-- An input was rejected. The rejection counts for every end of its task: a cancel does not hide it.
 create function vidgen.submission_is_rejected() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '200ms'
 as $$
@@ -959,12 +969,12 @@ create trigger submission_is_rejected
   when (new.rejected and not old.rejected)
   execute function vidgen.submission_is_rejected();
 
--- Note a trouble that a task met after money was spent. Returns how many tasks and users have met it in a
--- row; a task counts once. `weighed` counts the users too, but all for whom this model has never worked
--- count as one, once any task is completed: a new account could send anything. From the third user on only
--- `allowance` more submissions begin. The user's own trouble is counted beside it: three results in a row
--- pause him (`braked`: from now on), then one task of his after the other tries whether it has passed. His
--- own row is locked first; the trouble's row, which concerns all, is locked after it.
+-- Record a trouble that a task met after money was spent. Returns the numbers of tasks and users that have
+-- met it in a row; a task counts once. `weighed` is the number of users, where all users for whom this model
+-- has never worked count as one as soon as any task is completed: a new account could send any input. From the
+-- third user on only `allowance` further submissions begin. The user's own trouble is counted separately:
+-- three results in a row pause the user (`braked`: from now on), then one task after the other tries whether
+-- the trouble has passed. The user's row is locked first, then the trouble's row, which concerns all.
 create function vidgen.note_trouble(
   of_provider text, of_scope text, of_part text, of_model text, of_reason text, of_message text,
   of_details text, of_task uuid, of_user uuid, allowance integer, probe interval
@@ -995,7 +1005,7 @@ begin
   delivered := exists (
     select from public.video_generation_tasks as t where t.status = 'completed'
   );
-  -- An array never grows beyond what is asked of it.
+  -- The arrays are cut at the length that is needed.
   insert into vidgen.troubles as t (
     provider, scope, part, model, reason, message, details, tasks, proven_users, new_users
   )
@@ -1047,8 +1057,8 @@ begin
 end
 $$;
 
--- What is of no use any more. Rows of `user_locks` and `user_limits` stay, one per user: whoever is about
--- to lock one must find it.
+-- Delete rows that are no longer needed. Rows of `user_locks` and `user_limits` stay, one per user: a
+-- statement that wants the lock must find its row.
 create function vidgen.sweep_limits() returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -1061,7 +1071,7 @@ begin
 end
 $$;
 
--- Lift a user's limits, for an operator: he begins anew, and his waiting tasks are due at once.
+-- Lift a user's limits, for an operator: the user begins anew, and the user's waiting tasks are due at once.
 create function vidgen.lift_limits(of_user uuid) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -1081,7 +1091,7 @@ begin
   select of_user, now() where known
       on conflict on constraint user_limits_pkey do update
      set rejections = 0, stopped_until = null, lifted_at = excluded.lifted_at;
-  -- What has begun and was put back waits in its own row.
+  -- A task that has begun waits in its own row.
   update public.video_generation_tasks as t
      set run_after = now()
     from (

@@ -1,7 +1,7 @@
 -- Credits: prices, balances, the ledger, holds and charges.
 --
--- A hold reserves, a settle turns part of it into a charge, a release gives the rest back. They run
--- in the same statement as the thing they pay for. Lock order: task, user_credits, entries.
+-- A hold reserves, a settle turns part of it into a charge, a release gives the rest back. Each runs in the
+-- statement that it belongs to. Lock order: task, user_credits, entries.
 
 set local search_path = '';
 
@@ -23,7 +23,7 @@ create table public.user_credits (
   balance integer not null default 0,
   held integer not null default 0,
   updated_at timestamptz not null default now(),
-  -- A balance less a sum of holds is an overdraft under concurrency; this column can't be one.
+  -- A balance minus a sum of holds can be overdrawn by concurrent statements; this column can't.
   constraint held_is_covered_by_the_balance check (0 <= held and held <= balance)
 ) with (fillfactor = 70);
 
@@ -74,13 +74,13 @@ create table vidgen.holds (
 );
 
 comment on column vidgen.holds.prices is
-  'Credits by stage, as they were when it was opened. A stage that it does not name costs nothing.';
+  'Credits by stage at the time of the hold. A stage that is not named costs nothing.';
 
 create unique index holds_one_open_per_task on vidgen.holds (task_id) where closed_at is null;
 create index holds_closed on vidgen.holds (closed_at) where closed_at is not null;
 
--- A stage is charged at most once per task because this primary key says so. It is ours whatever
--- an application replaces below, and it outlives the task.
+-- This primary key allows one charge per task and stage. The table stays ours even if an application replaces
+-- the functions below, and it outlives the task.
 create table vidgen.charges (
   task_id uuid not null,
   stage text not null,
@@ -93,10 +93,10 @@ create table vidgen.charges (
 );
 
 comment on column vidgen.charges.settled_at is
-  'When vidgen.settle_credits took it from the hold; an application''s own leaves it null.';
+  'The time when vidgen.settle_credits took the charge from the hold; an application''s own function leaves it null.';
 
--- The audit, a part at a time. `credit_discrepancies` adds up the whole ledger (a second at five
--- million entries); this one adds each entry once, to its user's total.
+-- The audit in parts. `credit_discrepancies` sums the whole ledger (a second at five million entries); the
+-- audit adds each entry once, to its user's total.
 create table vidgen.audited (
   only_row boolean primary key default true,
   through_id bigint not null default 0,
@@ -106,8 +106,8 @@ create table vidgen.audited (
 );
 
 comment on column vidgen.audited.through_id is
-  'Entries up to this one are in the totals. Only entries an hour old: whoever wrote a lower number has '
-  'ended by then; one that came later all the same is found when its user is summed anew.';
+  'Entries up to this one are in the totals. Only entries an hour old: a transaction with a lower number has '
+  'ended by then; a later one is found when its user is summed anew.';
 
 insert into vidgen.audited default values;
 
@@ -118,7 +118,7 @@ create table vidgen.audited_totals (
 ) with (fillfactor = 70);
 
 comment on column vidgen.audited_totals.summed_at is
-  'When all entries of this user were last added up, because the total did not fit the balance.';
+  'The last time when all entries of this user were summed, because the total differed from the balance.';
 
 create function vidgen.ledger_is_append_only() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -173,24 +173,28 @@ begin
 end
 $$;
 
--- Take the charge of a stage, once: it was written for this user's running task, and not settled yet.
+-- Settle the charge of a stage, once: it was written for this user's running task.
 create function vidgen.take_charge(of_task uuid, of_stage text, of_user uuid) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  perform vidgen.check_running(of_task, of_user);
   update vidgen.charges as c
      set settled_at = clock_timestamp()
-   where c.task_id = of_task and c.stage = of_stage and c.user_id = of_user and c.settled_at is null;
+   where c.task_id = of_task and c.stage = of_stage and c.user_id = of_user and c.settled_at is null
+     and exists (
+       select from public.video_generation_tasks as t
+        where t.id = of_task and t.user_id = of_user and t.status = 'processing'
+     );
   if not found then
+    perform vidgen.check_running(of_task, of_user);
     raise exception 'task %: its % is not charged, or was settled before', of_task, of_stage
       using errcode = 'VG004';
   end if;
 end
 $$;
 
--- What is held for a task goes back when it has ended, and not before.
+-- A hold is released when its task has ended, and not before.
 create function vidgen.check_release(of_task uuid) returns void
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -206,18 +210,21 @@ begin
 end
 $$;
 
--- A charge is for a stage that was generated, of a running task of this user: whatever an application
--- replaces, this is looked at when the charge is written.
+-- A charge is only for a generated stage of a running task of this user. This is checked when the charge is
+-- written, even if an application replaces the functions.
 create function vidgen.charge_is_due() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  perform vidgen.check_running(new.task_id, new.user_id);
   if not exists (
-    select from vidgen.checkpoints as c
+    select
+      from vidgen.checkpoints as c
+      join public.video_generation_tasks as t on t.id = c.task_id
      where c.task_id = new.task_id and c.stage = new.stage and c.generation_id is not null
+       and t.user_id = new.user_id and t.status = 'processing'
   ) then
+    perform vidgen.check_running(new.task_id, new.user_id);
     raise exception 'task %: nothing was generated for its %, so it is not charged',
       new.task_id, new.stage
       using errcode = 'VG003';
@@ -230,9 +237,9 @@ create trigger charge_is_due
   before insert on vidgen.charges
   for each row execute function vidgen.charge_is_due();
 
--- A balance is the running total of a user's ledger. Where its row is gone, or was made anew without
--- what is held (an application cascades from its users, or tidies up), a settle or a release can't
--- take anything from it: then the row is made again from the ledger and the open holds.
+-- A balance is the running total of a user's ledger. An application may delete its row, or create it again
+-- without the held credits (by a cascade from its users, for example). Then a settle or a release finds too
+-- little: the row is restored from the ledger and the open holds.
 create function vidgen.restore_credits(owner_id uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -240,8 +247,8 @@ as $$
 begin
   insert into public.user_credits as u (user_id) values (owner_id)
       on conflict (user_id) do update set updated_at = now();
-  -- The row is locked: whoever changes the ledger of this user waits, and is not in the sum, or has
-  -- ended, and this statement's own snapshot sees it.
+  -- The row is locked: another statement on this user's ledger either waits, and is not in the sum, or has
+  -- committed, and this statement's snapshot sees it.
   update public.user_credits as u
      set balance = greatest(books.entries, 0),
          held = least(books.holds, greatest(books.entries, 0)),
@@ -260,8 +267,8 @@ begin
 end
 $$;
 
--- Where the application's own rule refuses the row (its user is deleted), the paid task goes on: the
--- charge stands in the ledger, and the audit names this user.
+-- Where the application's own rule refuses the row (the user is deleted), the paid task goes on: the charge is
+-- in the ledger, and the audit names this user.
 create function vidgen.try_to_restore_credits(owner_id uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -274,8 +281,8 @@ exception
 end
 $$;
 
--- The three that an application with credits of its own replaces (create or replace function, same
--- signature). Later migrations leave them alone: they are made here, once.
+-- An application with credits of its own replaces these three functions (create or replace function, same
+-- signature). Later migrations do not change them.
 create function vidgen.hold_credits(task_id uuid, user_id uuid, prices jsonb) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -325,9 +332,9 @@ as $$
           using errcode = 'VG003';
       end if;
       perform vidgen.take_charge(settle_credits.task_id, settle_credits.stage, hold.user_id);
-      -- A stage that was added after the hold was opened was not promised a price: it costs nothing.
+      -- A stage that was added after the hold was opened has no price in it: it costs nothing.
       price := coalesce((hold.prices ->> settle_credits.stage)::integer, 0);
-      -- The balance before the hold and the ledger: what is gone is restored from both.
+      -- The balance changes before the hold and the ledger, because both restore a deleted balance.
       if price > 0 then
         update public.user_credits as u
            set balance = u.balance - price, held = u.held - price, updated_at = now()
@@ -372,8 +379,8 @@ as $$
     end
     $$;
 
--- Where the user's balance row is gone, a grant restores it from the whole ledger, not from this entry
--- only: else the row would look right and hold too little for ever.
+-- Where the user's balance row is gone, a grant restores it from the whole ledger, not from this entry only:
+-- else the row would look correct and hold too little for ever.
 create function vidgen.grant_credits(user_id uuid, amount integer, reference text)
 returns public.user_credits
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -390,7 +397,7 @@ begin
       using errcode = 'PT400',
             hint = 'The reference makes the call idempotent: pass your payment''s id.';
   end if;
-  -- No conflict target: its column would be read as the variable. The ledger has no other.
+  -- Without a conflict target, whose column would be read as the variable. The ledger has no other conflict.
   insert into public.credit_entries (user_id, kind, amount, reference)
   values (user_id, 'grant', amount, reference)
       on conflict do nothing
@@ -416,7 +423,7 @@ begin
 end
 $$;
 
--- A task that is deleted before its end gives back what is held for it.
+-- The deletion of a task before its end releases its hold.
 create function vidgen.task_goes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -434,7 +441,7 @@ create trigger task_goes
   when (old.status in ('pending', 'processing'))
   execute function vidgen.task_goes();
 
--- Must be empty: balances, holds and ledger that don't agree, also where one of them is missing.
+-- Users whose balance, holds and ledger do not agree, or lack one of them. The view must be empty.
 create view vidgen.credit_discrepancies with (security_invoker = true) as
 select user_id, coalesce(u.balance, 0) as balance, coalesce(u.held, 0) as held,
        coalesce(e.total, 0) as entries_total, coalesce(h.total, 0) as holds_total
@@ -447,7 +454,7 @@ select user_id, coalesce(u.balance, 0) as balance, coalesce(u.held, 0) as held,
   ) as h using (user_id)
  where coalesce(u.balance, 0) <> coalesce(e.total, 0) or coalesce(u.held, 0) <> coalesce(h.total, 0);
 
--- Add the next entries to the totals; how many there were. One at a time: the row is locked.
+-- Add the next entries to the totals; return their number. The locked row allows one call at a time.
 create function vidgen.audit_entries(batch integer) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -485,9 +492,9 @@ begin
 end
 $$;
 
--- Compare the next users, in the order of their ids: total and entries since beside the balance, open
--- holds beside what is held. A user who doesn't fit is summed anew, once a day at the most, before
--- he counts as a discrepancy. `through` is where the next part begins; null: that was the last.
+-- Compare the next users, in the order of their ids: the total and later entries with the balance, the open
+-- holds with the held credits. A user who disagrees is summed anew, once a day at the most, before the user
+-- counts as a discrepancy. The next part begins at `through`; null: this was the last.
 create function vidgen.audit_users(after uuid, batch integer)
 returns table (discrepancies bigint, through uuid)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -568,7 +575,7 @@ create function vidgen.note_audit(found_now bigint) returns void
 language sql volatile security definer set search_path = pg_catalog, pg_temp
 as $$ update vidgen.audited as a set discrepancies = note_audit.found_now, audited_at = now() $$;
 
--- Closed holds: what they held is in the ledger or was given back.
+-- Closed holds: their credits are in the ledger or were given back.
 create function vidgen.forget_holds(older_than interval, batch integer) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

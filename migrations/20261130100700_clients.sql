@@ -1,4 +1,4 @@
--- What clients call and what keeps one of them from hurting the others: RPCs, quotas, the storage
+-- The interface of clients, and the limits that protect them from each other: RPCs, quotas, the storage
 -- policy, Realtime.
 
 set local search_path = '';
@@ -98,8 +98,8 @@ begin
   end if;
   if bound and changed then
     perform vidgen.count_user(task.user_id, 0, 1);
-    -- Else one insert of many tasks, each cancelled as soon as it runs, would pass the limit that
-    -- the next insert meets.
+    -- Else a user could insert many tasks in one statement and cancel each as soon as it runs: only the next
+    -- insert would meet the limit.
     if exists (
       select from vidgen.submissions as s
        where s.task_id = any (task.id || parts) and not s.billed and s.cost is distinct from 0
@@ -203,8 +203,8 @@ $$;
 
 -- A new column of ours, or of the application's own, must break nothing.
 --
--- `select *` in a parsed body freezes the columns of that day, and after the next one the call is
--- refused (42P13). One value of the row's own type follows the table, whatever it gains or loses.
+-- `select *` in a parsed body freezes the present columns, and a call fails (42P13) after a new one is added.
+-- One value of the row's own type follows every change of the table.
 create function public.cancel_video_generation_task(task_id uuid)
 returns public.video_generation_tasks
 language sql volatile security invoker set search_path = pg_catalog, pg_temp
@@ -213,7 +213,7 @@ begin atomic
 end;
 
 comment on function public.cancel_video_generation_task(uuid) is
-  'Cancel a task of yours. At once where nothing runs at the provider, else within a heartbeat.';
+  'Cancel a task of yours: at once where no generation runs at the provider, else within a heartbeat.';
 
 create function public.retry_video_generation_task(task_id uuid)
 returns public.video_generation_tasks
@@ -237,8 +237,8 @@ end;
 comment on function public.grant_video_credits(uuid, integer, text) is
   'For a payment webhook (service_role): add credits, once per reference.';
 
--- Limits for browsers, exact under overlapping transactions: the count runs after the lock, in a snapshot of
--- its own, and sees what the transaction before it committed. A count without the lock would let two
+-- Limits for browsers, exact under overlapping transactions: the count runs after the lock, in its own
+-- snapshot, and sees the rows that the previous transaction committed. A count without the lock would let two
 -- transactions pass.
 create function vidgen.check_limits(owner uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -308,7 +308,7 @@ begin
     perform vidgen.count_user(of_user.user_id, of_user.rows, 0);
     perform vidgen.check_limits(of_user.user_id);
   end loop;
-  -- Under the lock of their owner: nobody else may order videos of them.
+  -- The lock is that of the scenes' owner: no other user may order videos of them.
   select mine.scene_id into crowded
     from (select distinct i.scene_id from inserted as i where i.scene_id is not null) as mine
    where (
@@ -333,12 +333,12 @@ create trigger limit_inserts
   after insert on public.video_generation_tasks
   referencing new table as inserted
   for each statement
-  -- Whom row level security binds, also a role of the application's own; not its bulk writers.
+  -- For roles that row level security binds, the application's own too; not for its bulk writers.
   when (row_security_active('public.video_generation_tasks'))
   execute function vidgen.limit_inserts();
 
--- Beyond the limit nothing more is even written: 100,000 rows would be inserted and checked first, for
--- seconds. It only saves time: a user who forges this number meets the exact count at the end.
+-- Rows beyond the limit are not written: else 100,000 rows would be inserted and checked first, for seconds.
+-- This only saves time: a user who forges this number meets the exact count at the end.
 create function vidgen.begin_to_count() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -748,8 +748,8 @@ begin
 end
 $$;
 
--- Whether a stored file is the caller's. Its path is in his task's row only once the same statement has
--- charged for it.
+-- Whether a stored file is the caller's. The statement that writes its path into the task's row also charges
+-- for it.
 create function vidgen.is_paid(of_bucket text, of_path text) returns boolean
 language sql stable security definer cost 1000 set search_path = pg_catalog, pg_temp
 as $$
@@ -796,7 +796,7 @@ revoke all on function
   vidgen.order_parts(uuid, integer, uuid, boolean)
   from public, anon, authenticated, service_role;
 
--- Whom an application's own policies let read storage.objects, this one binds: any role.
+-- This policy restricts every role that an application's own policies let read storage.objects.
 grant execute on function vidgen.our_buckets(), vidgen.is_unpaid(text, text) to public;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
@@ -822,7 +822,7 @@ begin
         and split_part(name, '/', 2) = (select vidgen.signed_in_user())::text
         and vidgen.is_paid(bucket_id, name)
       );
-    -- An application may let users read the whole bucket, or their whole folder.
+    -- An application's policy may let users read the whole bucket, or their whole folder.
     create policy "nobody reads what is not paid for" on storage.objects
       as restrictive for select to public
       using (

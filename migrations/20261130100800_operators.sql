@@ -1,12 +1,12 @@
--- Numbers for operators, and what pruning leaves behind.
+-- Numbers for operators, and the tombstones of pruned tasks.
 --
 -- The cost of a view depends on its time window, never on the size of the tables. Nothing here is for
 -- clients.
 
 set local search_path = '';
 
--- Tombstones. A charge is unique per task and stage and outlives the task: an id that came back
--- would be a task that can't be charged. `objects` is what the task had stored, until it is deleted.
+-- Tombstones. A charge is unique per task and stage and outlives the task: a second task with the same id
+-- could not be charged. `objects` names the task's files, until they are deleted.
 create table vidgen.pruned (
   task_id uuid primary key,
   pruned_at timestamptz not null default now(),
@@ -60,9 +60,9 @@ select waiting.due as pending, waiting.later as scheduled, waiting.oldest_second
   (select count(*) as closed from vidgen.gates) as gates;
 
 comment on view vidgen.queue_health is
-  'One row: what waits and for how long, what runs, who works, what is closed.';
+  'One row: waiting and running tasks, the longest wait, workers and closed gates.';
 comment on column vidgen.queue_health.workers_steady is
-  'Workers that have lived one whole lease in good order: only they take over from the dead.';
+  'Workers whose heartbeats were in time for one whole lease: only they take over from the dead.';
 
 create view vidgen.stats_hourly with (security_invoker = true) as
 select hours.hour, t.completed, t.failed, t.cancelled, t.seconds_median, t.seconds_p95,
@@ -98,7 +98,7 @@ select hours.hour, t.completed, t.failed, t.cancelled, t.seconds_median, t.secon
  where t.completed + t.failed + t.cancelled + s.submissions > 0 or e.credits is not null;
 
 comment on view vidgen.stats_hourly is
-  'The last seven days, by hour; costs are booked when submitted. Filter by hour: then only those are read.';
+  'The last seven days, by hour; costs are booked when submitted. With a filter by hour only those are read.';
 
 -- Filter by user_id: then only that user's rows are read.
 create view vidgen.consumption_by_user with (security_invoker = true) as
@@ -119,7 +119,7 @@ select user_id, day, sum(submissions)::bigint as submissions, sum(provider_cost)
  group by user_id, day;
 
 comment on view vidgen.consumption_by_user is
-  'The last 31 days, by user and day: what the provider costs us beside what the user was charged.';
+  'The last 31 days, by user and day: the provider''s cost beside the user''s charges.';
 
 create view vidgen.consumption_by_model with (security_invoker = true) as
 select date_trunc('day', sent_at) as day, provider, model, stage, count(*) as submissions,
@@ -135,9 +135,9 @@ select date_trunc('day', sent_at) as day, provider, model, stage, count(*) as su
 
 comment on view vidgen.consumption_by_model is 'The last seven days, by day, model and stage.';
 
--- An id that was used once can't be used again, whoever removed the task, and by what: its
--- submissions and charges are still in the books, and a stage is charged once for an id.
--- After the statement, so that its own snapshot sees what it waited for.
+-- An id can't be used again, in whatever way the task was removed: its submissions and charges are still in
+-- the books, and a stage is charged once for an id.
+-- The trigger runs after the statement, so that its snapshot sees the rows that it waited for.
 create function vidgen.refuse_pruned_ids() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -164,9 +164,8 @@ create trigger refuse_pruned_ids
   referencing new table as inserted
   for each statement execute function vidgen.refuse_pruned_ids();
 
--- One batch: tasks that were submitted before then, and have ended before then or are deleted. Never
--- younger than what the views and the limits look at, whoever asks. `through` is where the next batch
--- begins; null: there is no more.
+-- One batch: tasks that were submitted before then, and have ended before then or are deleted; never tasks
+-- that the views and the limits still read. The next batch begins at `through`; null: this was the last.
 create function vidgen.forget_tasks(older_than interval, after timestamptz, batch integer)
 returns table (tasks bigint, through timestamptz)
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -194,7 +193,7 @@ begin
            join public.video_generation_tasks as film on film.id = p.film_id
           where p.task_id = t.id and film.status in ('pending', 'processing')
        )
-       -- A retry or a deletion that is under way decides for itself.
+       -- A retry or a deletion may hold the row: a later batch takes it.
        for no key update skip locked
   ),
   deleted as materialized (
@@ -247,7 +246,7 @@ begin
 end
 $$;
 
--- A forgotten task has no checkpoints any more: a retry would pay again for what is stored.
+-- A forgotten task has no checkpoints: a retry would pay again for stored outputs.
 create function vidgen.refuse_forgotten_retries() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

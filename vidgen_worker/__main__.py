@@ -1,4 +1,4 @@
-"""Where every verb starts and ends: `vidgen-worker` and `python -m vidgen_worker` alike.
+"""The begin and end of every verb: `vidgen-worker` and `python -m vidgen_worker` alike.
 
 Before anything large is imported, Ctrl-C ends the process with one line, and the three streams are
 made to take whatever is printed. After it, an error that nobody expected becomes one sentence. It
@@ -7,6 +7,8 @@ knows nothing of what the verbs do.
 
 import codecs
 import contextlib
+import errno
+import gc
 import os
 import signal
 import sys
@@ -14,8 +16,9 @@ import sys
 INTERRUPTED = 130
 INTERRUPTED_SAID = "Interrupted.\n"
 FAILED = 1
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 READER_LEFT = 141
-"""What a shell says of a program whose reader has left: 128 and SIGPIPE."""
+"""The shell's code for a program whose reader has left: 128 and SIGPIPE."""
 _PLAIN = str.maketrans({
     "\u2013": "-", "\u2014": "-", "\u2026": "...", "\u2192": "->", "\u00d7": "x", "\u2019": "'",
     "\u2713": "+", "\u2717": "x", "\u2190": "<-", "\u2265": ">=", "\u2264": "<=", "\u2501": "-",
@@ -25,6 +28,9 @@ _PLAIN = str.maketrans({
 
 def main() -> None:
     """Run the command line. Whatever happens, the process ends with a documented code."""
+    gc.disable()  # imports leave no garbage; where a verb begins it is enabled again
+    # Pydantic would look through every installed package for plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:  # not where the shell started us with it ignored
         signal.signal(signal.SIGINT, _end_at_once)
@@ -122,6 +128,13 @@ def _say(error: Exception) -> None:
         said = printable(f"{type(error).__name__}: {error}", 1000)
     except Exception:  # noqa: BLE001 - then its kind has to do
         said = type(error).__name__
+    if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
+        print(
+            f"What is printed can't be written: {os.strerror(error.errno or 0)}. Make room, or "
+            "send it elsewhere, and run it again.",
+            file=sys.stderr,
+        )
+        return
     print(
         f"Something went wrong that vidgen-worker did not expect: {said}\n"
         "Run it again; if it stays, run it with VIDGEN_LOG_LEVEL=debug and report what it says.",

@@ -26,7 +26,7 @@ from pydantic import (
 from vidgen_worker.domain import masking
 from vidgen_worker.domain.durations import parse_duration
 from vidgen_worker.domain.foreign_text import printable, quoted
-from vidgen_worker.domain.keys import ACCOUNT_LABEL, DEFAULT_ACCOUNT
+from vidgen_worker.domain.keys import DEFAULT_ACCOUNT
 from vidgen_worker.domain.resolution import image_models, video_models
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.environment import Environment, SettingsError, unreadable
@@ -41,6 +41,7 @@ def _positive(longest: timedelta = timedelta(days=1)) -> Any:  # noqa: ANN401 - 
 
 MOST = 1_000_000
 """The largest count: the columns hold at most 2,147,483,647."""
+RUNWAY_URL = "https://api.dev.runwayml.com"
 LARGEST_FILE = 2**40
 """The most bytes: above the limit of any file store, within the range of a process limit."""
 
@@ -58,7 +59,7 @@ class Settings(Environment):
     """Runway API key, key_…"""
     runwayml_enabled: bool = True
     """false: claim nothing, rows stay pending"""
-    runwayml_base_url: str = "https://api.dev.runwayml.com"
+    runwayml_base_url: str = RUNWAY_URL
     """Runway API; only a sandbox changes it"""
     storage_bucket_images: str = "generated-content"
     """Public bucket of the stills"""
@@ -152,8 +153,6 @@ class Settings(Environment):
                     f"VIDGEN_{name.upper()}_MODEL: the installed SDK has no {name} model that "
                     f"takes a size and is called {quoted(model)}{hint}"
                 )
-        if not ACCOUNT_LABEL.fullmatch(self.vidgen_account):
-            problems.append("VIDGEN_ACCOUNT: up to 64 letters, digits and - _ . make a label")
         if self.vidgen_stage_hard_deadline < self.vidgen_stage_deadline:
             problems.append("VIDGEN_STAGE_HARD_DEADLINE: it can't be below VIDGEN_STAGE_DEADLINE")
         if self.storage_bucket_images == self.storage_bucket_videos:

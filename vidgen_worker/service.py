@@ -1,4 +1,4 @@
-"""Where former callers find the service; it lives in `client/service.py`."""
+"""The service under its former name; `client/service.py` defines it."""
 
 from vidgen_worker.client.service import (
     SceneNotFoundError,

@@ -225,7 +225,7 @@ def test_images_and_videos_have_slots_of_their_own(ground: Ground) -> None:
 
 
 def test_a_video_slot_goes_to_who_has_waited_longest(ground: Ground) -> None:
-    """Who has just finished an image doesn't pass those that wait past theirs."""
+    """A task that has just finished its image does not go before those that wait for a clip."""
     hand = ground.worker()
     limit(hand, VIDEO, 1)
     busy = ground.held(hand, "start_task", *STAGE)
@@ -270,7 +270,7 @@ def test_a_suspect_that_is_run_alone_needs_a_slot_too(ground: Ground) -> None:
 
 @pytest.mark.parametrize("model", [IMAGE, VIDEO])
 def test_a_slot_is_left_for_a_task_that_is_to_run_alone(ground: Ground, model: str) -> None:
-    """It needs a slot and an idle worker in one claim, and others would always be quicker."""
+    """A suspect needs a slot and an idle worker in one claim, and others would be quicker."""
     hand = ground.worker()
     steps = ("start_task", *STAGE) if model == VIDEO else ()
     (suspect, other) = (ground.held(hand, *steps), ground.held(hand, *steps))
@@ -350,7 +350,7 @@ def test_a_busy_worker_asks_no_more_for_what_is_not_for_it(ground: Ground) -> No
 
 
 def heard(listener: Hand) -> list[str]:
-    """What the workers' channel brought so far: a word of our own comes after all of it."""
+    """The notifications of the workers' channel so far: our own message comes after them."""
     listener.conn.execute("select pg_notify('vidgen_tasks', 'the end')")
     words: list[str] = []
     for notify in listener.conn.notifies(timeout=PATIENCE):
@@ -440,7 +440,7 @@ def test_the_limit_is_of_one_key(ground: Ground) -> None:
 
 
 def test_the_cap_of_a_user_holds_while_claims_overlap(ground: Ground) -> None:
-    """The second claim waits for nobody: it leaves alone whose turn another one has just had."""
+    """The second claim waits for no lock: it skips users whose turn another claim has taken."""
     first, second = ground.worker(), ground.worker()
     user = ground.user()
     ground.orders(user, 6)
@@ -477,7 +477,7 @@ def test_the_cap_of_a_user_holds_when_eight_workers_race(ground: Ground) -> None
 
 
 def test_the_cap_of_a_user_holds_for_a_claim_with_an_old_snapshot(ground: Ground) -> None:
-    """It counts before another claim commits, and locks the user's turn after that."""
+    """The claim counts before another one commits, and locks the user's turn after that."""
     ground.sql(HELD_UP_BY_ITS_PID)
     first, second = ground.worker(), ground.worker()
     user = ground.user()
@@ -527,11 +527,11 @@ def test_retrying_many_goes_neither_around_the_cap_nor_past_the_line(ground: Gro
     assert len(rest) == 1
 
 
-# What must not leak, run empty, or run hot.
+# Slots must not leak, and loops must not run empty or hot.
 
 
 def test_a_submission_that_died_without_an_answer_is_given_up_for_good(ground: Ground) -> None:
-    """Its task is gone, so nobody else ever counts it as unknown."""
+    """Its task is gone, so that no worker counts it as unknown."""
     hand = ground.worker()
     limit(hand, IMAGE, 1)
     held = ground.held(hand, "start_task", "begin_submission")
@@ -588,7 +588,7 @@ def test_two_ends_at_once_may_leave_one_too_few_until_the_limit_is_set_again(
 
 
 def test_what_resumes_keeps_no_free_slot_from_who_goes_straight_on(ground: Ground) -> None:
-    """It locks what it has tasks for: a slot that is locked looks like one that is taken."""
+    """A claim locks slots only for its tasks: a locked slot looks like a taken one."""
     hand, other = ground.worker(), ground.worker()
     limit(hand, VIDEO, 3)
     begun = ground.held(hand, "start_task", *STAGE)
@@ -600,7 +600,7 @@ def test_what_resumes_keeps_no_free_slot_from_who_goes_straight_on(ground: Groun
 
 
 def test_a_claim_with_an_old_snapshot_takes_nobodys_slot(ground: Ground) -> None:
-    """It sees as free what another has reserved meanwhile, and locks it for a moment."""
+    """The claim sees a slot as free that another has just reserved, and locks it for a moment."""
     ground.sql(HELD_UP_BY_ITS_PID)
     first, second = ground.worker(), ground.worker()
     limit(first, IMAGE, 3)
@@ -623,7 +623,7 @@ def test_a_claim_with_an_old_snapshot_takes_nobodys_slot(ground: Ground) -> None
 
 
 def test_one_task_never_has_two_slots_of_a_model(ground: Ground) -> None:
-    """Its own is locked for a moment by a claim that looks at it: it waits for that one."""
+    """A claim locks its slot for a moment: the submission waits for that claim."""
     hand, other = ground.worker(), ground.worker()
     limit(hand, IMAGE, 2)
     held = ground.held(hand, "start_task")
@@ -671,7 +671,7 @@ def test_a_retried_task_that_has_its_still_takes_no_image_slot(ground: Ground) -
 
 
 async def test_a_setting_is_set_again_and_again(world: World) -> None:
-    """So that slots that went astray come back."""
+    """The repeated setting restores lost slots."""
     async with (
         hearing(events.WorkerStarted) as started,
         world.worker(VIDGEN_IMAGE_SLOTS="3", VIDGEN_VIDEO_SLOTS="3") as worker,

@@ -64,7 +64,7 @@ WRONG_KEYS: Mapping[str, str] = {
     "another project's": OTHERS.service_role,
     "another project's secret key": OTHERS.secret,
 }
-"""Nothing is wrong with them as long as nobody asks the store."""
+"""They are valid until the store is read."""
 
 
 @pytest.mark.parametrize("wrong", [*WRONG_KEYS, "no right to store", "no store"])
@@ -215,7 +215,7 @@ async def test_a_trouble_with_clips_is_not_forgotten_for_stills(world: World) ->
 
 
 async def test_an_error_that_nobody_expected_is_braked_too(world: World) -> None:
-    """Whatever its name: here an application's trigger refuses what is stored."""
+    """The name does not matter: here an application's trigger refuses the stored stage."""
     world.sql(
         """
         create function refuse() returns trigger language plpgsql as $$

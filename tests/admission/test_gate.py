@@ -57,7 +57,7 @@ async def test_a_gate_stops_what_is_paid_for_and_nothing_else(world: World, reas
                 world.runway.set(**closing)
                 met = world.order(user, world.scene(user))
                 await closed.wait()
-            # It may have been on its way when the generation that runs met the same trouble.
+            # It may have begun before the running generation met the same trouble.
             await world.until(met, "pending")
             refused = posts(world)
             waiting: list[UUID] = []
@@ -104,7 +104,7 @@ async def test_a_refused_file_store_closes_the_gate_and_keeps_the_generation(wor
         assert versions(world, [waiting]) == before
         assert seen_by(world, user) == [("*", "STORAGE_DENIED")]
         assert posts(world) == (1, 0)
-        # Its generation costs nothing any more: it is stored as soon as its pause is over.
+        # Its generation is paid: the output is stored as soon as the pause is over.
         world.sql("update video_generation_tasks set run_after = now() where id = %s", met)
         await until(world, lambda: world.task(met)["image_path"] is not None)
         await until(world, lambda: world.task(met)["status"] == "pending")

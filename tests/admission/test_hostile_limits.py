@@ -1,4 +1,4 @@
-"""Limits of one user against that user: no statement passes them, and nobody else feels them."""
+"""Limits of one user: no statement exceeds them, and no other user is affected."""
 
 from datetime import timedelta
 from functools import partial
@@ -23,7 +23,7 @@ AT_ONCE = "update vidgen.settings set rejection_pause = '0'"
 
 
 def begun(ground: Ground, user: UUID, count: int) -> tuple[Hand, list[Held]]:
-    """So many tasks of one user, claimed and started, nothing of them submitted."""
+    """This many tasks of one user, claimed and started, without a submission."""
     hand = ground.worker()
     ground.orders(user, count)
     held = hand.claim(count)
@@ -34,7 +34,7 @@ def begun(ground: Ground, user: UUID, count: int) -> tuple[Hand, list[Held]]:
 
 
 def submit(hand: Hand, held: Held, **parameters: object) -> Row | None:
-    """What keeps a submission back; None when it has begun."""
+    """The limit that prevents a submission; None when it has begun."""
     (row,) = hand.about(held, "begin_submission", **parameters)
     verdict: Row | None = row["limited"]
     assert row["refused"] is (verdict is not None)
@@ -42,14 +42,14 @@ def submit(hand: Hand, held: Held, **parameters: object) -> Row | None:
 
 
 def ends(hand: Hand, held: Held, *, cost: int = 8, rejected: bool = False) -> None:
-    """Its generation ends without an output, and its task with it."""
+    """End a task's generation without an output, and the task with it."""
     hand.walk(held, "answer_submission")
     hand.about(held, "end_generation", ended_state="failed", cost=cost, rejected=rejected)
     hand.about(held, "fail", code="CONTENT_REJECTED" if rejected else "ASSET_INVALID")
 
 
 def rejections(ground: Ground, user: UUID, count: int) -> None:
-    """So many inputs of a user are rejected in a row, each another one."""
+    """Let this many different inputs of a user be rejected in a row."""
     hand, tasks = begun(ground, user, count)
     for held in tasks:
         assert submit(hand, held) is None
@@ -70,7 +70,7 @@ def refused(ground: Ground, user: UUID, statement: str, *parameters: object) -> 
     return error.value
 
 
-# What is lost within a day.
+# The cost that is lost within a day.
 
 
 def test_one_insert_of_many_rows_does_not_pass_the_limit(ground: Ground) -> None:
@@ -295,7 +295,7 @@ def test_rejections_and_what_is_under_way_count_together(ground: Ground) -> None
 
 
 def test_a_cancel_frees_no_place_among_those_under_way(ground: Ground) -> None:
-    """What is cancelled runs on until the provider says that it has ended, and may be rejected."""
+    """A cancelled generation runs on until the provider ends it, and may be rejected."""
     user = ground.user(new=True)
     hand, (*three, fourth) = begun(ground, user, 4)
     for held in three:
@@ -492,7 +492,7 @@ def test_inserts_of_an_hour_end_at_the_limit_and_begin_with_the_next(ground: Gro
     assert "5 new tasks an hour, 3 of them used" in str(refused(ground, user, MANY, scene, 3))
     as_user(ground, user, MANY, scene, 2)
     refused(ground, user, MANY, scene, 1)
-    # Nobody else's, and no bulk writer's.
+    # No other user's statements, and no bulk writer's.
     other = ground.user()
     as_user(ground, other, MANY, ground.scene(other), 5)
     ground.orders(user, 50)
@@ -566,7 +566,7 @@ def test_scenes_of_one_user_are_bounded_where_the_table_is_ours(ground: Ground) 
 
 
 def test_a_change_of_many_scenes_runs_nothing_of_ours(ground: Ground) -> None:
-    """Its cost is the application's own UPDATE: no trigger, no row and no notice of ours for it."""
+    """The cost is only the application's own UPDATE: no trigger, row or NOTIFY of ours."""
     user = ground.user()
     scenes = (
         "insert into public.video_scenes (user_id, scenario_id)"
@@ -593,7 +593,7 @@ def test_a_change_of_many_scenes_runs_nothing_of_ours(ground: Ground) -> None:
 
 
 def trouble(ground: Ground, hand: Hand, user: UUID, count: int, **parameters: object) -> Row:
-    """So many tasks of a user meet the same trouble, each after a submission of its own."""
+    """Let this many tasks of a user meet the same trouble, each after a submission."""
     ground.orders(user, count)
     tasks = hand.claim(count)
     for held in tasks:
@@ -635,7 +635,7 @@ def test_three_results_in_a_row_brake_their_user_and_one_task_tries_it(ground: G
 
 
 async def test_many_rows_of_one_rejected_scene_are_generated_three_times(world: World) -> None:
-    """As many as may be under way before anything is known of it."""
+    """The largest number under way before any result is known."""
     user = world.user(10_000)
     scene = world.scene(user, image_prompt="[[fail SAFETY.INPUT.TEXT]] a bottle")
     world.as_user(
@@ -713,7 +713,7 @@ async def test_many_such_rows_of_one_user_close_it_once_and_brake_him(
 
 
 async def test_three_new_accounts_with_such_rows_stop_nobody(world: World) -> None:
-    """Each closes the gate once; together they are no outage, as nobody knows them."""
+    """Each closes the gate once; together they are no outage, because their models are unknown."""
     users, other = [world.user(new=True) for _ in range(3)], world.user()
     with recorded() as heard:
         async with world.worker():

@@ -24,7 +24,7 @@ from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.config import Settings
 from vidgen_worker.database.remedies import CONNECT_REMEDIES, explain_connect
 from vidgen_worker.sandbox.control import StorageControl
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 
 __all__ = ["cli", "complete", "connected"]
 

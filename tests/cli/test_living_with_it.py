@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -213,13 +214,50 @@ offer vidgen-worker tasks list --status pe
 """
 
 
-def test_bash_completes_verbs_options_and_values(tmp_path: Path) -> None:
-    """As a shell does it, with the script that the program prints."""
+@pytest.fixture
+def on_the_path(tmp_path: Path) -> str:
+    """Provide a PATH with the program on it."""
     program = tmp_path / "vidgen-worker"
     program.write_text(f"#!{sys.executable}\nfrom vidgen_worker.__main__ import main\nmain()\n")
     program.chmod(0o755)
+    return f"{tmp_path}:{os.environ['PATH']}"
+
+
+FISH = """
+_VIDGEN_WORKER_COMPLETE=source_fish vidgen-worker | source
+complete --do-complete 'vidgen-worker ga'
+complete --do-complete 'vidgen-worker tasks list --st'
+complete --do-complete 'vidgen-worker tasks list --status pe'
+"""
+ZSH = """
+compdef() { }
+_arguments() { print -r -- "$*" }
+eval "$(_VIDGEN_WORKER_COMPLETE=source_zsh vidgen-worker)"
+offer() { words=("$@") CURRENT=$#; _vidgen_worker_completion }
+offer vidgen-worker ga
+offer vidgen-worker tasks list --st
+offer vidgen-worker tasks list --status pe
+"""
+
+
+@pytest.mark.parametrize(("shell", "script"), [("fish", FISH), ("zsh", ZSH)])
+def test_other_shells_complete_the_same(on_the_path: str, shell: str, script: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here: apt-get install {shell}")
+    done = subprocess.run(
+        [shell, "-c", script], capture_output=True, text=True, check=True,
+        env={**os.environ, "PATH": on_the_path},
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert done.stderr == ""
+    for line, offered in zip(lines, ("gate", "--status", "pending"), strict=True):
+        assert offered in line
+
+
+def test_bash_completes_verbs_options_and_values(on_the_path: str) -> None:
+    """As a shell does it, with the script that the program prints."""
     done = subprocess.run(
         ["bash", "-c", COMPLETE], capture_output=True, text=True, check=True,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": on_the_path},
     )  # fmt: skip
     assert done.stdout.splitlines() == ["gate", "--status", "pending"], done.stderr

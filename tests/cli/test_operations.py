@@ -1,6 +1,7 @@
 """What an operator reads and removes: stats, workers, a task's story, pruning, the SQL views."""
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import psycopg
@@ -15,6 +17,7 @@ import pytest
 
 from tests.support.hands import STAGE, Ground
 from tests.support.world import World, told, vidgen
+from vidgen_worker.cli.exit_codes import ExitCode
 
 VIEWS = (
     "queue_health", "stats_hourly", "consumption_by_user", "consumption_by_model",
@@ -85,6 +88,29 @@ def test_stats_name_closed_gates(world: World) -> None:
     vidgen(world, "gate", "close", "gen4_turbo", "--yes")
     assert "OPERATOR" in vidgen(world, "stats").stdout
     assert "Gate closed: gen4_turbo, OPERATOR" in vidgen(world, "tasks", "list").stderr
+    unknown = vidgen(world, "gate", "open", "gen4_turb", "--yes")
+    assert unknown.returncode == ExitCode.USAGE
+    assert unknown.stderr == "There is no model 'gen4_turb'. Did you mean gen4_turbo?\n"
+
+
+def test_what_nobody_reads_or_can_be_written_nowhere_is_no_failed_check(world: World) -> None:
+    """Exit code 1 would say that something could not be done."""
+    for verb in ("--help", "stats"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "vidgen_worker", verb]
+        environment = {**os.environ, **world.env()}
+        left = subprocess.run(
+            command, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+        os.close(writer)
+        assert (left.returncode, left.stderr) == (ExitCode.READER_LEFT, b""), verb
+        with Path("/dev/full").open("wb") as full:
+            lost = subprocess.run(
+                command, env=environment, stdout=full, stderr=subprocess.PIPE, check=False
+            )
+        assert lost.returncode == ExitCode.FAILED, verb
+        assert lost.stderr.startswith(b"What is printed can't be written: No space left"), verb
 
 
 @contextmanager

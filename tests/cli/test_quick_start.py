@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from vidgen_worker.cli.verbs import VERBS, Family, Later, Verb, commands
+from vidgen_worker.sandbox.control import RunwayControl
 
 WHAT_IT_IS = [["--version"], ["--help"]]
 WHAT_ELSE_THERE_IS = [["tasks", "--help"], ["gate"], ["nonsense"]]
@@ -20,6 +21,8 @@ THAT_READ = [
 ELSEWHERE = {"runwayml", "httpx", "aiohttp", "supabase", "storage3", "av", "structlog", "tenacity",
              "prometheus_client", "starlette", "rich.progress", "rich.markdown"}  # fmt: skip
 """What only the worker, or a verb that asks services, needs."""
+BY_HTTPX = {"httpx", "tenacity", "rich.progress", "rich.markdown"}
+"""What one free request takes; httpx brings the pictures of its own command line."""
 BELOW = ELSEWHERE | {"rich", "psycopg", "asyncio", "vidgen_worker.config"}
 """What no verb needs to say what it is."""
 
@@ -60,6 +63,17 @@ def test_a_verb_that_reads_imports_no_service(
         found = imported(verb)
         assert "psycopg" in found, verb  # it did ask the database
         assert not found & ELSEWHERE, verb
+
+
+def test_reconcile_imports_no_sdk_and_not_what_the_worker_reads_with(
+    database_url: str, runway: RunwayControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("RUNWAYML_API_SECRET", runway.key)
+    monkeypatch.setenv("RUNWAYML_BASE_URL", runway.url)
+    found = imported(["reconcile"])
+    assert "httpx" in found  # it did ask Runway
+    assert not found & (ELSEWHERE - BY_HTTPX)
 
 
 def test_every_verb_is_where_the_table_says_and_its_line_is_whole_at_80_columns() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.commands import Cli, cli
 from tests.support.sandboxes import ROOT, TOOLS, Running, fresh, sandbox
+from vidgen_worker.cli import sandbox as sandbox_verb
 from vidgen_worker.cli import stack
 from vidgen_worker.cli.stack import Place
 from vidgen_worker.sandbox.control import RunwayControl
@@ -134,7 +135,8 @@ def test_a_token_is_renewed_by_address_and_id_and_for_nobody_else(
 ) -> None:
     for name, value in running.settings.items():
         monkeypatch.setenv(name, value)
-    for user in (running.settings["DEMO_EMAIL"], running.settings["DEMO_USER_ID"]):
+    email = running.settings["DEMO_EMAIL"]
+    for user in (email, email.upper(), running.settings["DEMO_USER_ID"]):
         token = cli("sandbox", "token", user)
         answer = httpx.get(
             f"{running.settings['SUPABASE_URL']}/auth/v1/user",
@@ -174,6 +176,24 @@ def test_a_file_that_is_somebodys_own_is_not_overwritten(cli: Cli, tmp_path: Pat
     assert (done.code, done.out) == (78, "")
     assert "there is no such folder" in done.err
     assert "Starting" not in done.err
+
+
+def test_a_link_for_its_file_of_settings_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    sandbox_verb._write(tmp_path / "link", {"NAME": "value"})
+    assert (tmp_path / "link").is_symlink()
+    assert "NAME=value" in (tmp_path / "real").read_text()
+
+
+def test_a_folder_of_other_files_is_refused_before_anything_starts(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    done = cli("sandbox", "--data", ".")
+    assert done.code == 1
+    assert "holds what is no sandbox's (thesis.txt)" in " ".join(done.err.split())
+    done = cli("sandbox", "--data", "thesis.txt")
+    assert "is a file: give a folder" in " ".join(done.err.split())
 
 
 def test_a_taken_port_is_reported_in_a_sentence(home: Path) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import re
 import sys
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 
 from tests.support.commands import Cli, cli, complete, connected
+from tests.support.hands import STAGE, Ground
 from tests.support.world import World
 
 __all__ = ["cli", "complete", "connected"]
@@ -37,6 +39,25 @@ def look(cli: Cli, verb: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     for columns in (80, 120):
         lines = on_a_terminal(cli, verb, columns, monkeypatch)
         assert not words_of(lines) - words, (verb, columns)
+    # A phone's terminal breaks words, but leaves nothing out.
+    narrow = "".join("".join(on_a_terminal(cli, verb, 20, monkeypatch)).split())
+    words = words_of(on_a_terminal(cli, verb, 80, monkeypatch))
+    missing = {word for word in words if word not in re.sub(r"\d+", "#", narrow)}
+    assert not missing, (verb, missing)
+
+
+def test_a_list_says_how_long_a_task_still_takes_and_when_a_later_one_is_due(
+    connected: Cli, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ground.held(ground.worker(), "start_task", *STAGE[:2])
+    ground.sql("alter table public.video_generation_tasks disable trigger user")
+    ground.sql(
+        "update public.video_generation_tasks set expected_at = now() + interval '45 minutes'"
+    )
+    ground.order(due=timedelta(hours=2, minutes=30))
+    listed = "\n".join(on_a_terminal(connected, ["tasks", "list"], 80, monkeypatch))
+    assert re.search("processing .*, ~45m left", listed)
+    assert re.search("pending .*For later, in 2h(29|30)m", listed)
 
 
 def test_no_table_breaks_a_word(

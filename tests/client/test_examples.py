@@ -28,7 +28,7 @@ from tests.conftest import Database
 from tests.support.projects import Served, served
 from tests.support.world import World
 from vidgen_worker.sandbox.control import RunwayControl
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -53,7 +53,7 @@ def project(database: Database, runway: RunwayControl, tmp_path: Path) -> Iterat
 
 
 def environment(project: Project, user: UUID) -> dict[str, str]:
-    """What a signed-in user's program is given."""
+    """The environment of a signed-in user's program."""
     return {
         "PATH": os.environ["PATH"],
         "SUPABASE_URL": project.storage.url,
@@ -148,9 +148,7 @@ async def test_a_client_is_told_why_it_is_refused(
 
 
 @EVERY_CLIENT
-async def test_ctrl_c_cancels_what_was_ordered(
-    project: Project, tmp_path: Path, example: str
-) -> None:
+async def test_ctrl_c_cancels_the_order(project: Project, tmp_path: Path, example: str) -> None:
     words = command(example, tmp_path)
     user = project.user()
     scene = str(project.scene(user))
@@ -168,7 +166,7 @@ async def test_ctrl_c_cancels_what_was_ordered(
 async def test_the_rows_changes_reach_the_node_script_by_realtime(
     project: Project, tmp_path: Path
 ) -> None:
-    """It never reads again by itself: after its first look, events are all it has."""
+    """The program never reads again by itself: after its first read it only gets events."""
     words = command("generate.mjs", tmp_path)
     user = project.user()
     env = environment(project, user) | {"REFETCH_MS": NEVER}
@@ -204,7 +202,7 @@ async def test_the_node_script_reads_again_what_it_missed_while_it_was_cut_off(
     assert project.served.heard.sent == []
 
 
-async def test_realtime_tells_a_stranger_nothing(project: Project, tmp_path: Path) -> None:
+async def test_realtime_sends_a_stranger_nothing(project: Project, tmp_path: Path) -> None:
     """The double's own control: who may not read the row hears no change of it."""
     words = command("generate.mjs", tmp_path)
     user, stranger = project.user(), project.user()
@@ -331,7 +329,7 @@ async def test_the_old_apis_three_calls_are_those_of_the_table(
 
 
 def test_a_payment_counts_once(project: Project) -> None:
-    """Sent twice by the payment provider, for another amount, and by somebody else."""
+    """The payment is sent twice, for another amount, and by a stranger."""
     user, port = uuid4(), free_port()
     env = {
         "SUPABASE_URL": project.storage.url,
@@ -348,7 +346,7 @@ def test_a_payment_counts_once(project: Project) -> None:
 
     with (
         subprocess.Popen([sys.executable, webhook, str(port)], env=env) as server,
-        # It tries again until the program listens.
+        # It is repeated until the program listens.
         httpx.Client(
             base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=6)
         ) as http,

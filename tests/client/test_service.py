@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from vidgen_worker.client.database import ClientSettings
 from vidgen_worker.sandbox.control import StorageControl
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 from vidgen_worker.service import (
     SceneNotFoundError,
     ServiceUnavailableError,
@@ -80,7 +80,7 @@ def conclude(database: str, task_id: str, **columns: object) -> None:
 
 
 def clip_of(scene: Scene) -> str:
-    """Where a clip of the scene's user may lie."""
+    """The path of a clip of the scene's user."""
     return f"video-files/{scene.user_id}/gone.mp4"
 
 
@@ -150,7 +150,7 @@ def test_an_id_of_another_users_task_is_refused(
         service.start_video_generation_task(scene.scene_id, stranger, task_id=task["task_id"])
 
 
-def test_an_id_that_is_none_is_named(service: VideoGenerationService) -> None:
+def test_an_invalid_id_is_named(service: VideoGenerationService) -> None:
     with pytest.raises(VideoGenerationError, match="scene_id 'x' is not a UUID"):
         service.start_video_generation_task("x", uuid.uuid4())
     with pytest.raises(VideoGenerationError, match="task_id"):
@@ -197,7 +197,7 @@ def test_waiting_ends_when_the_task_does(
     assert ended[0]["video_url"] == "https://signed"
 
 
-def test_waiting_in_vain_says_how_far_the_task_is(
+def test_a_wait_that_times_out_says_how_far_the_task_is(
     service: VideoGenerationService, scene: Scene
 ) -> None:
     task = service.start_video_generation_task(scene.scene_id, scene.user_id)
@@ -229,7 +229,7 @@ async def test_signing_works_inside_a_running_loop(
     assert service.get_task_status(task["task_id"])["video_url"].startswith(storage.url)
 
 
-def test_a_url_that_is_over_and_can_not_be_signed_is_an_error_with_the_remedy(
+def test_an_expired_url_that_can_not_be_signed_is_an_error_with_the_remedy(
     database_url: str, scene: Scene, service: VideoGenerationService
 ) -> None:
     task = service.start_video_generation_task(scene.scene_id, scene.user_id)
@@ -310,7 +310,7 @@ def test_a_database_without_our_tables_names_the_remedy(bare_database_url: str) 
     service.close()
 
 
-def test_importing_never_fails_and_the_first_call_says_what_is_missing(
+def test_an_import_never_fails_and_the_first_call_names_missing_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

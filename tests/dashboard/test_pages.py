@@ -357,3 +357,15 @@ def test_no_statement_of_a_page_reads_what_has_ended_from_end_to_end(full: Groun
                 rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
                 assert node["Node Type"] != "Seq Scan" or rows < 1000, f"{name} scans {read}"
                 assert rows * node["Actual Loops"] < ENDED / 4, f"{name} reads {rows} of {read}"
+
+
+def test_a_task_for_later_is_not_said_to_be_in_line(panel: Panel, browser: httpx.Client) -> None:
+    user = panel.world.user()
+    task = panel.world.order(user, panel.world.scene(user))
+    panel.world.sql(
+        "update video_generation_tasks set run_after = now() + interval '50 hours' where id = %s",
+        task,
+    )
+    page = browser.get(f"/users/{user}").text
+    assert re.search(r"due <time [^>]+>in 2 d [12] h</time>", page)
+    assert "in line" not in page

@@ -25,7 +25,8 @@ select t.cancel_requested_at is not null as cancel_requested,
          vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
        ) as followed_here
   from public.video_generation_tasks as t
- cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found) as scene
+ -- `offset 0`: it is read once, though it is named twice.
+ cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
   left join vidgen.refusals as refusal on refusal.task_id = t.id
   left join vidgen.checkpoints as c on c.task_id = t.id
   left join vidgen.submissions as s on s.id = c.submission_id
@@ -87,7 +88,8 @@ select hold.verdict, due.prices,
 
 -- begin_upload --
 -- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is
--- not begun where the task's owner has asked to cancel.
+-- not begun where the task's owner has asked to cancel. Of its own only where the task's row refused to
+-- show that the generation has ended: else end_generation records it.
 with mine as materialized (
   select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
@@ -109,7 +111,7 @@ select mine.cancel from mine
 -- The artifact is stored: checkpoint `done`, the user's charge for what was paid (written first; its
 -- primary key lets a stage be charged once), the settle from the hold, the row and the scene. A repeat finds the
 -- checkpoint done and charges nothing. From here on the owner may read the object, and it is no upload
--- any more that somebody has to remove.
+-- any more that somebody has to remove. With `signed_url` it is the last stage, and the task is completed.
 with mine as materialized (
   select t.id, t.user_id, t.scene_id
     from public.video_generation_tasks as t
@@ -159,12 +161,12 @@ shown as (
          image_url = coalesce(t.image_url, %(image_url)s),
          video_path = coalesce(t.video_path, %(video_path)s)
     from mine
-   where t.id = mine.id
+   where t.id = mine.id and %(signed_url)s::text is null
   returning t.image_path, t.video_path
 )
 select (select count(*) from settled) as settled,
        -- Charged, and not in the row, its owner could not read it.
-       case when not exists (
+       case when %(signed_url)s::text is null and not exists (
          select from shown
           where (shown.image_path is not null or %(image_path)s::text is null)
             and (shown.video_path is not null or %(video_path)s::text is null)
@@ -176,14 +178,23 @@ select (select count(*) from settled) as settled,
            join vidgen.holds as h on h.task_id = %(task_id)s and h.closed_at is null
        ), 0) as charged,
        -- Of the scene as it is now: what a stage not begun is made from.
-       md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text) as inputs,
+       case when %(signed_url)s::text is null
+         then md5(vidgen.read_scene(mine.scene_id, mine.user_id)::text)
+       end as inputs,
        exists (
          select from vidgen.troubles as t
           where t.provider = %(provider)s and t.scope = any (%(scopes)s::text[]) and t.model = %(model)s
        ) as troubled,
        case when %(scene_updates)s and %(image_url)s::text is not null
          then vidgen.write_scene(mine.scene_id, mine.user_id, null, %(image_url)s, null)
-       end as scene_refused
+       end as scene_refused,
+       -- After the charge, which is a running task's.
+       case when %(signed_url)s::text is not null and (select count(*) from settled) >= 0
+         then vidgen.complete_task(
+           mine.id, %(signed_url)s, %(good_for)s, %(scene_updates)s, %(video_path)s, %(progress)s,
+           %(current_step)s, %(message)s
+         )
+       end as completed
   from mine
 
 -- report --
@@ -570,31 +581,18 @@ select begun.*
 -- `mine` is the fence: see checkpoints.sql.
 
 -- complete --
--- The end of a task that went well: row, scene and whatever is left of the hold, in one statement.
+-- The end of a task that went well (vidgen.complete_task), where it did not come with its last stage.
 with mine as materialized (
-  select t.id, t.user_id, t.scene_id
+  select t.id
     from public.video_generation_tasks as t
    where
      -- use fence --
      for no key update
-),
-ended as (
-  update public.video_generation_tasks as t
-     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
-         stage_progress = null, current_step = 'Completed',
-         message = 'Video generation completed successfully',
-         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
-    from mine
-   where t.id = mine.id
-  returning t.id, t.status, extract(epoch from now() - t.started_at)::float as seconds
 )
-select case when ended.status is distinct from 'completed' then vidgen.row_stays(mine.id) end as stays,
-       vidgen.release_credits(mine.id), ended.seconds,
-       case when %(scene_updates)s
-         then vidgen.write_scene(mine.scene_id, mine.user_id, 'completed', null, %(video_url)s)
-       end as scene_refused
+select vidgen.complete_task(
+         mine.id, %(video_url)s, %(good_for)s, %(scene_updates)s, null, null, null, null
+       ) as completed
   from mine
-  left join ended on ended.id = mine.id
 
 -- requeue --
 -- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to
@@ -1659,7 +1657,8 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 -- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
 -- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
 -- show it: a fact is written whatever the row says. Where it is known how long it took, the fleet learns
--- that: between `ended_after` and `ended_by` seconds.
+-- that: between `ended_after` and `ended_by` seconds. Where an output is to be stored, `upload_id` records
+-- its place, as begin_upload does.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
@@ -1668,7 +1667,7 @@ with ended as (
    where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 ),
 mine as materialized (
-  select t.id
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
    where
      -- use fence --
@@ -1745,8 +1744,16 @@ shown as (
          message = %(message)s, stage_progress = 100
     from mine
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
+),
+begun as (
+  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
+         %(path)s
+    from mine
+   where %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded' and not mine.cancel
+  on conflict (id) do nothing
 )
-select id from mine
+select mine.cancel from mine
 
 -- generation_times --
 -- How long the last generations of each kind took: newest first.

@@ -125,7 +125,7 @@ def test_what_waits_is_cancelled_also_beyond_the_limit(ground: Ground) -> None:
     assert refused.value.sqlstate == "PT429"
 
 
-# Who is bound by the limits.
+# The roles that the limits bind.
 
 
 def test_a_role_of_the_applications_own_is_bound_too(ground: Ground) -> None:
@@ -262,11 +262,11 @@ def test_a_function_in_a_filter_is_shown_ones_own_rows_only(ground: Ground) -> N
 
 
 TYPES = ("uuid", "text", "jsonb", "timestamptz", "regclass")
-"""What a function of ours may cast to."""
+"""The types that a function of ours may cast to."""
 
 
 @pytest.mark.parametrize("act", ["order", "cancel", "retry"])
-def test_a_type_in_a_temporary_schema_never_runs_as_somebody_else(ground: Ground, act: str) -> None:
+def test_a_type_in_a_temporary_schema_never_runs_as_another_role(ground: Ground, act: str) -> None:
     """A domain's CHECK is code; a cast inside a definer function would run it as the owner."""
     user = ground.user()
     scene, task = ground.scene(user), insert(ground, user)
@@ -392,7 +392,7 @@ def test_a_scene_of_many_megabytes_is_never_given_whole_to_the_worker(ground: Gr
     """Twenty of them at once would be all its memory, and everybody's tasks."""
     user, hand = ground.user(), ground.worker()
     scene = ground.scene(user)
-    # As an application's own table takes it.
+    # An application's own table accepts it.
     ground.sql("alter table public.video_scenes drop constraint texts_are_at_most_40000_bytes")
     as_user(
         ground, user, "update public.video_scenes set visual_prompt = repeat('x', 20000000),"
@@ -407,7 +407,7 @@ def test_a_scene_of_many_megabytes_is_never_given_whole_to_the_worker(ground: Gr
 
 
 @pytest.mark.parametrize("value", ["\\u0000", "\\ud800"])
-def test_what_can_not_be_stored_is_refused_at_the_door(ground: Ground, value: str) -> None:
+def test_a_text_that_can_not_be_stored_is_refused_at_its_insert(ground: Ground, value: str) -> None:
     """NUL and a lone surrogate in a request's JSON: PostgreSQL takes neither."""
     with (
         pytest.raises(psycopg.DataError),
@@ -416,7 +416,7 @@ def test_what_can_not_be_stored_is_refused_at_the_door(ground: Ground, value: st
         conn.execute("select (%s::jsonb ->> 'p')::text", [f'{{"p": "{value}"}}'])
 
 
-def test_odd_claims_are_nobody(ground: Ground) -> None:
+def test_odd_claims_identify_no_user(ground: Ground) -> None:
     task = insert(ground, ground.user())
     odd: list[dict[str, Any]] = [
         {"role": "authenticated"},
@@ -452,7 +452,7 @@ def test_a_taken_id_answers_the_same_whoever_owns_it(ground: Ground) -> None:
 
 
 async def signed(storage: StorageControl, user: UUID, bucket: str, path: str) -> str | None:
-    """What a browser with this user's token gets from createSignedUrl."""
+    """The answer of createSignedUrl to a browser with this user's token."""
     token = storage.keys.user_token(user)
     async with httpx.AsyncClient() as http:
         options = AsyncClientOptions(

@@ -35,7 +35,7 @@ def in_status(ground: Ground, status: Status, user_id: UUID | None = None) -> He
     return held
 
 
-# What a row may become.
+# The legal changes of a row.
 
 ALLOWED = {
     (Status.PENDING, Status.PROCESSING), (Status.PENDING, Status.CANCELLED),
@@ -81,7 +81,7 @@ def test_a_status_changes_only_as_listed_whoever_asks(ground: Ground, role: str)
                 done.add((old, new))
         ground.sql(f"delete from {TASKS} where id = %s", held.id)
     assert done | denied == ALLOWED
-    # What has ended, a worker does not begin again by itself.
+    # A worker can't restart an ended task by itself.
     again = {(Status.FAILED, Status.PENDING), (Status.CANCELLED, Status.PENDING)}
     assert denied == (again if role == "vidgen_worker" else set())
     assert said == {f"status can't change from {a} to {b}" for a, b in set(PAIRS) - ALLOWED}
@@ -114,7 +114,7 @@ def test_progress_never_goes_down(ground: Ground, status: Status) -> None:
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status.terminal])
-def test_what_has_ended_stays_as_it_is(ground: Ground, status: Status) -> None:
+def test_a_task_that_has_ended_does_not_change(ground: Ground, status: Status) -> None:
     """Every column, but a scene that goes away and a URL that is signed again."""
     held = in_status(ground, status)
     row = ground.task(held.id)
@@ -190,7 +190,7 @@ def test_a_priority_has_its_range(ground: Ground, priority: int) -> None:
         insert(ground, ground.user(), priority=priority)
 
 
-# Who may do what.
+# The rights of each role.
 
 CLIENT_SETS = {"id", "cut", "scene_id", "user_id", "priority", "run_after"}
 
@@ -246,7 +246,7 @@ def test_owners_see_their_own_rows_only(ground: Ground) -> None:
 
 
 def test_a_task_for_somebody_else_or_of_a_foreign_scene_is_refused_alike(ground: Ground) -> None:
-    """An absent scene, a stranger's and none at all: the same words, so that nobody can look."""
+    """An absent scene, a stranger's and none at all get the same message."""
     me, other = ground.user(), ground.user()
     said = set()
     for columns in (
@@ -380,7 +380,7 @@ def test_an_absent_a_foreign_and_no_id_get_the_same_answer(ground: Ground, call:
 
 
 @pytest.mark.parametrize("call", [CANCEL, RETRY])
-def test_a_token_without_a_user_may_nothing(ground: Ground, call: str) -> None:
+def test_a_token_without_a_user_has_no_right(ground: Ground, call: str) -> None:
     held = in_status(ground, Status.FAILED)
     with pytest.raises(psycopg.Error) as refused, acting(ground, "authenticated") as conn:
         conn.execute(f"select public.{call}(%s)".encode(), [held.id])
@@ -458,7 +458,7 @@ def test_a_task_with_a_live_generation_is_cancelled_by_a_worker(
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED])
-def test_a_cancel_of_what_has_ended_changes_nothing(ground: Ground, status: Status) -> None:
+def test_a_cancel_of_an_ended_task_changes_nothing(ground: Ground, status: Status) -> None:
     held = in_status(ground, status)
     before = ground.dump()
     ground.sql(f"select public.{CANCEL}(%s)", held.id)
@@ -466,7 +466,7 @@ def test_a_cancel_of_what_has_ended_changes_nothing(ground: Ground, status: Stat
 
 
 @pytest.mark.parametrize("status", [Status.PENDING, Status.PROCESSING, Status.COMPLETED])
-def test_only_what_failed_or_was_cancelled_is_tried_again(ground: Ground, status: Status) -> None:
+def test_only_a_failed_or_cancelled_task_is_retried(ground: Ground, status: Status) -> None:
     held = in_status(ground, status)
     with pytest.raises(psycopg.Error, match="only a failed or cancelled task") as refused:
         ground.sql(f"select public.{RETRY}(%s)", held.id)
@@ -489,7 +489,7 @@ def test_a_retry_clears_the_end_and_the_budgets(ground: Ground) -> None:
     assert [again.id for again in hand.claim()] == [held.id]
 
 
-def test_a_task_is_tried_again_three_times_at_most(ground: Ground) -> None:
+def test_a_task_is_retried_three_times_at_most(ground: Ground) -> None:
     user, hand = ground.user(), ground.worker()
     held = ground.held(hand, user_id=user)
     for _ in range(3):
@@ -502,7 +502,7 @@ def test_a_task_is_tried_again_three_times_at_most(ground: Ground) -> None:
     assert refused.value.sqlstate == "PT409"
 
 
-def test_rejected_content_is_tried_again_only_when_it_has_changed(ground: Ground) -> None:
+def test_rejected_content_is_retried_only_when_it_has_changed(ground: Ground) -> None:
     user, hand = ground.user(), ground.worker()
     held = ground.held(hand, user_id=user)
     (loaded,) = hand.about(held, "load_task")
@@ -569,7 +569,7 @@ def test_overlapping_transactions_can_t_pass_the_limit_together(ground: Ground) 
         ("cost = 11, sent_at = now() - interval '25 hours'", False),
     ],
 )
-def test_the_cost_that_nobody_paid_for_is_limited_per_day(
+def test_the_cost_without_a_charge_is_limited_per_day(
     ground: Ground, change: str, *, refused: bool
 ) -> None:
     """Insert, wait until it runs, cancel, repeat: that must not drain the operator's account."""
@@ -587,7 +587,7 @@ def test_the_cost_that_nobody_paid_for_is_limited_per_day(
         insert(ground, user)
 
 
-def test_what_was_charged_does_not_count_against_the_day(ground: Ground) -> None:
+def test_a_charged_cost_does_not_count_against_the_day(ground: Ground) -> None:
     user, hand = ground.user(), ground.worker()
     ground.held(hand, "start_task", *STAGE, user_id=user)
     ground.sql("update vidgen.settings set max_unbilled_cost_per_user = 10")

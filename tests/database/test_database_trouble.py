@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -80,7 +80,7 @@ async def test_away_while_50_tasks_end(world: World, how: str) -> None:
 
 
 async def _away(held: object, leases: int) -> None:
-    """So many leases of a second, each of them lost."""
+    """This many leases of a second, each of them lost."""
     assert callable(held)
     loop = asyncio.get_running_loop()
     end = loop.time() + leases
@@ -101,7 +101,7 @@ async def test_a_slow_network_changes_nothing(world: World) -> None:
 
 
 async def test_a_pool_of_two_connections_for_fifty_tasks(world: World) -> None:
-    """They wait for each other, and the heartbeat for nobody."""
+    """The statements wait for each other, and the heartbeat for none."""
     watch(world)
     many(world, 50)
     with recorded() as heard:
@@ -112,7 +112,7 @@ async def test_a_pool_of_two_connections_for_fifty_tasks(world: World) -> None:
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03", "57014", "25006"])
-async def test_errors_that_pass_are_sent_again(world: World, sqlstate: str) -> None:
+async def test_statements_are_repeated_after_transient_errors(world: World, sqlstate: str) -> None:
     """Serialization, deadlock, lock and statement time-outs, a failover: each three times."""
     watch(world)
     tasks = many(world, 3)
@@ -160,7 +160,9 @@ async def own_world(
         double = StorageDouble(folder / "own-storage", server.admin_url())
         with BackgroundServer(double.app) as storage:
             database = Database("postgres", server.url(), server.admin_url())
-            yield World(database, runway, StorageControl(storage.url, double.keys)), server
+            stored = StorageControl(storage.url, double.keys)
+            with closing(World(database, runway, stored)) as world:
+                yield world, server
 
 
 @pytest.mark.slow
@@ -238,7 +240,7 @@ def test_credentials_refused_at_start(world: World, tmp_path: Path) -> None:
 async def test_credentials_refused_after_an_earlier_success(
     runway: RunwayControl, tmp_path: Path
 ) -> None:
-    """As from a project that wakes up: tried again, seldom, until they are taken."""
+    """A project that wakes up answers so: the connection is tried again, seldom, until it works."""
     async with own_world(runway, tmp_path) as (world, server):
         watch(world)
         with recorded() as heard:

@@ -31,7 +31,7 @@ SECRET = "hunter22"
         ("postgresql://u@h/d?application_name=me@home", "u@h:5432/d"),
     ],
 )
-def test_what_libpq_reads_is_read(url: str, place: str) -> None:
+def test_every_url_that_libpq_reads_is_read(url: str, place: str) -> None:
     read = DatabaseUrl.read(url)
     assert read.place() == place
     assert SECRET not in read.masked() + repr(read)
@@ -69,14 +69,14 @@ def test_what_libpq_reads_is_read(url: str, place: str) -> None:
         ("postgresql://u:hunter22\udcff@h/d", "no UTF-8"),
     ],
 )
-def test_what_can_not_work_is_refused_without_the_password(url: str, said: str) -> None:
+def test_a_url_that_can_not_work_is_refused_without_the_password(url: str, said: str) -> None:
     with pytest.raises(DatabaseUrlError) as refused:
         DatabaseUrl.read(url)
     assert said in str(refused.value)
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None or SECRET not in str(refused.value.__cause__)
     assert place_of(url) == "the address of DATABASE_URL"
-    # Nobody knows which part is the password: all of it is hidden.
+    # The password can't be located: all of the text is hidden.
     assert any(SECRET in secret or "%" in secret for secret in secrets_of(url)) or "[Y" in url
 
 

@@ -65,7 +65,7 @@ async def test_behind_a_transaction_pooler_a_pair_is_one_transaction_too(ground:
 
 
 @pytest.mark.parametrize("locked", ["vidgen.arrivals", "vidgen.gates"])
-async def test_trouble_in_either_of_a_pair_is_told_as_it_is(ground: Ground, locked: str) -> None:
+async def test_an_error_in_either_of_a_pair_is_raised_as_it_is(ground: Ground, locked: str) -> None:
     """By the error that it was, and not as a pipeline that was aborted; then the line is free."""
     ground.order(ground.user())
     worker = ground.worker()

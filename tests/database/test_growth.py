@@ -26,7 +26,7 @@ def ended(ground: Ground, hand: Hand, user: UUID, end: str) -> Held:
 
 
 def forget(hand: Hand, *, keep: timedelta = KEEP, batch: int = 1000) -> tuple[int, int]:
-    """As the janitor does: (tasks, holds)."""
+    """Do the janitor's work: (tasks, holds)."""
     tasks, holds, after = 0, 0, None
     while True:
         (row,) = hand("forget_tasks", keep=keep, after=after, batch=batch)
@@ -72,7 +72,7 @@ def test_private_rows_of_old_tasks_go_and_task_balance_and_ledger_stay(ground: G
     assert forget(hand) == (0, 0)
 
 
-def test_in_batches_of_any_size_all_of_them_go(ground: Ground) -> None:
+def test_batches_of_any_size_remove_all_old_rows(ground: Ground) -> None:
     user, hand = ground.user(500), ground.worker()
     for _ in range(5):
         completed(ground, hand, user)
@@ -81,7 +81,7 @@ def test_in_batches_of_any_size_all_of_them_go(ground: Ground) -> None:
     assert counts(ground) == NONE
 
 
-def test_what_is_young_runs_or_waits_is_kept(ground: Ground) -> None:
+def test_rows_of_young_running_and_waiting_tasks_are_kept(ground: Ground) -> None:
     user, hand = ground.user(500), ground.worker()
     running = ground.held(hand, "start_task", *STAGE[:2], user_id=user)
     waiting = ground.held(hand, "start_task", *STAGE, user_id=user)
@@ -93,8 +93,8 @@ def test_what_is_young_runs_or_waits_is_kept(ground: Ground) -> None:
     assert {row["task_id"] for row in rows} == {waiting.id, running.id, young.id}
 
 
-def test_nobody_forgets_what_the_views_still_look_at(ground: Ground) -> None:
-    """Whoever asks, and for whatever age."""
+def test_rows_that_the_views_still_read_are_not_forgotten(ground: Ground) -> None:
+    """For every caller and every age."""
     hand = ground.worker()
     completed(ground, hand, ground.user())
     aged(ground, days=31)
@@ -232,7 +232,7 @@ async def test_a_completed_task_is_a_line_per_milestone_in_the_log(
 
 
 def audit(hand: Hand, *, entries: int = 1000, users: int = 1000) -> int:
-    """As the janitor does: how many users don't agree."""
+    """Do the janitor's work; return the number of users who disagree."""
     while hand("audit_entries", batch=entries)[0]["entries"] == entries:
         pass
     found, after = 0, None
@@ -244,7 +244,7 @@ def audit(hand: Hand, *, entries: int = 1000, users: int = 1000) -> int:
 
 
 def agreed(ground: Ground, hand: Hand, **sizes: int) -> int:
-    """What the audit finds, which is what the whole ledger says."""
+    """The result of the audit, which must equal that of the whole ledger."""
     whole = ground.one("select count(*) as users from vidgen.credit_discrepancies")["users"]
     found = audit(hand, **sizes)
     assert found == whole
@@ -289,7 +289,7 @@ def test_each_entry_is_read_once(ground: Ground) -> None:
     assert agreed(ground, hand) == 0
 
 
-def test_an_entry_that_comes_late_under_a_lower_number_is_found_out(ground: Ground) -> None:
+def test_an_entry_that_commits_late_under_a_lower_number_is_found(ground: Ground) -> None:
     """Its transaction was open for longer than an hour: the total lacks it, its user is summed."""
     user, hand = ground.user(100), ground.worker()
     aged(ground, days=1)
@@ -300,7 +300,7 @@ def test_an_entry_that_comes_late_under_a_lower_number_is_found_out(ground: Grou
     assert agreed(ground, hand) == 0
 
 
-def test_a_user_who_never_agrees_is_not_summed_at_every_look(ground: Ground) -> None:
+def test_a_user_who_never_agrees_is_not_summed_at_every_audit(ground: Ground) -> None:
     user, hand = ground.user(100), ground.worker()
     ground.sql("update public.user_credits set balance = 7 where user_id = %s", user)
     assert audit(hand) == 1
@@ -309,7 +309,7 @@ def test_a_user_who_never_agrees_is_not_summed_at_every_look(ground: Ground) -> 
     assert ground.one("select summed_at from vidgen.audited_totals") == first
 
 
-def test_an_audit_beside_another_adds_nothing_twice(ground: Ground) -> None:
+def test_two_audits_at_once_add_no_entry_twice(ground: Ground) -> None:
     moved(ground)
     hand, other = ground.worker(), ground.worker()
     with hand.holding():

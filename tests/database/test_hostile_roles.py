@@ -117,7 +117,7 @@ def test_a_claim_set_by_hand_reaches_nobodys_task(
 
 
 @pytest.mark.parametrize("table", [TASKS, "public.video_scenes", "public.video_scenarios"])
-def test_who_has_sql_puts_no_trigger_where_we_write_as_the_owner(
+def test_a_user_with_sql_can_put_no_trigger_where_we_write_as_the_owner(
     intruder: Connection, table: str
 ) -> None:
     """A function of his would run with the owner's rights; here it is PostgreSQL's own."""
@@ -168,7 +168,7 @@ def test_a_role_in_the_claims_does_not_lift_a_users_limits(ground: Ground, victi
 
 
 @pytest.mark.parametrize("role", ["service_role", "postgres", "vidgen_worker"])
-def test_who_acts_for_all_does_so_by_its_role(ground: Ground, victim: Victim, role: str) -> None:
+def test_only_its_role_lets_a_caller_act_for_all(ground: Ground, victim: Victim, role: str) -> None:
     of_somebody = json.dumps({"role": "authenticated", "sub": str(uuid4())})
     with psycopg.connect(ground.database.admin_url, autocommit=True) as conn:
         conn.execute(f"set role {role}".encode())
@@ -241,7 +241,7 @@ def test_claims_are_read_in_one_place(ground: Ground) -> None:
 
 @dataclass(frozen=True)
 class Loot:
-    """What is there to steal: a user's balance, and a task at every point of its life."""
+    """The targets of a thief: a user's balance, and a task at every point of its life."""
 
     user: UUID
     waiting: UUID
@@ -262,7 +262,7 @@ def loot(ground: Ground) -> Loot:
 
 @pytest.fixture
 def thief(postgres_server: PostgresServer, database: Database, loot: Loot) -> Iterator[Connection]:
-    """Whoever has the worker's password."""
+    """A thief with the worker's password."""
     assert loot.waiting.version
     with logged_in(postgres_server, database, "vidgen_worker") as conn:
         yield conn
@@ -321,7 +321,7 @@ MONEY: dict[str, tuple[str, str, dict[str, object], str]] = {
 }
 
 
-def test_a_thief_moves_no_credits_but_for_work_that_was_ordered(
+def test_a_stolen_role_moves_no_credits_but_for_ordered_work(
     ground: Ground, thief: Connection, loot: Loot
 ) -> None:
     tasks = {
@@ -367,10 +367,10 @@ REFUSED = (
     ),
     "update vidgen.checkpoints set task_id = task_id",
     "update vidgen.checkpoints set stage = stage",
-    # What a checkpoint names is signed, and removed with its task.
+    # The object of a checkpoint is signed, and removed with its task.
     "update vidgen.checkpoints set bucket = 'documents' where path is not null",
     "update vidgen.checkpoints set path = 'payroll/all.pdf' where path is not null",
-    # What was sent, and which generation came of it, is a fact.
+    # A sent request and its generation never change.
     "update vidgen.checkpoints set request = '{\"promptText\": \"mine\"}' where state = 'storing'",
     "update vidgen.submissions set generation_id = gen_random_uuid() where answer = 'generation'",
     "update vidgen.submissions set generation_id = null, answer = 'unknown'",
@@ -441,7 +441,7 @@ def state_of(conn: Connection, statement: str, values: dict[str, object] | None 
     return "done"
 
 
-def test_a_thief_is_refused(ground: Ground, thief: Connection) -> None:
+def test_a_stolen_role_is_refused(ground: Ground, thief: Connection) -> None:
     before = ground.dump()
     denied = errors.InsufficientPrivilege.sqlstate
     found = {statement: state_of(thief, statement) for statement in REFUSED}
@@ -519,7 +519,7 @@ FOLLOWS: dict[str, tuple[str, str]] = {
 }
 
 
-def test_a_thief_has_no_worker_follow_what_belongs_to_another(
+def test_a_stolen_role_makes_no_worker_follow_another_s_generation(
     ground: Ground, thief: Connection, loot: Loot
 ) -> None:
     """One user's generation would be stored as another's, or his request sent as another's."""
@@ -543,7 +543,7 @@ def test_a_thief_has_no_worker_follow_what_belongs_to_another(
 
 @pytest.mark.usefixtures("loot")
 def test_a_stage_may_have_a_bucket_of_its_own(ground: Ground, thief: Connection) -> None:
-    """Its row is an operator's to write; then a worker stores there and nowhere else."""
+    """Only an operator writes its row; then a worker stores there and nowhere else."""
     begin = BEGIN_UPLOAD.format(of="t.worker_id, %(bucket)s", where="t.status = 'processing'")
     assert state_of(thief, begin, {"bucket": "posters"}) == "42501"
     ground.sql(
@@ -554,7 +554,7 @@ def test_a_stage_may_have_a_bucket_of_its_own(ground: Ground, thief: Connection)
     assert state_of(thief, begin, {"bucket": "documents"}) == "42501"
 
 
-def test_a_thief_does_not_point_the_policy_elsewhere_and_a_worker_is_told(
+def test_a_stolen_role_does_not_change_the_policy_s_buckets_and_a_worker_is_told(
     ground: Ground, thief: Connection
 ) -> None:
     asked = "select vidgen.share_buckets('generated-content', %s) as shared"
@@ -619,7 +619,7 @@ def detoasted(conn: Connection) -> int:
 
 
 def load(ground: Ground, hand: Hand, held: Held) -> dict[str, Any]:
-    """What a worker is given of the scene, and that nothing large was read for it."""
+    """The scene as a worker gets it, with a check that nothing large was read."""
     with hand.conn.transaction():
         (row,) = hand.about(held, "load_task")
         assert detoasted(hand.conn) == 0
@@ -723,7 +723,7 @@ def test_a_column_whose_reading_raises_is_that_rows_error(ground: Ground, state:
 
 
 def test_a_scene_is_digested_as_before(ground: Ground) -> None:
-    """What was rejected before the migration is still known by its digest."""
+    """Inputs rejected before the migration are still known by their digest."""
     user = ground.user()
     scene = ground.scene(user)
     ground.sql(
@@ -791,7 +791,7 @@ def test_the_providers_own_sentences_decide() -> None:
 @pytest.mark.parametrize(
     "words", [UNFUNDED, "enough credits", "Not enough credits", DAILY, "daily"]
 )
-def test_words_that_a_user_can_place_close_no_gate(words: str) -> None:
+def test_words_in_a_user_s_prompt_close_no_gate(words: str) -> None:
     echoes = (
         {"error": f"The prompt {words!r} is not allowed"},
         {"error": words},
@@ -803,7 +803,7 @@ def test_words_that_a_user_can_place_close_no_gate(words: str) -> None:
     for body in echoes:
         assert fault_of(400, body, prompt=words) == "request_refused", body
         assert fault_of(429, body, prompt=words) == "provider_busy", body
-    # What the server of an asset says stands behind the provider's own words.
+    # The text of an asset's server follows the provider's own words.
     for sent in (f"Failed to fetch asset: {words}", f"Timeout while fetching asset ({words})"):
         assert fault_of(400, {"error": sent}) == "request_refused"
 
@@ -848,10 +848,10 @@ def test_the_document_lists_what_a_stolen_worker_may_write_and_call(ground: Grou
 # Clocks and scenes in a thief's hand.
 
 
-def test_a_thief_does_not_say_when_a_task_ended(
+def test_a_stolen_role_does_not_set_the_time_of_a_task_s_end(
     ground: Ground, thief: Connection, loot: Loot
 ) -> None:
-    """What ended long ago is pruned, and its file with it."""
+    """A task that ended long ago is pruned, with its file."""
     held = loot.charged
     thief.execute(
         f"update {TASKS} set status = 'failed', worker_id = null, error_code = 'X', error = '{{}}',"
@@ -884,7 +884,7 @@ def test_nobody_writes_a_time_that_programs_can_t_read(
 @pytest.mark.parametrize(
     "times", ["{30,Infinity}", "{30,NaN}", "{30,NULL}", "{30,-1}", "{30,90000}", "{{30,31}}"]
 )
-def test_a_thief_teaches_the_fleet_no_time_that_would_stop_its_polls(
+def test_a_stolen_role_writes_no_time_that_would_stop_the_fleet_s_polls(
     thief: Connection, times: str
 ) -> None:
     """Each worker counts with the history at each poll."""
@@ -898,7 +898,7 @@ def test_a_thief_teaches_the_fleet_no_time_that_would_stop_its_polls(
     thief.execute(teach, ["{30,0}", "{86400,0.5}"])
 
 
-def test_a_thief_writes_to_no_scene_without_a_task(ground: Ground, thief: Connection) -> None:
+def test_a_stolen_role_writes_to_no_scene_without_a_task(ground: Ground, thief: Connection) -> None:
     user = ground.user()
     scene = ground.scene(user)
     thief.execute("select vidgen.write_scene(%s, %s, 'x', 'https://a/b.png', null)", [scene, user])

@@ -31,7 +31,8 @@ from tests.conftest import Database, ExistingServer
 from tests.support.hands import Ground, Later, ground_of
 from vidgen_worker.database import migrate as migrating
 from vidgen_worker.database.migrate import migrate, migrations, pending
-from vidgen_worker.sandbox.postgres.server import SUPERUSER, free_port
+from vidgen_worker.sandbox.postgres.places import free_port
+from vidgen_worker.sandbox.postgres.server import SUPERUSER
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 
 HERE = Path(__file__).parent
@@ -43,7 +44,7 @@ NAMES = [f"{m.version}_{m.name}" for m in migrations()]
 
 
 def schema_of(admin_url: str) -> str:
-    """What the migrations have made, one fact a line, the same on every version of PostgreSQL."""
+    """The schema of the migrations, one fact a line, equal on every version of PostgreSQL."""
     with psycopg.connect(admin_url) as conn:
         conn.execute("set search_path = ''")
         rows = conn.execute(SCHEMA.encode()).fetchall()
@@ -176,7 +177,7 @@ def test_two_migrations_at_once_do_not_collide(bare_database: Database) -> None:
     assert sorted(applied) == NAMES
 
 
-def test_a_migration_that_meets_a_lock_lets_everybody_through_and_comes_again(
+def test_a_migration_that_meets_a_lock_gives_way_and_is_repeated(
     bare_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transaction that has only read a table is enough to keep a migration of it waiting."""
@@ -370,7 +371,7 @@ def test_scenes_that_can_t_be_pointed_at_stop_with_one_sentence(
     assert pending(bare_database.url) == NAMES
 
 
-# Where not all belongs to the role that migrates.
+# Objects that do not belong to the migrating role.
 
 OTHER_OWNERS = """
 create table public.video_scenarios (id uuid primary key, resolution text);
@@ -397,7 +398,7 @@ class Modest:
         return migrate(parts._replace(netloc=f"{self.role}:{password}@{host}").geturl())
 
     def refused(self) -> str:
-        """What the first migration says, having changed nothing."""
+        """The message of the first migration, which changed nothing."""
         before = schema_of(self.database.admin_url)
         with pytest.raises(errors.InsufficientPrivilege) as refused:
             self.migrate()
@@ -512,11 +513,11 @@ def test_a_storage_of_another_owner_stops_the_first_file(modest: Modest) -> None
     assert modest.migrate() == NAMES
 
 
-# What others may do with what we adopt.
+# Rights of others on adopted objects.
 
 
 def test_no_client_keeps_the_right_to_put_a_trigger_on_scenes(bare_database: Database) -> None:
-    """`grant all on all tables` includes it, and a trigger runs as whoever writes the row."""
+    """`grant all on all tables` includes it, and a trigger runs as the role that writes the row."""
     with psycopg.connect(bare_database.url) as conn:
         conn.execute(IN_USE)
         conn.execute("grant all on all tables in schema public to public, anon, authenticated")
@@ -537,7 +538,9 @@ def test_no_client_keeps_the_right_to_put_a_trigger_on_scenes(bare_database: Dat
     assert {rights for _, _, rights in rows} == {"INSERT, SELECT"}
 
 
-def test_each_file_looks_for_names_only_where_no_user_can_put_any(bare_database: Database) -> None:
+def test_each_file_searches_names_only_where_no_user_can_create_any(
+    bare_database: Database,
+) -> None:
     """A view keeps the function that it was made with: a user's own, if schema public is open."""
     with psycopg.connect(bare_database.admin_url, autocommit=True) as conn:
         conn.execute(
@@ -680,7 +683,7 @@ def test_the_cli_has_nothing_to_do_after_us(supabase: SupabaseCLI, bare_database
 def test_we_have_nothing_to_do_after_the_cli(
     supabase: SupabaseCLI, bare_database: Database, database: Database
 ) -> None:
-    """Its splitter copes with our function bodies, and the schema comes out the same."""
+    """The CLI splits our function bodies correctly, and the schema is the same."""
     dry = supabase(bare_database.url, "db", "push", "--dry-run", "--yes")
     assert all(f"{name}.sql" in dry for name in NAMES)
     supabase(bare_database.url, "migration", "up", "--yes")
@@ -688,7 +691,7 @@ def test_we_have_nothing_to_do_after_the_cli(
     assert lines_of(bare_database) == lines_of(database)
 
 
-def test_the_cli_goes_on_where_we_stopped(
+def test_the_cli_continues_where_we_stopped(
     supabase: SupabaseCLI,
     bare_database: Database,
     database: Database,
@@ -704,7 +707,7 @@ def test_the_cli_goes_on_where_we_stopped(
     assert lines_of(bare_database) == lines_of(database)
 
 
-def test_the_advisors_find_nothing_in_what_we_made(
+def test_the_advisors_find_nothing_in_our_objects(
     supabase: SupabaseCLI, bare_database: Database
 ) -> None:
     """Unused indexes apart: in a database that has run nothing yet all of them are.

@@ -31,7 +31,7 @@ NONE: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Rights:
-    """What a role may do with a table: the columns for each verb, and whether it may delete."""
+    """The rights of a role on a table: the columns for each verb, and whether it may delete."""
 
     select: frozenset[str] = NONE
     insert: frozenset[str] = NONE
@@ -55,7 +55,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
             insert=frozenset({"id", "scene_id", "cut", "user_id", "priority", "run_after"}),
         ),
         "service_role": WRITE,
-        # What a worker shows of its work. Whose it is, its scene, its place: nobody's.
+        # The columns that a worker writes. No role changes owner, scene and place.
         "vidgen_worker": Rights(select=ALL, update=frozenset({
             "attempt", "completed_at", "current_step", "error", "error_code", "error_message",
             "expected_at", "failures", "image_path", "image_ratio", "image_url", "message",
@@ -142,21 +142,21 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "public.cancel_video_generation_task(uuid)": CLIENTS,
     "public.retry_video_generation_task(uuid)": CLIENTS,
     "public.grant_video_credits(uuid,integer,text)": frozenset({"service_role"}),
-    # Where LOCK TABLE would follow from DELETE.
+    # Tables where DELETE would allow LOCK TABLE.
     "public.delete_video_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.delete_scene(uuid)": frozenset({"authenticated"}),
-    # What the calls above run. Without USAGE on the schema no client reaches these by name.
+    # Functions of the calls above. Without USAGE on the schema no client reaches these by name.
     "vidgen.cancel_task(uuid)": CLIENTS,
     "vidgen.retry_task(uuid)": CLIENTS,
     "vidgen.grant_credits(uuid,integer,text)": frozenset({"service_role"}),
-    # What policies ask.
+    # Functions of the policies.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
     "vidgen.signed_in_user()": frozenset({"authenticated"}),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
     # By a policy that binds every role.
     "vidgen.our_buckets()": frozenset(ROLES),
     "vidgen.is_unpaid(text,text)": frozenset(ROLES),
-    # What the worker's statements call.
+    # Functions of the worker's statements.
     "vidgen.read_scene(uuid,uuid)": WORKER,
     "vidgen.set_limit(text,text,text,integer,boolean)": WORKER,
     "vidgen.count_slots(text,text,text)": WORKER,
@@ -174,6 +174,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.audit_entries(integer)": WORKER,
     "vidgen.audit_users(uuid,integer)": WORKER,
     "vidgen.note_audit(bigint)": WORKER,
+    "vidgen.complete_task(uuid,text,interval,boolean,text,double precision,text,text)": WORKER,
     "vidgen.begin_attempts(uuid[],uuid,boolean)": WORKER,
     "vidgen.try_row(uuid,uuid)": WORKER,
     "vidgen.wake(text,text)": WORKER,
@@ -192,7 +193,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.sweep_limits()": WORKER,
     "vidgen.lock_limits(uuid)": WORKER,
     "vidgen.pass_over(uuid)": WORKER,
-    # Nobody's: triggers, and what the functions above call as their owner.
+    # For no role: triggers, and functions that those above call as their owner.
     "vidgen.lock_user(uuid)": NONE,
     "vidgen.count_user(uuid,bigint,bigint)": NONE,
     "vidgen.pause_user(uuid,timestamp with time zone,text)": NONE,
@@ -219,7 +220,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.check_running(uuid,uuid)": WORKER,
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
-    # Whoever may write a task runs its CHECKs, an application's own role too.
+    # Every role that may write a task runs its CHECKs, an application's own role too.
     "vidgen.times_can_be_read(" + ",".join(7 * ["timestamp with time zone"]) + ")": EVERYBODY,
     "vidgen.texts_are_at_most_40000_bytes(" + 11 * "text," + "jsonb)": EVERYBODY,
     "vidgen.charge_is_due()": NONE,
@@ -250,6 +251,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.gate_opens()": NONE,
     "vidgen.show_gates()": NONE,
     "vidgen.followers(text,text,text)": WORKER,
+    "vidgen.is_in_folder(text,uuid)": WORKER,
+    "vidgen.owe_scene(uuid,uuid,text,text,text)": NONE,
     "vidgen.stands_aside(uuid)": WORKER,
     "vidgen.room_before(text,text,text)": WORKER,
     "vidgen.is_left_alone(text,text,text,text,interval)": WORKER,
@@ -290,17 +293,17 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     "vidgen.retry_task(uuid)": "vidgen.may_act_on(task.user_id)",
     "vidgen.owns_scene(uuid)": "vidgen.signed_in_user()",
     "vidgen.delete_scene(uuid)": "vidgen.signed_in_user()",
-    # What it tells is who asks.
+    # It returns only the caller's identity.
     "vidgen.signed_in_user()": "pg_has_role(session_user, 'service_role', 'member')",
     # A bucket's name is the same for everybody.
     "vidgen.our_buckets()": "select array[s.images_bucket, s.videos_bucket]",
     "vidgen.is_paid(text,text)": "t.user_id = (select vidgen.signed_in_user())",
-    # Of a place that its caller must name, and nobody is told of before it is charged.
+    # About a place that the caller must name, which is secret until it is charged.
     "vidgen.is_unpaid(text,text)": "not vidgen.is_charged(is_unpaid.of_path)",
 }
 """The definer functions that signed-in users may run, and what makes each of them safe."""
 
-# As old projects and some self-hosted ones still have it; anon too, and functions.
+# Old projects and some self-hosted ones still have this; anon too, and functions.
 EVERYTHING_BY_DEFAULT = """
 alter default privileges for role postgres in schema public
   grant all on tables to anon, authenticated, service_role;
@@ -357,7 +360,7 @@ class Trial:
         return self.nobody if role == "nobody" else role
 
     def granted(self, role: str, table: str, column: str | None, verb: str) -> bool:
-        """What the catalogue says of one column."""
+        """The catalogue's data of one column."""
         row = self.ground.one(
             "select has_column_privilege(%s, %s, %s, %s) as may",
             self.as_role(role), table, column, verb,
@@ -365,7 +368,7 @@ class Trial:
         return bool(row["may"])
 
     def rights(self, role: str, table: str) -> Rights:
-        """What the role may really do, column by column."""
+        """The actual rights of the role, column by column."""
         name = sql.SQL(".").join(map(sql.Identifier, table.split(".")))
         columns = self.columns[table]
         # The superuser may become anybody, and has no more than that role from then on.
@@ -380,7 +383,7 @@ class Trial:
                 except errors.InsufficientPrivilege:
                     return False
                 except errors.ObjectNotInPrerequisiteState:
-                    return False  # a view that can't be written to, whoever asks
+                    return False  # a view that no role can write to
                 except errors.GeneratedAlways:
                     # Said before rights are asked for: here the catalogue has to do.
                     return self.granted(role, table, column, statement.split(maxsplit=1)[0])
@@ -445,7 +448,7 @@ def expected(trial: Trial, table: str, role: str) -> Rights:
 
 
 @pytest.mark.parametrize("where", TO_A_STRANGER)
-def test_a_role_that_is_granted_all_by_default_gets_nothing_of_ours(
+def test_a_role_with_all_default_privileges_gets_none_on_our_objects(
     bare_database: Database, where: str
 ) -> None:
     """An application's own role, of which no file of ours has heard. Asked after each file."""
@@ -478,12 +481,12 @@ def test_a_role_that_is_granted_all_by_default_gets_nothing_of_ours(
 
 
 NEVER_ITS = {"user_id", "task_id", "scene_id", "id", "sent_at", "created_at", "charged_at"}
-"""Whose a thing is, and when it was: no worker changes it, whatever its statements say."""
+"""Owners and times: no statement of a worker changes them."""
 BY_ITS_WORK = {("vidgen.slots", "task_id")}
 """A place at the provider goes from one task to the next."""
 
 
-def test_no_statement_of_the_worker_changes_whose_a_thing_is(trial: Trial) -> None:
+def test_no_statement_of_the_worker_changes_an_owner(trial: Trial) -> None:
     needs = needs_of_the_worker(trial.ground)
     changed = {
         (table, column) for table, columns in needs.update.items() for column in columns & NEVER_ITS
@@ -510,7 +513,7 @@ def test_each_role_may_do_what_was_decided_and_no_more(either_trial: Trial, role
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("right", ["truncate", "references", "trigger"])
-def test_nobody_but_the_owner_has_the_rights_beside_the_verbs(
+def test_only_the_owner_has_rights_beyond_the_verbs(
     either_trial: Trial, role: str, right: str
 ) -> None:
     rows = either_trial.ground.sql(
@@ -524,7 +527,7 @@ def test_nobody_but_the_owner_has_the_rights_beside_the_verbs(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_no_sequence_is_open_to_anybody(either_trial: Trial, role: str) -> None:
+def test_no_role_has_a_right_on_a_sequence(either_trial: Trial, role: str) -> None:
     rows = either_trial.ground.sql(
         "select s.schemaname, s.sequencename from pg_sequences as s"
         " where s.schemaname in ('public', 'vidgen') and has_sequence_privilege("
@@ -536,7 +539,7 @@ def test_no_sequence_is_open_to_anybody(either_trial: Trial, role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_only_the_worker_enters_the_private_schema_and_nobody_adds_to_it(
+def test_only_the_worker_uses_the_private_schema_and_no_role_creates_in_it(
     either_trial: Trial, role: str
 ) -> None:
     row = either_trial.ground.one(
@@ -591,7 +594,7 @@ def test_no_function_is_callable_by_a_role_that_does_not_need_it(
     assert open_to_role == {name for name, roles in FUNCTIONS.items() if role in roles}
 
 
-def test_every_function_looks_for_names_where_no_client_can_put_any(trial: Trial) -> None:
+def test_every_function_searches_names_where_no_client_can_create_any(trial: Trial) -> None:
     """Not even types in the session's temporary schema, which an empty path searches first."""
     for name, row in functions_of(trial.ground).items():
         assert "search_path=pg_catalog, pg_temp" in (row["config"] or []), name
@@ -705,7 +708,7 @@ def test_a_user_sees_its_own_rows_only(both: Both, table: str, owner: str) -> No
         assert [row["owner"] for row in rows] == [user], table
 
 
-def test_what_belongs_to_users_is_all_probed(both: Both) -> None:
+def test_every_table_of_users_rows_is_probed(both: Both) -> None:
     rows = both.ground.sql(
         "select attrelid::regclass::text as name from pg_attribute join pg_class on"
         " pg_class.oid = attrelid where relnamespace = 'public'::regnamespace"
@@ -718,7 +721,7 @@ def test_what_belongs_to_users_is_all_probed(both: Both) -> None:
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
 @pytest.mark.parametrize(("table", "owner"), OWNED)
-def test_without_a_user_nothing_is_seen(both: Both, role: str, table: str, owner: str) -> None:
+def test_a_token_without_a_user_sees_no_row(both: Both, role: str, table: str, owner: str) -> None:
     with acting(both.ground, role) as conn:
         try:
             assert conn.execute(f"select {owner} from {table}".encode()).fetchall() == []
@@ -726,7 +729,7 @@ def test_without_a_user_nothing_is_seen(both: Both, role: str, table: str, owner
             assert role == "anon"
 
 
-def test_a_user_orders_for_itself_only(both: Both) -> None:
+def test_a_user_orders_only_for_itself(both: Both) -> None:
     with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
         as_user(
             both.ground, both.mine, f"insert into {TASKS} (scene_id, user_id) values (%s, %s)",
@@ -801,7 +804,7 @@ def test_a_task_is_ordered_from_a_scene_that_is_the_users_at_that_moment(both: B
     ],
 )
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_nobody_changes_the_files(both: Both, role: str, statement: str) -> None:
+def test_no_client_changes_the_files(both: Both, role: str, statement: str) -> None:
     try:
         with acting(both.ground, role, both.mine) as conn:
             assert conn.execute(statement.encode()).fetchall() == []
@@ -824,7 +827,7 @@ def test_a_user_reads_its_own_file_only(both: Both) -> None:
 # Negative controls: the tests above can fail.
 
 
-def test_control_a_right_given_away_is_seen(trial: Trial) -> None:
+def test_control_a_right_too_many_is_found(trial: Trial) -> None:
     before = trial.rights("authenticated", TASKS)
     trial.ground.sql(f"grant update (message) on {TASKS} to authenticated")
     trial.ground.sql("grant usage on schema vidgen to anon")
@@ -836,20 +839,20 @@ def test_control_a_right_given_away_is_seen(trial: Trial) -> None:
     assert trial.rights("nobody", "public.user_credits").delete
 
 
-def test_control_a_table_and_a_function_nobody_decided_on_are_seen(trial: Trial) -> None:
+def test_control_an_undecided_table_and_function_are_found(trial: Trial) -> None:
     trial.ground.sql("create table public.undecided (id int)")
     trial.ground.sql("create function public.undecided() returns int language sql as 'select 1'")
     assert "public.undecided" in set(Trial(trial.ground, trial.nobody).columns) - set(DECIDED)
     assert "public.undecided()" in set(functions_of(trial.ground)) - set(FUNCTIONS)
 
 
-def test_control_a_policy_too_wide_is_seen(both: Both) -> None:
+def test_control_a_policy_too_wide_is_found(both: Both) -> None:
     both.ground.sql(f"create policy wide on {TASKS} for select to authenticated using (true)")
     with pytest.raises(AssertionError):
         test_a_user_sees_its_own_rows_only(both, TASKS, "user_id")
 
 
-def test_control_a_function_that_forgets_its_caller_is_seen(both: Both) -> None:
+def test_control_a_function_without_a_check_of_its_caller_is_found(both: Both) -> None:
     both.ground.sql(
         "create or replace function vidgen.may_act_on(owner uuid) returns boolean"
         " language sql stable security definer set search_path = '' as 'select true'"

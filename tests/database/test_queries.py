@@ -230,7 +230,7 @@ def test_a_hot_query_uses_its_index_and_reads_few_rows(
     assert read_of_tasks(nodes) < 300
 
 
-def test_leaving_reads_only_what_runs(crowded: Ground) -> None:
+def test_a_worker_that_leaves_reads_only_running_rows(crowded: Ground) -> None:
     """Any of the small indexes of running rows will do."""
     nodes = planned(crowded, "leave")
     assert scanned(nodes) == []

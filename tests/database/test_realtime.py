@@ -32,7 +32,7 @@ def slot(world: World) -> Iterator[str]:
 
 
 def changes(world: World, name: str) -> list[tuple[str, dict[str, str]]]:
-    """What has happened to the watched table: the verb, and the row as it then was."""
+    """The events of the watched table: the verb, and the row at that time."""
     rows = world.sql("select data from pg_logical_slot_get_changes(%s, null, null)", name)
     found = []
     for row in rows:
@@ -48,7 +48,7 @@ def visible(row: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("table", ["video_generation_tasks", "video_generation_gates"])
-def test_clients_can_watch_it(world: World, table: str) -> None:
+def test_realtime_delivers_updates_to_clients(world: World, table: str) -> None:
     rows = world.sql(
         "select 1 as yes from pg_publication_tables where pubname = 'supabase_realtime'"
         " and schemaname = 'public' and tablename = %s and rowfilter is null",
@@ -57,7 +57,7 @@ def test_clients_can_watch_it(world: World, table: str) -> None:
     assert len(rows) == 1
 
 
-async def test_each_update_shows_something_new(world: World) -> None:
+async def test_each_update_changes_a_visible_column(world: World) -> None:
     """Many heartbeats and every checkpoint of a whole task: only visible changes are sent."""
     user = world.user()
     scene = world.scene(user, visual_prompt="[[throttle 1s]] slow")
@@ -98,14 +98,14 @@ async def test_leases_checkpoints_and_gates_are_never_sent(world: World) -> None
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "vidgen_worker"])
 def test_no_client_and_no_worker_deletes_a_row(world: World, role: str) -> None:
-    """Realtime sends a DELETE to everybody who watches the table, whoever owned the row."""
+    """Realtime sends a DELETE to all who watch the table, not only to the row's owner."""
     row = world.one(
         "select has_table_privilege(%s, 'public.video_generation_tasks', 'delete') as may", role
     )
     assert row == {"may": False}
 
 
-async def test_control_an_update_that_shows_nothing_is_seen(world: World) -> None:
+async def test_control_an_update_without_a_visible_change_is_found(world: World) -> None:
     user = world.user()
     task = world.order(user, world.scene(user))
     with slot(world) as name:

@@ -1,4 +1,4 @@
-"""What role, database and poolers say of a session changes nothing of what we do."""
+"""Settings of role, database and poolers do not change the meaning of our statements."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ ODD: dict[LiteralString, str] = {
     "idle_session_timeout": "1s",
     "row_security": "off",
 }
-"""Whatever any role may set for itself, each set to something that would hurt."""
+"""Every setting that a role may change for itself, each with a harmful value."""
 needs_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="needs Debian's package pgbouncer")
 WAYS = ["directly", pytest.param("pooled", marks=needs_pgbouncer)]
 
@@ -75,7 +75,7 @@ async def reached(target: Target, how: str, folder: Path) -> AsyncIterator[str]:
 
 
 async def said(database: Database, name: str) -> str:
-    """What a setting is inside a statement of ours."""
+    """The value of a setting inside a statement of ours."""
     conn = await database._pool.getconn()
     try:
         if database._prepare:
@@ -130,7 +130,7 @@ async def test_every_pinned_setting_holds_on_every_pool(
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_each_setting_alone_hurts_no_verb_of_the_client(database: Target, name: str) -> None:
+def test_no_single_setting_breaks_a_verb_of_the_client(database: Target, name: str) -> None:
     make_odd(database, **{name: ODD[name]})
     with client.open_database(database.url) as opened:
         assert (opened.row("schema_version") or {})["schema_version"]
@@ -149,10 +149,10 @@ async def test_the_migrations_run_whatever_the_role_s_settings_are(
 
 
 @pytest.mark.parametrize("how", WAYS)
-async def test_a_lock_is_waited_for_no_longer_than_was_pinned(
+async def test_no_wait_for_a_lock_is_longer_than_was_pinned(
     database: Target, tmp_path: Path, how: str
 ) -> None:
-    """Whatever the role says, and on whichever server connection the pooler puts the statement."""
+    """For all settings of the role, and on every server connection of the pooler."""
     make_odd(database, lock_timeout="0", statement_timeout="0")
     async with reached(database, how, tmp_path) as url:
         pools = Databases(url, 2, timedelta(seconds=5))
@@ -168,8 +168,10 @@ async def test_a_lock_is_waited_for_no_longer_than_was_pinned(
             await pools.close()
 
 
-async def test_nothing_is_said_to_the_session_of_a_pooler(database: Target, tmp_path: Path) -> None:
-    """What one of ours says must not be met by another client on the same server connection."""
+async def test_no_setting_is_sent_to_the_session_of_a_pooler(
+    database: Target, tmp_path: Path
+) -> None:
+    """Our settings must not reach another client on the same server connection."""
     if PGBOUNCER is None:
         pytest.skip("needs Debian's package pgbouncer")
     make_odd(database)

@@ -110,7 +110,7 @@ class Caller:
     def __init__(self, ground: Ground, role: str, user: UUID | None) -> None:
         self.conn = psycopg.connect(ground.database.url, autocommit=True, row_factory=dict_row)
         ground.stack.enter_context(self.conn)
-        # As poolers and our own clients have it; a `select *` that a client prepares is its own.
+        # Poolers and our own clients do so; a client's own prepared `select *` is not our concern.
         self.conn.prepare_threshold = None
         self.role = role
         self.claims = json.dumps({"role": role} | ({"sub": str(user)} if user else {}))
@@ -208,7 +208,7 @@ VERBS = (
 )  # fmt: skip
 
 
-async def test_a_running_worker_and_the_command_line_bear_new_columns(
+async def test_a_running_worker_and_the_command_line_accept_new_columns(
     world: World, ground: Ground
 ) -> None:
     user = world.user()
@@ -231,7 +231,7 @@ async def test_a_running_worker_and_the_command_line_bear_new_columns(
     assert world.books_balance()
 
 
-def test_every_function_of_ours_means_its_variable_where_a_column_has_its_name(
+def test_every_function_reads_its_variable_where_a_column_has_the_same_name(
     ground: Ground,
 ) -> None:
     """A new column may have any name: without it the name would be ambiguous (42702)."""
@@ -255,7 +255,7 @@ def test_an_application_s_own_column_may_change_after_the_end(ground: Ground) ->
         ground.sql("update public.video_generation_tasks set message = 'x' where id = %s", held.id)
 
 
-def test_what_has_ended_is_kept_column_by_column(ground: Ground) -> None:
+def test_an_ended_task_keeps_each_of_its_columns(ground: Ground) -> None:
     """A column that a migration adds to the contract is added to the trigger too."""
     free = {"scene_id", "video_url", "video_url_expires_at", "updated_at", "status"}
     body = ground.one(

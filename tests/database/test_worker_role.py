@@ -6,6 +6,7 @@ postgres; what the role may not do besides is in test_policies.py.
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -74,8 +75,10 @@ async def test_a_process_runs_under_its_own_role(humble: World, tmp_path: Path) 
     assert "permission denied" not in log.read_text()
 
 
-async def test_a_worker_whose_clips_nobody_could_sign_waits_for_an_operator(humble: World) -> None:
-    """Its role may not point the storage policy at another bucket; it claims nothing till then."""
+async def test_a_worker_whose_clips_could_not_be_signed_waits_for_an_operator(
+    humble: World,
+) -> None:
+    """The role may not change the storage policy's bucket; until then no task is claimed."""
     user = humble.user(100)
     task = humble.order(user, humble.scene(user))
     with recorded() as heard:
@@ -93,7 +96,7 @@ async def test_a_worker_whose_clips_nobody_could_sign_waits_for_an_operator(humb
 
 
 def test_migrate_points_the_storage_policy_at_the_buckets_that_are_set(world: World) -> None:
-    """What is not set where it runs stays as it is."""
+    """A bucket that is not set in its environment stays as it is."""
     shown = "select images_bucket, videos_bucket from vidgen.settings"
     done = vidgen(world, "migrate", STORAGE_BUCKET_VIDEOS="our-clips")
     assert done.returncode == 0, done.stderr
@@ -186,7 +189,7 @@ def test_the_role_has_no_way_around_row_level_security(humble: World, login: str
                 conn.execute(refused)
 
 
-def test_the_step_is_the_documented_one() -> None:
+def test_the_step_to_a_role_of_its_own_is_the_documented_one() -> None:
     documented = AS_DOCUMENTED.format("video_daemon", "'…'")
     assert documented in (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 
@@ -242,9 +245,10 @@ def adopted(
     migrate(bare_database.url)
     double = StorageDouble(tmp_path / "storage", bare_database.admin_url)
     with BackgroundServer(double.app) as server:
-        world = World(bare_database, runway, StorageControl(server.url, double.keys))
-        world.environment["DATABASE_URL"] = postgres_server.url(bare_database.name, login)
-        yield world
+        stored = StorageControl(server.url, double.keys)
+        with closing(World(bare_database, runway, stored)) as world:
+            world.environment["DATABASE_URL"] = postgres_server.url(bare_database.name, login)
+            yield world
 
 
 def adopted_scene(world: World, user_id: UUID) -> UUID:
@@ -270,7 +274,7 @@ async def test_an_applications_own_scenes_become_videos(adopted: World) -> None:
             row = await adopted.until(adopted.order(user, scene))
     assert (row["status"], row["resolution"]) == ("completed", "960:960"), row["error"]
     assert adopted.books_balance()
-    # It has no updated_at: our write is refused in its savepoint, said, and stops nothing.
+    # Without updated_at our write is refused in its savepoint and reported; nothing stops.
     assert any(isinstance(event, events.SceneWriteRefused) for event in heard)
 
 

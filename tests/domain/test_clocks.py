@@ -47,7 +47,7 @@ def test_a_heartbeat_that_does_not_change_for_a_lease_is_silence() -> None:
 
 
 def test_silence_counts_from_the_heartbeat_and_not_from_the_look_that_found_it() -> None:
-    """Else it would be found two seconds late, at the pace of the queue's polls."""
+    """Without the event it would be found two seconds late, at the pace of the queue's polls."""
     assert silent(looked((16, NOON, 4), (14, NOON + timedelta(seconds=3), 1.5))) == [WORKER]
 
 
@@ -72,7 +72,7 @@ def test_at_its_first_look_an_observer_believes_no_age() -> None:
     assert silent(looked((1, NOON, 3600))) == []
 
 
-def test_who_has_left_is_forgotten() -> None:
+def test_a_worker_that_has_left_is_forgotten() -> None:
     observer = looked((16, NOON, 0))
     assert silent(observer) == [WORKER]
     observer.look([], boot_time(), boot_time())
@@ -95,7 +95,7 @@ def test_a_verdict_holds_only_for_the_heartbeat_that_was_seen(ground: Ground) ->
 
 @pytest.mark.parametrize("away", ["- interval '1 hour'", "+ interval '1 hour'"])
 def test_a_verdict_asks_no_clock(ground: Ground, away: str) -> None:
-    """What this worker has observed counts, wherever the database's clock has stepped to."""
+    """This worker's own observation counts, even if the database's clock has stepped."""
     hand, other = ground.worker(), ground.worker()
     held = ground.held(hand)
     ground.sql(
@@ -106,7 +106,7 @@ def test_a_verdict_asks_no_clock(ground: Ground, away: str) -> None:
     assert [row["id"] for row in taken] == [held.id]
 
 
-async def test_workers_whose_heartbeats_are_an_hour_old_by_the_clock_live(world: World) -> None:
+async def test_workers_with_heartbeats_an_hour_old_by_the_clock_are_alive(world: World) -> None:
     """The clock has stepped forward: every heartbeat looks old, and each of them changes."""
     world.sql(
         "create function public.an_hour_ago() returns trigger language plpgsql as"
@@ -147,7 +147,7 @@ def test_nothing_that_writes_a_row_reads_the_calendar_of_its_machine() -> None:
     }  # fmt: skip
 
 
-def test_a_url_is_good_from_the_database_s_now_on(ground: Ground) -> None:
+def test_a_signed_url_is_valid_from_the_database_s_present_time_on(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.prepared(hand, "complete")
     hand.about(held, "complete", good_for=timedelta(minutes=50))
@@ -158,7 +158,7 @@ def test_a_url_is_good_from_the_database_s_now_on(ground: Ground) -> None:
     ) == {"good_for": timedelta(minutes=50)}
 
 
-def test_limits_asked_about_in_the_future_are_asked_about_again(ground: Ground) -> None:
+def test_limits_read_at_a_future_time_are_read_again(ground: Ground) -> None:
     """The clock has stepped back since."""
     hand = ground.worker()
     hand("expect_limit")

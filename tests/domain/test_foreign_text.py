@@ -47,7 +47,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
-def test_foreign_text_is_shown_and_does_nothing(text: str) -> None:
+def test_foreign_text_is_shown_without_any_effect_on_a_terminal(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert len(shown) <= 4000
@@ -87,7 +87,7 @@ def test_json_for_machines_holds_the_text_itself_and_acts_on_no_terminal(text: s
 
 
 @pytest.mark.parametrize("text", list(FOREIGN.values())[:15], ids=list(FOREIGN)[:15])
-def test_every_kind_of_parameter_takes_it(database_url: str, text: str) -> None:
+def test_every_kind_of_parameter_accepts_foreign_text(database_url: str, text: str) -> None:
     stored = storable(text)
     with psycopg.connect(database_url, context=STORABLE) as conn:
         row = conn.execute(
@@ -102,7 +102,7 @@ def test_every_kind_of_parameter_takes_it(database_url: str, text: str) -> None:
     assert json.loads(row[5]) == row[6] == stored
 
 
-def test_other_users_of_psycopg_keep_their_own_way(database_url: str) -> None:
+def test_other_users_of_psycopg_are_not_affected(database_url: str) -> None:
     with psycopg.connect(database_url) as conn, pytest.raises(psycopg.DataError):
         conn.execute("select %s::text", ["a\0b"])
 
@@ -111,7 +111,7 @@ def test_a_value_that_is_no_text_stays() -> None:
     assert storable_value({"a": (1, 2.5, None, True)}) == {"a": [1, 2.5, None, True]}
 
 
-async def test_the_workers_and_the_clients_connections_take_it(world: World) -> None:
+async def test_the_connections_of_workers_and_clients_accept_foreign_text(world: World) -> None:
     url = world.database.url
     with open_database(url) as client:
         assert client.rows("task", {"task_id": str(world.user())}) == []
@@ -168,11 +168,11 @@ async def test_a_refusal_in_foreign_text_is_a_refusal_and_is_posted_once(
     assert submission["details"].isprintable()
 
 
-# What a person sees.
+# A person's view.
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_what_turns_the_direction_of_writing_never_reaches_a_terminal(
+def test_marks_of_writing_direction_never_reach_a_terminal(
     world: World, options: tuple[str, ...]
 ) -> None:
     user = world.user()

@@ -22,7 +22,7 @@ SAYS: dict[str, Progress] = {
 
 
 def every_six_seconds(times: Iterable[float], lots: random.Random) -> Found:
-    """As before this policy: 6 s and up to a quarter more between two polls."""
+    """The former policy: 6 s and up to a quarter more between two polls."""
     return steady(times, 6.0, 7.5, lots)
 
 
@@ -121,11 +121,11 @@ def known(lots: random.Random) -> Sequence[Ended]:
 
 
 @pytest.mark.parametrize("says", ["linear", "absent"])
-def test_a_provider_that_is_suddenly_twice_as_slow_is_learnt(says: str) -> None:
+def test_polls_adapt_to_a_provider_that_is_suddenly_twice_as_slow(says: str) -> None:
     holds(*fleets(128, known, SAYS[says]))
 
 
-def test_a_provider_that_is_suddenly_twice_as_fast_is_learnt() -> None:
+def test_polls_adapt_to_a_provider_that_is_suddenly_twice_as_fast() -> None:
     found, before = fleets(32, known, None)
     assert (found.p50 <= 3.0, found.mean < before.mean) == (True, True)
     assert found.polls_each < before.polls_each

@@ -61,7 +61,7 @@ def test_any_text_is_mapped_or_refused(text: str) -> None:
         assert found.resolution in RATIOS
 
 
-def test_the_default_models_take_every_ratio_that_is_asked_of_them() -> None:
+def test_the_default_models_accept_every_ratio_of_the_mapping() -> None:
     image, video = image_models()["gen4_image"], video_models()["gen4_turbo"]
     for video_ratio, image_ratio in RATIOS.values():
         assert image_ratio in image.ratios
@@ -69,7 +69,7 @@ def test_the_default_models_take_every_ratio_that_is_asked_of_them() -> None:
 
 
 @pytest.mark.parametrize(("asked", "made"), [("1280:768", "1280:720"), ("768:1280", "720:1280")])
-def test_a_size_that_no_model_takes_is_made_at_the_nearest(asked: str, made: str) -> None:
+def test_a_size_that_no_model_accepts_becomes_the_nearest_one(asked: str, made: str) -> None:
     video = video_models()["gen4_turbo"]
     assert asked not in video.ratios
     nearest = video.nearest(asked)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import alone, fleet, looks, races
+from bench import alone, fleet, looks, races, views
 from bench import run as bench_run
 from bench.byhand import OutputError, check_clip, check_picture, open_by_hand
 from bench.contenders import ALL, OURS, PEERS
@@ -39,6 +39,18 @@ def test_the_server_is_durable_and_counts_statements(bench_ground: Ground) -> No
         assert len(settings) == 3
         bench_ground_statements = site.statements()
         assert bench_ground_statements == []
+
+
+def test_what_operators_read_is_timed_to_the_last_page(
+    bench_ground: Ground, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(views, "ROUNDS", 1)
+    with bench_ground.site() as site:
+        views.fill(site.admin_url, tasks=40, days=3, users=4, pending=3)
+        views.measure(site.url)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len([*views.questions()]) + 1 + len(views.PAGES)
+    assert all(line.endswith(" ms") for line in lines)
 
 
 def test_our_pick_up_is_positive_and_counts_every_job(bench_ground: Ground) -> None:

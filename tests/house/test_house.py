@@ -167,13 +167,14 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     python = str(home / "bin" / "python")
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = run(python, "-m", "vidgen_worker", "--version", cwd=empty)
+    # -E: a PYTHONPATH of the environment could lead to the checkout.
+    said = run(python, "-E", "-m", "vidgen_worker", "--version", cwd=empty)
     assert said.strip() == f"vidgen-worker {__version__}"
     code = (
         "from vidgen_worker.database.migrate import migrations; import vidgen_worker;"
         " from vidgen_worker.worker.serve import assemble;"
         " print(vidgen_worker.__file__, len(migrations()))"
     )
-    where, count = run(python, "-c", code, cwd=empty).split()
+    where, count = run(python, "-E", "-c", code, cwd=empty).split()
     assert where.startswith(str(site))
     assert int(count) == len(list((ROOT / "migrations").glob("*.sql")))

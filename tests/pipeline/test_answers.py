@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -15,8 +17,14 @@ from tests.support.proxy import proxy
 from tests.support.watching import ENDED, frozen, until, until_true, watch
 from tests.support.world import PATIENCE, World, forget, hearing, many, posts, recorded, submissions
 from vidgen_worker.database import pool as db
+from vidgen_worker.database.outage import Outage
 from vidgen_worker.database.pool import Database
-from vidgen_worker.database.trouble import StatementStuckError, Trouble, trouble_of
+from vidgen_worker.database.trouble import (
+    DatabaseUnavailableError,
+    StatementStuckError,
+    Trouble,
+    trouble_of,
+)
 from vidgen_worker.providers.runway.submitter import Submitter
 from vidgen_worker.telemetry import events
 
@@ -269,7 +277,9 @@ async def test_an_outage_is_said_once_with_what_to_do_and_its_end_once(world: Wo
     watch(world)
     async with proxy(world.database.url) as between:
         with recorded() as heard:
-            async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
+            # With a lease of a second a heartbeat of 0.3 s is late, which a busy machine makes it.
+            patient = QUICK | {"VIDGEN_LEASE": "1m", "DATABASE_URL": between.url}
+            async with world.worker(**patient) as worker:
                 await worker.process.listener.proved.wait()
                 between.cut()
                 await until_away(worker.process.databases.outage, away=True)
@@ -288,6 +298,42 @@ async def test_an_outage_is_said_once_with_what_to_do_and_its_end_once(world: Wo
     assert not [event for event in heard if isinstance(event, events.DatabaseTrouble)]
     said = [event.listening for event in heard if isinstance(event, events.ListenChanged)]
     assert said == [True]
+
+
+async def test_a_connection_that_broke_in_an_outage_is_no_news_when_it_is_over(
+    world: World,
+) -> None:
+    """It lay in its pool all the time, and is met broken by the first who uses it."""
+    async with proxy(world.database.url) as between:
+        outage = Outage(between.url)
+        used, left = (Database(between.url, size=1, outage=outage) for _ in range(2))
+        async with opened(used, left):
+            with recorded() as heard:
+                for one in (used, left):
+                    await one.once("read_audit")
+                between.cut()
+                with pytest.raises(DatabaseUnavailableError):
+                    await used.once("read_audit")
+                between.mend()
+                await used.run("read_audit")
+                assert not outage.away
+                with pytest.raises(DatabaseUnavailableError) as met:
+                    await left.once("read_audit")
+                assert met.value.told
+                await left.run("read_audit")
+    said = [type(e) for e in heard if isinstance(e, events.DatabaseAway | events.DatabaseBack)]
+    assert said == [events.DatabaseAway, events.DatabaseBack]
+
+
+@asynccontextmanager
+async def opened(*pools: Database) -> AsyncIterator[None]:
+    for pool in pools:
+        await pool.open()
+    try:
+        yield
+    finally:
+        for pool in pools:
+            await pool.close()
 
 
 @pytest.mark.parametrize("how", ["cut", "freeze"])

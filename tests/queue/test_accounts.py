@@ -21,7 +21,7 @@ SLOW = "[[slow 3s]]"
 
 @pytest.fixture(autouse=True)
 def _slots_for_all(world: World) -> None:
-    """So that stills are made at once, before anybody has read the account."""
+    """Set limits, so that stills begin at once, before a worker has read the account."""
     world.environment = {"VIDGEN_IMAGE_SLOTS": "20", "VIDGEN_VIDEO_SLOTS": "20"}
 
 
@@ -64,7 +64,7 @@ def refused(heard: list[bus.Event]) -> set[UUID]:
     return {e.fence.task_id for e in heard if isinstance(e, events.GenerationNotOurs)}
 
 
-async def test_two_accounts_under_one_label_pay_for_nothing_twice(world: World) -> None:
+async def test_two_accounts_under_one_label_pay_for_no_stage_twice(world: World) -> None:
     """Five needed, five paid: a stranger's 404 is no end of a generation."""
     other = world.runway.another_key("other")
     async with world.worker():
@@ -82,7 +82,7 @@ async def test_two_accounts_under_one_label_pay_for_nothing_twice(world: World) 
 
 
 async def test_workers_of_another_label_never_ask_for_a_generation(world: World) -> None:
-    """They go on with new tasks meanwhile: what is not theirs stands in nobody's way."""
+    """They go on with new tasks meanwhile: generations of others delay none of them."""
     other = world.runway.another_key("other")
     async with world.worker(VIDGEN_ACCOUNT="one"):
         tasks = orders(world)
@@ -104,7 +104,7 @@ async def test_workers_of_another_label_never_ask_for_a_generation(world: World)
 
 
 @pytest.mark.parametrize("how", ["drained", "killed"])
-async def test_a_rotation_of_keys_loses_and_doubles_nothing(
+async def test_a_rotation_of_keys_loses_and_repeats_no_generation(
     world: World, tmp_path: Path, how: str
 ) -> None:
     """Same account, new key: the old one is revoked as soon as its worker is gone."""
@@ -151,7 +151,7 @@ async def test_a_generation_whose_key_is_gone_for_an_hour_is_paid_again(world: W
         with recorded() as heard:
             await until(world, lambda: refused(heard) == set(tasks))
             await worker.janitor.strays.end()
-            # It was heard of a moment ago.
+            # Its last sign of life is recent.
             await world.until(tasks[0], "pending")
             world.sql(
                 "update vidgen.keys set heard_at = now() - interval '61 minutes'"
@@ -227,8 +227,8 @@ async def test_a_cost_is_not_called_gone_by_a_stranger(world: World) -> None:
     assert (row["ended_state"], row["cost"]) == ("failed", 3)
 
 
-async def test_a_key_follows_what_it_made_before_it_was_given_a_label(world: World) -> None:
-    """What the version before left running has the default label, and its own key."""
+async def test_a_key_follows_generations_from_before_its_label(world: World) -> None:
+    """Generations of the previous version have the default label, and their own key."""
     async with world.worker():
         tasks = orders(world, 2)
         await submitted(world, tasks)
@@ -263,7 +263,7 @@ async def test_a_retried_task_goes_to_the_account_that_has_its_output(world: Wor
 
 
 async def test_one_machine_with_a_wrong_key_of_runways_stops_nobody_else(world: World) -> None:
-    """It keeps what it has taken up for others, and stands aside."""
+    """The worker keeps tasks that it has taken up for others, and stands aside."""
     user = world.user()
     async with world.worker(RUNWAYML_API_SECRET="key_" + "0" * 128, VIDGEN_GATE_PROBE="1h") as bad:
         first = [world.order(user, world.scene(user)) for _ in range(3)]

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.support.hands import IMAGE_PRICE, STAGE, VIDEO_PRICE, Ground, Hand, Held
+from tests.support.hands import IMAGE_PRICE, STAGE, VIDEO_PRICE, Ground, Hand, Held, stage_of
 from vidgen_worker.database.migrate import migrate
 
 BOTH = IMAGE_PRICE + VIDEO_PRICE
@@ -42,7 +42,7 @@ def test_a_hold_for_the_video_alone_leaves_the_image_out(ground: Ground) -> None
     assert ground.credits(user) == (100, VIDEO_PRICE)
 
 
-def test_an_open_hold_stands_however_often_it_is_asked_for(ground: Ground) -> None:
+def test_an_open_hold_is_the_same_at_every_request(ground: Ground) -> None:
     user, hand = ground.user(BOTH), ground.worker()
     held = claimed(ground, hand, user)
     for _ in range(3):
@@ -62,7 +62,7 @@ def test_a_hold_outlives_the_attempt_that_opened_it(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize("balance", [0, IMAGE_PRICE, BOTH - 1])
-def test_too_few_credits_hold_nothing_and_show_nothing(ground: Ground, balance: int) -> None:
+def test_too_few_credits_make_no_hold_and_change_no_row(ground: Ground, balance: int) -> None:
     user, hand = ground.user(balance), ground.worker()
     held = claimed(ground, hand, user)
     before = ground.dump()
@@ -81,7 +81,7 @@ def test_a_missing_price_fails_closed(ground: Ground) -> None:
     assert hand.about(held, "start_task")[0]["verdict"] == "held"
 
 
-def test_a_hold_of_nothing_always_succeeds(ground: Ground) -> None:
+def test_a_hold_of_zero_credits_always_succeeds(ground: Ground) -> None:
     user, hand = ground.user(0), ground.worker()
     ground.sql("update public.credit_prices set credits = 0")
     held = claimed(ground, hand, user)
@@ -111,7 +111,7 @@ def test_eight_holds_at_once_never_overdraw(ground: Ground) -> None:
     assert ground.books_balance()
 
 
-def test_a_hold_waits_for_another_and_then_sees_what_it_left(ground: Ground) -> None:
+def test_a_hold_waits_for_another_and_then_sees_the_rest_of_the_balance(ground: Ground) -> None:
     user = ground.user(BOTH)
     one, two = ground.worker(), ground.worker()
     first, second = claimed(ground, one, user), claimed(ground, two, user)
@@ -211,7 +211,7 @@ def test_without_credits_nothing_is_held_or_charged(ground: Ground) -> None:
 
 @pytest.mark.parametrize("end", ["fail", "cancel"])
 @pytest.mark.parametrize(("steps", "paid"), [((), 0), (STAGE[:3], 0), (STAGE, IMAGE_PRICE)])
-def test_an_end_gives_back_what_was_not_charged(
+def test_the_end_of_a_task_releases_what_was_not_charged(
     ground: Ground, end: str, steps: tuple[str, ...], paid: int
 ) -> None:
     user, hand = ground.user(100), ground.worker()
@@ -222,6 +222,45 @@ def test_an_end_gives_back_what_was_not_charged(
     assert ground.one("select amount from vidgen.holds where closed_at is not null")["amount"] == 0
     ground.sql("select vidgen.release_credits(%s)", held.id)
     assert ground.credits(user) == (100 - paid, 0)
+    assert ground.books_balance()
+
+
+def test_the_last_stage_completes_its_task_with_its_charge_and_once(ground: Ground) -> None:
+    """Its row shows the step before the end, in this order to a trigger of an application's too."""
+    user, hand = ground.user(100), ground.worker()
+    held = claimed(ground, hand, user)
+    hand.walk(held, "start_task", *STAGE)
+    clip = Held(held.id, held.attempt, held.worker_id)
+    hand.walk(clip, *STAGE[:-1], stage="video")
+    ground.sql("create table public.seen (n serial, at float8, step text)")
+    ground.sql("""
+        create function public.see() returns trigger language plpgsql security definer as $$
+        begin
+          insert into public.seen (at, step) values (new.progress, new.current_step);
+          return null;
+        end $$;
+        create trigger see after update on public.video_generation_tasks
+          for each row execute function public.see()""")
+    last = {
+        **stage_of("video"),
+        "progress": 95.0,
+        "current_step": "Saving",
+        "signed_url": "https://x",
+    }
+    (row,) = hand.about(clip, "finish_stage", **last)
+    assert row["charged"] == VIDEO_PRICE
+    assert row["completed"]["seconds"] >= 0
+    assert hand.about(clip, "finish_stage", **last) == [], "its acknowledgement was lost"
+    task = ground.task(held.id)
+    assert (task["status"], task["video_url"], task["worker_id"]) == (
+        "completed",
+        "https://x",
+        None,
+    )
+    seen = ground.sql("select at, step from public.seen order by n")
+    assert [tuple(row.values()) for row in seen] == [(95, "Saving"), (100, "Completed")]
+    assert ground.credits(user) == (100 - BOTH, 0)
+    assert ground.none("select from vidgen.holds where closed_at is null")
     assert ground.books_balance()
 
 
@@ -305,7 +344,7 @@ def test_a_reference_can_t_be_used_for_another_grant(ground: Ground) -> None:
         (uuid4(), 5, ""), (uuid4(), 5, "  "), (uuid4(), 5, None), (uuid4(), 5, "r" * 501),
     ],
 )  # fmt: skip
-def test_a_grant_without_sense_is_refused(
+def test_an_invalid_grant_is_refused(
     ground: Ground, user: UUID | None, amount: int | None, reference: str | None
 ) -> None:
     with pytest.raises(psycopg.Error, match="grant_video_credits needs") as refused:
@@ -315,7 +354,7 @@ def test_a_grant_without_sense_is_refused(
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated", "vidgen_worker"])
-def test_clients_can_t_grant_themselves_anything(ground: Ground, role: str) -> None:
+def test_clients_can_t_grant_themselves_credits(ground: Ground, role: str) -> None:
     user = ground.user(0)
     with ground.admin.transaction(force_rollback=True):
         ground.sql(f"set local role {role}")
@@ -336,9 +375,7 @@ def test_clients_can_t_grant_themselves_anything(ground: Ground, role: str) -> N
         "select * from vidgen.holds",
     ],
 )
-def test_nobody_writes_the_books_but_through_the_grant(
-    ground: Ground, role: str, statement: str
-) -> None:
+def test_only_the_grant_writes_the_books(ground: Ground, role: str, statement: str) -> None:
     with ground.admin.transaction(force_rollback=True):
         ground.sql(f"set local role {role}")
         with pytest.raises(errors.InsufficientPrivilege):
@@ -356,7 +393,7 @@ def test_the_ledger_is_append_only_even_for_its_owner(ground: Ground, statement:
         hand.conn.execute(statement.encode())
 
 
-# What is made here and not paid.
+# Outputs that are made here and not paid.
 
 
 def made_here(hand: Hand, held: Held, state: str = "storing") -> None:
@@ -368,7 +405,7 @@ def made_here(hand: Hand, held: Held, state: str = "storing") -> None:
     )
 
 
-def test_what_is_made_here_is_stored_and_not_charged(ground: Ground) -> None:
+def test_an_output_made_here_is_stored_and_not_charged(ground: Ground) -> None:
     user, hand = ground.user(100), ground.worker()
     held = claimed(ground, hand, user)
     hand.about(held, "start_task")
@@ -386,14 +423,16 @@ def test_what_is_made_here_is_stored_and_not_charged(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize("state", ["submitting", "generating"])
-def test_nothing_is_submitted_or_generated_without_a_submission(ground: Ground, state: str) -> None:
+def test_no_checkpoint_is_submitting_or_generating_without_a_submission(
+    ground: Ground, state: str
+) -> None:
     hand = ground.worker()
     held = claimed(ground, hand, ground.user(100))
     with pytest.raises(errors.CheckViolation, match="without_a_submission_nothing_is_generated"):
         made_here(hand, held, state)
 
 
-# What an application replaces, and what tells that the books are wrong.
+# Functions that an application replaces, and signs of wrong books.
 
 
 def test_replaced_functions_survive_another_migrate(ground: Ground) -> None:
@@ -464,7 +503,7 @@ def test_books_that_don_t_agree_are_seen(
     assert rows == [{"user_id": user}]
 
 
-# What an application does to the books.
+# Changes of an application to the books.
 
 
 def test_a_charge_survives_a_balance_that_is_deleted_under_its_hold(ground: Ground) -> None:

@@ -55,13 +55,13 @@ AN_HOUR_GOES_BY = {
 
 @dataclass
 class Seen:
-    """What a claim finds: the free part of the line in its order, and the rows it may take."""
+    """The data of a claim: the free part of the line in its order, and the rows it may take."""
 
     line: list[UUID]
     fresh: dict[UUID, Row]
     resumable: dict[UUID, Row]
     hindered: set[UUID]
-    """Users with a due row that somebody holds."""
+    """Users with a due row that is locked."""
 
     def claimable(self) -> set[UUID]:
         """Every row that this claim could take if it had slots enough."""
@@ -69,7 +69,7 @@ class Seen:
         return in_line | set(self.resumable)
 
     def ready(self) -> set[UUID]:
-        """Users of the line who have a new task that nobody holds."""
+        """Users of the line with a new task that is not locked."""
         return {row["user_id"] for row in self.fresh.values()} & set(self.line)
 
 
@@ -89,7 +89,7 @@ class Player:
     def __init__(self, hand: Hand) -> None:
         self.hand = hand
         hand.conn.execute(IMPATIENT)
-        # As the worker's own claims are run.
+        # In the same way as the worker's own claims.
         hand.conn.prepare_threshold = 0
         hand.conn.execute(PLANNED_ONCE)
         self.begin_anew()
@@ -144,7 +144,7 @@ class Line:
             )
 
     def play(self, act: str, who: int, number: int) -> None:
-        """One act of somebody."""
+        """One step of one actor."""
         player, user = self.players[who % WORKERS], self.names[who % USERS]
         match act:
             case "commit" | "rollback":
@@ -231,7 +231,7 @@ class Line:
         )
 
     def arrive(self, user: UUID) -> None:
-        """One more order of whoever has the fewest, merged into the line at once."""
+        """One more order of the user with the fewest, merged into the line at once."""
         seen = self.look(self.idle)
         has = Counter(row["user_id"] for row in seen.fresh.values())
         least = min(seen.line, key=lambda one: has[one], default=user)
@@ -338,11 +338,11 @@ class Line:
         player.hand.conn.execute("set lock_timeout = 0")
         player.stalled = player.hand.later(lambda: player.hand("claim", slots=slots))
         if not self.ground.waits(player.stalled):
-            # Nobody is in the line: it never looked at the gates.
+            # The line is empty: the claim did not read the gates.
             self.go_on(player)
 
     def go_on(self, player: Player) -> None:
-        """What it took, it took by a snapshot of long ago."""
+        """The claim took its tasks by an old snapshot."""
         if player.stalled is None:
             return
         resumable, before = set(self.look(self.idle).resumable), self.places()
@@ -378,16 +378,16 @@ class Line:
         assert player.hand.about(held, "requeue", delay=later, failures=number % 2)
 
     def all_transactions_end(self) -> None:
-        """Nobody has anything open any more."""
+        """No transaction is open any more."""
         self.client_ends()
         for player in self.players:
             self.go_on(player)
             player.end("commit")
 
-    # What must hold.
+    # Invariants.
 
     def look(self, hand: Hand) -> Seen:
-        """What a claim of this one that begins now finds free; every lock is let go at once."""
+        """The free rows of a claim that begins now; all its locks are released at once."""
         with hand.conn.transaction(force_rollback=True):
             return self._look(hand)
 
@@ -420,7 +420,7 @@ class Line:
         )
 
     def still_waiting(self, player: Player) -> bool:
-        """What a worker asks that came back with nothing."""
+        """The question of a worker whose claim was empty."""
         return player.hand.still_waiting()["waiting"] is True
 
     def served(self, rows: Iterable[Row], seen: Seen) -> set[UUID]:
@@ -455,13 +455,13 @@ class Line:
         return {row["user_id"]: row["waiting_since"] for row in rows}
 
     def note_who_is_absent(self) -> None:
-        """Who is not in the line now waits for nothing, and begins anew when it is."""
+        """A user who is not in the line waits for nothing, and begins anew later."""
         absent = self.users - self.places().keys()
         if absent:
             self.log.append(Turn(set(), absent=absent))
 
     def one_round(self) -> None:
-        """Nobody has two turns while another waits for one."""
+        """No user has two turns while another waits for one."""
         had: dict[UUID, Counter[UUID]] = {user: Counter() for user in self.users}
         for turn in self.log:
             if turn.undone:
@@ -509,7 +509,7 @@ ACTS = (
     *["commit"] * 3, "rollback", *["end"] * 3, *["requeue"] * 3,
     *["requeue with a generation"] * 3, "an hour goes by",
 )  # fmt: skip
-"""What may happen next; what stands here more often happens more often."""
+"""The possible next steps; a step that is listed more often happens more often."""
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from vidgen_worker.queue.queue import Queue
 from vidgen_worker.telemetry import events
 
 BOUNDED = 40.0
-"""Seconds in which another user's order ends, whoever holds what: many times what it takes."""
+"""The longest time of another user's order under any lock: many times its usual time."""
 
 MODES = (
     "access share", "row share", "row exclusive", "share update exclusive", "share",
@@ -39,7 +39,7 @@ MODES = (
 )  # fmt: skip
 
 
-# What clients can lock at all.
+# The rows that clients can lock.
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
@@ -105,7 +105,7 @@ def scene_of(ground: Ground, held: Held) -> dict[str, object]:
 
 
 def write_what_is_owed(ground: Ground, hand: Hand) -> list[str | None]:
-    """What the janitor does, as if every pause was over; what each scene refused."""
+    """Do the janitor's work as if every pause was over; return the refusal of each scene."""
     ground.sql("update vidgen.scene_writes set due_at = now()")
     scenes = [row["scene_id"] for row in hand("owed_scenes")]
     return [hand("write_owed_scene", scene_id=one)[0]["refused"] for one in scenes]
@@ -142,7 +142,7 @@ def test_a_scene_that_is_locked_is_written_later(ground: Ground, lock: str) -> N
     assert ground.books_balance()
 
 
-def test_an_owed_write_takes_back_nothing_newer(ground: Ground) -> None:
+def test_an_owed_write_overwrites_no_newer_value(ground: Ground) -> None:
     """One attempt failed while the scene was locked; a newer task of the scene runs by now."""
     hand, user = ground.worker(), ground.user()
     old = ground.held(hand, "start_task", user_id=user)
@@ -160,7 +160,7 @@ def test_an_owed_write_takes_back_nothing_newer(ground: Ground) -> None:
     assert scene_of(ground, new)["status"] == "failed", "nothing is owed: it is written at once"
 
 
-def test_what_is_owed_to_a_scene_that_goes_or_refuses_is_dropped(ground: Ground) -> None:
+def test_owed_writes_of_a_deleted_or_refusing_scene_are_dropped(ground: Ground) -> None:
     hand = ground.worker()
     gone, refusing = ground.held(hand), ground.held(hand)
     with locked(ground, "select from video_scenes for update"):
@@ -209,7 +209,7 @@ def test_a_task_that_is_locked_is_set_aside_and_never_ends_by_that(ground: Groun
     assert "another transaction holds" in ground.task(held.id)["message"]
 
 
-def test_who_has_lost_a_locked_task_notes_nothing_about_it(ground: Ground) -> None:
+def test_a_worker_that_lost_a_locked_task_records_nothing_about_it(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task")
     with locked(ground, "select from video_generation_tasks for update"):
@@ -218,7 +218,7 @@ def test_who_has_lost_a_locked_task_notes_nothing_about_it(ground: Ground) -> No
 
 
 def test_a_verdict_about_a_locked_task_is_the_next_attempt_s_only(ground: Ground) -> None:
-    """Its fence could not be looked at: it may be a zombie's, and is forgotten after that."""
+    """Its fence could not be checked: it may be a zombie's, and is deleted after that."""
     hand = ground.worker()
     held = ground.held(hand, "start_task")
     verdict = Jsonb({"code": "CANCELLED"})
@@ -248,13 +248,13 @@ ROWS_OF_CLIENTS = (
     "vidgen.submissions", "vidgen.checkpoints", "vidgen.budgets", "vidgen.resumes",
     "vidgen.refusals", "vidgen.holds", "vidgen.scene_writes",
 )  # fmt: skip
-"""What the calls of a client write: while its statement burns, he holds these rows."""
+"""The rows that a client's call writes: the client holds them while its statement runs."""
 OF_ONE_ROW = ("close_generation", "is_gone")
 """About one submission, each in a statement of its own: `Queue` gives them up after a while."""
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name not in OF_ONE_ROW])
-def test_a_statement_about_many_waits_for_no_row_of_a_client(ground: Ground, name: str) -> None:
+def test_a_statement_about_many_tasks_waits_for_no_locked_row(ground: Ground, name: str) -> None:
     """Generated: every named query that is not about one task, beside rows that are all held."""
     hand = ground.worker()
     parameters = STATES[name](ground, hand)
@@ -274,7 +274,7 @@ def burning_retry(ground: Ground, hand: Hand, held: Held, user: UUID) -> Callabl
     return lambda: block.__exit__(None, None, None)
 
 
-def test_a_burning_retry_keeps_no_other_s_slot(ground: Ground) -> None:
+def test_a_user_s_repeated_retries_keep_no_slot_from_others(ground: Ground) -> None:
     """The sweep of slots and of unanswered submissions leaves out what the call holds."""
     hand, user = ground.worker(), ground.user()
     hand("set_limit", model="gen4_image", max_generations=3)
@@ -325,7 +325,7 @@ SUSPECT = 2
 
 
 def the_pauses_end(ground: Ground) -> None:
-    """As if every task that was passed over had waited long enough."""
+    """Let every task that was passed over have waited long enough."""
     ground.sql("update vidgen.passed_over set until = now()")
 
 
@@ -346,9 +346,7 @@ def kept(ground: Ground, how: str, user: UUID, *tasks: UUID) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["a lock", "a cancel"])
 @pytest.mark.parametrize("past_image", [False, True])
-def test_a_suspect_that_is_locked_gives_its_place_up(
-    ground: Ground, past_image: bool, how: str
-) -> None:
+def test_a_locked_suspect_reserves_no_slot(ground: Ground, past_image: bool, how: str) -> None:
     """One generation of each model at once: the place left for a suspect is the only one."""
     hand, user = ground.worker(), ground.user()
     suspect, others = waiting(
@@ -365,7 +363,7 @@ def test_a_suspect_that_is_locked_gives_its_place_up(
         # One turn a claim: users stand before it who have nothing that may begin.
         (second,) = next(filter(None, (hand.claim() for _ in range(5))))
         assert second.id == plain
-        # It empties no worker that has something to do, either.
+        # No busy worker becomes idle for it, either.
         the_pauses_end(ground)
         assert hand("take_over", idle=False) == []
         hand.about(second, "fail")
@@ -377,8 +375,8 @@ def test_a_suspect_that_is_locked_gives_its_place_up(
 
 
 @pytest.mark.parametrize("how", ["a lock", "a cancel"])
-def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
-    """As many tasks past their image as keep everybody's next image from being begun."""
+def test_locked_clips_reserve_no_room(ground: Ground, how: str) -> None:
+    """Enough tasks past their image to stop every next image."""
     hand, user = ground.worker(), ground.user()
     clips = waiting(ground, hand, user, user, past_image=True, crashes=0)
     all_due(ground)
@@ -394,8 +392,8 @@ def test_clips_that_are_locked_keep_no_room(ground: Ground, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["a lock", "a cancel", "a trigger"])
-def test_rows_that_can_not_be_concluded_keep_no_room(ground: Ground, how: str) -> None:
-    """They stay 'processing' with their worker, as many as keep everybody's next image waiting."""
+def test_rows_that_can_not_be_concluded_reserve_no_room(ground: Ground, how: str) -> None:
+    """The rows stay 'processing' with their worker: enough to stop every next image."""
     hand, user = ground.worker(), ground.user()
     for model, most in (("gen4_image", 5), ("gen4_turbo", 1)):
         hand("set_limit", model=model, max_generations=most)
@@ -428,7 +426,7 @@ def test_rows_that_can_not_be_concluded_keep_no_room(ground: Ground, how: str) -
 
 
 def test_clips_that_are_locked_keep_no_gate_closed(ground: Ground) -> None:
-    """As many as a trial looks at, and they are locked whenever a probe comes."""
+    """As many as a trial reads, and they are locked at every probe."""
     hand, user, other = ground.worker(), ground.user(), ground.user()
     clips = waiting(ground, hand, *[user] * 20, past_image=True, crashes=0)
     theirs = waiting(ground, hand, other, past_image=True, crashes=0)
@@ -471,7 +469,7 @@ def test_costs_that_retries_hold_keep_no_other_s_from_being_read(ground: Ground)
         assert [row["task_id"] for row in hand("costs_to_read_again")] == ids[-1:]
 
 
-def test_a_lock_that_lasts_is_met_ever_more_rarely(ground: Ground) -> None:
+def test_a_lasting_lock_is_tried_less_and_less_often(ground: Ground) -> None:
     hand, user = ground.worker(), ground.user()
     waiting(ground, hand, user, past_image=True, crashes=SUSPECT)
     all_due(ground)
@@ -531,7 +529,7 @@ def test_claims_that_meet_each_other_lose_nothing(ground: Ground, past_image: bo
     assert [held.id for held in rival.claim()] == [suspect]
 
 
-async def test_a_locked_suspect_and_locked_clips_keep_no_worker_from_others(world: World) -> None:
+async def test_a_locked_suspect_and_locked_clips_stop_no_worker(world: World) -> None:
     watch(world)
     user, other = world.user(), world.user()
     with world.ground() as ground:
@@ -554,7 +552,7 @@ async def test_a_locked_suspect_and_locked_clips_keep_no_worker_from_others(worl
             assert row["attempt"] > 1
 
 
-# What an application's slow trigger holds.
+# The locks of an application's slow trigger.
 
 
 SLOW = """
@@ -593,7 +591,7 @@ def braked(ground: Ground, hand: Hand, user: UUID) -> None:
 
 @pytest.mark.parametrize("name", STAGE)
 def test_a_slow_trigger_of_one_user_keeps_no_other_s_submission(ground: Ground, name: str) -> None:
-    """Whatever statement it keeps: the rows that count everybody's submissions are free."""
+    """During any slow statement the rows that count all submissions are free."""
     hand, other, third, user = ground.worker(), ground.worker(), ground.worker(), ground.user()
     braked(ground, hand, user)
     held = ground.held(hand, "start_task", *STAGE[: STAGE.index(name)], user_id=user)
@@ -603,7 +601,7 @@ def test_a_slow_trigger_of_one_user_keeps_no_other_s_submission(ground: Ground, 
     with slow_trigger(ground, user):
         late = hand.later(lambda: hand.about(held, name))
         waits = ground.waits(late)
-        # Another order of the same user: it comes again, and keeps nobody.
+        # Another order of the same user: it is repeated, and blocks no one.
         with suppress(errors.LockNotAvailable):
             other.conn.execute("set lock_timeout = '150ms'")
             other.about(second, "begin_submission")
@@ -617,7 +615,7 @@ def test_a_slow_trigger_of_one_user_keeps_no_other_s_submission(ground: Ground, 
                       theirs[0].id)["n"] == 1  # fmt: skip
 
 
-def test_who_waits_for_a_users_limits_keeps_nobody_else(ground: Ground) -> None:
+def test_a_statement_that_waits_for_a_user_s_limits_blocks_no_other_user(ground: Ground) -> None:
     """However long he waits: the trouble, and a free place at the provider, are taken after it."""
     hand, other, user = ground.worker(), ground.worker(), ground.user()
     braked(ground, hand, user)
@@ -785,7 +783,7 @@ LOCKS = {
         "lock table video_scenes in share row exclusive mode", "completed",
     ),
 }  # fmt: skip
-"""What is held, and how his tasks end when it is let go; None: as they may."""
+"""The held lock, and the ends of the tasks after its release; None: any end."""
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -836,11 +834,11 @@ OWNERS_WORK = (
     "create index on video_generation_tasks (message)",
     "alter table user_credits add column added integer",
 )
-"""What the database's owner does to a table, and does not commit: it may stop orders."""
+"""An open change of a table by the database's owner: it may stop orders."""
 
 
 @pytest.mark.parametrize("statement", OWNERS_WORK)
-async def test_what_an_owner_s_work_has_stopped_goes_on_after_it(
+async def test_a_task_that_its_owner_s_transaction_stopped_goes_on_after_it(
     world: World, statement: str
 ) -> None:
     """The lease is kept meanwhile, no task ends by it, and nothing is paid twice."""
@@ -871,8 +869,10 @@ async def test_what_an_owner_s_work_has_stopped_goes_on_after_it(
     assert world.books_balance()
 
 
-async def test_a_lease_that_an_owner_s_work_has_cost_is_taken_up_again(world: World) -> None:
-    """The heartbeat reads the table of tasks: whoever changes its shape stops that, too."""
+async def test_a_worker_that_lost_its_lease_to_an_owner_s_transaction_starts_over(
+    world: World,
+) -> None:
+    """The heartbeat reads the table of tasks: a change of its columns stops it, too."""
     watch(world)
     user = world.user()
     task = world.order(user, world.scene(user, image_prompt="[[slow 400ms]] a bottle"))
@@ -892,7 +892,7 @@ async def test_a_lease_that_an_owner_s_work_has_cost_is_taken_up_again(world: Wo
 
 
 async def test_a_drain_waits_for_no_lock(world: World) -> None:
-    """It ends while all that it holds is locked, and the successor goes on when that has gone."""
+    """The worker ends while all its rows are locked; the successor goes on after the locks."""
     watch(world)
     user = world.user()
     task = world.order(user, world.scene(user, image_prompt="[[slow 2s]] a bottle"))

@@ -105,13 +105,15 @@ def line_up_all(ground: Ground, hand: Hand) -> None:
     """Merge the whole mailbox: 2,000 arrivals a time."""
     while not ground.none("select from vidgen.arrivals"):
         hand("line_up")
-    # As autovacuum does within a minute.
+    # Autovacuum does this within a minute.
     ground.sql("vacuum vidgen.arrivals")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("crowd", CROWDS)
-def test_a_claim_reads_no_more_beside_a_crowd(small: tuple[Ground, Hand], crowd: str) -> None:
+def test_a_claim_reads_no_more_rows_beside_many_waiting_tasks(
+    small: tuple[Ground, Hand], crowd: str
+) -> None:
     ground, hand = small
 
     def read(name: str) -> int:
@@ -164,10 +166,8 @@ def test_a_claim_reads_no_more_beside_a_crowd(small: tuple[Ground, Hand], crowd:
         ("line_up", True),
     ],
 )
-def test_a_plan_made_while_there_was_nothing_stays_good(
-    ground: Ground, name: str, idle: bool
-) -> None:
-    """A worker plans once, on a new project; then somebody inserts a hundred thousand rows."""
+def test_a_plan_made_on_empty_tables_stays_fast(ground: Ground, name: str, idle: bool) -> None:
+    """A worker plans once, on a new project; then a hundred thousand rows are inserted."""
     for table in (f"public.{TASKS}", "vidgen.turns", "vidgen.arrivals", "vidgen.resumes"):
         ground.sql(f"alter table {table} set (autovacuum_enabled = false)")
     hand = ground.worker()
@@ -205,7 +205,7 @@ def test_a_plan_made_while_there_was_nothing_stays_good(
 
 
 def drained(ground: Ground, hand: Hand, users: list[Any], tasks: int) -> None:
-    """So many tasks are ordered, claimed and ended, a few at a time."""
+    """Order, claim and end this many tasks, a few at a time."""
     for _ in range(tasks // SMALL_ROWS):
         ground.sql(
             f"insert into public.{TASKS} (user_id)"

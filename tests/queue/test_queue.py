@@ -150,7 +150,7 @@ def test_a_row_that_a_client_holds_is_skipped_and_taken_afterwards(ground: Groun
     assert [held.id for held in worker.claim()] == [first]
 
 
-def test_a_row_that_a_client_holds_keeps_nobody_else_waiting(ground: Ground) -> None:
+def test_a_row_that_a_client_has_locked_delays_no_other(ground: Ground) -> None:
     """With one free slot, the user whose row is held must not stand in the way of the next."""
     worker, client = ground.worker(), ground.hand()
     held_up = ground.order()
@@ -165,7 +165,7 @@ def test_a_row_that_a_client_holds_keeps_nobody_else_waiting(ground: Ground) -> 
     assert [held.id for held in worker.claim(slots=1)] == [held_up]
 
 
-def test_a_task_near_its_last_death_keeps_nobody_else_waiting(ground: Ground) -> None:
+def test_a_suspect_delays_no_other_user(ground: Ground) -> None:
     worker = ground.worker()
     poison = ground.order()
     ground.sql(
@@ -179,7 +179,7 @@ def test_a_task_near_its_last_death_keeps_nobody_else_waiting(ground: Ground) ->
     assert [held.id for held in worker.claim(slots=1, idle=True)] == [poison]
 
 
-def test_tasks_near_their_last_death_keep_no_other_task_of_their_user(ground: Ground) -> None:
+def test_suspects_delay_no_other_task_of_their_user(ground: Ground) -> None:
     """A busy worker with one place: they are for an idle one, the next task is for it."""
     hand, user = ground.worker(), ground.user()
     ground.orders(user, 2)
@@ -237,7 +237,7 @@ def test_the_line_is_kept_where_slots_run_out_before_a_user_s_turn(ground: Groun
 # Resumes.
 
 
-def test_tasks_alive_at_the_provider_come_first_then_those_past_their_image(
+def test_tasks_with_a_generation_go_first_then_those_with_an_image(
     ground: Ground,
 ) -> None:
     worker = ground.worker()
@@ -271,7 +271,7 @@ def test_tasks_alive_at_the_provider_come_first_then_those_past_their_image(
         (STAGE, ["video"]),
     ],
 )
-def test_the_stage_of_a_resume_is_what_it_submits_next(
+def test_the_stage_of_a_resume_is_its_next_submission(
     ground: Ground, steps: tuple[str, ...], expected: list[str | None]
 ) -> None:
     worker = ground.worker()
@@ -332,7 +332,7 @@ SCOPES_OF_ANOTHER = ["*", "default", "key:another", "storage:other", "machine:th
 
 
 @pytest.mark.parametrize("scope", ["key:key", "storage:store", "machine:here"])
-def test_a_gate_closes_for_those_alone_whom_it_concerns(ground: Ground, scope: str) -> None:
+def test_a_gate_closes_only_for_the_workers_that_it_concerns(ground: Ground, scope: str) -> None:
     closed, other = ground.worker(scopes=SCOPES), ground.worker(scopes=SCOPES_OF_ANOTHER)
     closed("close_gate", scope=scope, model="*")
     task = ground.order()
@@ -350,7 +350,7 @@ def test_a_gate_of_the_account_closes_for_all_its_keys(ground: Ground, scope: st
 
 
 def test_gates_of_machines_and_keys_that_have_gone_are_swept(ground: Ground) -> None:
-    """Nobody would probe them; those of an account, a worker or the operator stay."""
+    """No worker would probe them; gates of an account, a worker or the operator stay."""
     hand = ground.worker()
     for scope in ("machine:gone", "storage:gone", "key:gone", "key:key", "default", "other", "*"):
         hand("close_gate", scope=scope, model="*")
@@ -369,7 +369,7 @@ OF_ANOTHER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_what_another_account_has_to_follow_keeps_nobody_waiting(ground: Ground) -> None:
+def test_tasks_of_another_account_delay_no_one(ground: Ground) -> None:
     hand, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
     held = ground.held(hand, "start_task", *STAGE[:2])
     hand.about(held, "requeue")
@@ -411,7 +411,7 @@ def test_lanes_have_lines_of_their_own(ground: Ground) -> None:
     assert [one.id for one in hand.claim()] == [tasks[1]]
 
 
-def test_a_clip_goes_on_in_its_own_lane_and_what_lives_in_any(ground: Ground) -> None:
+def test_a_clip_resumes_in_its_own_lane_and_a_living_task_in_any(ground: Ground) -> None:
     hand = ground.worker()
     clip = ground.held(hand, "start_task", *STAGE)
     living = ground.held(hand, "start_task", *STAGE[:2])
@@ -423,8 +423,10 @@ def test_a_clip_goes_on_in_its_own_lane_and_what_lives_in_any(ground: Ground) ->
     assert [one.id for one in hand.claim(lane=2)] == [clip.id]
 
 
-def test_a_victim_of_another_account_goes_back_for_its_own_workers(ground: Ground) -> None:
-    """What has nothing alive there is taken over as ever."""
+def test_a_dead_worker_s_task_of_another_account_returns_for_its_own_workers(
+    ground: Ground,
+) -> None:
+    """A task without a living generation is taken over as usual."""
     dead, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
     alive = ground.held(dead, "start_task", *STAGE[:2])
     bare = ground.held(dead, "start_task")
@@ -436,7 +438,7 @@ def test_a_victim_of_another_account_goes_back_for_its_own_workers(ground: Groun
     assert waiting == {"task_id": alive.id, "stage": None, "followers": ["default", "key:key"]}
 
 
-def test_an_answer_that_is_awaited_belongs_to_its_account_too(ground: Ground) -> None:
+def test_a_submission_without_an_answer_belongs_to_its_account_too(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:1])
     hand.about(held, "requeue")
@@ -447,14 +449,14 @@ def test_an_answer_that_is_awaited_belongs_to_its_account_too(ground: Ground) ->
     assert ground.none("select from vidgen.resumes"), "nothing lives: anybody begins it anew"
 
 
-def test_a_stored_clip_is_anybody_s_to_conclude(ground: Ground) -> None:
+def test_any_worker_may_conclude_a_stored_clip(ground: Ground) -> None:
     hand, stranger = ground.worker(), ground.worker(**OF_ANOTHER)
     held = ground.prepared(hand, "complete")
     hand.about(held, "requeue")
     assert [one.id for one in stranger.claim(**OF_ANOTHER)] == [held.id]
 
 
-# What users are told.
+# The pauses that users are shown.
 
 
 def shown_to_users(ground: Ground) -> list[tuple[str, str]]:
@@ -462,7 +464,7 @@ def shown_to_users(ground: Ground) -> list[tuple[str, str]]:
     return [(row["model"], row["reason"]) for row in rows]
 
 
-def test_users_hear_nothing_of_a_gate_that_others_work_beside(ground: Ground) -> None:
+def test_users_are_not_shown_a_gate_beside_which_others_work(ground: Ground) -> None:
     one = ground.worker(scopes=SCOPES)
     other = ground.worker(scopes=SCOPES_OF_ANOTHER)
     one("close_gate", scope="machine:here", model="*", reason="SCRATCH_UNAVAILABLE")
@@ -474,7 +476,9 @@ def test_users_hear_nothing_of_a_gate_that_others_work_beside(ground: Ground) ->
 
 
 @pytest.mark.parametrize("how", ["leaves", "dies"])
-def test_users_hear_of_it_when_the_last_one_who_worked_is_gone(ground: Ground, how: str) -> None:
+def test_users_are_shown_the_gate_when_the_last_working_worker_is_gone(
+    ground: Ground, how: str
+) -> None:
     one, other = ground.worker(scopes=SCOPES), ground.worker(scopes=SCOPES_OF_ANOTHER)
     one("close_gate", scope="key:key", model="*", reason="PROVIDER_DENIED")
     if how == "leaves":
@@ -536,7 +540,7 @@ def test_a_gate_of_two_scopes_is_shown_until_the_last_one_opens(ground: Ground) 
     assert ground.sql("select * from public.video_generation_gates") == []
 
 
-def test_one_worker_probes_and_the_next_probe_is_twice_as_far(ground: Ground) -> None:
+def test_one_worker_probes_and_the_pause_to_the_next_probe_doubles(ground: Ground) -> None:
     one, two = ground.worker(), ground.worker()
     one("close_gate", model="gen4_image")
     assert one("take_probe") == []
@@ -604,7 +608,7 @@ def test_a_claim_says_that_mail_is_left(ground: Ground) -> None:
         assert [(row["id"], row["more"]) for row in other("claim")] == [(third, True)]
 
 
-def test_a_mailbox_that_somebody_empties_is_not_lost_with_them(ground: Ground) -> None:
+def test_a_mailbox_emptied_in_a_rolled_back_transaction_is_not_lost(ground: Ground) -> None:
     user = ground.user()
     worker, other = ground.worker(), ground.hand()
     task = ground.order(user)
@@ -703,7 +707,7 @@ WAYS = (
 
 @pytest.mark.parametrize("name", FENCED)
 @pytest.mark.parametrize("how", WAYS)
-def test_who_has_lost_a_task_writes_nothing(ground: Ground, name: str, how: str) -> None:
+def test_a_worker_that_lost_a_task_writes_nothing(ground: Ground, name: str, how: str) -> None:
     """A fenced write after hand-back, takeover, a new attempt or the end changes no table."""
     hand, other = ground.worker(), ground.worker()
     held = ground.prepared(hand, name)
@@ -737,7 +741,9 @@ def test_a_wrong_part_of_the_fence_writes_nothing(ground: Ground, name: str, wro
 
 
 @pytest.mark.parametrize("name", FENCED)
-def test_each_fenced_query_does_something_for_who_holds_the_task(ground: Ground, name: str) -> None:
+def test_each_fenced_query_has_an_effect_for_the_holder_of_the_task(
+    ground: Ground, name: str
+) -> None:
     """The tests above would pass on a query that never writes."""
     hand = ground.worker()
     held = ground.prepared(hand, name)
@@ -885,7 +891,7 @@ def test_a_checkpoint_that_advances_forgives_the_deaths_before_it(ground: Ground
 
 @pytest.mark.parametrize("end", ["fail", "cancel", "requeue"])
 def test_deaths_count_while_a_task_may_still_run(ground: Ground, end: str) -> None:
-    """Else each claim would look at every task that ever died."""
+    """Otherwise each claim would read every task that ever had a death."""
     hand = ground.worker()
     held = ground.held(hand, "start_task")
     ground.sql("insert into vidgen.budgets (task_id, crashes) values (%s, 1)", held.id)
@@ -893,7 +899,7 @@ def test_deaths_count_while_a_task_may_still_run(ground: Ground, end: str) -> No
     assert ground.one("select crashes from vidgen.budgets")["crashes"] == (end == "requeue")
 
 
-def test_room_is_made_by_a_worker_that_could_take_the_suspect(ground: Ground) -> None:
+def test_only_a_worker_that_could_take_the_suspect_becomes_idle(ground: Ground) -> None:
     """The first of its key, wherever another key's stands; none behind a closed gate."""
     first, second = sorted((ground.worker(), ground.worker()), key=lambda hand: hand.worker_id)
     suspect = ground.order()
@@ -936,7 +942,7 @@ def test_a_suspect_without_a_slot_is_not_asked_for_again(ground: Ground, model: 
 
 
 def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> None:
-    """Its output may be the one that shows that rows are taken again; a new one waits."""
+    """Its output may show that rows accept changes again; a new task waits."""
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:2])
     hand.about(held, "requeue")
@@ -956,7 +962,9 @@ def test_a_suspect_that_lives_is_taken_behind_a_closed_gate(ground: Ground) -> N
     assert hand.claim() == [], "to begin one costs money"
 
 
-def test_what_tries_a_gate_is_kept_or_being_stored_and_not_set_aside(ground: Ground) -> None:
+def test_an_output_that_tries_a_gate_is_kept_or_being_stored_and_not_set_aside(
+    ground: Ground,
+) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:3])
     hand("note_trouble", task_id=held.id, user_id=ground.task(held.id)["user_id"])
@@ -996,7 +1004,7 @@ OTHER: dict[str, Any] = {
 
 
 def test_an_output_of_one_account_is_left_to_no_worker_of_another(ground: Ground) -> None:
-    """It is what opens the gate of a file store that is this account's own."""
+    """Such an output opens the gate of this account's own file store."""
     first, other = ground.worker(**FIRST), ground.worker(**OTHER)
     held = an_output_behind_the_gate(ground, first, FIRST)
     assert first("try_kept", scope="storage:a", **FIRST) == [{"kept": True}]
@@ -1063,7 +1071,7 @@ def test_a_worker_leaves_only_when_it_holds_nothing(ground: Ground) -> None:
     assert ground.none("select from vidgen.workers")
 
 
-def test_progress_never_goes_down_whoever_is_late(ground: Ground) -> None:
+def test_progress_never_goes_down_with_a_late_report(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE)
     before = ground.task(held.id)["progress"]
@@ -1073,7 +1081,7 @@ def test_progress_never_goes_down_whoever_is_late(ground: Ground) -> None:
     assert ground.task(held.id)["progress"] == before
 
 
-def test_users_with_nothing_left_leave_the_line_many_at_once(ground: Ground) -> None:
+def test_users_without_due_tasks_leave_the_line_many_at_once(ground: Ground) -> None:
     """A thousand cancelled orders ahead of it must not cost the next user a thousand claims."""
     worker = ground.worker()
     scene = ground.scene(ground.user())

@@ -26,7 +26,7 @@ WRITES_A_TASK = re.compile(r"\bupdate public\.video_generation_tasks\b")
 
 
 def claimed(ground: Ground, hand: Hand, count: int = 5) -> list[Held]:
-    """So many claimed tasks, each of a user of its own."""
+    """This many claimed tasks, each of another user."""
     return [ground.held(hand, "start_task") for _ in range(count)]
 
 
@@ -167,7 +167,7 @@ def test_a_part_that_refuses_its_retry_takes_back_the_whole_order(ground: Ground
     assert {part["status"] for part in ground.parts(film.id)} == {"pending"}
 
 
-def test_rows_are_tried_to_their_end_and_nothing_of_it_stays(ground: Ground) -> None:
+def test_rows_are_tried_to_their_end_and_all_of_it_is_undone(ground: Ground) -> None:
     """Of up to three users of whom none is set aside; the answer is what one of them refuses."""
     hand = ground.worker()
     aside = ground.held(hand)
@@ -192,7 +192,7 @@ def test_rows_are_tried_to_their_end_and_nothing_of_it_stays(ground: Ground) -> 
 
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("name", OF_SEVERAL)
-def test_a_row_that_refuses_costs_that_row(ground: Ground, name: str, place: int) -> None:
+def test_a_row_that_refuses_stops_only_itself(ground: Ground, name: str, place: int) -> None:
     prepare, act, status = OF_SEVERAL[name]
     hand = ground.worker()
     ids = prepare(ground, hand)
@@ -230,7 +230,7 @@ def test_a_row_refuses_with_any_error(ground: Ground, name: str, state: str) -> 
 
 
 @pytest.mark.parametrize("name", OF_SEVERAL)
-def test_a_row_that_refused_is_left_alone_and_then_met_again(ground: Ground, name: str) -> None:
+def test_a_row_that_refused_is_left_alone_and_then_tried_again(ground: Ground, name: str) -> None:
     prepare, act, status = OF_SEVERAL[name]
     hand = ground.worker()
     bad, *_ = ids = prepare(ground, hand)
@@ -248,7 +248,7 @@ def test_a_row_that_refused_is_left_alone_and_then_met_again(ground: Ground, nam
 
 
 def test_a_row_that_a_client_holds_keeps_no_other_from_being_handed_back(ground: Ground) -> None:
-    """A drain waits for nobody's lock: the rest is the lease's."""
+    """A drain waits for no lock: the take-over does the rest."""
     hand, other, client = ground.worker(), ground.worker(), ground.hand()
     ids = five_run(ground, hand)
     with client.holding():
@@ -258,7 +258,7 @@ def test_a_row_that_a_client_holds_keeps_no_other_from_being_handed_back(ground:
         back = hand("hand_back", task_ids=None)
         hand("leave")
     assert {row["id"] for row in back} == set(ids[1:])
-    # Said in its row: taken over at once, and nobody counts a death.
+    # Its row says so: the task is taken over at once, and no death is counted.
     taken = other("take_over", steady=False)
     assert [(row["kind"], row["id"]) for row in taken] == [("taken", ids[0])]
     assert ground.one("select crashes from vidgen.budgets")["crashes"] == 0
@@ -286,7 +286,7 @@ def test_rows_whose_trigger_is_slow_cost_a_claim_two_seconds(ground: Ground) -> 
     assert other in [held.id for held in hand.claim()], "his turn is over for now"
 
 
-def test_rows_that_are_slow_together_and_of_which_one_refuses_come_to_their_turn(
+def test_slow_rows_of_which_one_refuses_all_begin(
     ground: Ground,
 ) -> None:
     """An application's CHECK: nothing says beforehand that it takes long, or refuses."""
@@ -308,7 +308,7 @@ def test_rows_that_are_slow_together_and_of_which_one_refuses_come_to_their_turn
     ]
 
 
-def test_a_claim_that_can_not_note_a_refusal_begins_nothing_and_the_next_each_task_once(
+def test_a_claim_that_can_not_record_a_refusal_begins_nothing_and_the_next_begins_each_task_once(
     ground: Ground,
 ) -> None:
     hand, tasks = ground.worker(), [ground.order() for _ in range(3)]
@@ -330,7 +330,7 @@ def test_a_claim_that_can_not_note_a_refusal_begins_nothing_and_the_next_each_ta
     assert sorted(held.id for held in hand.claim()) == sorted([tasks[0], tasks[2]])
 
 
-def test_a_row_that_stays_keeps_no_slot(ground: Ground) -> None:
+def test_a_row_that_does_not_change_keeps_no_slot(ground: Ground) -> None:
     """Set aside while its row refuses to leave: another task finds the slot."""
     hand = ground.worker()
     hand("set_limit", model="gen4_image", max_generations=1)
@@ -391,7 +391,7 @@ def test_a_pause_grows_and_a_task_ends_as_refused(ground: Ground) -> None:
     assert ground.task(good)["status"] == "processing"
 
 
-def test_a_row_that_takes_no_change_at_all_is_asked_once_an_hour(ground: Ground) -> None:
+def test_a_row_that_accepts_no_change_is_tried_once_an_hour(ground: Ground) -> None:
     hand = ground.worker()
     bad = ground.order()
     refuse(ground, bad)
@@ -408,7 +408,7 @@ def test_a_row_that_takes_no_change_at_all_is_asked_once_an_hour(ground: Ground)
     assert [row["became"] for row in hand("retry_refused")] == ["failed"]
 
 
-def test_a_task_that_is_retried_begins_with_a_clean_slate(ground: Ground) -> None:
+def test_a_retried_task_begins_with_new_budgets(ground: Ground) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task")
     refuse(ground, held.id)
@@ -476,7 +476,7 @@ async def test_a_verdict_survives_the_death_of_the_worker_that_reached_it(world:
     refuse_one(world, task, "new.status = 'failed'")
     async with world.worker():
         await until_true(world, "select exists (select from vidgen.refusals)")
-    # As after kill -9 just before `fail`: what is known is the checkpoint's.
+    # The state after kill -9 just before `fail`: only the checkpoint is known.
     world.sql("delete from vidgen.refusals")
     world.sql("drop trigger application_refuses on public.video_generation_tasks")
     world.sql("update video_generation_tasks set run_after = now() where status = 'pending'")
@@ -562,7 +562,7 @@ def suspected(ground: Ground, _hand: Hand, user: UUID) -> None:
 
 @pytest.mark.parametrize("how", KEPT)
 @pytest.mark.parametrize("waits", [new, past_its_image, suspected])
-def test_a_row_that_does_not_take_its_change_keeps_no_place(
+def test_a_row_that_does_not_accept_its_change_keeps_no_slot(
     ground: Ground, waits: Callable[[Ground, Hand, UUID], None], how: str
 ) -> None:
     hand, user = ground.worker(), ground.user()
@@ -583,7 +583,7 @@ def test_a_row_that_does_not_take_its_change_keeps_no_place(
 
 @pytest.mark.parametrize("how", KEPT)
 @pytest.mark.parametrize("statement", ["take_over", "hand_back"])
-def test_a_row_that_does_not_take_its_change_stays_with_its_worker(
+def test_a_row_that_does_not_accept_its_change_stays_with_its_worker(
     ground: Ground, statement: str, how: str
 ) -> None:
     hand, user = ground.worker(), ground.user()
@@ -600,7 +600,7 @@ def test_a_row_that_does_not_take_its_change_stays_with_its_worker(
     assert ground.one("select task_id from vidgen.refusals")["task_id"] == kept.id
 
 
-async def test_a_rule_that_speaks_at_commit_costs_its_own_task_only(world: World) -> None:
+async def test_a_deferred_constraint_stops_only_its_own_task(world: World) -> None:
     """An application's notifications have deferred keys (Django's all are)."""
     bad, good = world.user(), world.user()
     with world.ground() as ground:
@@ -622,10 +622,10 @@ async def test_a_rule_that_speaks_at_commit_costs_its_own_task_only(world: World
 @pytest.mark.parametrize(
     "statement", ["complete", "fail", "cancel", "requeue", "finish_stage", "wait_for_parts"]
 )
-def test_a_statement_about_a_row_that_stays_as_it_is_changes_nothing(
+def test_a_statement_whose_row_does_not_change_writes_nothing(
     ground: Ground, statement: str, how: str
 ) -> None:
-    """Else a stage is charged whose file its owner can't read, and an end comes again and again."""
+    """Otherwise a stage would be charged whose file its owner can't read, and an end repeated."""
     hand = ground.worker()
     held = ground.prepared(hand, statement)
     KEPT[how](ground, ground.task(held.id)["user_id"])

@@ -100,7 +100,9 @@ def test_every_way_to_end_has_its_case() -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("state", ["generating", "submitting"])
-def test_what_ends_a_task_leaves_nothing_under_way(ground: Ground, name: str, state: str) -> None:
+def test_every_end_of_a_task_leaves_no_checkpoint_under_way(
+    ground: Ground, name: str, state: str
+) -> None:
     hand = ground.worker()
     hand("set_limit", model="gen4_image", max_generations=1)
     held = ground.held(hand, "start_task", *STAGE[: 2 if state == "generating" else 1])
@@ -139,9 +141,7 @@ def test_a_stray_is_looked_at_by_one_worker_at_a_time(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize("why", ["it waits", "it is set aside"])
-def test_what_a_waiting_task_has_at_the_provider_is_read_and_not_ended(
-    ground: Ground, why: str
-) -> None:
+def test_a_waiting_task_s_generation_is_read_and_not_ended(ground: Ground, why: str) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:2])
     if why == "it waits":
@@ -153,7 +153,7 @@ def test_what_a_waiting_task_has_at_the_provider_is_read_and_not_ended(
     assert stray["kept"] is True
 
 
-def test_what_a_running_task_follows_is_no_stray(ground: Ground) -> None:
+def test_a_running_task_s_generation_is_no_stray(ground: Ground) -> None:
     hand = ground.worker()
     ground.held(hand, "start_task", *STAGE[:2])
     ground.sql("update vidgen.submissions set answered_at = now() - interval '1 hour'")
@@ -173,7 +173,7 @@ def test_a_price_that_has_gone_ends_no_task_that_has_its_own(ground: Ground) -> 
 
 
 @pytest.mark.parametrize("gone", ["the account", "the worker, for the last time"])
-async def test_a_task_that_ends_in_front_of_its_generation_frees_its_place(
+async def test_a_task_that_ends_before_its_generation_frees_its_slot(
     world: World, gone: str
 ) -> None:
     watch(world)

@@ -15,7 +15,7 @@ def generating(ground: Ground, hand: Hand) -> Held:
     return ground.held(hand, "start_task", *STAGE[:2])
 
 
-def test_an_end_teaches_the_fleet_once_and_the_last_24_are_kept(ground: Ground) -> None:
+def test_an_end_enters_the_history_once_and_the_last_24_are_kept(ground: Ground) -> None:
     hand = ground.worker()
     held = generating(ground, hand)
     for _ in range(2):
@@ -30,7 +30,7 @@ def test_an_end_teaches_the_fleet_once_and_the_last_24_are_kept(ground: Ground) 
     assert row["ended_by"] == [74.0 - number for number in range(24)]
 
 
-def test_who_teaches_waits_for_nobody_who_teaches_the_same(ground: Ground) -> None:
+def test_two_ends_of_one_kind_do_not_wait_for_each_other(ground: Ground) -> None:
     hand, other = ground.worker(), ground.worker()
     hand.about(generating(ground, hand), "end_generation")
     mine, theirs = generating(ground, hand), generating(ground, other)
@@ -67,7 +67,7 @@ def test_expected_at_moves_by_a_tenth_of_the_time_left_at_the_most(ground: Groun
     assert left(ground, held) is None
 
 
-def test_once_its_time_is_over_nothing_is_expected_until_the_next_write(ground: Ground) -> None:
+def test_an_expected_time_that_has_passed_is_unknown_until_the_next_write(ground: Ground) -> None:
     hand = ground.worker()
     held = generating(ground, hand)
     ground.sql("set session_replication_role = replica")
@@ -80,7 +80,7 @@ def test_once_its_time_is_over_nothing_is_expected_until_the_next_write(ground: 
 
 
 @pytest.mark.parametrize("end", ["requeue", "fail", "cancel"])
-def test_nothing_is_expected_of_a_task_that_does_not_run(ground: Ground, end: str) -> None:
+def test_a_task_that_does_not_run_has_no_expected_end(ground: Ground, end: str) -> None:
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:1])
     assert left(ground, held) is not None

@@ -306,7 +306,7 @@ def test_functions_are_called_by_name_with_their_shapes(project: Served, user: S
         ("GET", "rpc/unknown", None, 404, "PGRST202"),
         ("POST", "books?select=shelves(label)", {"title": "x"}, 400, "PGRST127"),
         ("POST", "rpc/longer_than?select=shelves(label)", {"minimum": 1}, 400, "PGRST127"),
-        ("POST", "rpc/add", [{"a": 1}, {"a": 2}], 400, "PGRST102"),
+        ("POST", "rpc/add", [{"a": 1}, {"a": 2}], 404, "PGRST202"),
         ("GET", "books?tags->--5=eq.{", None, 400, "22P02"),
         ("GET", f"books?or={'(and' * 2000}(pages.eq.1{')' * 2001}", None, 400, "PGRST100"),
     ],

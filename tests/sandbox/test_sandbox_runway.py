@@ -15,8 +15,9 @@ import jsonschema
 import pytest
 import runwayml
 from PIL import Image
-from runwayml import AsyncRunwayML
+from runwayml import AsyncRunwayML, DefaultAsyncHttpxClient
 
+from vidgen_worker.providers.http_client import certificates
 from vidgen_worker.sandbox.control import RunwayControl
 from vidgen_worker.sandbox.runway import contract
 from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
@@ -74,6 +75,7 @@ async def _client(runway: RunwayControl) -> AsyncIterator[AsyncRunwayML]:
         base_url=runway.url,
         max_retries=0,
         _strict_response_validation=True,
+        http_client=DefaultAsyncHttpxClient(verify=certificates()),
     ) as client:
         yield client
 
@@ -93,7 +95,9 @@ async def slow_sdk(slow: RunwayControl) -> AsyncIterator[AsyncRunwayML]:
 @pytest.fixture
 async def http(runway: RunwayControl) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {runway.key}", "X-Runway-Version": "2024-11-06"}
-    async with httpx.AsyncClient(base_url=runway.url, headers=headers, timeout=30) as client:
+    async with httpx.AsyncClient(
+        base_url=runway.url, headers=headers, timeout=30, verify=certificates()
+    ) as client:
         yield client
 
 

@@ -85,7 +85,7 @@ def test_its_environment_is_a_workers() -> None:
             headers={"Authorization": f"Bearer {environment['SUPABASE_SERVICE_ROLE_KEY']}"},
         )
         assert answer.json() == []
-        product = httpx.get(sandbox.product_image_url)
+        product = httpx.get(sandbox.product_image_url, timeout=60)
         assert product.headers["content-type"] == "image/png"
         assert environment["VIDGEN_ALLOW_LOOPBACK_ASSETS"] == "true"
         assert sandbox.user_token(uuid.uuid4()).count(".") == 2

@@ -16,6 +16,7 @@ from storage3 import AsyncStorageClient
 from storage3.exceptions import StorageApiError
 from supabase import AsyncClientOptions, acreate_client
 
+from vidgen_worker.providers.http_client import certificates
 from vidgen_worker.sandbox.control import StorageControl
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.supabase.storage import StorageDouble
@@ -30,7 +31,7 @@ Clients = Callable[..., Awaitable[AsyncStorageClient]]
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(http2=False, timeout=20) as client:
+    async with httpx.AsyncClient(http2=False, timeout=20, verify=certificates()) as client:
         yield client
 
 

@@ -39,7 +39,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, **values: str) -> str:
     return "\n".join(caught.value.problems)
 
 
-def test_all_that_is_missing_is_said_at_once_with_where_to_find_it() -> None:
+def test_all_missing_settings_are_named_at_once_with_their_source() -> None:
     with pytest.raises(SettingsError) as caught:
         load()
     assert len(caught.value.problems) == len(MANDATORY)
@@ -66,7 +66,7 @@ def test_a_misspelt_setting_is_refused_with_the_likely_one(
 
 
 @pytest.mark.usefixtures("mandatory")
-def test_all_mistakes_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_mistakes_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said = problems(monkeypatch, VIDGEN_LEASE="15", VIDGEN_CONCURRENCY="0", VIDGEN_LOG_LEVEL="loud")
     assert "VIDGEN_LEASE" in said
     assert "500ms, 15s, 2m" in said
@@ -119,7 +119,7 @@ def test_the_environment_wins_over_credentials_and_these_over_dotenv(
 
 
 @pytest.mark.usefixtures("mandatory")
-def test_what_is_shown_holds_every_setting_and_no_secret() -> None:
+def test_the_shown_settings_are_complete_and_hold_no_secret() -> None:
     rows = effective(load())
     assert [name for name, _, _ in rows] == [name.upper() for name in Settings.model_fields]
     assert all(meaning for _, _, meaning in rows)
@@ -143,7 +143,7 @@ def test_a_duration_without_its_unit_is_refused(text: str) -> None:
 
 
 @given(st.integers(1, 10**10))
-def test_a_written_duration_reads_as_itself(milliseconds: int) -> None:
+def test_a_written_duration_reads_back_as_the_same_value(milliseconds: int) -> None:
     length = timedelta(milliseconds=milliseconds)
     assert parse_duration(format_duration(length)) == length
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -339,7 +339,8 @@ async def _staged(plan: Plan, folder: Path) -> AsyncIterator[Stage]:
                 StorageControl(store.url, storage.keys),
                 dict(ENVIRONMENT, VIDGEN_CONCURRENCY=str(plan.concurrency)),
             )
-            yield Stage(world, server, runway, storage, folder / "workers.log")
+            with closing(world):
+                yield Stage(world, server, runway, storage, folder / "workers.log")
 
 
 async def soak(plan: Plan, folder: Path, say: Callable[[str], None]) -> Report:

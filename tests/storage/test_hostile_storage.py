@@ -29,12 +29,13 @@ from tests.support.watching import watch
 from tests.support.world import PATIENCE, World, cancel, make_buckets, recorded, vidgen
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault
-from vidgen_worker.domain.task import Fence, Task
+from vidgen_worker.domain.task import Artifact, Fence, GenerationEnd, Task
 from vidgen_worker.media.scratch import scratch
-from vidgen_worker.pipeline.generating import Generating
+from vidgen_worker.pipeline.generating import Generating, Upload
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, VIDEO, Order, Stage
 from vidgen_worker.pipeline.storing import Storing
+from vidgen_worker.queue.checkpoints import Place
 from vidgen_worker.queue.errors import CancelAskedError
 from vidgen_worker.telemetry import bus, events
 from vidgen_worker.worker.serve import build_worker
@@ -181,6 +182,11 @@ class Round:
     def place(self) -> tuple[str, str]:
         return (STILLS if self.stage is IMAGE else CLIPS), self.path
 
+    def made_up(self) -> Place:
+        """A place for an upload of its user's."""
+        upload_id = uuid4()
+        return Place(upload_id, self.place[0], self.stage.path(self.user, upload_id))
+
     def cancel(self) -> None:
         """Its owner asks, and the worker hears of it at once."""
         self.ask()
@@ -241,7 +247,11 @@ class Round:
             thief.append(asyncio.create_task(self.wait_for_it()))
         try:
             with bus.subscribed(self.hear), contextlib.suppress(CancelAskedError):
-                await output.keep(self.held.generation_id, file, len(PNG), "ab")
+                place = self.made_up()
+                recorded = await generating.end(GenerationEnd.SUCCEEDED, 5, 0, place=place)
+                artifact = Artifact(place.bucket, place.path, "image/png", len(PNG), "ab")
+                upload = Upload(place, recorded)
+                await output.keep(self.held.generation_id, file, artifact, upload)
         finally:
             await tools.queue.conclusions.cancel(self.fence)
             self.over = True
@@ -400,7 +410,7 @@ def put_there(ground: Ground, bucket: str, path: str) -> None:
 
 def uploading(ground: Ground, hand: Hand, held: Held, stage: str) -> str:
     """Walk a stage until its object is there and not charged; the path."""
-    hand.walk(held, *STAGE[:4], stage=stage)
+    hand.walk(held, *STAGE[:3], stage=stage)
     path = str(hand.place_of(held, stage)["path"])
     put_there(ground, STILLS if stage == "image" else CLIPS, path)
     return path
@@ -454,7 +464,7 @@ def test_a_role_of_the_application_s_own_reads_nothing_unpaid_either(ground: Gro
             "create policy own_folder on storage.objects for select to public"
             " using (split_part(name, '/', 2) = auth.uid()::text)"
         )
-        held = ground.held(hand, "start_task", *STAGE[:4], user_id=user)
+        held = ground.held(hand, "start_task", *STAGE[:3], user_id=user)
         path = hand.place_of(held, "image")["path"]
         ground.sql("insert into storage.buckets (id, name) values (%s, %s)", STILLS, STILLS)
         for bucket_path in (path, f"notes/{user}/mine.txt"):
@@ -549,7 +559,7 @@ async def test_over_http_an_owner_reads_what_he_paid_for_and_nothing_else(
             hand, user = ground.worker(), ground.user()
             held = ground.held(hand, "start_task", *STAGE, user_id=user)
             clip = Held(held.id, held.attempt, held.worker_id)
-            hand.walk(clip, *STAGE[:4], stage="video")
+            hand.walk(clip, *STAGE[:3], stage="video")
             path = str(hand.place_of(clip, "video")["path"])
             file = tmp_path / "clip.mp4"
             file.write_bytes(PNG)
@@ -666,7 +676,7 @@ async def test_an_upload_that_arrives_after_its_removal_is_found_and_removed(
         with world.ground() as ground, recorded() as heard:
             ground.sql(WIDE)
             hand, user = ground.worker(), ground.user()
-            held = ground.held(hand, "start_task", *STAGE[:4], user_id=user)
+            held = ground.held(hand, "start_task", *STAGE[:3], user_id=user)
             path = str(hand.place_of(held, "image")["path"])
             end(ground, hand, held, "cancelled")
             await worker.janitor.remove_uploads()
@@ -717,7 +727,7 @@ async def test_a_removal_that_storage_refuses_is_reported_and_tried_again(world:
     async with resting_worker(world) as worker:
         with world.ground() as ground, recorded() as heard:
             hand = ground.worker()
-            held = ground.held(hand, "start_task", *STAGE[:4])
+            held = ground.held(hand, "start_task", *STAGE[:3])
             end(ground, hand, held, "failed")
             look_now(ground, timedelta(hours=2))
             world.storage.fail("remove", times=1, status=403)
@@ -769,7 +779,7 @@ async def test_prune_removes_what_attempts_have_left_and_what_pruned_tasks_had(
             old = ground.task(completed(ground, hand, user).id)
             aged(ground, 100)
             kept = ground.task(completed(ground, hand, user).id)
-            failed = ground.held(hand, "start_task", *STAGE[:4])
+            failed = ground.held(hand, "start_task", *STAGE[:3])
             left = str(hand.place_of(failed, "image")["path"])
             end(ground, hand, failed, "failed")
             for path in (old["image_path"], kept["image_path"], left):

@@ -13,6 +13,7 @@ import pytest
 from supabase import AsyncClientOptions, acreate_client
 
 from vidgen_worker.domain.faults import Fault
+from vidgen_worker.providers.http_client import certificates
 from vidgen_worker.sandbox.control import StorageControl
 from vidgen_worker.storage.buckets import Bucket
 from vidgen_worker.storage.storage import REMOVE_BATCH, Storage
@@ -64,7 +65,7 @@ def refill(file: Path, content: bytes) -> None:
 
 
 def fetch(url: str, **headers: str) -> httpx.Response:
-    return httpx.get(url, headers=headers)
+    return httpx.get(url, headers=headers, verify=certificates())
 
 
 def uploads(control: StorageControl) -> list[int | None]:

@@ -76,7 +76,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "ended_state": "succeeded", "cost": 5, "bucket": "generated-content",
     "media_type": "image/png", "size": 100, "sha256": "ab",
     "image_url": "https://storage.test/g.png", "video_path": None,
-    "video_url": "https://storage.test/signed",
+    "video_url": "https://storage.test/signed", "signed_url": None,
     "good_for": timedelta(hours=1), "silent_ids": [], "silent_beats": [],
     "delay": timedelta(0), "failures": 0,
     "code": "GENERATION_FAILED", "visible": Jsonb({}), "reason": "PROVIDER_UNFUNDED",
@@ -197,7 +197,7 @@ class Hand:
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
         """Run a fenced query about one task."""
         more = {"digest": str(held.id), **of_report(name, held)}
-        if name in ("begin_upload", "finish_stage"):
+        if name in ("end_generation", "begin_upload", "finish_stage"):
             more |= self.place_of(held, str(parameters.get("stage", "image")))
         return self(name, **{**held.fence, **more, **parameters})
 
@@ -268,9 +268,7 @@ def at_once(verb: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("the verb waits for something: it needs an event loop")
 
 
-STAGE = (
-    "begin_submission", "answer_submission", "end_generation", "begin_upload", "finish_stage",
-)  # fmt: skip
+STAGE = ("begin_submission", "answer_submission", "end_generation", "finish_stage")
 """The walk of one stage."""
 
 
@@ -420,11 +418,13 @@ class Ground(Application):
             "begin_submission": ("start_task",),
             "answer_submission": ("start_task", *STAGE[:1]),
             "end_generation": ("start_task", *STAGE[:2]),
-            "begin_upload": ("start_task", *STAGE[:3]),
-            "finish_stage": ("start_task", *STAGE[:4]),
+            "begin_upload": ("start_task", *STAGE[:2]),
+            "finish_stage": ("start_task", *STAGE[:3]),
             "complete": ("start_task", *STAGE),
         }.get(name, ())
         held = self.held(hand, *walk)
+        if name == "begin_upload":
+            hand.about(held, "end_generation", upload_id=None)
         if name == "complete":
             hand.walk(Held(held.id, held.attempt, held.worker_id), *STAGE, stage="video")
         return held

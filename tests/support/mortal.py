@@ -8,6 +8,7 @@ that it was carried out and its answer dropped.
 """
 
 import asyncio
+import importlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from vidgen_worker.config import Settings
 from vidgen_worker.database.pool import QUERIES, Database
 from vidgen_worker.media.outputs import Media
+from vidgen_worker.providers.http_client import certificates
 from vidgen_worker.providers.runway.adapter import Runway
 from vidgen_worker.providers.runway.submitter import Submitter
 from vidgen_worker.storage.storage import Storage
@@ -151,6 +153,10 @@ def _fork(order: Mapping[str, Any]) -> int:
 
 def main() -> None:
     """Fork one mortal per line; report its pid, then how it ended (negative: by a signal)."""
+    # What else a worker loads when it begins, loaded once for all of them.
+    certificates()
+    for name in ("anyio._core._sockets", "anyio._backends._asyncio", "httpcore"):
+        importlib.import_module(name)
     for line in sys.stdin:
         pid = _fork(json.loads(line))
         print(pid, flush=True)  # noqa: T201 - the protocol
@@ -167,6 +173,7 @@ class Mortal:
 
     pid: int
     _server: "subprocess.Popen[bytes]"
+    is_over: bool = False
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
@@ -174,7 +181,9 @@ class Mortal:
 
     async def ended(self) -> int:
         """Wait for its end: the exit status, negative for a signal."""
-        return int(await asyncio.to_thread(_line, self._server))
+        status = int(await asyncio.to_thread(_line, self._server))
+        self.is_over = True
+        return status
 
 
 def _line(server: "subprocess.Popen[bytes]") -> str:
@@ -186,12 +195,61 @@ def _line(server: "subprocess.Popen[bytes]") -> str:
     return line
 
 
-class Mortals:
-    """A fork server: one mortal at a time."""
+class ForkServer:
+    """Forks one mortal at a time; started by the first, as its imports take two seconds of CPU."""
 
-    def __init__(self, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    def __init__(self, errors: Path, temporary: Path | None = None) -> None:
+        """Its standard error goes to `errors`; `temporary` is its TMPDIR."""
+        self._errors = errors
+        self._temporary = temporary
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def mortals(self, log: Path) -> Iterator["Mortals"]:
+        """Mortals that write to `log`. None outlives the block, nor the server one that would."""
+        mortals = Mortals(self, log)
+        try:
+            yield mortals
+        finally:
+            if not mortals.last_is_over:
+                self.close()
+
+    def process(self) -> "subprocess.Popen[bytes]":
+        """The process, started unless it runs."""
+        if self._process is None:
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("VIDGEN_")}
+            if self._temporary is not None:
+                environment["TMPDIR"] = str(self._temporary)
+            with self._errors.open("ab") as errors:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.mortal"],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                    cwd=Path(__file__).parents[2], env=environment, start_new_session=True,
+                )  # fmt: skip
+        return self._process
+
+    def close(self) -> None:
+        """Kill it with its mortal. Any number of calls is fine; the next mortal starts another."""
+        if self._process is None:
+            return
+        # The group: a mortal that should have died and did not is no test's to leave behind.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        with self._process:  # waits, and closes the pipes
+            self._process = None
+
+
+class Mortals:
+    """The mortals of one test, one after another."""
+
+    def __init__(self, server: ForkServer, log: Path) -> None:
         self._server = server
+        self._last: Mortal | None = None
         self.log = log
+
+    @property
+    def last_is_over(self) -> bool:
+        """Whether no mortal lives that anybody knows of."""
+        return self._last is None or self._last.is_over
 
     async def start(
         self, settings: Mapping[str, str], point: str = "", occurrence: int = 1, *,
@@ -203,33 +261,20 @@ class Mortals:
             "point": point, "occurrence": occurrence, "by": by, "poison": poison,
             "log": str(self.log),
         }  # fmt: skip
-        if self._server.stdin is None:
+        process = self._server.process()
+        if process.stdin is None:
             raise RuntimeError("the fork server has no standard input: start it with a pipe")
-        self._server.stdin.write(json.dumps(order).encode() + b"\n")
-        self._server.stdin.flush()
-        return Mortal(int(await asyncio.to_thread(_line, self._server)), self._server)
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        process.stdin.flush()
+        self._last = Mortal(int(await asyncio.to_thread(_line, process)), process)
+        return self._last
 
 
 @contextmanager
 def mortals(log: Path, temporary: Path | None = None) -> Iterator[Mortals]:
-    """A fork server, ended with its mortals at the end of the block; `temporary` is its TMPDIR."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("VIDGEN_")}
-    if temporary is not None:
-        environment["TMPDIR"] = str(temporary)
-    command = [sys.executable, "-m", "tests.support.mortal"]
-    root = Path(__file__).parents[2]
-    with (
-        log.open("ab") as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            cwd=root, env=environment, start_new_session=True,
-        ) as server,
-    ):  # fmt: skip
-        try:
-            yield Mortals(server, log)
-        finally:
-            # The group: a mortal that should have died and did not is no test's to leave behind.
-            os.killpg(server.pid, signal.SIGKILL)
+    """Mortals of a fork server of their own, which ends with the block."""
+    with closing(ForkServer(log, temporary)) as server, server.mortals(log) as some:
+        yield some
 
 
 if __name__ == "__main__":

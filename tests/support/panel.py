@@ -21,6 +21,7 @@ from tests.conftest import Database, PostgresServer, _database
 from tests.support.world import World
 from vidgen_worker.cli.dashboard import running_dashboard
 from vidgen_worker.client.database import ClientSettings
+from vidgen_worker.providers.http_client import certificates
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
 from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
@@ -109,6 +110,7 @@ def furnished(server: PostgresServer, template: str, folder: Path) -> Iterator[P
             RunwayControl(http.url, runway.key),
             StorageControl(store.url, storage.keys),
         )
+        stack.callback(world.close)
         made = asyncio.run(_made(world))
         _be_hostile(world)
         link = stack.enter_context(dashboard_of(world))
@@ -129,7 +131,9 @@ def panel(
 @pytest.fixture
 def browser(panel: Panel) -> Iterator[httpx.Client]:
     """Provide a client that has opened the panel's link."""
-    with httpx.Client(base_url=panel.url, follow_redirects=True, timeout=20) as client:
+    with httpx.Client(
+        base_url=panel.url, follow_redirects=True, timeout=20, verify=certificates()
+    ) as client:
         client.get(panel.link).raise_for_status()
         yield client
 

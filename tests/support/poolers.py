@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.world import PATIENCE, World
-from vidgen_worker.sandbox.postgres.server import free_port
+from vidgen_worker.sandbox.postgres.places import free_port
 
 # Fifty POSTs at once take seconds on a busy machine: one that counts as lost is paid again.
 QUICK = {

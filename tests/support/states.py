@@ -258,7 +258,7 @@ def a_task_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
 
 
 def an_upload_nobody_charges(ground: Ground, hand: Hand) -> Parameters:
-    held = ground.held(hand, "start_task", *STAGE[:4])
+    held = ground.held(hand, "start_task", *STAGE[:3])
     hand.about(held, "cancel")
     ground.sql("update vidgen.uploads set since = now() - interval '2 hours'")
     return {}

@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from tests.conftest import Database
 from tests.support.application import Application
 from tests.support.hands import Ground, ground_of, refuse
+from tests.support.sessions import Sessions
 from vidgen_worker.config import Settings
 from vidgen_worker.pipeline.stages import PIPELINE, Stage
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
@@ -68,8 +69,14 @@ class World(Application):
 
     def __post_init__(self) -> None:
         """Let every change of a task's row be heard by the test."""
-        with self.admin() as conn:
-            conn.execute(_TELL)
+        self._admins = Sessions(self.database.admin_url)
+        self._users = Sessions(self.database.url)
+        self.sql(_TELL)
+
+    def close(self) -> None:
+        """Close the sessions of the test's own statements."""
+        self._admins.close()
+        self._users.close()
 
     # Settings and workers.
 
@@ -134,7 +141,7 @@ class World(Application):
 
     def sql(self, statement: str, *parameters: object) -> list[Row]:
         """Run one statement as superuser."""
-        with self.admin() as conn:
+        with self._admins.one() as conn:
             cursor = conn.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
@@ -158,10 +165,7 @@ class World(Application):
 
     def as_user(self, user_id: UUID, statement: LiteralString, *parameters: object) -> list[Row]:
         """Run one statement as PostgREST would for a signed-in user."""
-        with (
-            psycopg.connect(self.database.url, row_factory=dict_row) as conn,
-            conn.transaction(),
-        ):
+        with self._users.one() as conn, conn.transaction():
             conn.execute("set local role authenticated")
             conn.execute(
                 "select set_config('request.jwt.claims', %s::text, true)",

@@ -63,7 +63,7 @@ def test_json_lines_are_json_with_level_and_logger() -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_secrets_are_masked_wherever_they_turn_up(form: LogFormat) -> None:
+def test_secrets_are_masked_in_every_place_of_a_line(form: LogFormat) -> None:
     (line,) = log_of(form, details="password hunter22", nested={"url": "x://u:hunter22@h"})
     assert "hunter22" not in line
     assert "****" in line
@@ -73,7 +73,7 @@ KEY = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2ln
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_nobody_can_say_a_secret_by_any_way_into_the_log(form: LogFormat) -> None:
+def test_no_way_into_the_log_shows_a_secret(form: LogFormat) -> None:
     out = io.StringIO()
     configure("info", form, stream=out, secrets=[KEY])
     catch_the_rest()
@@ -101,7 +101,7 @@ def _fail_with(error: Exception) -> None:
     raise error
 
 
-def test_a_library_set_to_debug_is_not_heard_below_warning() -> None:
+def test_a_library_set_to_debug_logs_nothing_below_warning() -> None:
     out = io.StringIO()
     configure("debug", "json", stream=out)
     logging.getLogger("runwayml").setLevel(logging.DEBUG)  # as RUNWAYML_LOG=debug does
@@ -122,7 +122,7 @@ def test_a_pipe_gets_json() -> None:
     json.loads(line)
 
 
-def test_libraries_speak_in_the_same_form_and_only_from_warning_on() -> None:
+def test_libraries_log_in_the_same_form_and_only_from_warning_on() -> None:
     out = io.StringIO()
     configure("debug", "json", stream=out)
     logging.getLogger("httpx").info("GET https://host/signed?token=secret")

@@ -21,7 +21,7 @@ async def scraped(url: str) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
-async def test_a_scrape_tells_what_a_task_did(world: World) -> None:
+async def test_a_scrape_shows_the_events_of_a_task(world: World) -> None:
     user = world.user()
     with recorded() as heard:
         async with world.worker(VIDGEN_METRICS_PORT="0"):
@@ -85,7 +85,7 @@ async def test_without_credits_nothing_is_counted_as_charged(world: World) -> No
 
 
 async def test_health_is_a_status_code() -> None:
-    """What a load balancer or Docker asks."""
+    """The request of a load balancer or Docker."""
     with serving(Metrics(), 0, alive=lambda: False, ready=lambda: True) as port:
         async with httpx.AsyncClient() as http:
             answers = await asyncio.gather(
@@ -100,8 +100,8 @@ def test_without_a_port_nothing_listens() -> None:
         assert port is None
 
 
-async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
-    """Queue, workers, gates and ledger come from the database, whoever caused them."""
+async def test_a_scrape_shows_the_whole_fleet(world: World) -> None:
+    """Queue, workers, gates and ledger come from the database, whichever worker wrote them."""
     watch(world)
     user = world.user()
     world.sql("update user_credits set balance = balance + 1 where user_id = %s", user)
@@ -115,7 +115,7 @@ async def test_a_scrape_tells_of_the_whole_fleet(world: World) -> None:
         async with world.worker(**more) as worker:
             await world.beats(1)
             await worker.janitor.count()
-            # Its own first audit may be at it: one at a time.
+            # The worker's own first audit may be running: one runs at a time.
             await until_true(world, "select audited_at is not null from vidgen.audited")
             await worker.janitor.audit()
             (served,) = [e for e in heard if isinstance(e, events.MetricsServed)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mortal import mortals
+from tests.support.mortal import ForkServer
 from tests.support.proxy import proxy
 from tests.support.watching import stopped, until_true, watch
 from tests.support.world import PATIENCE, World, hearing, recorded
@@ -34,7 +34,7 @@ ASLEEP = {
     "query end_generation before": 1,
     "call storage.put before": 1,
     "query finish_stage before": 1,
-    "query complete before": 1,
+    "call storage.sign before": 1,
 }
 
 
@@ -74,12 +74,14 @@ def everything_about(world: World, task: object) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ASLEEP)
-async def test_a_zombie_writes_nothing(world: World, tmp_path: Path, point: str) -> None:
+async def test_a_zombie_writes_nothing(
+    world: World, tmp_path: Path, fork_server: ForkServer, point: str
+) -> None:
     """Frozen past its lease, then continued: not one row changes, and it goes on with new work."""
     watch(world)
     user = world.user(1000)
     task = world.order(user, world.scene(user))
-    with mortals(tmp_path / "zombie.log") as dying:
+    with fork_server.mortals(tmp_path / "zombie.log") as dying:
         zombie = await dying.start(world.env(**QUICK | KNOWN), point, by=signal.SIGSTOP)
         # Not before: one that is only slow would be declared dead awake, and never get there.
         await stopped(zombie.pid)

@@ -32,6 +32,6 @@ async def watch(gates: Gates, task: Task, model: str, fault: Fault) -> None:
     await gates.close(
         gate, brake.reason, brake.message,
         f"met by {users} user(s) in a row, the last time: {fault.name}: {fault.details}",
-        # Where inputs may be to blame, another user's task tries the gate at once.
+        # If inputs may be to blame, another user's task tries the gate at once.
         probe=timedelta() if brake.input_to_blame else None,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from vidgen_worker import __version__
-from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode, ReaderLeftError
 from vidgen_worker.cli.verbs import commands
 
 
@@ -63,12 +63,16 @@ def _errors_become_sentences() -> Iterator[None]:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except BrokenPipeError:
+        raise ReaderLeftError from None
     except Exception as error:
         # Imported here, because both need other boxes, which a verb that fails has imported.
         if hasattr(error, "format_message"):  # typer's own: about what somebody typed, or passed on
             from vidgen_worker.domain.foreign_text import printable  # noqa: PLC0415
 
-            error.message = printable(str(error.message), lines=True)  # type: ignore[attr-defined]
+            said = str(error.message)  # type: ignore[attr-defined]
+            said = said.replace("Value error, ", "", 1)  # its library's own words
+            error.message = printable(said, lines=True)  # type: ignore[attr-defined]
         else:
             from vidgen_worker.cli.errors import end_with  # noqa: PLC0415
 

@@ -136,7 +136,7 @@ def _rights(database: Database, settings: Settings, server: dict[str, Any]) -> I
 
 
 def _exposure(database: Database, settings: Settings, server: dict[str, Any]) -> Iterator[Finding]:
-    """What of the application's rights lets its users act with ours, or hides scenes from us."""
+    """Find rights of the application that let users act with ours, or hide scenes from us."""
     del settings
     if not server["has_tasks"]:
         return

@@ -1,4 +1,4 @@
-"""What a worker needs beside the database, as `check` sees it: Storage, Runway, folder, decoder.
+"""The checks of a worker's services beside the database: Storage, Runway, folder, decoder.
 
 It reads only: no bucket is created and nothing is submitted. The adapters are imported where they
 are used: that takes a second, which no other verb waits for.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from vidgen_worker.cli.account import read_account
 from vidgen_worker.cli.finding import Finding, State
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.faults import Fault, First
@@ -82,7 +83,9 @@ def check_runway(settings: Settings) -> Iterator[Finding]:
         said = "RUNWAYML_ENABLED=false: the worker claims nothing, rows stay pending"
         yield Finding("Runway", State.NOTE, said, "Set it to true to generate.")
     try:
-        account, _ = asyncio.run(read_account(settings))
+        account = asyncio.run(
+            read_account(settings.runwayml_api_secret, settings.runwayml_base_url)
+        )
     except (Fault, ValueError) as error:
         remedy = (
             "Check RUNWAYML_API_SECRET (dev.runwayml.com → API Keys) and RUNWAYML_BASE_URL"
@@ -153,21 +156,6 @@ async def _lacking_walls(settings: Settings) -> tuple[str, ...]:
         return media.lacking
     finally:
         await media.aclose()
-
-
-async def read_account(settings: Settings) -> tuple[Account, str]:
-    """Ask Runway for the account; return it with the key's fingerprint. Raises Fault."""
-    from vidgen_worker.providers.runway.adapter import Runway  # noqa: PLC0415 - see above
-
-    runway = Runway(
-        settings.runwayml_api_secret.get_secret_value(),
-        base_url=settings.runwayml_base_url,
-        submit_timeout=settings.vidgen_submit_timeout,
-    )
-    try:
-        return await runway.account(), runway.key_fingerprint
-    finally:
-        await runway.aclose()
 
 
 async def _bucket(storage: "Storage", purpose: str, bucket: "Bucket") -> list[Finding]:

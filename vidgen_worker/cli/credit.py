@@ -12,7 +12,7 @@ from vidgen_worker.cli.output import console, facts, fail, need_yes, print_json,
 from vidgen_worker.client.database import load_client_settings, open_database
 
 MOST = 2**31 - 1
-"""What an integer of PostgreSQL's holds."""
+"""The largest integer of PostgreSQL."""
 NOTHING = {"balance": 0, "held": 0}
 
 

@@ -22,3 +22,12 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 69, "the database can't be reached"
     CONFIGURATION = 78, "the configuration can't be used"
     INTERRUPTED = 130, "interrupted"
+    READER_LEFT = 141, "whoever read the output has left"
+
+
+class ReaderLeftError(BrokenPipeError):
+    """Whoever read what is printed has left, as `head` does.
+
+    It has no errno: of a BrokenPipeError with one the parser makes exit code 1, which says that
+    something could not be done.
+    """

@@ -1,4 +1,4 @@
-"""What a check finds, and how it is shown. It looks at nothing itself."""
+"""The finding of a check, and its display. Nothing here checks anything."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ from vidgen_worker.domain.foreign_text import printable
 
 
 class State(StrEnum):
-    """What came out of a check."""
+    """The result of a check."""
 
     OK = "ok"
     NOTE = "note"

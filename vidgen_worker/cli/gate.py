@@ -65,14 +65,14 @@ def close(
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
         end = moment(until, "--until")
         said = "" if end is None else f" until {_end(database, end):%Y-%m-%d %H:%M:%S} UTC"
-        need_yes(f"Stop new paid submissions of {_name(model)}, for every worker{said}.", yes=yes)
+        need_yes(f"Stop new paid submissions of {name_of(model)}, for every worker{said}.", yes=yes)
         parameters = {
             "model": model, "message": message, "details": "closed on the command line",
             "until": _end(database, end) if end is not None else None,
         }  # fmt: skip
         database.rows("close_gate", parameters)
     console().print(
-        f"Closed: {_name(model)}{said}. Open it with: vidgen-worker gate open '{model}' --yes"
+        f"Closed: {name_of(model)}{said}. Open it with: vidgen-worker gate open '{model}' --yes"
     )
 
 
@@ -102,17 +102,20 @@ def open_gate(
 ) -> None:
     """Open a gate, whoever closed it; a trouble that lasts closes it again."""
     of = "" if scope is None else f" in scope {scope}"
-    need_yes(f"Let paid submissions of {_name(model)}{of} begin again.", yes=yes)
     with open_database(load_client_settings().database_url.get_secret_value()) as database:
+        if not any(gate["model"] == model for gate in database.rows("gates")):
+            _check_model(model)  # a gate may be of a model that the SDK no longer knows
+        need_yes(f"Let paid submissions of {name_of(model)}{of} begin again.", yes=yes)
         opened = database.rows("open_gate", {"model": model, "scope": scope})
     if not opened:
         fail(
             ExitCode.FAILED,
-            f"The gate of {_name(model)}{of} is not closed; see: vidgen-worker gate list",
+            f"The gate of {name_of(model)}{of} is not closed; see: vidgen-worker gate list",
         )
     reasons = ", ".join(sorted(f"{gate['reason']} in scope {gate['scope']}" for gate in opened))
-    console().print(f"Opened: {_name(model)} (it was closed by {reasons}).", soft_wrap=True)
+    console().print(f"Opened: {name_of(model)} (it was closed by {reasons}).", soft_wrap=True)
 
 
-def _name(model: str) -> str:
+def name_of(model: str) -> str:
+    """Return the model, in words where it is all of them."""
     return "all models" if model == ALL_MODELS else model

@@ -19,7 +19,7 @@ KINDS = {
     "user": ("users_between", ""),
     "worker": ("workers_between", " Look: vidgen-worker workers"),
 }
-"""By what the id is of: the statement that finds it, and what to do where none is found."""
+"""For each kind of id: the statement that finds it, and the remedy where it finds none."""
 _LETTERS = re.compile(r"[0-9a-f-]*")
 
 

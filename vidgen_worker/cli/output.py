@@ -1,4 +1,4 @@
-"""What the verbs share in printing: tables, JSON for machines, the last message.
+"""Printing for all verbs: tables, JSON for machines, the last message.
 
 Results go to stdout, everything else to stderr. Text from elsewhere is never read as markup.
 """
@@ -13,17 +13,20 @@ from uuid import UUID
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.exit_codes import ExitCode, ReaderLeftError
 from vidgen_worker.domain.foreign_text import LONGEST, json_text, printable, spelled
 
 WIDTH_OF_A_PIPE = 200
 BETWEEN = 2
 """Columns between two columns of a table."""
 SHORT_ID = 8
+LONGEST_ID = 36
+"""Of what is longer, no word fits beside a name anyway."""
 _UNITS = (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
 
 STATUS_STYLES: Mapping[str, str] = {
@@ -37,6 +40,10 @@ STATUS_STYLES: Mapping[str, str] = {
 
 class _Console(Console):
     """Prints no control characters but rich's own, even where a caller forgot to check."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the process end as it does after any other print that nobody reads."""
+        raise ReaderLeftError
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -204,14 +211,34 @@ def lasting(seconds: float) -> str:
     return f"{whole}s"
 
 
-def facts(pairs: Iterable[tuple[str, object]]) -> Table:
-    """Return a two-column table of names and values."""
-    made = Table(box=None, show_header=False, pad_edge=False)
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
-    for name, value in pairs:
-        made.add_row(name, cell(value))
-    return made
+class Facts:
+    """Names and values, side by side; one below the other where a word would be broken."""
+
+    def __init__(self, pairs: Iterable[tuple[str, object]]) -> None:
+        self._pairs = [(name, cell(value)) for name, value in pairs]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render for the width that there is."""
+        if not self._pairs:
+            return
+        names = max(cell_len(name) for name, _ in self._pairs)
+        words = max(_longest_word(value) for _, value in self._pairs)
+        if names + 1 + min(words, LONGEST_ID) > options.max_width:
+            for name, value in self._pairs:
+                yield Text(name, style="dim", overflow="fold")
+                yield Padding(value, (0, 0, 0, min(2, options.max_width - 1)))
+            return
+        made = Table(box=None, show_header=False, pad_edge=False)
+        made.add_column(style="dim", no_wrap=True)
+        made.add_column(overflow="fold")
+        for name, value in self._pairs:
+            made.add_row(name, value)
+        yield made
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Facts:
+    """Return names and values that are shown beside each other."""
+    return Facts(pairs)
 
 
 def cell(value: object) -> Text:

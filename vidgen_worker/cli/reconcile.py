@@ -6,14 +6,28 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from vidgen_worker.cli.check_services import read_account
+from pydantic import SecretStr
+
+from vidgen_worker.cli.account import read_account
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.cli.options import Json
 from vidgen_worker.cli.output import console, facts, fail, print_json, table
 from vidgen_worker.client.database import Database, open_database
-from vidgen_worker.config import load
+from vidgen_worker.config import RUNWAY_URL, read
 from vidgen_worker.domain.faults import Fault
+from vidgen_worker.domain.keys import DEFAULT_ACCOUNT, fingerprint
+from vidgen_worker.providers import proxies
 from vidgen_worker.providers.protocol import Account
+from vidgen_worker.settings.environment import Environment
+
+
+class AccountSettings(Environment):
+    """What this verb reads; the names of models are not looked at, for which the SDK is needed."""
+
+    database_url: SecretStr
+    runwayml_api_secret: SecretStr
+    runwayml_base_url: str = RUNWAY_URL
+    vidgen_account: str = DEFAULT_ACCOUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +52,15 @@ def reconcile(json: Json = False) -> None:
     Generations are compared by model over 24 hours, credits since the last time this ran. A top-up
     in between shows as credits gained; use of the same key elsewhere as credits gone.
     """
-    settings = load()
+    settings = read(AccountSettings, proxies.problems())
+    secret = settings.runwayml_api_secret
     try:
-        account, fingerprint = asyncio.run(read_account(settings))
+        account = asyncio.run(read_account(secret, settings.runwayml_base_url))
     except Fault as fault:
         fail(ExitCode.UNAVAILABLE, f"Runway could not be asked: {fault.details}")
     key = {
-        "provider": "runway", "account": settings.vidgen_account, "key_fingerprint": fingerprint,
+        "provider": "runway", "account": settings.vidgen_account,
+        "key_fingerprint": fingerprint(secret.get_secret_value()),
     }  # fmt: skip
     with open_database(settings.database_url.get_secret_value()) as database:
         comparisons = compare(account, database.rows("submissions_of_account", key))

@@ -240,7 +240,8 @@ def _check_ours(file: Path) -> None:
 
 
 def _write(file: Path, settings: Mapping[str, str]) -> None:
-    """Write the settings, whole or not at all, for nobody else to read."""
+    """Write the settings, whole or not at all, for nobody else to read; a link stays one."""
+    file = file.resolve()
     new = file.with_name(f"{file.name}.new")
     try:
         new.unlink(missing_ok=True)

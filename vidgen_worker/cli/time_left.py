@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from vidgen_worker.cli.output import lasting
+
 MINUTE = 60
 STEPS = ((MINUTE, 5), (10 * MINUTE, 30), (math.inf, MINUTE))
 """Pairs in seconds: up to the first, the time left is said in steps of the second."""
@@ -21,14 +23,26 @@ class TimeLeft:
 
     def words(self, row: Mapping[str, Any], now: datetime) -> str:
         """Say it of a task's row; empty where nobody knows. `now` is by the database's clock."""
+        self._look(row, now)
+        if self._said is None:
+            return ""
+        return f"about {_length(self._said)} left" if self._said else "nearly there"
+
+    def short(self, row: Mapping[str, Any], now: datetime) -> str:
+        """Say it as `words` does, for a cell of a table."""
+        self._look(row, now)
+        if self._said is None:
+            return ""
+        return f"~{lasting(self._said)} left" if self._said else "nearly there"
+
+    def _look(self, row: Mapping[str, Any], now: datetime) -> None:
         if row["expected_at"] is None:
             self._said = None
-            return ""
+            return
         seconds = max((row["expected_at"] - now).total_seconds(), 0.0)
         step = next(step for below, step in STEPS if seconds < below)
         if self._said is None or abs(seconds - self._said) >= step:
             self._said = math.ceil(seconds / step) * step
-        return f"about {_length(self._said)} left" if self._said else "nearly there"
 
 
 def _length(seconds: float) -> str:

@@ -4,6 +4,7 @@ A verb's module is imported when the verb runs, or its own help is asked for: no
 what only another one needs. It knows no verb's options.
 """
 
+import gc
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ class Later(TyperCommand):
     def make_context(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as above
         """Read its arguments; from here on the verb itself goes on."""
         context = self.load().make_context(*args, **options)
+        gc.freeze()  # what is imported stays
+        gc.enable()
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             # Until now Ctrl-C ended the process at once: a module that is being imported would make
             # another exception of it. A verb may have something to clear away.

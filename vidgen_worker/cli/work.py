@@ -51,7 +51,7 @@ def run() -> None:
         problem = too_new(database, migrations()[-1].version)
     if problem:
         fail(ExitCode.CONFIGURATION, problem)
-    # Where a loop hangs, systemd's SIGABRT shows in the journal.
+    # When a loop hangs, systemd's SIGABRT writes its place to the journal.
     faulthandler.enable()
     with assemble(settings) as (loop, worker):
         status = loop.run(worker.run())
@@ -102,6 +102,8 @@ def migrate(
         fail(ExitCode.FAILED, str(error))
     except psycopg.Error as error:
         hint = error.diag.message_hint
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            hint = hint or "Use the URL of role postgres in DATABASE_URL: it owns what is made."
         fail(
             ExitCode.FAILED,
             f"A migration was refused: {printable(error.diag.message_primary or str(error))}",

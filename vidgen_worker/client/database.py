@@ -81,7 +81,8 @@ class RefusedError(ClientError):
     ) -> None:
         self.sqlstate = sqlstate
         self.hint = hint
-        super().__init__(f"{message} {hint}" if hint else message)
+        said = message if message.endswith((".", "!", "?")) or not hint else f"{message}."
+        super().__init__(f"{said} {hint}" if hint else said)
 
 
 class Database:
@@ -228,20 +229,11 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
                 f"The database at {place_of(url)} is not set up for this version ({said}). "
                 "Run: vidgen-worker migrate"
             )
-        case errors.LockNotAvailable():
-            hint = "Try again when that transaction has ended; nothing was changed."
-            return RefusedError(
-                "A row or table that this needs is locked by another transaction.",
-                sqlstate=error.sqlstate, hint=hint,
-            )  # fmt: skip
         case errors.QueryCanceled():
             return TookTooLongError(
                 f"The database at {place_of(url)} did not answer in time ({said}). "
                 "Ask for less, or try again when it has less to do."
             )
-        case errors.InsufficientPrivilege() if "row-level security" not in said:
-            hint = "Use the URL of role postgres in DATABASE_URL, or grant the right."
-            return RefusedError(f"{said}.", sqlstate=error.sqlstate, hint=hint)
         case psycopg.OperationalError() if error.sqlstate is None or error.sqlstate[:2] in (
             "08",
             "57",
@@ -250,7 +242,31 @@ def _translated(error: psycopg.Error, url: str) -> ClientError:
                 f"The connection to the database at {place_of(url)} broke ({said}). Try again."
             )
         case _:
-            return RefusedError(said, sqlstate=error.sqlstate, hint=error.diag.message_hint or None)
+            said, hint = _refusal(error, said, url)
+            return RefusedError(said, sqlstate=error.sqlstate, hint=hint)
+
+
+def _refusal(error: psycopg.Error, said: str, url: str) -> tuple[str, str | None]:
+    """Why a statement was refused, and what to do about it."""
+    match error:
+        case errors.LockNotAvailable():
+            return (
+                "A row or table that this needs is locked by another transaction.",
+                "Try again when that transaction has ended; nothing was changed.",
+            )
+        case errors.InsufficientPrivilege() if "row-level security" not in said:
+            hint = "Use the URL of role postgres in DATABASE_URL, or grant the right."
+            return f"{said}.", hint
+        case errors.ReadOnlySqlTransaction() | errors.FeatureNotSupported() if (
+            error.sqlstate == "25006" or "recovery" in said  # a replica, at the transaction's begin
+        ):
+            hint = "It may be a replica, or out of disk. Use the primary's URL in DATABASE_URL."
+            return f"The database at {place_of(url)} can only be read ({said}).", hint
+        case errors.NumericValueOutOfRange():
+            hint = "Nothing was changed. A balance is at most 2147483647 credits."
+            return f"The sum is too large ({said}).", hint
+        case _:
+            return said, error.diag.message_hint or None
 
 
 def too_new(database: Database, newest: str) -> str | None:

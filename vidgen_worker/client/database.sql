@@ -1,12 +1,12 @@
--- What the Python service and the command line ask, one named block each.
--- Up to 750 lines: a catalogue of questions, most of which are a few lines and know none of the others.
+-- The statements of the Python service and the command line, one named block each.
+-- Up to 750 lines: a catalogue of short statements, which are independent of each other.
 
 -- act_as --
--- For the rest of the transaction, be who PostgREST would make of these claims.
+-- Take the identity that PostgREST would give these claims, for the rest of the transaction.
 select set_config('role', %(role)s, true), set_config('request.jwt.claims', %(claims)s, true);
 
 -- insert_task --
--- Insert a task; a second insert with the same id returns the row that is there.
+-- Insert a task; a second insert with the same id returns the existing row.
 with made as (
   insert into public.video_generation_tasks (id, scene_id, user_id, priority, run_after)
   values (
@@ -26,7 +26,7 @@ select * from public.video_generation_tasks
 select * from public.video_generation_tasks where id = %(task_id)s;
 
 -- task_and_clock --
--- One task by its id, and what the database's clock says: its times are compared with no other.
+-- One task by its id, with the database's clock, which its times are compared with.
 select *, now() as database_now from public.video_generation_tasks where id = %(task_id)s;
 
 -- tasks --
@@ -47,7 +47,7 @@ select * from public.cancel_video_generation_task(%(task_id)s);
 select * from public.retry_video_generation_task(%(task_id)s);
 
 -- scenario_resolution --
--- What the scenario of a scene says; no row when the scene is absent.
+-- The resolution of a scene's scenario; no row when the scene is absent.
 select s.id, c.resolution
   from public.video_scenes as s
   left join public.video_scenarios as c on c.id = s.scenario_id
@@ -69,17 +69,17 @@ select stage, attempt, model, account, key_fingerprint as key, sent_at, answer, 
  order by sent_at;
 
 -- refusal_of_task --
--- Why a task was set aside, and until when; null: it is not any more.
+-- The reason and the end of a task's pause; null: the task is no longer set aside.
 select tries, since, until, statement, error
   from vidgen.refusals
  where task_id = %(task_id)s;
 
 -- tasks_set_aside --
--- How many tasks are left alone because their row refuses a change.
+-- The number of tasks that are set aside because their row refuses a change.
 select count(*) as tasks from vidgen.set_aside;
 
 -- limited_users --
--- Users whom a limit of their own keeps back, or who are near it: the stopped first.
+-- Users who are stopped by one of their limits, or near it: stopped users first.
 select u.user_id, u.rejections, u.rejected_at,
        case when u.stopped_until > now() then u.stopped_until end as stopped_until,
        case when u.paused_until > now() then u.paused_until end as paused_until,
@@ -90,7 +90,7 @@ select u.user_id, u.rejections, u.rejected_at,
  limit %(limit)s;
 
 -- limits_of_user --
--- What a user has used of each limit, and what keeps him back; one row for anybody.
+-- The use of each limit by a user, and the limits that stop the user; one row for any user.
 select who.user_id,
        coalesce(u.rejections, 0) as rejections, s.rejections_to_slow, s.rejections_to_stop,
        case when u.stopped_until > now() then u.stopped_until end as stopped_until,
@@ -98,7 +98,7 @@ select who.user_id,
        case when u.paused_until > now() then u.reason end as reason,
        cost.lost, cost.open, cost.running, s.max_unbilled_cost_per_user as most_lost, cost.opens_at,
        (
-         -- One count each: for both together the planner would read all that the user ever ordered.
+         -- Two counts: for one the planner would read all tasks that the user ever ordered.
          (select count(*) from public.video_generation_tasks as t
            where t.user_id = who.user_id and t.status = 'pending')
          + (select count(*) from public.video_generation_tasks as t
@@ -127,11 +127,11 @@ select r.task_id, r.rejected_at, r.rejected_at + s.rejection_memory as forgotten
  limit %(limit)s;
 
 -- lift_limits --
--- Lift a user's limits; false: nothing of his was counted.
+-- Lift a user's limits; false: the user had no counts.
 select vidgen.lift_limits(%(user_id)s) as known;
 
 -- users_limited --
--- How many users a limit of their own keeps back now.
+-- The number of users who are stopped by one of their limits now.
 select count(*) filter (where u.stopped_until > now()) as stopped,
        count(*) filter (where u.paused_until > now()) as paused
   from vidgen.user_limits as u
@@ -142,7 +142,7 @@ select count(*) filter (where u.stopped_until > now()) as stopped,
 select * from public.grant_video_credits(%(user_id)s, %(amount)s, %(reference)s);
 
 -- user_credits --
--- A user's balance and what of it is held; no row for a user who never had any.
+-- A user's balance and the held part of it; no row for a user who never had a balance.
 select balance, held from public.user_credits where user_id = %(user_id)s;
 
 -- credit_entries_of_user --
@@ -154,7 +154,7 @@ select id, task_id, kind, amount, reference, created_at
  limit %(limit)s;
 
 -- credit_prices --
--- What each action costs.
+-- The price of each action.
 select action, credits from public.credit_prices order by action;
 
 -- add_scenario --
@@ -177,14 +177,14 @@ on conflict (id) do update set product_reference_image_url = excluded.product_re
 returning id;
 
 -- server --
--- What `check` wants to know of the server, in one round trip.
+-- The facts about the server that `check` needs, in one round trip.
 select current_setting('server_version_num')::integer as version,
        current_setting('server_version') as version_text,
        current_user as role,
        current_database() as database,
        pg_is_in_recovery() as is_standby,
-       -- A session may have its own value; what was set for database or role has a reason, too:
-       -- Supabase does so when the disk is full.
+       -- A session may have its own value. A value of the database or the role has a reason too: Supabase
+       -- sets one when the disk is full.
        current_setting('transaction_read_only')::boolean
          or exists (
            select from (
@@ -210,7 +210,7 @@ select current_setting('server_version_num')::integer as version,
        ) as published;
 
 -- worker_rights --
--- The rights that a worker can't do without, by name; null where the object is absent.
+-- The rights that a worker needs, by name; null where the object is absent.
 select what, granted
   from (values
     ('update public.video_generation_tasks',
@@ -224,8 +224,9 @@ select what, granted
   ) as rights (what, granted);
 
 -- trigger_rights --
--- Which clients may put a trigger on a table that we write with greater rights than theirs. Their own
--- function would then run with these. By the catalogue: a worker's role may not use schema storage.
+-- The clients that may create a trigger on a table that we write with greater rights than theirs: their
+-- function would run with our rights. The catalogue is read, because a worker's role may not use schema
+-- storage.
 select format('%%I.%%I', n.nspname, c.relname) as name,
        string_agg(distinct coalesce(r.rolname, 'public'), ', ') as roles
   from pg_catalog.pg_class as c
@@ -238,8 +239,8 @@ select format('%%I.%%I', n.nspname, c.relname) as name,
  order by 1;
 
 -- storage_trigger_logins --
--- The same of storage.objects, which Supabase itself grants to its clients: it is of use only to a login
--- with SQL that is none of Supabase's own, which may all become service_role or the owner.
+-- The same for storage.objects, which Supabase itself grants to its clients. Only a login with SQL could use
+-- it that is not Supabase's own; those may become service_role or the owner anyway.
 select string_agg(distinct login.rolname, ', ') as logins, owner.rolname as owner,
        string_agg(distinct coalesce(quote_ident(r.rolname), 'public'), ', ') as roles
   from pg_catalog.pg_class as c
@@ -253,7 +254,7 @@ select string_agg(distinct login.rolname, ', ') as logins, owner.rolname as owne
    and not pg_has_role(login.oid, c.relowner, 'member')
    and not pg_has_role(login.oid, 'service_role', 'member')
  where n.nspname = 'storage' and c.relname = 'objects' and a.privilege_type = 'TRIGGER'
-   -- An operator, or the daemon's own login.
+   -- An operator's login, or the worker's.
    and not pg_has_role(
      login.oid, (select t.relowner from pg_catalog.pg_class as t
                   where t.oid = 'public.video_generation_tasks'::regclass), 'member'
@@ -261,7 +262,7 @@ select string_agg(distinct login.rolname, ', ') as logins, owner.rolname as owne
  group by owner.rolname;
 
 -- creators_in_public --
--- Which clients may create functions in schema public, where our sessions look for names as well.
+-- The clients that may create functions in schema public, where our sessions search names too.
 select string_agg(distinct coalesce(r.rolname, 'public'), ', ') as roles
   from pg_catalog.pg_namespace as n
  cross join pg_catalog.aclexplode(n.nspacl) as a
@@ -288,7 +289,7 @@ select c.oid::regclass::text as name, quote_ident(owner.rolname) as owner
  order by 1;
 
 -- live_workers --
--- Workers that are not declared dead, and when each was last heard of.
+-- Workers that are not declared dead, with the time of their last heartbeat.
 select id, host, pid, version, running, account, key_fingerprint, heartbeat_at,
        now() - heartbeat_at as silence
   from vidgen.workers
@@ -296,17 +297,17 @@ select id, host, pid, version, running, account, key_fingerprint, heartbeat_at,
  order by started_at;
 
 -- notify --
--- The other half of a LISTEN: it arrives only where that connection is a session of its own.
+-- The NOTIFY for a LISTEN: it arrives only where the listening connection has a session of its own.
 select pg_notify(%(channel)s, '');
 
 -- credit_audit --
--- Balances, holds and ledger that don't agree; must be empty.
+-- Users whose balance, holds and ledger do not agree; must be empty.
 select user_id, balance, held, entries_total, holds_total
   from vidgen.credit_discrepancies
  order by user_id;
 
 -- submissions_of_account --
--- What our records say of one account's last 24 hours, by model: generations, possibly paid ones.
+-- One account's last 24 hours in our records, by model: generations, possibly paid submissions.
 select model,
        count(*) filter (where answer = 'generation') as generations,
        count(*) filter (where answer = 'unknown'
@@ -339,8 +340,8 @@ select coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0)
    and s.answer = 'generation';
 
 -- possibly_paid --
--- Paid POSTs without an answer since a moment, and what they cost at the most: each as much as the
--- dearest generation of its model. `unpriced`: so many of models whose cost nobody has seen.
+-- Paid POSTs without an answer since a given time, and their highest possible cost: that of the dearest
+-- generation of each model. `unpriced`: the number of those whose model has no known cost.
 select count(*) as submissions, coalesce(sum(dearest.cost), 0) as credits,
        count(*) filter (where dearest.cost is null) as unpriced
   from vidgen.submissions as s
@@ -355,14 +356,14 @@ select count(*) as submissions, coalesce(sum(dearest.cost), 0) as credits,
    and s.answer = 'unknown' and s.sent_at > %(since)s::timestamptz;
 
 -- add_account_reading --
--- Keep a reading, for the next comparison.
+-- Store a reading for the next comparison.
 insert into vidgen.account_readings (provider, account, credit_balance, outlay)
 values (%(provider)s, %(account)s, %(credit_balance)s, %(outlay)s)
 returning id;
 
 -- provider_slots --
--- How much of what the tier allows is taken, by account and model; without a limit, what is open. Only
--- of accounts that have a worker, or something in flight.
+-- The slots and the taken ones, by account and model; for a model without a limit, the open generations.
+-- Only accounts with a worker or a generation in flight are listed.
 select account, model, slots, taken
   from (
     select l.account as account, l.model, l.max_generations as slots,
@@ -393,15 +394,15 @@ select account, model, slots, taken
  order by model, account;
 
 -- gates --
--- Every closed gate: a row is a gate that is closed.
+-- Every closed gate. An open gate has no row.
 select provider, scope, model, reason, message, details, closed_at, until, probes,
        now() - closed_at as closed_for, until - now() as next_in
   from vidgen.gates
  order by closed_at;
 
 -- close_gate --
--- An operator's hand: for all keys. Without `until` no probe opens it, only an operator; with it the
--- first look from then on.
+-- Close a gate for all keys, as an operator. Without `until` only an operator opens it; with `until` the
+-- first probe after that time opens it.
 insert into vidgen.gates (provider, scope, model, reason, message, details, probe_at, until)
 values ('runway', '*', %(model)s, 'OPERATOR', %(message)s, %(details)s, %(until)s, %(until)s)
 on conflict (provider, scope, model) do update
@@ -410,14 +411,14 @@ on conflict (provider, scope, model) do update
 returning model;
 
 -- open_gate --
--- Open the gates of a model, of one scope or of all, whoever closed them; a trouble that lasts closes
--- them again.
+-- Open the gates of a model, of one scope or of all, even those that workers closed. A trouble that lasts
+-- closes them again.
 delete from vidgen.gates
  where model = %(model)s and (%(scope)s::text is null or scope = %(scope)s)
 returning scope, reason;
 
 -- find_tasks --
--- The newest tasks that fit every filter that is given.
+-- The newest tasks that match every given filter.
 select *, now() as database_now, now() - created_at as age,
        coalesce(completed_at, now()) - started_at as took
   from public.video_generation_tasks
@@ -431,8 +432,8 @@ select *, now() as database_now, now() - created_at as age,
  limit %(limit)s;
 
 -- fragment holds_of_task --
--- The open hold of a task, or the one that closed in the transaction of its end: each by its index.
--- There is none by task_id, since that would cost every claim a page more.
+-- The open hold of a task, or the one that closed in the transaction of its end, each by its index. An index
+-- by task_id would cost every claim one more page.
 select h.opened_at, h.closed_at, h.prices, h.amount
   from vidgen.holds as h
  where h.task_id = %(task_id)s and h.closed_at is null
@@ -443,7 +444,8 @@ select h.opened_at, h.closed_at, h.prices, h.amount
  where of_task.id = %(task_id)s;
 
 -- fragment charges_of_task --
--- A stage is charged between the order of its task and its end: of the user's ledger only that is read.
+-- The charges of a task. They lie between its order and its end, so that only this part of the user's ledger
+-- is read.
 select e.stage, e.amount, e.created_at
   from public.video_generation_tasks as of_task
   join public.credit_entries as e
@@ -453,7 +455,7 @@ select e.stage, e.amount, e.created_at
  where of_task.id = %(task_id)s;
 
 -- story_of_task --
--- Everything that is recorded of a task, in the order in which it happened.
+-- The whole recorded history of a task, in the order of its events.
 select at, what, stage, attempt, details
   from (
     select 1 as place, created_at as at, 'ordered' as what, null::text as stage,
@@ -528,7 +530,7 @@ select at, what, stage, attempt, details
           where t.id = e.task_id and t.completed_at = e.at
        )
     union all
-    -- Its end, in our words to the user, and beside them in the provider's to the operator.
+    -- The task's end, with our message for the user and the provider's text for the operator.
     select 13, t.completed_at, t.status, null, t.attempt,
            coalesce(concat_ws(' — ', t.error_code || ': ' || t.error_message, e.details), t.video_path)
       from public.video_generation_tasks as t
@@ -538,7 +540,7 @@ select at, what, stage, attempt, details
  order by at, place;
 
 -- money_of_task --
--- What the user pays for a task beside what it costs at the provider.
+-- The user's price of a task beside its cost at the provider.
 select (
          select coalesce(-sum(charges.amount), 0)::bigint
            from (
@@ -555,11 +557,11 @@ select (
  where t.id = %(task_id)s;
 
 -- queue_health --
--- One row: what waits and for how long, what runs, who works.
+-- One row: the waiting and running tasks, the longest wait, the workers.
 select * from vidgen.queue_health;
 
 -- in_flight_by_stage --
--- What the running tasks are doing, by stage and state of its checkpoint, and when the last of them is
+-- The running tasks by stage and state of the checkpoint, and when the last of them is
 -- expected to be completed.
 select coalesce(c.stage, '') as stage, coalesce(c.state, 'starting') as state, count(*) as tasks,
        max(t.expected_at) as expected_at
@@ -595,7 +597,7 @@ select label,
  order by length;
 
 -- failures_by_code --
--- Why tasks failed in the last day.
+-- The reasons of failed tasks in the last day.
 select error_code as code, count(*) as tasks, max(completed_at) as last
   from public.video_generation_tasks
  where completed_at > now() - interval '1 day' and status = 'failed'
@@ -603,7 +605,7 @@ select error_code as code, count(*) as tasks, max(completed_at) as last
  order by tasks desc, code;
 
 -- workers --
--- Every worker that has a row, the dead included until they are swept.
+-- Every worker with a row, including dead ones until they are swept.
 select id, host, pid, version, concurrency, running, started_at, heartbeat_at,
        now() - heartbeat_at as silence, steady_since, account, key_fingerprint,
        case
@@ -616,7 +618,7 @@ select id, host, pid, version, concurrency, running, started_at, heartbeat_at,
  order by dead_at nulls first, started_at;
 
 -- prunable --
--- What pruning would remove: tasks that ended before then, by status, and files left by earlier runs.
+-- The rows that pruning would remove: tasks that ended before then, by status, and files of earlier runs.
 select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
        coalesce(t.failed, 0) as failed, coalesce(t.cancelled, 0) as cancelled, now() - %(age)s::interval as before,
        (select count(*) from vidgen.pruned where objects is not null) as tombstones_with_files
@@ -642,9 +644,9 @@ order by t.completed_at
 
 -- prune_tasks --
 -- Remove a batch of tasks that ended before then, with their checkpoints; leave a tombstone that
--- names their files. Submissions, charges and holds stay until the janitor forgets them, the ledger
--- stays for good. Of a task that is forgotten already the row itself names the files. Rows that another
--- transaction holds are left; so are those of `left`, which have refused to go.
+-- names their files. Submissions, charges and holds stay until the janitor forgets them; the ledger is
+-- permanent. For a forgotten task the row itself names the files. Locked rows are skipped, and so are those of
+-- `left`, whose deletion was refused.
 with old as materialized (
   select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
@@ -682,7 +684,7 @@ gone as (
 select count(*) as tasks from gone;
 
 -- next_to_prune --
--- The task that a batch of one takes.
+-- The task that the next batch of one would take.
 select t.id
   from public.video_generation_tasks as t
  -- use prunable --
@@ -690,8 +692,8 @@ select t.id
    for no key update skip locked;
 
 -- pruned_objects --
--- Files that pruned tasks have left in Storage, a batch of tasks at a time. Never one that a task which
--- is there names.
+-- Files of pruned tasks that are still in Storage, a batch of tasks at a time, without files that an existing
+-- task names.
 select p.task_id,
        coalesce(
          (
@@ -707,34 +709,34 @@ select p.task_id,
  limit %(batch)s;
 
 -- objects_removed --
--- Their files are gone: the tombstones stay.
+-- Record that the files are gone; the tombstones stay.
 update vidgen.pruned set objects = null
  where task_id = any(%(task_ids)s::uuid[]) and objects is not null
 returning task_id;
 
 -- take_uploads --
--- As the janitor does: objects of uploads that nobody has charged or will.
+-- Take uploads that are not charged and never will be, as the janitor does.
 select taken.upload_id, taken.of_bucket as bucket, taken.of_path as path
   from vidgen.take_uploads(%(batch)s) as taken;
 
 -- uploads_removed --
--- They are gone from Storage.
+-- Record that these uploads are gone from Storage.
 select vidgen.uploads_removed(%(upload_ids)s::uuid[]);
 
 -- schema_version --
--- Which migration the database is at, and the oldest program that may work on it; nothing where it
--- is older than both columns.
+-- The database's migration, and the oldest program that may work on it; null where the database is older
+-- than both columns.
 select to_jsonb(s) ->> 'schema_version' as schema_version,
        to_jsonb(s) ->> 'oldest_program' as oldest_program
   from vidgen.settings as s;
 
 -- share_buckets --
--- Say which buckets the storage policy goes by; null: as it is. False where this role may not.
+-- Set the buckets of the storage policy; null keeps a bucket. False where this role may not change them.
 select vidgen.share_buckets(
          coalesce(%(images_bucket)s, s.images_bucket), coalesce(%(videos_bucket)s, s.videos_bucket)
        ) as shared
   from vidgen.settings as s;
 
 -- buckets_of_the_policy --
--- The buckets that the storage policy goes by.
+-- The buckets of the storage policy.
 select unnest(vidgen.our_buckets()) as bucket;

@@ -1,12 +1,12 @@
--- What the command line looks up for its arguments, and about a task that waits: named blocks.
+-- The lookups of the command line, for its arguments and for a waiting task: named blocks.
 
 -- tasks_between --
--- Ids of tasks that begin with the same letters, as a range.
+-- Ids of tasks that begin with the same letters, by a range.
 select id from public.video_generation_tasks
  where id between %(first)s and %(last)s order by id limit 3;
 
 -- users_between --
--- The same for users that we have met: by what we keep of them, and by their tasks.
+-- The same for known users: users with rows of ours, and users with tasks.
 select id
   from (
     (select user_id as id from public.user_credits
@@ -26,7 +26,7 @@ select id
 select id from vidgen.workers where id between %(first)s and %(last)s order by id limit 3;
 
 -- signed_up --
--- Whether the project's Auth knows a user, or we do; null where this role may not see Auth's users.
+-- Whether the project's Auth or our rows know a user; null where this role may not read Auth's users.
 select case
          when exists (select from public.user_credits where user_id = %(user_id)s) then true
          when has_table_privilege(current_user, 'auth.users', 'select')
@@ -35,8 +35,7 @@ select case
        end as known;
 
 -- tasks_to_change --
--- Tasks that fit every filter, the oldest first, with what the stages that are not done would cost
--- their users.
+-- Tasks that match every filter, the oldest first, with the users' price of the stages that are not done.
 select t.id, t.user_id, t.status, t.error_code, t.current_step,
        (
          select coalesce(sum(p.credits), 0)::bigint
@@ -57,15 +56,15 @@ select t.id, t.user_id, t.status, t.error_code, t.current_step,
  limit %(limit)s;
 
 -- budget_of_task --
--- What a task's budgets have counted, where they have.
+-- The counts of a task's budgets, where there are any.
 select crashes, suspect, retries, waiting_since from vidgen.budgets where task_id = %(task_id)s;
 
 -- suspects --
--- How many tasks wait for an idle worker, because workers died under them.
+-- The number of suspects that wait for an idle worker.
 select count(*) as tasks from vidgen.suspects;
 
 -- codes --
--- The error codes that tasks have ended with lately.
+-- The error codes of recently ended tasks.
 select distinct error_code as code
   from public.video_generation_tasks
  where completed_at > now() - interval '30 days' and error_code is not null;

@@ -1,4 +1,4 @@
-"""Who may use the dashboard: whoever has its link, from a page of its own, on this machine.
+"""Access to the dashboard: a request needs the link's secret, its own page and this machine.
 
 A browser on this machine reaches a loopback port for any page of the Internet. So a request says by
 which name it came (`Host`: a name that suddenly resolves to 127.0.0.1 is refused), shows the cookie

@@ -1,4 +1,4 @@
-"""What a person may change: cancel and retry tasks, close and open gates. A preview comes first.
+"""The changes that a person may make: cancel and retry tasks, close and open gates, with a preview.
 
 Each change is the client's own statement, as the command line sends it: the database decides what
 is allowed. Nothing here is offered where the dashboard was started to read only.

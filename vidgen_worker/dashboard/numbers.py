@@ -25,7 +25,7 @@ READ_DAY = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What the page covers: this many hours or days, of which the running one is the last."""
+    """The period of the page: this many hours or days, including the present one."""
 
     name: str
     step: str
@@ -123,7 +123,7 @@ def _codes(ended: list[Row]) -> list[Row]:
 
 
 def _models(reads: Reads, submitted: list[Row], since: timedelta) -> list[Row]:
-    """What each stage's models were asked, how it ended, how long it took and what it cost."""
+    """The submissions of each stage's models, with their ends, durations and costs."""
     took = {
         (row["stage"], row["model"]): row["seconds"]
         for row in reads.rows("time_of_generations", since=since, most=MOST_TIMED)

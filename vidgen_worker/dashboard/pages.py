@@ -1,4 +1,4 @@
-"""What each page shows, read and put in order; the templates say how.
+"""The content of each page, read and sorted; the templates lay it out.
 
 A page is a template and its values. Nothing here changes anything, and nothing knows HTTP: what a
 page was asked for comes as a mapping of texts, of which every one is looked at.
@@ -47,7 +47,7 @@ class Page:
 
 
 def now(reads: Reads, _: Asked) -> Page:
-    """What waits, runs and is closed at this moment."""
+    """The waiting and running tasks and the closed gates at this moment."""
     lanes = reads.rows("waiting_by_lane")
     running = reads.rows("in_flight_by_stage")
     oldest = [lane["oldest"] for lane in lanes if lane["oldest"]]

@@ -1,11 +1,11 @@
--- What the dashboard's pages ask beside the client's statements, one named block each.
+-- The statements of the dashboard's pages beside the client's, one named block each.
 --
 -- None reads more when more tasks have ended. A page of tasks is found in two steps: an index alone gives
 -- the times of its rows, and a second index gives the rows of those times. All rows of one INSERT have the
 -- same time, so the second step may find more than it was asked for: the id decides then.
 
 -- waiting_by_lane --
--- What waits in each lane, and since when: the index of what waits, and nothing else.
+-- The waiting tasks of each lane, and since when they wait: only the index of waiting tasks is read.
 select lane, count(*) filter (where run_after <= now()) as due,
        count(*) filter (where run_after > now()) as later,
        min(greatest(run_after, created_at)) filter (where run_after <= now()) as oldest,
@@ -19,7 +19,7 @@ select lane, count(*) filter (where run_after <= now()) as due,
  order by lane;
 
 -- what_waits --
--- What waits for what, how many of it, and until when; null: no time is known, it waits for somebody else.
+-- The reasons of waiting, with the number of tasks and the end of the wait; null: the end is unknown.
 select what, stage, number, until
   from (
     select 1 as place, 'users in line' as what, null as stage, count(*) as number,
@@ -136,7 +136,7 @@ select *
  limit %(limit)s;
 
 -- order_of_task --
--- What a task was ordered with, as its first stage froze it; else as its scene says now.
+-- The order of a task, as its first stage froze it; else as its scene is now.
 select coalesce(
          (
            select c.request
@@ -190,14 +190,14 @@ select k.user_id, coalesce(k.waiting, 0) as waiting, k.oldest, coalesce(k.runnin
  order by coalesce(k.running, 0) desc, coalesce(k.waiting, 0) desc, k.last_sent desc nulls last, k.user_id;
 
 -- usage_of_user --
--- What the provider cost us for a user beside what he was charged, by day: the last 31 days.
+-- The provider's cost for a user beside the user's charges, by day: the last 31 days.
 select day, submissions, provider_cost, credits_charged
   from vidgen.consumption_by_user
  where user_id = %(user_id)s
  order by day desc;
 
 -- ended_by_step --
--- What ended in a stretch of time, by steps of one length, status and code: of the index alone. Step by
+-- The tasks that ended in a period, by steps of one length, status and code, from the index alone. Step by
 -- step, since a planner that is to group by time counts on as many groups as rows, and sorts them all.
 select steps.began_at, ended.*
   from generate_series(
@@ -211,7 +211,7 @@ select steps.began_at, ended.*
  ) as ended;
 
 -- submitted_by_step --
--- What was submitted in a stretch of time, by steps, stage and model.
+-- The submissions of a period, by steps, stage and model.
 select steps.began_at, submitted.*
   from generate_series(
          %(since)s::timestamptz, %(until)s::timestamptz - interval '1 microsecond', %(length)s::interval
@@ -227,7 +227,7 @@ select steps.began_at, submitted.*
  ) as submitted;
 
 -- charged_by_step --
--- What users were charged in a stretch of time, by steps.
+-- The charges of a period, by steps.
 select steps.began_at, charged.credits_charged
   from generate_series(
          %(since)s::timestamptz, %(until)s::timestamptz - interval '1 microsecond', %(length)s::interval
@@ -281,7 +281,7 @@ select distinct error_code as code
  limit 50;
 
 -- consequences --
--- What a cancel or a retry of these tasks would mean: held credits, generations that run, what is missing.
+-- The effect of a cancel or a retry of these tasks: held credits, running generations, stages to pay.
 select t.id, t.user_id, t.status, t.error_code, t.progress, coalesce(b.retries, 0) as retries,
        s.max_retries, held.credits as held,
        b.rejected_inputs = vidgen.scene_digest(t.scene_id, t.user_id) as rejected,
@@ -302,7 +302,7 @@ select t.id, t.user_id, t.status, t.error_code, t.progress, coalesce(b.retries, 
  cross join lateral (
    select string_agg(st.name, ', ' order by st.place) as stages,
           coalesce(sum(p.credits), 0)::bigint as credits,
-          -- What the stage cost this task before; null where it was never submitted.
+          -- The cost of the stage for this task before; null where it was never submitted.
           sum(
             (
               select coalesce(u.cost, u.estimated_cost)

@@ -1,4 +1,4 @@
-"""What the pages read: named statements with a short time-out, answers kept for ten seconds.
+"""The reads of the pages: named statements with a short time-out, cached for ten seconds.
 
 However many browsers look, a statement runs once at a time and at most every ten seconds; what an
 action has changed is read again at once. Only `act` changes anything.

@@ -9,7 +9,7 @@ from vidgen_worker.client.database import ClientSettings
 from vidgen_worker.dashboard.access import TOKEN, Keys
 from vidgen_worker.dashboard.app import Dashboard
 from vidgen_worker.serving.threaded import ThreadedServer
-from vidgen_worker.telemetry.loopback_http import LOOPBACK, PortError
+from vidgen_worker.telemetry.loopback_http import LOOPBACK, PortError, reason_of
 
 ENDING_SECONDS = 2
 """How long an answer that is under way may take when the dashboard is stopped."""
@@ -23,7 +23,7 @@ class DashboardServer(ThreadedServer):
             listening = socket.create_server((LOOPBACK, port), backlog=64)
         except OSError as error:
             raise PortError(
-                f"The dashboard can't listen on port {port} ({error.strerror}). Choose another "
+                f"The dashboard can't listen on port {port} ({reason_of(error)}). Choose another "
                 "with --port, or stop what uses it; --port 0 takes a free one."
             ) from error
         self._keys = Keys(listening.getsockname()[1])

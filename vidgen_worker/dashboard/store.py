@@ -38,7 +38,7 @@ class Store:
 
     @property
     def origin(self) -> str | None:
-        """Where its files come from, as a Content-Security-Policy names it; None: it is not set."""
+        """The origin of its files for a Content-Security-Policy; None: it is not set."""
         if not self._url or not self._key:
             return None
         parts = urlsplit(self._url)

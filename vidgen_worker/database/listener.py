@@ -16,6 +16,7 @@ from vidgen_worker.database import sessions
 from vidgen_worker.database.outage import Outage
 from vidgen_worker.database.pool import CONNECTION, LOCK_TIMEOUT
 from vidgen_worker.database.trouble import Trouble, one_line, trouble_of
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import ListenChanged
 
@@ -55,6 +56,7 @@ class Listener:
         """Listen until cancelled; after an error reconnect, with a growing pause."""
         failures = 0
         while True:
+            begun = boot_time()
             try:
                 await self._listen(f"vidgen_{worker_id.hex}")
             except _NothingHeardError as error:
@@ -66,7 +68,7 @@ class Listener:
                 self.listening = False
                 if trouble_of(error) is Trouble.AWAY:
                     # An outage says nothing about LISTEN, and has its own log line.
-                    self._outage.met(error)
+                    self._outage.met(error, begun=begun)
                 else:
                     self._say(listening=False, why=one_line(error))
             self.proved.set()

@@ -20,6 +20,7 @@ class Outage:
         self._url = url
         self._since: float | None = None
         self._failed_at = 0.0
+        self._back_at = 0.0
         self.passed = 0
         """The number of statements that were answered so far."""
 
@@ -28,8 +29,19 @@ class Outage:
         """Whether no statement was answered since the outage began."""
         return self._since is not None
 
-    def met(self, error: BaseException) -> None:
-        """Note a failure of the database or of the connection to it."""
+    def told(self, begun: float) -> bool:
+        """Whether a failure of what began at `begun` belongs to an outage that was logged.
+
+        That outage lasts, or is over. A connection that was made before the end of an outage may
+        have broken in it, and whoever uses it next finds it broken. In a new outage, the next
+        connection fails as well.
+        """
+        return self.away or begun <= self._back_at
+
+    def met(self, error: BaseException, *, begun: float) -> None:
+        """Note a failure of a connection, or of a try to make one, that began at `begun`."""
+        if not self.away and self.told(begun):
+            return
         self._failed_at = boot_time()
         if self._since is None:
             self._since = self._failed_at
@@ -43,5 +55,6 @@ class Outage:
         """Note the answer to a statement that was sent at `sent`: rows, or an error of its own."""
         self.passed += well
         if self._since is not None and sent > self._failed_at:
-            emit(DatabaseBack(seconds=round(boot_time() - self._since, 1)))
+            self._back_at = boot_time()
+            emit(DatabaseBack(seconds=round(self._back_at - self._since, 1)))
             self._since = None

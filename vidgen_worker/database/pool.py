@@ -81,6 +81,9 @@ class Rows(list[Row]):
 class _Connection(psycopg.AsyncConnection[Any]):
     """A connection that reports its failure to the outage: the pool would only log it."""
 
+    begun: float = 0.0
+    """When it began to be made."""
+
     @classmethod
     async def connect(  # type: ignore[override]
         cls,
@@ -88,12 +91,15 @@ class _Connection(psycopg.AsyncConnection[Any]):
         *,
         outage: Outage,
         **options: Any,  # noqa: ANN401 - as libpq
-    ) -> "psycopg.AsyncConnection[Any]":
+    ) -> "_Connection":
+        begun = boot_time()
         try:
-            return await super().connect(conninfo, **options)
+            made = await super().connect(conninfo, **options)
         except (psycopg.Error, OSError) as error:
-            outage.met(error)
+            outage.met(error, begun=begun)
             raise
+        made.begun = begun
+        return made
 
 
 class Database:
@@ -143,11 +149,11 @@ class Database:
         """Close every connection."""
         await self._pool.close(timeout=2.0)
 
-    async def _configure(self, conn: psycopg.AsyncConnection[Any]) -> None:
+    async def _configure(self, conn: _Connection) -> None:
         try:
             await self._set_up(conn)
         except Exception as error:
-            self.outage.met(error)
+            self.outage.met(error, begun=conn.begun)
             raise
 
     async def _set_up(self, conn: psycopg.AsyncConnection[Any]) -> None:
@@ -181,11 +187,11 @@ class Database:
         return await self._send((first, second), parameters)
 
     async def _send(self, names: tuple[str, ...], parameters: Mapping[str, object]) -> Rows:
-        sent: float | None = None
+        sent, begun = None, 0.0
         try:
             async with asyncio.timeout(self._deadline):
                 conn = await self._pool.getconn()
-                sent = boot_time()
+                sent, begun = boot_time(), conn.begun
                 try:
                     rows = await self._answer(conn, names, parameters)
                 finally:
@@ -196,7 +202,7 @@ class Database:
             if sent is not None:
                 # Without a connection nothing new is known: connecting reports its own trouble.
                 if trouble is Trouble.AWAY:
-                    self.outage.met(error)
+                    self.outage.met(error, begun=begun)
                 elif isinstance(error, psycopg.Error) and error.sqlstate is not None:
                     self.outage.answered(sent, well=False)
             if trouble is Trouble.UNKNOWN:
@@ -211,7 +217,8 @@ class Database:
                 await self._pool.drain()
             locked = isinstance(error, errors.LockNotAvailable)
             kind = LockedError if locked else DatabaseUnavailableError
-            raise kind(f"{names[-1]}: {one_line(error)}", trouble) from error
+            told = sent is not None and trouble is Trouble.AWAY and self.outage.told(begun)
+            raise kind(f"{names[-1]}: {one_line(error)}", trouble, told=told) from error
         self.outage.answered(sent)
         rows.sent = sent
         return rows
@@ -274,7 +281,7 @@ class Database:
                 tries += 1
                 stuck += passed < self.outage.passed
                 passed = self.outage.passed
-                if not self.outage.away and (tries in (1, 5) or tries % 20 == 0):
+                if not (self.outage.away or error.told) and (tries in (1, 5) or tries % 20 == 0):
                     emit(DatabaseTrouble(query=name, error=str(error), tries=tries))
                 if give_up() or patience.is_over(error):
                     raise
@@ -317,7 +324,7 @@ def _pause(tries: int) -> float:
 
 
 class Databases:
-    """What a worker keeps open besides the listener: three pools with different needs."""
+    """The three pools of a worker, with different needs; the listener is apart."""
 
     def __init__(self, url: str, size: int, heartbeat: timedelta) -> None:
         self.outage = Outage(url)

@@ -14,11 +14,13 @@ from vidgen_worker.domain.foreign_text import printable
 class DatabaseUnavailableError(Exception):
     """A statement met a transient error, and was not or no longer repeated.
 
-    `trouble` is the kind of the error, `AWAY` or `PASSING`.
+    `trouble` is the kind of the error, `AWAY` or `PASSING`; `told`, whether it belongs to an outage
+    that has its own log line.
     """
 
-    def __init__(self, text: str, trouble: "Trouble") -> None:
+    def __init__(self, text: str, trouble: "Trouble", *, told: bool = False) -> None:
         self.trouble = trouble
+        self.told = told
         super().__init__(text)
 
 

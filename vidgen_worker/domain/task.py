@@ -41,7 +41,7 @@ class CheckpointState(StrEnum):
 
 
 class Answer(StrEnum):
-    """What the provider said to a paid POST."""
+    """The provider's answer to a paid POST."""
 
     GENERATION = "generation"
     REFUSED = "refused"
@@ -55,15 +55,15 @@ class GenerationEnd(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     GONE = "gone"
-    """The provider no longer knows it."""
+    """The provider no longer knows the generation."""
     UNDECODABLE = "undecodable"
-    """It succeeded, but its output can't be decoded."""
+    """The generation succeeded, but its output can't be decoded."""
     GIVEN_UP = "given up"
     """The provider did not answer for too long, or did not end it."""
 
 
 class Fate(StrEnum):
-    """What becomes of a generation whose id has just been recorded."""
+    """The fate of a generation whose id has just been recorded."""
 
     FOLLOWED = "followed"
     KEPT = "kept"
@@ -184,12 +184,14 @@ class Checkpoint:
 class Completed:
     """The clip is stored: `video_url` is signed and works until `good_until`, in `boot_time`.
 
-    The machine's calendar is not used: times of the row come from the database. Both are None for a
-    film, which has no clip of its own.
+    The machine's calendar is not used: times of the row come from the database. `seconds` is the
+    time since the first claim, where the last stage has written the end of the task. A film has no
+    clip of its own: both are None.
     """
 
     video_url: str | None
     good_until: float | None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

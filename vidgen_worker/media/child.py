@@ -1,8 +1,8 @@
 """The child process in which libav reads files from outside: look at one, conform it if needed.
 
-Started by `outputs.py` as a script of its own. It reads one job a line as JSON on standard input,
+Started by `children.py` as a script of its own. It reads one job a line as JSON on standard input,
 answers one line on standard output, and ends with its input, that is with its parent, also in the
-middle of a job. Each file is looked at by a process forked for it, with limits of memory, CPU and
+middle of a job. libav sees each file in a process forked for it, with limits of memory, CPU and
 file size, no rights, no secrets, and only the file's own folder (`walls.py`): even where a file
 takes libav over, only its own job fails. It never talks to a network.
 """
@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import av.logging
 import av.subtitles.stream  # av.open imports it: here once, and not in each process of a job
@@ -28,6 +28,7 @@ from av.error import FFmpegError
 
 from vidgen_worker.media.clip import check_video
 from vidgen_worker.media.formats import NoOutputError, TooLargeError, UndecodableError
+from vidgen_worker.media.plain_png import plain_png
 from vidgen_worker.media.still import check_image
 from vidgen_worker.media.walls import give_up_rights, raise_walls
 
@@ -39,6 +40,10 @@ LONGEST_ANSWER = 32 * 1024
 """Bytes of an answer; the longest honest one is a traceback."""
 REAP_SECONDS = 10
 """How long a process that has closed its pipe may take to end."""
+READ_AT_ONCE = 64 * 1024
+"""Bytes that are hashed at once: each page of a buffer costs a new process a page fault."""
+GARBAGE = 20_000
+"""Objects after which garbage is looked for: most jobs end before."""
 # Errors of the machine, not of the file; EIO is left out: libav also reports a damaged file so.
 _OURS = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS,
@@ -57,15 +62,18 @@ def _stored(job: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     size = file.stat().st_size
     if size > job["max_bytes"]:
         raise TooLargeError(f"{size} bytes are more than {job['max_bytes']}")
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return found | {"size": size, "sha256": digest}
+    digest, buffer = hashlib.sha256(), bytearray(READ_AT_ONCE)
+    with file.open("rb", buffering=0) as content:
+        while length := content.readinto(buffer):
+            digest.update(memoryview(buffer)[:length])
+    return found | {"size": size, "sha256": digest.hexdigest()}
 
 
-def answer(job: dict[str, Any], status: TextIO | None) -> dict[str, Any]:  # noqa: PLR0911 - one per verdict
+def answer(job: dict[str, Any], status: int | None) -> dict[str, Any]:  # noqa: PLR0911 - one per verdict
     """Do one job. Everything that can happen to it becomes an answer.
 
-    `status` is this process's own file of the kernel, opened before it could open no other.
+    `status` is a descriptor of this process's own file of the kernel, from before it could open no
+    other.
     """
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     try:
@@ -83,7 +91,7 @@ def answer(job: dict[str, Any], status: TextIO | None) -> dict[str, Any]:  # noq
             return _out_of_memory(status)
         return _judged(error, job)
     except (ArithmeticError, LookupError, ValueError):
-        # What a header says made no sense to PyAV, or to our own reading of it.
+        # PyAV, or our own check, could not make sense of a header.
         return {"undecodable": f"it can't be read: {traceback.format_exc(limit=-3)}"}
     except Exception:  # noqa: BLE001 - the parent raises it, with this traceback
         return {"failed": traceback.format_exc()}
@@ -98,17 +106,17 @@ def _judged(error: FFmpegError | OSError, job: dict[str, Any]) -> dict[str, Any]
     return {"short": f"{error}. Make room in its folder, or set TMPDIR to another one"}
 
 
-def _out_of_memory(status: TextIO | None) -> dict[str, Any]:
+def _out_of_memory(status: int | None) -> dict[str, Any]:
     """Tell a file that needs more than our own limit from a machine that has less than that."""
     if status is not None and _peak_memory(status) > MEMORY_BYTES // 2:
         return {"undecodable": f"it needs more than {MEMORY_BYTES} bytes of memory"}
     return {"short": "the machine has no memory left for it"}
 
 
-def _peak_memory(status: TextIO) -> int:
+def _peak_memory(status: int) -> int:
     """Return the largest address space that this process has had, in bytes."""
-    for line in status:
-        if line.startswith("VmPeak:"):
+    for line in os.read(status, LONGEST_ANSWER).splitlines():
+        if line.startswith(b"VmPeak:"):
             return int(line.split()[1]) * 1024
     return 0
 
@@ -121,9 +129,9 @@ def _limit(kind: int, soft: int) -> None:
     resource.setrlimit(kind, (soft, hard))
 
 
-def _own_status() -> TextIO | None:
+def _own_status() -> int | None:
     try:
-        return Path("/proc/self/status").open()
+        return os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # another system's, or not mounted: then a lack of memory is the machine's
         return None
 
@@ -136,13 +144,18 @@ def _look(job: dict[str, Any], answers: int, template: int) -> NoReturn:
         said = json.dumps(answer(job, status)).encode()
     except BaseException:  # noqa: BLE001 - the parent raises it, with this traceback
         said = json.dumps({"failed": traceback.format_exc()}).encode()
-    with os.fdopen(answers, "wb", closefd=False) as out:
-        out.write(said + b"\n")
+    _write(answers, said + b"\n")
     os._exit(0)
 
 
+def _write(descriptor: int, said: bytes) -> None:
+    left = memoryview(said)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
 class _Template:
-    """Has all code loaded and has seen no file: it forks a process for each one."""
+    """Has all code loaded, and libav has seen no file in it: it forks a process for each one."""
 
     def __init__(self, jobs: int, answers: int) -> None:
         self._jobs = jobs
@@ -160,9 +173,7 @@ class _Template:
             self._say(self._looked_at(json.loads(line)))
 
     def _say(self, what: dict[str, Any]) -> None:
-        said = memoryview(json.dumps(what).encode() + b"\n")
-        while said:
-            said = said[os.write(self._answers, said) :]
+        _write(self._answers, json.dumps(what).encode() + b"\n")
 
     def _read_on(self) -> None:
         data = os.read(self._jobs, LONGEST_ANSWER)
@@ -178,6 +189,8 @@ class _Template:
         return lacking
 
     def _looked_at(self, job: dict[str, Any]) -> dict[str, Any]:
+        if job["kind"] == "image" and (found := plain_png(job)):
+            return {"found": found}
         template = os.getpid()
         try:
             pid, answers = self._forked(lambda out: _look(job, out, template))
@@ -270,6 +283,7 @@ def main(max_bytes: int) -> None:
     _limit(resource.RLIMIT_FSIZE, max_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     gc.freeze()  # what is loaded stays: a process of a job then shares its memory
+    gc.set_threshold(GARBAGE)
     _Template(0, answers).serve()
 
 

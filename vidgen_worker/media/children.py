@@ -34,7 +34,7 @@ LONGEST_SECONDS = 86_400.0
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHILD = Path(__file__).with_name("child.py")
-# What a child inherits: it reads files from outside, so it knows no secret of ours.
+# The environment of a child: it reads foreign files, so that it gets no secret of ours.
 _CHILD_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
@@ -49,7 +49,7 @@ def child_environment() -> dict[str, str]:
 
 
 def job_of(kind: str, path: Path, ratio: str, target: str, max_bytes: int) -> dict[str, Any]:
-    """What a child is asked: look at `path`, and write `target` where it must be put right."""
+    """An order for a child: check `path`, and write `target` where it must be corrected."""
     width, height = size(ratio)
     return {
         "kind": kind, "path": str(path.absolute()), "target": str(Path(target).absolute()),

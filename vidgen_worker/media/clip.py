@@ -36,7 +36,7 @@ FULL_RANGE = 2
 
 @dataclass(slots=True)
 class _Found:
-    """What reading a film to its end has shown."""
+    """The result of reading a film to its end."""
 
     size: tuple[int, int]
     codec: str

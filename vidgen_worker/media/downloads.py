@@ -46,7 +46,7 @@ _CONTENT_RANGE = re.compile(r"bytes 0-(\d+)/(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """What arrived. `size` is in bytes, `sha256` the hex digest of those bytes.
+    """A downloaded file. `size` is in bytes, `sha256` the hex digest of those bytes.
 
     `doubt` says why bytes may be missing; only decoding shows whether they are.
     """
@@ -73,7 +73,7 @@ class Downloads:
             timeout=httpx.Timeout(
                 idle, connect=min(CONNECT_SECONDS, idle), pool=self._total_seconds
             ),
-            # What is compressed already would only be compressed again.
+            # Outputs are compressed already.
             headers={"accept-encoding": "identity"},
             limits=httpx.Limits(
                 max_connections=CONNECTIONS, max_keepalive_connections=IDLE_CONNECTIONS

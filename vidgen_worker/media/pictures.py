@@ -32,7 +32,7 @@ class Still:
     shape: Fraction | None = None
     plain: bool = True
     canvas: tuple[int, int, int, int] | None = None
-    """Where the first picture of an animation lies: x, y, and the whole width and height."""
+    """The place of an animation's first picture: x, y, and the whole width and height."""
 
 
 def still(data: bytes) -> Still:
@@ -50,7 +50,7 @@ def still(data: bytes) -> Still:
 
 def _png(data: bytes) -> Still:
     kept, way, shape, pictures, plain, colour = [PNG], UPRIGHT, None, False, True, 0
-    for kind, content, chunk in _png_chunks(data):
+    for kind, content, chunk in png_chunks(data):
         match kind:
             case b"IHDR" if len(content) == 13:  # noqa: PLR2004 - as PNG says
                 colour = content[9]
@@ -77,7 +77,7 @@ _PNG_SHOWN = {b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"IDAT", b"IEND"}
 _PNG_GREY = {0, 4}
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
     """Yield kind, content and all bytes of each chunk up to the last one."""
     start, kind, empty = len(PNG), b"", True
     while kind != b"IEND":

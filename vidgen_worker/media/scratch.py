@@ -54,7 +54,7 @@ class Scratch:
 
     @property
     def folder(self) -> Path | None:
-        """Where the files are now; None before the first one is lent."""
+        """The folder of the files; None before the first one is lent."""
         return self._folder
 
     def prepare(self) -> None:
@@ -154,7 +154,7 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a folder for temporary files has left, in bytes and in files (None: not counted)."""
+    """The free room of a folder, in bytes and in files (None: not counted)."""
 
     folder: Path
     free_bytes: int

@@ -1,4 +1,4 @@
-"""What a process that reads a file from outside can't do, even if the file takes it over.
+"""Limits of a process that reads a foreign file, even if the file takes it over.
 
 It keeps its memory and the one folder of its file. The kernel refuses it sockets, programs, other
 processes and files elsewhere (a seccomp filter and Landlock, by their system calls: a library for
@@ -46,7 +46,7 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _NO_PROCESS = 0x7FFFFFFD
 _OWN = struct.pack("=I", _NO_PROCESS)
 _NEWEST = 451
-"""What came after it (cachestat, Linux 6.5) is answered as by an older kernel."""
+"""Later calls (cachestat, Linux 6.5 and newer) are answered as by an older kernel."""
 # Name, number on x86_64, number on aarch64; "-" where there is none.
 _REFUSED = """
 socket 41 198, socketpair 53 199, connect 42 203, bind 49 200, listen 50 201, accept 43 202,

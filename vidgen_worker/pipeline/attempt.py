@@ -100,7 +100,7 @@ async def set_aside(  # noqa: PLR0913 - what the row keeps of it
 async def decide(  # noqa: PLR0911 - a way that a walk ends each
     tools: Tools, run: Run, error: Exception
 ) -> Outcome:
-    """What follows from how a walk ended before its end."""
+    """Decide the outcome of a walk that an error ended."""
     match error:
         case LeaseLostError():
             emit(LeaseLost(fence=run.task.fence))
@@ -165,7 +165,7 @@ async def _not_now(
 
 
 def _user_limited(run: Run, error: UserLimitedError) -> Outcome:
-    """What follows from a limit of the user: nothing was paid."""
+    """Decide the outcome of a user's limit: nothing was paid."""
     emit(UserLimited(
         fence=run.task.fence, user=str(run.task.user_id), kind=error.kind, details=error.details,
     ))  # fmt: skip
@@ -199,7 +199,7 @@ async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
 
 
 async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0911 - a row each
-    """What follows from a fault: the disposition of its row in the table."""
+    """Decide the outcome of a fault, by the disposition of its row in the table."""
     settings, task = tools.settings, run.task
     first, longest = settings.vidgen_retry_backoff, settings.vidgen_retry_backoff_max
     match fault.disposition:
@@ -216,7 +216,7 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             # The task that met it just waits.
             gate = _gate(tools, run, fault)
             await tools.gates.close(gate, fault.code, fault.message, fault.details)
-            # Where the trouble is this worker's own, other workers may take the task up at once.
+            # If the trouble is this worker's own, other workers may take the task up at once.
             aside = await tools.gates.stands_aside()
             return Requeued(
                 timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,

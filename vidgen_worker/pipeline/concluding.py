@@ -43,8 +43,7 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
     queue, fence = tools.queue, run.task.fence
     match outcome:
         case Completed():
-            seconds = await queue.conclusions.complete(fence, outcome)
-            emit(TaskCompleted(fence=fence, seconds=round(seconds, 3)))
+            await _complete(tools, run, outcome)
         case Requeued():
             await queue.conclusions.requeue(fence, outcome, _waiting_message(outcome))
             emit(TaskRequeued(
@@ -76,6 +75,13 @@ async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
         case _:
             assert_never(outcome)
     return outcome
+
+
+async def _complete(tools: Tools, run: Run, outcome: Completed) -> None:
+    seconds = outcome.seconds
+    if seconds is None:
+        seconds = await tools.queue.conclusions.complete(run.task.fence, outcome)
+    emit(TaskCompleted(fence=run.task.fence, seconds=round(seconds, 3)))
 
 
 async def _wait_for_parts(tools: Tools, run: Run, outcome: WaitsForParts) -> Outcome:

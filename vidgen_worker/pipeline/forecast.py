@@ -15,11 +15,11 @@ from vidgen_worker.providers.protocol import Generation, GenerationState
 from vidgen_worker.queue.submissions import Took
 
 STORING_SECONDS = 3.0
-"""What a stage takes beyond its generation: the output is fetched, looked at and stored."""
+"""The time of a stage beyond its generation: the output is fetched, checked and stored."""
 
 
 class Sight:
-    """What the polls of one generation have seen, in seconds since the provider accepted it."""
+    """The polls of one generation, in seconds since the provider accepted it."""
 
     def __init__(self, tools: Tools, run: Run, stage: Stage) -> None:
         self._tools = tools

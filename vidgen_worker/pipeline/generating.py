@@ -7,9 +7,10 @@ for anything, or looks at an output.
 """
 
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from vidgen_worker.domain.faults import Disposition, Fault, FaultName, First, failure_fault
 from vidgen_worker.domain.keys import Scope
@@ -18,7 +19,7 @@ from vidgen_worker.pipeline.forecast import Sight
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation, GenerationState, Provider
-from vidgen_worker.queue.checkpoints import Reported
+from vidgen_worker.queue.checkpoints import Place, Reported
 from vidgen_worker.queue.errors import NotOursError
 from vidgen_worker.queue.queue import Queue
 from vidgen_worker.queue.submissions import Took
@@ -41,6 +42,14 @@ LAST_READS = 5
 without a slot: one bad answer must not discard a generation that has ended meanwhile."""
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The place of an output, and when it was recorded, by `boot_time`."""
+
+    place: Place
+    recorded: float
+
+
 class Generating:
     """One generation of one attempt."""
 
@@ -61,8 +70,11 @@ class Generating:
         self._booked = False
         """Its end is booked: a later reading of it is not a second end."""
 
-    async def follow(self, checkpoint: Checkpoint | None) -> Generation:
-        """Poll until the generation has ended; returns it only if it succeeded."""
+    async def follow(self, checkpoint: Checkpoint | None) -> tuple[Generation, Upload]:
+        """Poll until the generation has ended; returns it only if it succeeded.
+
+        Its output's place is recorded then. Raises CancelAskedError where its owner has asked.
+        """
         settings = self._tools.settings
         deadline = settings.vidgen_stage_deadline.total_seconds()
         hard_deadline = settings.vidgen_stage_hard_deadline.total_seconds()
@@ -91,10 +103,12 @@ class Generating:
             if end is not None:
                 ended_by = _fault_of(generation)
                 took = self._sight.took(seconds) if ended_by is None else None
-                await self.end(end, generation.cost, seconds, ended_by, took)
                 if ended_by is not None:
+                    await self.end(end, generation.cost, seconds, ended_by)
                     raise ended_by
-                return generation
+                place = self._place()
+                recorded = await self.end(end, generation.cost, seconds, took=took, place=place)
+                return generation, Upload(place, recorded)
             self._sight.note(generation, seconds)
             self._show(generation, seconds)
             looked = not trouble or trouble >= LAST_READS
@@ -131,20 +145,29 @@ class Generating:
         else:
             self._say_ended(end, cost, _age(checkpoint))
 
-    async def end(
-        self, end: GenerationEnd, cost: float | None, seconds: float, fault: Fault | None = None,
-        took: Took | None = None,
-    ) -> None:  # fmt: skip
-        """Book its end, and the task's where `fault` is that. Raises LeaseLostError."""
+    async def end(  # noqa: PLR0913 - what is booked of an end
+        self, end: GenerationEnd, cost: float | None, seconds: float, fault: Fault | None = None, *,
+        took: Took | None = None, place: Place | None = None,
+    ) -> float:  # fmt: skip
+        """Book its end, and the task's where `fault` is that; see `Submissions.end_generation`."""
         self._say_ended(end, cost, seconds)
         fatal = fault is not None and fault.disposition is Disposition.FAIL
-        await self._queue.submissions.end_generation(
+        recorded = await self._queue.submissions.end_generation(
             self._fence, self._stage.name, self._id, end, cost, self._stage.storing,
             failed(fault) if fault is not None and fatal else None,
-            rejected=fault is not None and fault.rule.rejected, took=took,
+            rejected=fault is not None and fault.rule.rejected, took=took, place=place,
         )  # fmt: skip
         if took is not None:
             self._queue.times.add(self._model, took.seconds, took.ended)
+        return recorded
+
+    def _place(self) -> Place:
+        """Where its output is to be put: a place of its own for each upload."""
+        upload_id, stage = uuid4(), self._stage
+        return Place(
+            upload_id, stage.bucket(self._tools.settings),
+            stage.path(self._run.task.user_id, upload_id),
+        )  # fmt: skip
 
     def _say_ended(self, end: GenerationEnd, cost: float | None, seconds: float) -> None:
         emit(GenerationEnded(
@@ -239,7 +262,7 @@ _MESSAGES = {
 
 
 def _fault_of(generation: Generation) -> Fault | None:
-    """What a generation that has ended without an output means; None where it has one."""
+    """The fault of a generation that ended without an output; None where it has one."""
     match generation.state:
         case GenerationState.SUCCEEDED:
             return None

@@ -14,7 +14,7 @@ from uuid import UUID
 from vidgen_worker.admission.gates import Gates
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Gate
-from vidgen_worker.domain.task import StageName, Task
+from vidgen_worker.domain.task import Completed, StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
 from vidgen_worker.pipeline.stages import Order, Stage
@@ -39,7 +39,7 @@ class Run:
     posting: "asyncio.Task[UUID] | None" = None
     """The paid POST in flight with its records: never cut, not even by a drain."""
     orders: Mapping[StageName, Order] = field(default_factory=dict)
-    """What each stage asks for, once that is known."""
+    """The order of each stage, once it is known."""
     submitted: set[StageName] = field(default_factory=set)
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)
@@ -50,6 +50,8 @@ class Run:
     """Output URLs as this attempt read them: minutes old, and good for a day."""
     inputs: str | None = None
     """The digest of the scene when the last stage ended: whether the next one reads it anew."""
+    completed: Completed | None = None
+    """The end, where it was written with the last stage."""
     alone: bool = False
     """Whether nothing else may run beside it now; not while its generation is only polled."""
     polling: bool = False
@@ -90,7 +92,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What an attempt works with. `license` returns once something paid may be started."""
+    """The tools of an attempt. `license` returns when a paid submission may begin."""
 
     settings: Settings
     queue: Queue
@@ -103,4 +105,4 @@ class Tools:
     turns: Turns
     scratch: Scratch
     stages: tuple[Stage, ...]
-    """What an attempt walks, in this order."""
+    """The stages of an attempt, in this order."""

@@ -6,16 +6,19 @@ upload that is not charged after all. What is missing here costs a GET, never an
 """
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import PROVIDER_STORM, Fault, FaultName, First
-from vidgen_worker.domain.task import Artifact, GenerationEnd
-from vidgen_worker.pipeline.generating import Generating
+from vidgen_worker.domain.task import Artifact, Completed, GenerationEnd
+from vidgen_worker.pipeline.generating import Generating, Upload
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation
+from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     OutputConformed,
@@ -26,9 +29,16 @@ from vidgen_worker.telemetry.events import (
 )
 
 FETCH_TRIES = 3
+SIGNED_FOR = timedelta(hours=1)
 UPLOAD_BEGINS_WITHIN = timedelta(hours=1)
 """After the record of an upload no try of it begins later than this: the janitor looks for what has
 arrived for a day, and a worker that was frozen for longer must not upload any more."""
+
+
+async def completed(storage: Storage, result: Artifact) -> Completed:
+    """Sign the address of what a task was ordered for. Raises Fault."""
+    good_until = boot_time() + SIGNED_FOR.total_seconds()
+    return Completed(await storage.sign(result.bucket, result.path, SIGNED_FOR), good_until)
 
 
 class Storing:
@@ -47,45 +57,56 @@ class Storing:
         self._order = order
         self._generating = generating
 
-    async def store(self, generation: Generation) -> Artifact:
+    async def store(self, generation: Generation, upload: Upload) -> Artifact:
         """Fetch and look at the output, then keep it."""
         async with self._tools.scratch.file() as target:
             file, size, sha256 = await self._run.unless_cancelled(self._fetch(generation, target))
             await self._went_well()
-            return await self.keep(generation.id, file, size, sha256)
+            place = upload.place
+            artifact = Artifact(place.bucket, place.path, self._stage.media_type, size, sha256)
+            await self.keep(generation.id, file, artifact, upload)
+            return artifact
 
-    async def keep(self, generation_id: UUID, file: Path, size: int, sha256: str) -> Artifact:
+    async def keep(
+        self, generation_id: UUID, file: Path, artifact: Artifact, upload: Upload
+    ) -> None:
         """Upload it; then checkpoint, charge and row in one statement."""
-        stage, storage, upload_id = self._stage, self._tools.storage, uuid4()
-        artifact = Artifact(
-            stage.bucket(self._settings), stage.path(self._run.task.user_id, upload_id),
-            stage.media_type, size, sha256,
-        )  # fmt: skip
-        recorded = await self._queue.checkpoints.begin_upload(
-            self._fence, stage.name, upload_id, artifact
-        )
+        stage, storage = self._stage, self._tools.storage
         emit(UploadBegun(
             fence=self._fence, stage=stage.name, generation=generation_id,
             bucket=artifact.bucket, path=artifact.path,
         ))  # fmt: skip
         began = time.monotonic()
-        until = recorded + UPLOAD_BEGINS_WITHIN.total_seconds()
+        until = upload.recorded + UPLOAD_BEGINS_WITHIN.total_seconds()
         await self._run.unless_cancelled(
             storage.put(artifact.bucket, artifact.path, file, stage.media_type, until=until)
         )
         emit(OutputUploaded(
             fence=self._fence, stage=stage.name, generation=generation_id,
-            bucket=artifact.bucket, path=artifact.path, size=size,
+            bucket=artifact.bucket, path=artifact.path, size=artifact.size,
             seconds=round(time.monotonic() - began, 3),
         ))  # fmt: skip
         url = storage.public_url(artifact.bucket, artifact.path) if stage.public else None
+        end = await self._end(artifact)
+        # From here on the verdict "lost" of a heartbeat may come from our own write.
+        self._run.concluding = end is not None
         finished = await self._queue.checkpoints.finish_stage(
-            self._fence, stage.name, self._order.request.model, artifact, upload_id,
-            stage.shown(artifact, url), stage.stored,
+            self._fence, stage.name, self._order.request.model, artifact, upload.place.id,
+            stage.shown(artifact, url), stage.stored, end,
         )  # fmt: skip
         emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
         self._run.inputs = finished.inputs
-        return artifact
+        if end is not None and finished.seconds is not None:
+            self._run.completed = replace(end, seconds=finished.seconds)
+
+    async def _end(self, artifact: Artifact) -> Completed | None:
+        """The end of the task, where its result is stored last; None: it is written by itself."""
+        if not self._stage.is_result or self._stage is not self._tools.stages[-1]:
+            return None
+        try:
+            return await completed(self._tools.storage, artifact)
+        except Fault:
+            return None  # the walk signs it again once it is charged, and says what is wrong
 
     async def _went_well(self) -> None:
         """The provider has delivered: the storm is over that this task was let through to try."""

@@ -126,7 +126,7 @@ class Submitting:
         return [replace(request, source=url) for url in urls]
 
     async def _addresses(self, source: Stage, loaded: Loaded, artifact: Artifact) -> list[str]:
-        """Where the provider may fetch what it is made from: its own output, then our copy."""
+        """The addresses of the source for the provider: its own output, then our copy."""
         storage, checkpoint = self._tools.storage, loaded.checkpoints.get(source.name)
         generation_id = self._run.generations.get(source.name) or (
             checkpoint.generation_id if checkpoint else None

@@ -7,10 +7,8 @@ lease or writes the task's end: the worker does.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
 from uuid import UUID
 
-from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import Resolution, UnsupportedResolutionError, look_up
 from vidgen_worker.domain.scene import scene_of
@@ -27,7 +25,7 @@ from vidgen_worker.domain.task import (
 from vidgen_worker.pipeline.generating import Generating
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
-from vidgen_worker.pipeline.storing import Storing
+from vidgen_worker.pipeline.storing import Storing, completed
 from vidgen_worker.pipeline.submitting import Submitting
 from vidgen_worker.queue.checkpoints import Loaded
 from vidgen_worker.queue.errors import CancelAskedError, NotOursError
@@ -38,8 +36,6 @@ from vidgen_worker.telemetry.events import (
     ResolutionMapped,
     StageResumed,
 )
-
-SIGNED_FOR = timedelta(hours=1)
 
 
 class ProvenError(Exception):
@@ -93,7 +89,7 @@ class Pipeline:
                     artifact = await self._finish(stage, order, checkpoint, generation_id)
                 artifacts[stage.name] = artifact
                 self._run.done.add(stage.name)
-            return await self._complete(artifacts)
+            return self._run.completed or await self._complete(artifacts)
         except CancelAskedError:
             return await self._cancel(await self._queue.checkpoints.load(self._fence))
 
@@ -176,11 +172,11 @@ class Pipeline:
         # A poll can't kill the worker: others may run beside it until its output is decoded.
         run.alone = self._task.alone and storing
         run.polling = not storing
-        generation = await generating.follow(checkpoint)
+        generation, upload = await generating.follow(checkpoint)
         run.polling = False
         if not storing:
             self._raise_if_proven()
-        return await Storing(tools, run, stage, order, generating).store(generation)
+        return await Storing(tools, run, stage, order, generating).store(generation, upload)
 
     def _raise_if_proven(self) -> None:
         """Raise ProvenError where a task that runs alone has come further than before."""
@@ -190,9 +186,7 @@ class Pipeline:
     async def _complete(self, artifacts: Mapping[StageName, Artifact]) -> Completed:
         """Sign the address of what the task was ordered for."""
         result = next(artifacts[stage.name] for stage in self._stages if stage.is_result)
-        good_until = boot_time() + SIGNED_FOR.total_seconds()
-        url = await self._storage.sign(result.bucket, result.path, SIGNED_FOR)
-        return Completed(url, good_until)
+        return await completed(self._storage, result)
 
     async def _cancel(self, loaded: Loaded) -> Outcome:
         """End what still runs at the provider; what is stored and settled stays."""

@@ -178,7 +178,7 @@ def _headers(request: httpx.Request) -> list[tuple[str, str]]:
 
 
 class _Body:
-    """What is sent with a request, and an end to waiting for it to be taken."""
+    """The body of a request, with a limit to the wait for its transfer."""
 
     def __init__(self, request: httpx.Request, seconds: float | None) -> None:
         self._request = request

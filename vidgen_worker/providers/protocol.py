@@ -1,4 +1,4 @@
-"""What the pipeline asks of a provider: declare a request, submit, poll, cancel.
+"""The protocol of a provider: declare a request, submit, poll, cancel.
 
 An adapter retries what is free and safe by itself and raises `Fault` for all else; foreign
 exceptions never leave it. `submit` is sent exactly once per call, whatever happens.
@@ -46,7 +46,7 @@ def _digest(*parts: object) -> str:
 
 
 class GenerationState(StrEnum):
-    """Where a generation stands. `UNKNOWN` is a status we have never heard of: keep polling."""
+    """The state of a generation. `UNKNOWN` is a status that we do not know: polling continues."""
 
     THROTTLED = "throttled"
     PENDING = "pending"

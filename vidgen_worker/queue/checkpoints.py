@@ -4,6 +4,7 @@ Paid requests are written in `submissions`, the task's end in `conclusions`.
 """
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +15,7 @@ import psycopg
 
 from vidgen_worker.database.pool import LOCK_PATIENCE, Row
 from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import (
     Answer,
@@ -21,13 +23,14 @@ from vidgen_worker.domain.task import (
     Cancelled,
     Checkpoint,
     CheckpointState,
+    Completed,
     Failed,
     Fence,
     Funding,
     StageName,
 )
 from vidgen_worker.queue.caller import Caller, scene_said
-from vidgen_worker.queue.errors import CancelAskedError, RowRefusedError
+from vidgen_worker.queue.errors import RowRefusedError
 from vidgen_worker.queue.verdicts import verdict_of
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import RowRefused
@@ -40,6 +43,15 @@ class Step:
     progress: float
     current_step: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place of an output in Storage. It is recorded before the upload begins."""
+
+    id: UUID
+    bucket: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +84,12 @@ class Finished:
     """The result of the statement that ends a stage.
 
     `charged` is the number of credits charged now, `inputs` the digest of the scene as it is.
+    `seconds` is the time since the first claim, where the task is completed by it.
     """
 
     charged: int
     inputs: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +144,32 @@ class Checkpoints:
         scene_said(fence, rows[0])
         return Funding(rows[0]["verdict"])
 
-    async def begin_upload(
-        self, fence: Fence, stage: StageName, upload_id: UUID, artifact: Artifact
-    ) -> float:
-        """Record an upload before it begins; return the time of sending, in `boot_time`.
-
-        Raises CancelAskedError (nothing is written then) or LeaseLostError.
-        """
-        rows = await self._caller.fenced(
-            "begin_upload", fence, paid=True, stage=stage, upload_id=upload_id,
-            bucket=artifact.bucket, path=artifact.path,
-        )  # fmt: skip
-        if rows[0]["cancel"]:
-            raise CancelAskedError
-        return rows.sent
-
     async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
-        columns: Columns, step: Step,
+        columns: Columns, step: Step, completed: Completed | None = None,
     ) -> Finished:  # fmt: skip
-        """Write checkpoint `done`, the charge and the task's row. Raises LeaseLostError."""
-        rows = await self._caller.fenced(
-            "finish_stage", fence, paid=True, stage=stage, credits=self._caller.settings.credits,
+        """Write checkpoint `done`, the charge and the task's row, and its end where it `completed`.
+
+        If the row refuses the end, the stage is written without it, and `seconds` is None.
+        Raises LeaseLostError.
+        """
+        finish = functools.partial(
+            self._caller.fenced, "finish_stage", fence, stage=stage,
+            credits=self._caller.settings.credits,
             provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(), model=model,
             scene_updates=self._caller.settings.vidgen_scene_updates, upload_id=upload_id,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_path=columns.image_path,
             image_url=columns.image_url, video_path=columns.video_path, **_shown(step),
         )  # fmt: skip
+        try:
+            rows = await finish(paid=completed is None, **signed(completed))
+        except RowRefusedError as error:
+            if completed is None or error.locked:
+                raise
+            rows = await finish(paid=True, **signed(None))
         scene_said(fence, rows[0])
+        seconds = seconds_of(fence, rows[0]["completed"]) if rows[0]["completed"] else None
         if rows[0]["troubled"]:
             with contextlib.suppress(LockedError):  # the next stage that is stored does it
                 await self._caller.run(
@@ -166,7 +177,7 @@ class Checkpoints:
                     provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(),
                     model=model,
                 )  # fmt: skip
-        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "")
+        return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "", seconds)
 
     async def report(self, reports: Sequence[Reported]) -> list[UUID]:
         """Write the progress of many tasks in one statement; tasks with a lost fence are skipped.
@@ -195,6 +206,26 @@ class Checkpoints:
             messages=[r.message for r in reports],
             seconds_left=[r.seconds_left for r in reports],
         )  # fmt: skip
+
+
+def signed(completed: Completed | None) -> dict[str, Any]:
+    """The address that a completed task shows, and for how long it is good."""
+    if completed is None:
+        return {"signed_url": None, "good_for": None}
+    return {"signed_url": completed.video_url, "good_for": good_for(completed)}
+
+
+def good_for(completed: Completed) -> timedelta | None:
+    """How long the address still works; None: there is none."""
+    if completed.good_until is None:
+        return None
+    return timedelta(seconds=completed.good_until - boot_time())
+
+
+def seconds_of(fence: Fence, completed: Row) -> float:
+    """Seconds since the first claim of a task that is completed; says what its scene refused."""
+    scene_said(fence, completed)
+    return float(completed["seconds"])
 
 
 def _shown(step: Step) -> dict[str, Any]:

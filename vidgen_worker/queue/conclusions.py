@@ -11,11 +11,11 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from vidgen_worker.database.trouble import LockedError
-from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import FAULTS, FaultName
 from vidgen_worker.domain.foreign_text import printable
 from vidgen_worker.domain.task import Completed, Failed, Fence, Met, Requeued, SetAside, Status
 from vidgen_worker.queue.caller import Caller, scene_said
+from vidgen_worker.queue.checkpoints import good_for, seconds_of
 from vidgen_worker.queue.verdicts import kept
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import OwedSceneRefused, RowRefused
@@ -32,14 +32,11 @@ class Conclusions:
 
     async def complete(self, fence: Fence, outcome: Completed) -> float:
         """Conclude as completed; returns the seconds since the first claim."""
-        good_until = outcome.good_until
         rows = await self._caller.fenced(
-            "complete", fence, video_url=outcome.video_url,
-            good_for=None if good_until is None else timedelta(seconds=good_until - boot_time()),
+            "complete", fence, video_url=outcome.video_url, good_for=good_for(outcome),
             scene_updates=self._caller.settings.vidgen_scene_updates,
         )  # fmt: skip
-        scene_said(fence, rows[0])
-        return float(rows[0]["seconds"])
+        return seconds_of(fence, rows[0]["completed"])
 
     async def requeue(self, fence: Fence, outcome: Requeued, message: str) -> None:
         """Conclude this attempt: back to pending after the delay."""

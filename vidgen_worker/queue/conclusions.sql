@@ -3,31 +3,18 @@
 -- `mine` is the fence: see checkpoints.sql.
 
 -- complete --
--- The end of a task that went well: row, scene and whatever is left of the hold, in one statement.
+-- The end of a task that went well (vidgen.complete_task), where it did not come with its last stage.
 with mine as materialized (
-  select t.id, t.user_id, t.scene_id
+  select t.id
     from public.video_generation_tasks as t
    where
      -- use fence --
      for no key update
-),
-ended as (
-  update public.video_generation_tasks as t
-     set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
-         stage_progress = null, current_step = 'Completed',
-         message = 'Video generation completed successfully',
-         video_url = %(video_url)s, video_url_expires_at = now() + %(good_for)s
-    from mine
-   where t.id = mine.id
-  returning t.id, t.status, extract(epoch from now() - t.started_at)::float as seconds
 )
-select case when ended.status is distinct from 'completed' then vidgen.row_stays(mine.id) end as stays,
-       vidgen.release_credits(mine.id), ended.seconds,
-       case when %(scene_updates)s
-         then vidgen.write_scene(mine.scene_id, mine.user_id, 'completed', null, %(video_url)s)
-       end as scene_refused
+select vidgen.complete_task(
+         mine.id, %(video_url)s, %(good_for)s, %(scene_updates)s, null, null, null, null
+       ) as completed
   from mine
-  left join ended on ended.id = mine.id
 
 -- requeue --
 -- Not now: back to pending. The hold stays, the checkpoints stay. `waiting`: it waits for somebody to

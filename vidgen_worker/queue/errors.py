@@ -77,7 +77,7 @@ class UserLimitedError(Exception):
 
 
 class NoSlotError(Exception):
-    """As many generations of this model are in flight as the provider's tier allows."""
+    """No slot of this model is free: the provider's tier allows no more generations."""
 
 
 class BucketsNotSharedError(Exception):

@@ -19,7 +19,7 @@ from vidgen_worker.domain.polling import Ended
 from vidgen_worker.domain.task import Answer, Failed, Fate, Fence, GenerationEnd, StageName
 from vidgen_worker.providers.protocol import Accepted, Request
 from vidgen_worker.queue.caller import Caller, fenced_by
-from vidgen_worker.queue.checkpoints import Step, _shown
+from vidgen_worker.queue.checkpoints import Place, Step, _shown
 from vidgen_worker.queue.errors import (
     BrakedError,
     CancelAskedError,
@@ -138,12 +138,14 @@ class Submissions:
     async def end_generation(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, generation_id: UUID, end: GenerationEnd,
         cost: float | None, step: Step, verdict: Failed | None = None, *, rejected: bool = False,
-        took: Took | None = None,
-    ) -> None:  # fmt: skip
-        """Book a generation's end, and the task's own end where that follows from it.
+        took: Took | None = None, place: Place | None = None,
+    ) -> float:  # fmt: skip
+        """Book a generation's end, and how the task must end because of it, if it must.
 
-        `took` goes into the history of the whole fleet. Raises LeaseLostError, or RowRefusedError
-        where the task's row is locked; the generation's end is booked even then.
+        What it `took` is learnt by the whole fleet. The `place` where its output is about to be put
+        is recorded with it; returns when that was sent, by `boot_time`.
+        Raises, after the facts are written, LeaseLostError, RowRefusedError where the task's row is
+        locked, or CancelAskedError where there is a place: it is not recorded then.
         """
         values: dict[str, Any] = {
             "stage": stage, "generation_id": generation_id, "ended_state": end,
@@ -152,8 +154,14 @@ class Submissions:
             "ended_after": took.ended.after if took else None,
             "ended_by": took.ended.by if took else None,
         }  # fmt: skip
+        recorded: dict[str, Any] = {
+            "upload_id": place and place.id, "bucket": place and place.bucket,
+            "path": place and place.path,
+        }  # fmt: skip
         try:
-            await self._caller.fenced("end_generation", fence, show=True, **values)
+            rows = await self._caller.fenced(
+                "end_generation", fence, show=True, **values, **recorded
+            )
         except RowRefusedError as error:
             # The end is booked; the row shows it after the next attempt.
             if error.locked:
@@ -161,7 +169,17 @@ class Submissions:
                     fence.task_id, generation_id, end, cost, rejected=rejected
                 )
                 raise
-            await self._caller.fenced("end_generation", fence, paid=True, show=False, **values)
+            rows = await self._caller.fenced(
+                "end_generation", fence, paid=True, show=False, **values,
+                **dict.fromkeys(recorded),
+            )  # fmt: skip
+            if place is not None:
+                rows = await self._caller.fenced(
+                    "begin_upload", fence, paid=True, stage=stage, **recorded
+                )
+        if place is not None and rows[0]["cancel"]:
+            raise CancelAskedError
+        return rows.sent
 
     async def is_gone(self, task_id: UUID, generation_id: UUID) -> bool:
         """Whether a 404 under this worker's key is the end of a generation.

@@ -286,7 +286,8 @@ select s.answer, s.generation_id, s.sent_at, now() as now,
 -- fence: to `storing` where there is an output, back to `submitting` where there is none, with the
 -- verdict where that is how the task must end. `show` is false in a repeat, after the row refused to
 -- show it: a fact is written whatever the row says. Where it is known how long it took, the fleet learns
--- that: between `ended_after` and `ended_by` seconds.
+-- that: between `ended_after` and `ended_by` seconds. Where an output is to be stored, `upload_id` records
+-- its place, as begin_upload does.
 with ended as (
   update vidgen.submissions as s
      set ended_at = coalesce(s.ended_at, now()), ended_state = %(ended_state)s,
@@ -295,7 +296,7 @@ with ended as (
    where s.task_id = %(task_id)s and s.generation_id = %(generation_id)s
 ),
 mine as materialized (
-  select t.id
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
     from public.video_generation_tasks as t
    where
      -- use fence --
@@ -372,8 +373,16 @@ shown as (
          message = %(message)s, stage_progress = 100
     from mine
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
+),
+begun as (
+  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
+         %(path)s
+    from mine
+   where %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded' and not mine.cancel
+  on conflict (id) do nothing
 )
-select id from mine
+select mine.cancel from mine
 
 -- generation_times --
 -- How long the last generations of each kind took: newest first.

@@ -5,19 +5,22 @@ cut a connection without an answer, so that `drop_connection` does it. Nothing h
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import uvicorn
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from vidgen_worker.sandbox.visitors import only_from_here
 from vidgen_worker.serving.threaded import ReadyServer, ThreadedServer
+
+_log = logging.getLogger(__name__)
 
 CONNECTION = "vidgen.connection"
 
@@ -76,14 +79,30 @@ def truncated(request: Request, content: bytes, media_type: str) -> Response:
     return StreamingResponse(half(), headers=length, media_type=media_type)
 
 
+async def failed(request: Request, error: Exception) -> Response:
+    """Answer in JSON for a handler that failed, which is a defect of ours: no traceback."""
+    said = f"The sandbox failed at {request.method} {request.url.path}: {type(error).__name__}"
+    return JSONResponse({"statusCode": "500", "error": "Internal", "message": said}, 500)
+
+
 def _silent_when_dropped(app: ASGIApp) -> ASGIApp:
-    """Let a handler that dropped its connection end without a traceback in the log."""
+    """Let a handler that dropped its connection, or failed, end without a traceback in the log."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
         except ConnectionDropped:
             return
+        except Exception as error:
+            if scope["type"] == "lifespan":
+                raise
+            _log.error(
+                "The sandbox failed at %s %s: %r. Report it.",
+                scope.get("method", scope["type"]),
+                scope.get("path", ""),
+                error,
+                exc_info=_log.isEnabledFor(logging.DEBUG),
+            )
 
     return application
 

@@ -19,11 +19,13 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vidgen_worker.sandbox.control import RunwayControl, StorageControl
-from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres, scratch_path
+from vidgen_worker.sandbox.folder import HeldFolder
+from vidgen_worker.sandbox.postgres.places import scratch_path
+from vidgen_worker.sandbox.postgres.server import EmbeddedPostgres
 from vidgen_worker.sandbox.runway.double import RunwayDouble, RunwaySettings
 from vidgen_worker.sandbox.serving import BackgroundServer
 from vidgen_worker.sandbox.state import State
-from vidgen_worker.sandbox.supabase.auth.refusals import ALREADY_THERE
+from vidgen_worker.sandbox.supabase.auth.refusals import ADDRESS_TAKEN
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 from vidgen_worker.sandbox.supabase.project import PATHS, SupabaseProject
@@ -44,6 +46,7 @@ class Sandbox(Stoppable):
         self.folder = (folder or scratch_path("vidgen-sandbox")).absolute()
         self._postgres: EmbeddedPostgres | None = None
         self._server: BackgroundServer | None = None
+        self._held: HeldFolder | None = None
         self.state = State()
 
     @classmethod
@@ -61,8 +64,8 @@ class Sandbox(Stoppable):
 
         Without a `folder` all of it lives in a temporary one, which `stop` deletes. With one, the
         database, users, stored objects and keys are there again next time; Runway's generations
-        are not. Raises `PostgresError`, `ServingError`, `StateError`, and OSError for a port that
-        is taken.
+        are not. Raises `PostgresError`, `ServingError`, `StateError`, `FolderError`, and OSError
+        for a port that is taken.
         """
         sandbox = cls(folder)
         try:
@@ -84,12 +87,12 @@ class Sandbox(Stoppable):
 
     @property
     def runway(self) -> RunwayControl:
-        """What Runway's double saw, and how it shall behave."""
+        """The control of Runway's double: its requests and its behaviour."""
         return RunwayControl(self.url, self.state.runway_key or "")
 
     @property
     def storage(self) -> StorageControl:
-        """What Storage's double holds, and how it shall fail."""
+        """The control of Storage's double: its objects and its faults."""
         return StorageControl(self.url, self.keys)
 
     @property
@@ -133,7 +136,7 @@ class Sandbox(Stoppable):
             timeout=REQUEST_SECONDS,
             trust_env=False,
         )
-        if answer.headers.get("x-sb-error-code") != ALREADY_THERE.code:
+        if answer.headers.get("x-sb-error-code") != ADDRESS_TAKEN.code:
             answer.raise_for_status()
 
     def keep(self, state: State) -> None:
@@ -148,6 +151,8 @@ class Sandbox(Stoppable):
             self._server.stop()
         if self._postgres is not None:
             self._postgres.stop()
+        if self._held is not None:
+            self._held.release()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -159,13 +164,17 @@ class Sandbox(Stoppable):
         durable: bool,  # noqa: FBT001 - handed on by `start`, by name there
         fetch_remote_assets: bool,  # noqa: FBT001 - likewise
     ) -> None:
-        self.folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self.state = State() if self._temporary else State.of(self.folder)
+        if self._temporary:
+            self.folder.mkdir(mode=0o711, parents=True)
+        else:
+            self._held = HeldFolder.take(self.folder)
+            self.state = State.of(self.folder)
         self._postgres = EmbeddedPostgres.start(
             None if self._temporary else self.folder / "postgres",
             port=postgres_port,
             durable=durable,
             sweep=(self.folder,) if self._temporary else (),
+            inherited=() if self._held is None else (self._held.lock,),
         )
         bootstrap(self._postgres.admin_url())
         runway = RunwayDouble(

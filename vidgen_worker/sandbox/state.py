@@ -1,4 +1,4 @@
-"""What a sandbox with a folder of its own keeps over restarts: keys, ports, and the demo's user.
+"""The state that a sandbox keeps in its folder over restarts: keys, ports, and the demo's user.
 
 The database and Storage's bytes lie beside it. Nobody else may read the file.
 """
@@ -34,13 +34,15 @@ class State:
         file = folder / FILE
         try:
             given = json.loads(file.read_text())
-            return cls(**{**given, "keys": StorageKeys(**given["keys"])})
-        except FileNotFoundError:
+            state = cls(**{**given, "keys": StorageKeys(**given["keys"])})
+            state._check()
+        except (FileNotFoundError, NotADirectoryError):
             return cls()
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             raise StateError(
                 f"{file} can't be used as a sandbox's: {error}. Give another folder, or delete it."
             ) from error
+        return state
 
     def save(self, folder: Path) -> None:
         """Write the file, whole or not at all."""
@@ -48,6 +50,14 @@ class State:
         new.touch(mode=0o600)
         new.write_text(json.dumps(asdict(self)))
         new.replace(folder / FILE)
+
+    def _check(self) -> None:
+        """Raise TypeError for values that can't be."""
+        texts = [*asdict(self.keys).values(), *self.demo.values(), self.runway_key or ""]
+        if not all(isinstance(one, str) for one in texts):
+            raise TypeError("a key in it is no text")
+        if not all(isinstance(one, int) for one in (self.port, self.postgres_port)):
+            raise TypeError("a port in it is no number")
 
     def with_demo(self, **demo: str) -> Self:
         """Return the same with the demo's user and scene."""

@@ -1,4 +1,4 @@
-"""Who may ask the doubles: programs and pages of this machine.
+"""Access to the doubles: only programs and pages of this machine.
 
 They listen on loopback, but a browser on this machine goes there for any page of the Internet: a
 page whose name suddenly resolves to 127.0.0.1 would read prompts and keys (it still says its name

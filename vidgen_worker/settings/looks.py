@@ -19,6 +19,7 @@ from vidgen_worker.database.database_url import DatabaseUrl, DatabaseUrlError
 from vidgen_worker.domain import masking
 from vidgen_worker.domain.durations import format_duration
 from vidgen_worker.domain.foreign_text import printable, quoted
+from vidgen_worker.domain.keys import ACCOUNT_LABEL
 
 LONGEST_VALUE = 8192
 """The most characters of a setting: the longest valid one is a key of some 2,000."""
@@ -168,6 +169,12 @@ def _look_at_bucket(text: str) -> str | None:
     return None
 
 
+def _look_at_account(text: str) -> str | None:
+    if not ACCOUNT_LABEL.fullmatch(text):
+        return "up to 64 letters, digits and - _ . make a label"
+    return None
+
+
 LOOKS: Mapping[str, Callable[[str], str | None]] = {
     "database_url": _look_at_database_url,
     "supabase_url": _look_at_supabase_url,
@@ -176,6 +183,7 @@ LOOKS: Mapping[str, Callable[[str], str | None]] = {
     "runwayml_base_url": _look_at_runway_url,
     "storage_bucket_images": _look_at_bucket,
     "storage_bucket_videos": _look_at_bucket,
+    "vidgen_account": _look_at_account,
 }
 """The check of each setting, beyond its type."""
 

@@ -14,7 +14,7 @@ from vidgen_worker.domain.faults import Fault, FaultName
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 """A Retry-After beyond this is not believed."""
 
-# What supabase-py lets through: its own errors, httpx's, and those of reading a broken answer.
+# The errors of supabase-py: its own, httpx's, and those of reading a broken answer.
 FOREIGN = (
     StorageException,
     AsyncSupabaseException,

@@ -1,4 +1,4 @@
-"""What a bucket is to be, what it is, and where the two differ."""
+"""The wanted and the actual settings of a bucket, and their differences."""
 
 from dataclasses import dataclass
 
@@ -36,11 +36,11 @@ class Misfit:
 
     @property
     def remedy(self) -> str:
-        """What an operator does about it."""
+        """The remedy for the operator."""
         return f"Dashboard → Storage → {self.bucket} → Edit bucket: {self.wanted}"
 
     def __str__(self) -> str:
-        """What is wrong, and what to do."""
+        """The difference and its remedy, as a sentence."""
         return f"bucket {self.bucket}: {self.setting} is {self.value}. {self.remedy}"
 
 

@@ -65,12 +65,12 @@ class Connection:
         await self._http.aclose()
 
     async def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """What Storage answers to a GET. Raises as storage3 does."""
+        """Return Storage's answer to a GET. Raises as storage3 does."""
         address = f"{self.url}/storage/v1/{path}"
         return checked(await self._http.get(address, headers=self._headers))
 
     async def post(self, path: str, **headers: str) -> Any:  # noqa: ANN401 - JSON
-        """What Storage answers to an empty POST with these headers. Raises as storage3 does."""
+        """Return Storage's answer to an empty POST with these headers. Raises as storage3 does."""
         address = f"{self.url}/storage/v1/{path}"
         answer = await self._http.post(address, json={}, headers={**self._headers, **headers})
         return checked(answer)

@@ -30,7 +30,7 @@ REMOVE_BATCH = 1000
 PROBE = "vidgen-worker/probe"
 """A worker asks for permission to upload this object, as a proof; it is never uploaded."""
 GLOBAL_BYTES = 50_000_000
-"""What every project takes: no plan's own limit is lower."""
+"""The size that every project accepts: no plan has a lower limit."""
 
 
 class Storage:
@@ -52,7 +52,7 @@ class Storage:
         self._connection = Connection(url, key, timeout=timeout, first_wait=first_wait)
         self._buckets: Mapping[str, Bucket] = {bucket.name: bucket for bucket in buckets}
         self._unfit: dict[str, list[Misfit]] = {}
-        """What did not fit, by bucket, when a bucket was looked at last."""
+        """The misfits of each bucket at its last check."""
 
     @classmethod
     async def open(

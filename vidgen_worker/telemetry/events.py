@@ -29,7 +29,7 @@ class WorkerStarted(Event):
 class ClaimsDisabled(Event):
     """RUNWAYML_ENABLED=false."""
 
-    sentence = "RUNWAYML_ENABLED is false: nothing is claimed, rows stay pending"
+    sentence = "RUNWAYML_ENABLED is false: no task is claimed, rows stay pending"
     level = logging.WARNING
 
 
@@ -102,7 +102,7 @@ class DatabaseTrouble(Event):
 class DatabaseAway(Event):
     """The database, or the connection to it, is away: reported once, until it is back."""
 
-    sentence = "The database is away; what runs goes on, and nothing paid begins"
+    sentence = "The database is away; running tasks go on, and no paid submission begins"
     level = logging.ERROR
     error: str
 
@@ -137,7 +137,7 @@ class MediaWallsLacking(Event):
 class StorageUnproven(Event):
     """The file store has not proven yet that it can keep outputs."""
 
-    sentence = "Supabase Storage can't keep what is paid for; nothing is claimed until it can"
+    sentence = "Supabase Storage can't keep paid outputs; no task is claimed until it can"
     level = logging.ERROR
     code: str
     details: str
@@ -147,7 +147,7 @@ class StorageUnproven(Event):
 class MachineUnproven(Event):
     """This machine can't keep or decode outputs."""
 
-    sentence = "This machine can't keep what is paid for; it claims nothing until it can"
+    sentence = "This machine can't keep paid outputs; it claims no task until it can"
     level = logging.ERROR
     code: str
     details: str
@@ -157,7 +157,7 @@ class MachineUnproven(Event):
 class BucketNoted(Event):
     """A bucket's setting is narrower than ours, but does not stop the worker."""
 
-    sentence = "A bucket takes less than the settings allow: what is larger can't be stored"
+    sentence = "A bucket takes less than the settings allow: larger outputs can't be stored"
     level = logging.WARNING
     details: str
 
@@ -232,7 +232,7 @@ class ListenChanged(Event):
 class GateClosed(Event):
     """A gate closed: no paid submission of this model begins in this scope."""
 
-    sentence = "Gate closed: nothing paid starts until a probe goes well"
+    sentence = "Gate closed: no paid submission begins until a probe goes well"
     level = logging.ERROR
     scope: str
     model: str
@@ -510,7 +510,7 @@ class TaskCompleted(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequeued(TaskEvent):
-    """Not now."""
+    """The task returned to the queue: another attempt follows later."""
 
     sentence = "Video generation requeued"
     level = logging.WARNING
@@ -524,7 +524,7 @@ class TaskRequeued(TaskEvent):
 class UserLimited(TaskEvent):
     """A limit of the task's user prevented a submission: nothing was paid."""
 
-    sentence = "A user's limit keeps a submission back"
+    sentence = "A user's limit prevents a submission"
     level = logging.WARNING
     user: str
     kind: str
@@ -545,7 +545,7 @@ class UserBraked(TaskEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFailed(TaskEvent):
-    """It ends here."""
+    """The task has failed."""
 
     sentence = "Video generation failed"
     level = logging.ERROR
@@ -601,7 +601,7 @@ class TaskHandedBack(TaskEvent):
 class LeaseLost(TaskEvent):
     """Another worker writes about this task now."""
 
-    sentence = "Lease lost: this worker falls silent about the task"
+    sentence = "Lease lost: this worker writes no more about the task"
     level = logging.WARNING
 
 
@@ -652,7 +652,7 @@ class GenerationLeftAlone(Event):
 class UploadsRemoved(Event):
     """Files of attempts that ended before their charge were removed from Storage."""
 
-    sentence = "Files that nobody has paid for were removed from Storage"
+    sentence = "Files without a charge were removed from Storage"
     uploads: int
 
 
@@ -660,7 +660,7 @@ class UploadsRemoved(Event):
 class UploadsKept(Event):
     """Storage did not remove files: they can't be read, and the removal is tried again."""
 
-    sentence = "Storage does not remove files that nobody has paid for; they are tried again"
+    sentence = "Storage does not remove files without a charge; the removal is tried again"
     level = logging.WARNING
     bucket: str
     uploads: int
@@ -672,7 +672,7 @@ class UploadsKept(Event):
 class UploadsLeft(Event):
     """The audit found files that should have been removed long ago."""
 
-    sentence = "Files that nobody has paid for are still in Storage after an hour"
+    sentence = "Files without a charge are still in Storage after an hour"
     level = logging.ERROR
     uploads: int
     oldest_seconds: float

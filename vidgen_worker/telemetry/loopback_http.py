@@ -7,6 +7,7 @@ Each connection is closed after its answer. The caller decides what is answered.
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -27,6 +28,11 @@ STOP_SECONDS = 10.0
 
 class PortError(Exception):
     """The port can't be used; the message names the setting and the remedy."""
+
+
+def reason_of(error: OSError) -> str:
+    """Why it can't be listened on. Python's own text repeats the address, in its own notation."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 @dataclass(frozen=True, slots=True)

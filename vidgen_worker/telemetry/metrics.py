@@ -16,7 +16,13 @@ from prometheus_client.process_collector import ProcessCollector
 
 from vidgen_worker.telemetry import bus, events
 from vidgen_worker.telemetry.bus import Event
-from vidgen_worker.telemetry.loopback_http import LOOPBACK, Answer, LoopbackServer, PortError
+from vidgen_worker.telemetry.loopback_http import (
+    LOOPBACK,
+    Answer,
+    LoopbackServer,
+    PortError,
+    reason_of,
+)
 
 _QUICK = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300)
 _SLOW = (1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1200, 3600)
@@ -195,7 +201,7 @@ def serving(
         server = LoopbackServer(port, answer, name="metrics")
     except OSError as error:
         raise PortError(
-            f"VIDGEN_METRICS_PORT: port {port} of {LOOPBACK} can't be used ({error.strerror}). "
+            f"VIDGEN_METRICS_PORT: port {port} of {LOOPBACK} can't be used ({reason_of(error)}). "
             "Stop what else listens there, choose another port, or unset it."
         ) from error
     with server, bus.subscribed(metrics.hear):

@@ -36,7 +36,7 @@ REFUSALS_POLLS = 5
 """The janitor looks at tasks that are set aside once in this many polls of the queue."""
 COUNT_EVERY = timedelta(seconds=15)
 PROVE_EVERY = timedelta(minutes=3)
-"""What is proven may change at any time: a bucket's settings, the free room of a disk."""
+"""A proof may fail later: a bucket's settings and the free room of a disk change."""
 LIMITS_AGAIN = timedelta(seconds=5)
 """The pause after a reading that failed."""
 LIMITS_EVERY = timedelta(minutes=1)

@@ -20,7 +20,7 @@ from vidgen_worker.worker.lease import Lease
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """What is new with every life; the worker's id is the queue's."""
+    """The parts that every life has anew; the worker's id is in the queue."""
 
     queue: Queue
     gates: Gates

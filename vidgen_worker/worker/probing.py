@@ -1,4 +1,4 @@
-"""What must be proven before anything is paid for, and the probes of closed gates.
+"""The proofs before any payment, and the probes of closed gates.
 
 The file store and this machine are proven again and again. A closed gate is probed by one worker
 that it concerns, and opens where the probe goes well. Nothing here submits: the claim loop lets
@@ -127,7 +127,7 @@ class Probing:
             process.wakes.claim.set()
 
     async def _untried(self, probe: Probe, gate: Gate, probes: int) -> str | None:
-        """What tries the gate before it opens; None where nothing has to."""
+        """The trial before the gate opens; None where it needs none."""
         gates = self._process.life.gates
         if probe is Probe.TASK:
             # Reading the account shows little: the gate opens when a stage of a task is stored.

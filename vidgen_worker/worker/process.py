@@ -1,6 +1,6 @@
-"""What all loops of a worker share: adapters, connections, the tasks held, the present life.
+"""The state that all loops of a worker share: adapters, connections, held tasks, the life.
 
-Nothing here turns by itself.
+Nothing here runs by itself.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Proofs:
-    """What has been proven so far."""
+    """The proofs of this worker so far."""
 
     storage: bool = False
     machine: bool = False

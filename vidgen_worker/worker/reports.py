@@ -17,7 +17,7 @@ REPORT_EVERY = timedelta(seconds=1)
 
 
 class Reports:
-    """What was reported and is not written yet."""
+    """The reports that are not written yet."""
 
     def __init__(self, process: Process) -> None:
         self._process = process

@@ -1,4 +1,4 @@
-"""What a worker with these settings is part of, and where it stores. It opens nothing."""
+"""The scopes and buckets of a worker, from its settings. Nothing here opens a connection."""
 
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Scopes, machine_of, storage_fingerprint
@@ -7,7 +7,7 @@ from vidgen_worker.storage.buckets import Bucket
 
 
 def scopes_of(settings: Settings, key_fingerprint: str, host: str) -> Scopes:
-    """What a worker with these settings is part of: the scopes of the gates that concern it."""
+    """The scopes of the gates that concern a worker with these settings."""
     storage_key = settings.supabase_service_role_key.get_secret_value()
     return Scopes(
         account=settings.vidgen_account, key=key_fingerprint,

@@ -1,4 +1,4 @@
-"""What systemd is told, over its datagram socket.
+"""Messages to systemd, over its datagram socket.
 
 https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html - a datagram, for which no
 library is needed. It never blocks.

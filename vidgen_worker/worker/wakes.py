@@ -1,4 +1,4 @@
-"""What wakes the loops before their time: a NOTIFY, a free slot, a verdict of the heartbeat.
+"""The events that wake loops early: a NOTIFY, a free slot, a verdict of the heartbeat.
 
 Nothing here looks anything up.
 """

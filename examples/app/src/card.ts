@@ -24,7 +24,10 @@ export class Card {
   /** `changed` is called with a row that an action of the user's has answered. */
   constructor(readonly id: string, readonly changed: (task: Task) => void) {
     this.element.id = `video-${id}`
-    this.#clip = new Clip(this.#video, (error) => this.#say(sentence(error)))
+    this.#clip = new Clip(this.#video, (error) => {
+      if (error) this.#say(sentence(error))
+      else if (this.task) this.#say(standing(this.task))
+    })
     this.#button.addEventListener('click', () => this.#act())
   }
 
@@ -48,10 +51,12 @@ export class Card {
 
   /** Show a row. */
   show(task: Task): void {
+    const isNews = task.updated_at !== this.task?.updated_at
     this.task = task
     this.element.dataset.state = task.status
     this.#progress.value = task.progress
-    this.#say(standing(task))
+    // The same row again: what an action of the user's has met stays to be read.
+    if (isNews) this.#say(standing(task))
     this.tick()
     if (task.image_url && this.#still.getAttribute('src') !== task.image_url) {
       this.#still.src = task.image_url

@@ -6,7 +6,10 @@ const CLIPS = 'video-files' // the worker's STORAGE_BUCKET_VIDEOS
 const HOUR = 3600
 const EARLY_MS = 5 * 60_000 // sign again so long before the end
 
-/** Keeps a <video> playable. `show` with each new state of the task, `close` at the end. */
+/**
+ * Keeps a <video> playable. `show` with each state of the task, however often; `close` at the end.
+ * `failed` is called with an error, and with null when there is an address to try again.
+ */
 export class Clip {
   #path: string | null = null
   #until = 0
@@ -18,7 +21,8 @@ export class Clip {
     video.addEventListener('play', () => this.#renew()) // the laptop slept through the hour
     video.addEventListener('loadeddata', () => { this.#refused = false })
     video.addEventListener('error', () => {
-      if (this.#refused) return this.failed(new Error('the clip could not be loaded'))
+      if (!this.#path) return
+      if (this.#refused) return this.failed({ code: 'clip_not_loaded' })
       this.#refused = true // another address, once
       this.#sign()
     })
@@ -27,7 +31,10 @@ export class Clip {
   show(task: Task): void {
     if (task.status !== 'completed' || !task.video_path) return
     const until = Date.parse(task.video_url_expires_at ?? '') || 0
-    if (task.video_path === this.#path && until <= this.#until) return
+    if (task.video_path === this.#path && until <= this.#until) {
+      if (this.#refused) this.#sign() // the network was away: it may be back
+      return
+    }
     this.#path = task.video_path
     if (task.video_url && until - Date.now() > EARLY_MS) this.#use(task.video_url, until)
     else this.#sign()
@@ -49,8 +56,9 @@ export class Clip {
     this.#signing = true
     const { data, error } = await supabase.storage.from(CLIPS).createSignedUrl(this.#path, HOUR)
     this.#signing = false
-    if (error) this.failed(error)
-    else if (this.#path) this.#use(data.signedUrl, Date.now() + HOUR * 1000)
+    if (error) return this.failed(error)
+    if (this.#refused) this.failed(null)
+    if (this.#path) this.#use(data.signedUrl, Date.now() + HOUR * 1000)
   }
 
   /** Take a new address, at the same place of the clip. */
@@ -59,7 +67,8 @@ export class Clip {
     this.#until = until
     this.video.src = url
     if (currentTime) this.video.currentTime = currentTime
-    if (!paused) this.video.play().catch(this.failed)
+    // Whether it can be loaded is told by the event `error`; a pause or a newer address is none.
+    if (!paused) this.video.play().catch(() => undefined)
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => this.#renew(), until - Date.now() - EARLY_MS)
   }

@@ -12,6 +12,7 @@ export class Feed {
   readonly #empty = byId('empty', HTMLElement)
   readonly #cards = new Map<string, Card>()
   #texts = new Map<string, string>()
+  #isClosed = false
   readonly #timer = setInterval(() => this.#cards.forEach((card) => card.tick()), TICK_MS)
 
   /** `ended` is called when one has just ended: the credits have changed. */
@@ -32,18 +33,21 @@ export class Feed {
   async show(tasks: Task[]): Promise<void> {
     const scenes = tasks.flatMap(({ scene_id: id }) => id && !this.#texts.has(id) ? [id] : [])
     const found = await readTexts([...new Set(scenes)])
+    if (this.#isClosed) return
     this.#texts = new Map([...this.#texts, ...found])
     for (const task of tasks) this.#show(task)
     this.#empty.hidden = this.#cards.size > 0
   }
 
   close(): void {
+    this.#isClosed = true
     clearInterval(this.#timer)
     this.#cards.forEach((card) => card.close())
     this.#empty.hidden = true
   }
 
   #show(task: Task): void {
+    if (this.#isClosed) return
     const card = this.#card(task.id, task.created_at)
     const before = card.task
     // Events and reads may overtake each other: the row's clock decides.

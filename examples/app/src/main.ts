@@ -2,7 +2,7 @@
 import { readCredits, readPrice } from './credits.ts'
 import { openDoor } from './door.ts'
 import { Feed } from './feed.ts'
-import { offer, onOrder, quote, type Wanted } from './form.ts'
+import { forgetOrder, offer, onOrder, quote, type Wanted } from './form.ts'
 import { byId, show } from './page.ts'
 import { readResolutions, saveScene, uploadPicture } from './scenes.ts'
 import { onUser, signOut, type User } from './session.ts'
@@ -15,6 +15,9 @@ const more = byId('more', HTMLButtonElement)
 class Studio {
   readonly #feed = new Feed(() => this.#refresh())
   #count = PAGE
+  #isClosed = false
+  #asked = 0 // how often everything was read, and which of these answers is shown
+  #shown = 0
   #isLive = true
   #trouble = ''
   #pause = ''
@@ -31,9 +34,11 @@ class Studio {
   }
 
   close(): void {
+    this.#isClosed = true // what is still under way shows nothing to the next user
     removeEventListener('offline', this.#tell)
     this.#unwatch()
     this.#feed.close()
+    byId('credits', HTMLElement).textContent = '–'
   }
 
   /** Order a video. Its card is there at once, and says what becomes of the order. */
@@ -48,6 +53,7 @@ class Studio {
       try {
         card.sending('Uploading the picture')
         picture ||= await uploadPicture(this.user.id, wanted.picture)
+        if (this.#isClosed) return
         card.sending('Ordering the video')
         await saveScene({
           id: sceneId, user_id: this.user.id, scenario_id: wanted.scenarioId,
@@ -71,10 +77,14 @@ class Studio {
 
   /** Read everything again. */
   #refresh(): void {
+    if (this.#isClosed) return
+    const turn = ++this.#asked
     this.#try(async () => {
       const [tasks, pause, price, credits, resolutions] = await Promise.all([
         readTasks(this.#count), readPause(), readPrice(), readCredits(), readResolutions(),
       ])
+      if (this.#isClosed || turn < this.#shown) return // what was asked later is here already
+      this.#shown = turn
       offer(resolutions)
       quote(price, credits)
       byId('credits', HTMLElement).textContent = String(credits)
@@ -95,22 +105,32 @@ class Studio {
   }
 
   readonly #tell = () => {
+    if (this.#isClosed) return
     if (!navigator.onLine) show('You are offline. Your videos go on; the page will catch up.')
     else show(this.#trouble || this.#pause || (this.#isLive ? '' : 'Reconnecting …'))
   }
 }
 
 let studio: Studio | null = null
+let isLeaving = false
+let last = '' // who was here before
 
 openDoor()
 onOrder((wanted) => studio?.order(wanted))
 more.addEventListener('click', () => studio?.showMore())
 byId('sign-out', HTMLButtonElement).addEventListener('click', () => {
-  signOut().catch((error) => show(sentence(error)))
+  isLeaving = true
+  signOut().then(forgetOrder, (error) => { isLeaving = false; show(sentence(error)) })
 })
 onUser((user) => {
+  const note = studio && !user && !isLeaving ? 'Your session is over. Sign in again to go on.' : ''
+  byId('door-note', HTMLElement).textContent = note
+  isLeaving = false
   studio?.close()
   studio = user && new Studio(user)
+  // What one user has begun to write waits for him, and is shown to nobody else.
+  if (user && last && user.id !== last) forgetOrder()
+  last = user?.id ?? last
   show('')
   byId('door', HTMLElement).hidden = user !== null
   byId('studio', HTMLElement).hidden = user === null

@@ -60,12 +60,15 @@ export function watch(userId: string, tell: Watch): () => void {
     .on<Gate>(
       'postgres_changes', { schema: 'public', table: 'video_generation_gates', event: '*' }, tell.read,
     )
-  // Without this the channel may join before it has the token, as anon, and hear nothing.
-  supabase.realtime.setAuth().then(() => channel.subscribe((status) => {
+  let isOver = false
+  const join = () => !isOver && channel.subscribe((status) => {
     // SUBSCRIBED comes again after every reconnect. What happened in between is never sent later.
     if (status === 'SUBSCRIBED') tell.read()
     tell.live(status === 'SUBSCRIBED')
-  }))
+  })
+  // Without this the channel may join before it has the token, as anon, and hear nothing. Where the
+  // token can't be renewed now, supabase-js does so when it can, and tells the channel.
+  supabase.realtime.setAuth().then(join, join)
 
   // A page that was hidden or offline reads again when it is back; and now and then in any case, for
   // networks that let no WebSocket through.
@@ -74,6 +77,7 @@ export function watch(userId: string, tell: Watch): () => void {
   addEventListener('online', wake)
   const timer = setInterval(wake, REFETCH_MS)
   return () => {
+    isOver = true
     document.removeEventListener('visibilitychange', wake)
     removeEventListener('online', wake)
     clearInterval(timer)

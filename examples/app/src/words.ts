@@ -19,8 +19,10 @@ const SENTENCES: Record<string, string> = {
   PT409: 'This video can’t be tried again as it is. Order a new one, with another text or picture.',
   PT429: 'A limit is reached. Try again later.',
   // Storage
+  clip_not_loaded: 'The clip can’t be loaded now. Check your connection; the page tries again by itself.',
   413: 'The picture is too large: 16 MB at most. Choose a smaller one.',
   415: 'This is not a JPEG, PNG or WebP picture. Choose another one.',
+  picture_not_read: 'This picture can’t be read. Choose another one.',
 }
 const OFFLINE = 'The service could not be reached. Check your connection, then try again.'
 const UNKNOWN = 'That did not work. Try again; if it happens again, tell us what you did.'

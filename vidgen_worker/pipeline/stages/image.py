@@ -12,7 +12,7 @@ from vidgen_worker.queue.checkpoints import Columns, Step
 
 
 def order(scene: Scene, resolution: Resolution, settings: Settings, provider: Provider) -> Order:
-    """What to ask for. Raises Fault naming the scene's field at fault."""
+    """Return the order of a still. Raises Fault naming the scene's field at fault."""
     prompt = scene.image_prompt
     if not (prompt or "").strip():
         prompt = scene.visual_prompt

@@ -1,4 +1,4 @@
-"""What a stage is: all that is particular to one paid step.
+"""A stage: the declaration of one paid step.
 
 Nothing outside this folder asks which stage it has before it.
 """
@@ -23,7 +23,7 @@ DEFAULT_DURATION = 5
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one stage asks for, frozen when it first goes to `submitting`.
+    """The order of one stage, frozen when it first goes to `submitting`.
 
     `ratio` is the exact size that the user gets (the request's own may be the nearest that the
     model takes), `seconds` the duration of a clip.
@@ -34,7 +34,7 @@ class Order:
     seconds: int
 
     def frozen(self) -> dict[str, Any]:
-        """As the checkpoint keeps it."""
+        """Return the order in the form of a checkpoint."""
         return {
             "endpoint": self.request.endpoint,
             "model": self.request.model,
@@ -46,7 +46,7 @@ class Order:
 
     @classmethod
     def thawed(cls, frozen: Mapping[str, Any]) -> "Order":
-        """As the checkpoint kept it."""
+        """Return the order from the form of a checkpoint."""
         request = Request(
             frozen["endpoint"], frozen["model"], frozen["body"], frozen["source"]
         )  # fmt: skip
@@ -92,11 +92,11 @@ class Stage:
     bucket: Callable[[Settings], str]
     max_bytes: Callable[[Settings], int]
     least_bytes: int
-    """What its bucket must take: a large output of it."""
+    """A large output of the stage, which its bucket must accept."""
     order: Callable[[Scene, Resolution, Settings, Provider], Order]
-    """What to ask for. Raises Fault naming the scene's field at fault."""
+    """Returns the order. Raises Fault naming the scene's field at fault."""
     path: Callable[[UUID, UUID], str]
-    """Where an upload of a user's is stored."""
+    """Returns the place of a user's upload."""
     look: Callable[[Media, Path, Order], Awaitable[Looked]]
     """Decode an output, in a process of its own, and bring it to what was asked for."""
     shown: Callable[[Artifact, str | None], Columns]

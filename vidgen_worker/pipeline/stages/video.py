@@ -12,7 +12,7 @@ from vidgen_worker.queue.checkpoints import Columns, Step
 
 
 def order(scene: Scene, resolution: Resolution, settings: Settings, provider: Provider) -> Order:
-    """What to ask for. Raises Fault naming the scene's field at fault."""
+    """Return the order of a clip. Raises Fault naming the scene's field at fault."""
     seconds = seconds_of(scene)
     request = provider.clip(
         settings.vidgen_video_model, scene.visual_prompt, resolution.video_ratio, seconds

@@ -16,7 +16,6 @@ from uuid import UUID
 
 import httpx
 from httpx import codes
-from runwayml import APIError, APIStatusError
 
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.providers.protocol import (
@@ -99,15 +98,17 @@ def _submit_fault(request: Request, response: httpx.Response) -> FaultName:
             return FaultName.REQUEST_REFUSED if refused else FaultName.SUBMISSION_UNKNOWN
 
 
-def read_failed(what: str, error: APIError) -> Fault:
-    """Classify the failure of a free request; it says nothing about the generation."""
-    if not isinstance(error, APIStatusError):
-        cause = error.__cause__ or error
-        return Fault(FaultName.POLL_FAILED, details=f"{what} got no answer: {described(cause)}")
-    details = f"{what} was answered {said(error.response)}"
-    if error.status_code in (codes.UNAUTHORIZED, codes.FORBIDDEN):
+def read_failed(what: str, error: Exception) -> Fault:
+    """Classify a free request without an answer; it says nothing about the generation."""
+    return Fault(FaultName.POLL_FAILED, details=f"{what} got no answer: {described(error)}")
+
+
+def read_refused(what: str, response: httpx.Response) -> Fault:
+    """Classify an answer to a free request that is not a success."""
+    details = f"{what} was answered {said(response)}"
+    if response.status_code in (codes.UNAUTHORIZED, codes.FORBIDDEN):
         return Fault(FaultName.POLL_DENIED, details=details)
-    return Fault(FaultName.POLL_FAILED, details=details, retry_after=retry_after(error.response))
+    return Fault(FaultName.POLL_FAILED, details=details, retry_after=retry_after(response))
 
 
 def generation(generation_id: UUID, response: httpx.Response) -> Generation:

@@ -1,4 +1,4 @@
-"""What Runway takes: checks of a scene's inputs, and the bodies of the paid requests.
+"""The inputs of Runway: checks of a scene's values, and the bodies of the paid requests.
 
 Every check raises Fault `scene_invalid` that names the field and the remedy, before anything is
 paid; the SDK itself checks nothing. A field that the model does not list is never sent, because
@@ -11,8 +11,6 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 from urllib.parse import SplitResult, urlsplit
-
-from runwayml.types import text_to_image_create_params
 
 from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.domain.resolution import Model
@@ -209,6 +207,8 @@ def _put_ratio(body: dict[str, Any], model: Model, ratio: str) -> None:
 
 def _takes_tags(model: str) -> bool:
     """Whether this model's `referenceImages` have a `tag`, by the SDK's own types."""
+    from runwayml.types import text_to_image_create_params  # noqa: PLC0415 - it takes long
+
     for params in get_args(text_to_image_create_params.TextToImageCreateParams):
         hints = get_type_hints(params)
         if model in get_args(hints["model"]):

@@ -35,10 +35,14 @@ SHARED_MEMORY_LINE = 6
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: `initdb` (empty for an existing cluster), then `server`, as `account`."""
+    """The commands: `initdb` (empty for an existing cluster), then `server`, as `account`.
+
+    `initdb` works in `making`, which becomes `data` once it is whole.
+    """
 
     initdb: list[str]
     server: list[str]
+    making: str
     data: str
     account: tuple[int, int] | None
     log: str
@@ -177,6 +181,7 @@ class Launcher:
             if status != 0 or serves:
                 tell("failed")
                 return status or 1
+            Path(self.plan.making).rename(self.plan.data)
         return 0
 
     def sweep(self) -> None:

@@ -12,10 +12,8 @@ import secrets
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Literal, Self
@@ -24,7 +22,14 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
-from vidgen_worker.sandbox.postgres.software import PostgresError, account_for, programs_for
+from vidgen_worker.sandbox.postgres.places import free_port, scratch_path
+from vidgen_worker.sandbox.postgres.software import (
+    PostgresError,
+    account_for,
+    check_room,
+    not_started,
+    programs_for,
+)
 from vidgen_worker.serving.stoppable import Stoppable
 
 SUPERUSER = "supabase_admin"
@@ -61,9 +66,6 @@ FORGETFUL = {
     "scram_iterations": "1",
 }
 _LAUNCHER = Path(__file__).with_name("launcher.py")
-# Creating a database means creating 300 files: 0.3 s on a disk, 0.03 s in memory.
-MEMORY = Path("/dev/shm")  # noqa: S108 - a folder with an unguessable name is made in it
-ENOUGH_MEMORY_BYTES = 4 * 1024**3
 
 
 class EmbeddedPostgres(Stoppable):
@@ -72,18 +74,20 @@ class EmbeddedPostgres(Stoppable):
     def __init__(self, folder: Path, *, temporary: bool, port: int, durable: bool) -> None:
         self.folder = folder
         self.data = folder / "data"
+        self._making = folder / "data.new"
         self.port = port
         self.password = ""
         self._temporary = temporary
         self._durable = durable
         self._sweep: tuple[Path, ...] = (folder,) if temporary else ()
+        self._inherited: tuple[int, ...] = ()
         self._account = account_for(self.data)
         self._socket_folder = folder / "socket"
         self._launcher: subprocess.Popen[bytes] | None = None
         self._pid = 0
 
     @classmethod
-    def start(
+    def start(  # noqa: PLR0913 - each has a default and is given by name
         cls,
         folder: Path | None = None,
         *,
@@ -91,6 +95,7 @@ class EmbeddedPostgres(Stoppable):
         password: str | None = None,
         durable: bool = True,
         sweep: tuple[Path, ...] = (),
+        inherited: tuple[int, ...] = (),
     ) -> Self:
         """Start the server on the cluster in `folder`, which is created when it is not there.
 
@@ -98,14 +103,15 @@ class EmbeddedPostgres(Stoppable):
         a free one. Without a `password` an existing cluster keeps its own and a new one gets a
         random one. `durable=False` trades safety against a power cut for speed, and has the
         temporary folder in memory where there is enough. The folders in `sweep` are deleted after
-        the server has stopped, even if this process is killed.
-        Raises `PostgresError`.
+        the server has stopped, even if this process is killed; the file descriptors `inherited`
+        stay open until then. Raises `PostgresError`.
         """
         temporary = folder is None
         if folder is None:
             folder = scratch_path("vidgen-postgres", in_memory=not durable)
         server = cls(folder.absolute(), temporary=temporary, port=port, durable=durable)
         server._sweep += sweep
+        server._inherited = inherited
         try:
             server._prepare(password)
             server._launch()
@@ -166,19 +172,33 @@ class EmbeddedPostgres(Stoppable):
         if len(os.fsencode(self._socket_folder)) > SOCKET_PATH_LIMIT:
             self._socket_folder = scratch_path("vidgen-socket")
             self._sweep += (self._socket_folder,)
-        for made in (self.data, self._socket_folder):
-            if not made.exists():
-                made.mkdir(mode=0o700)
-            self._give_away(made)
+        made = [self._socket_folder]
+        if self._is_new():
+            check_room(self.folder)
+            # A cluster is made beside its place: one that was broken off is begun anew.
+            shutil.rmtree(self._making, ignore_errors=True)
+            made.append(self._making)
+        for one in made:
+            one.mkdir(mode=0o700, exist_ok=True)
+            self._give_away(one)
+        self._prepare_password(password)
+        if not self.port:
+            self.port = free_port()
+
+    def _is_new(self) -> bool:
+        """Whether there is no cluster yet; an earlier version left an empty folder for it."""
+        return not self.data.exists() or not any(self.data.iterdir())
+
+    def _prepare_password(self, password: str | None) -> None:
         note = self.folder / "password"
         if note.exists():
             self.password = note.read_text()
-        else:
-            self.password = password or secrets.token_urlsafe(16)
-            note.touch(mode=0o600)
-            note.write_text(self.password)
-        if not self.port:
-            self.port = free_port()
+            return
+        self.password = password or secrets.token_urlsafe(16)
+        new = self.folder / "password.new"
+        new.touch(mode=0o600)
+        new.write_text(self.password)
+        new.replace(note)
 
     def _give_away(self, path: Path) -> None:
         """Let the account of the server own a path that we made."""
@@ -189,10 +209,11 @@ class EmbeddedPostgres(Stoppable):
         """Start the launcher and wait until the server is ready."""
         binaries = programs_for(self.folder, self._account)
         log = self.folder / "postgres.log"
-        mark = log.stat().st_size if log.exists() else 0
+        log.touch(mode=0o600)
+        mark = log.stat().st_size
         password_file = self.data.parent / "initdb-password"
         initdb: list[str] = []
-        if not (self.data / "PG_VERSION").exists():
+        if self._is_new():
             password_file.touch(mode=0o600)
             password_file.write_text(self.password + "\n")
             self._give_away(password_file)
@@ -200,6 +221,7 @@ class EmbeddedPostgres(Stoppable):
         plan = {
             "initdb": initdb,
             "server": self._server_command(binaries),
+            "making": str(self._making),
             "data": str(self.data),
             "account": self._account,
             "log": str(log),
@@ -212,6 +234,7 @@ class EmbeddedPostgres(Stoppable):
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
+                pass_fds=self._inherited,
             )
         answer = self._await_report()
         password_file.unlink(missing_ok=True)
@@ -223,16 +246,12 @@ class EmbeddedPostgres(Stoppable):
                 with log.open("rb") as lines:
                     lines.seek(mark)
                     said = lines.read().decode(errors="replace").strip()
-                message = (
-                    f"The embedded PostgreSQL in {self.folder} did not start "
-                    f"(port {self.port}). It said: {said[-2000:] or 'nothing'}"
-                )
-                raise PostgresError(message)
+                raise PostgresError(not_started(self.folder, self.port, said))
 
     def _initdb_command(self, binaries: Path, password_file: Path) -> list[str]:
         return [
             str(binaries / "initdb"),
-            f"--pgdata={self.data}",
+            f"--pgdata={self._making}",
             f"--username={SUPERUSER}",
             f"--pwfile={password_file}",
             "--auth=scram-sha-256",
@@ -308,28 +327,3 @@ class EmbeddedPostgres(Stoppable):
                 )
         self.password = password
         (self.folder / "password").write_text(password)
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def scratch_path(name: str, *, in_memory: bool = False) -> Path:
-    """Return where a temporary folder may be made; in memory, if asked and if there is room.
-
-    The caller makes it, where it can delete it: an interrupt between the two leaves nothing.
-    """
-    # The first look for the place writes a file there, which an interrupt would leave behind.
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        place = Path(tempfile.gettempdir())
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    is_roomy = os.access(MEMORY, os.W_OK) and (
-        shutil.disk_usage(MEMORY).free >= ENOUGH_MEMORY_BYTES
-    )
-    return (MEMORY if in_memory and is_roomy else place) / f"{name}-{secrets.token_hex(6)}"

@@ -21,6 +21,45 @@ class PostgresError(RuntimeError):
     """The embedded server could not be started, or did not stop."""
 
 
+CLUSTER_BYTES = 150_000_000
+"""A new cluster, its first log, and our tables, rounded up."""
+REASONS = {
+    "No space left on device": "The disk is full: make room, or give another folder.",
+    "Read-only file system": "The folder can't be written: give another one.",
+    "Address already in use": "Another program listens on that port: end it, or give another one.",
+    "Permission denied": "The folder is not this user's: give another one.",
+    "Too many open files": "This shell allows too few open files: raise `ulimit -n`.",
+    "insufficient file descriptors": "This shell allows too few open files: raise `ulimit -n`.",
+    "database files are incompatible": "Another version of PostgreSQL made it: give a new folder.",
+    "could not access the server configuration file": "It is damaged: give a new folder.",
+    "is not a valid data directory": "It is damaged: give a new folder.",
+}
+"""What PostgreSQL says, and what a person does about it; the first that fits."""
+
+
+def check_room(folder: Path) -> None:
+    """Refuse a disk without room for a new cluster. Raises `PostgresError`."""
+    free = shutil.disk_usage(folder).free
+    if free < CLUSTER_BYTES:
+        raise PostgresError(
+            f"There are {free // 1_000_000} MB left on the disk of {folder}, and a new database "
+            f"needs {CLUSTER_BYTES // 1_000_000}: make room, or give another folder."
+        )
+
+
+def not_started(folder: Path, port: int, said: str) -> str:
+    """Return the sentence for a server that did not start, from what it has `said`."""
+    lines = said.splitlines()
+    for words, remedy in REASONS.items():
+        fitting = [line for line in lines if words in line]
+        if fitting:
+            why = f"{remedy} It said: {fitting[0]}"
+            break
+    else:
+        why = f"It said: {said[-2000:] or 'nothing'}"
+    return f"The embedded PostgreSQL in {folder} did not start (port {port}). {why}"
+
+
 def programs_for(folder: Path, account: Account | None) -> Path:
     """Return the programs' folder: a copy in `folder` where the server's account can't reach it.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import httpx
 from PIL import Image, UnidentifiedImageError
 
+from vidgen_worker.providers.http_client import certificates
 from vidgen_worker.sandbox.runway.contract import ASPECTS, Path
 
 MEDIA_TYPES = frozenset({"image/jpeg", "image/jpg", "image/png", "image/webp"})
@@ -35,7 +36,10 @@ class Assets:
     def fetcher(cls, *, remote: bool) -> "Assets":
         """Return one with a client of its own, which the caller closes."""
         client = httpx.AsyncClient(
-            timeout=FETCH_SECONDS, follow_redirects=False, headers={"User-Agent": USER_AGENT}
+            timeout=FETCH_SECONDS,
+            follow_redirects=False,
+            headers={"User-Agent": USER_AGENT},
+            verify=certificates(),
         )
         return cls(client, remote)
 

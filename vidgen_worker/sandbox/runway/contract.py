@@ -1,4 +1,4 @@
-"""What Runway takes: models, fields, ratios and limits, and the check of a request against them.
+"""Runway's contract: models, fields, ratios and limits, and the check of a request against them.
 
 Fields, models and ratios are read from the SDK's own parameter types, so they can't drift. Lengths
 and ranges, which those types only mention in prose, are written down here with their source. A

@@ -1,7 +1,8 @@
 """`/sandbox/...`: what the double saw, its settings and keys. Tests and the command line ask it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from http import HTTPStatus
 from typing import Any
@@ -34,7 +35,7 @@ class Received:
 class Desk:
     """Shows and changes what the double keeps."""
 
-    def __init__(self, accounts: Accounts, received: Sequence[Received]) -> None:
+    def __init__(self, accounts: Accounts, received: deque[Received]) -> None:
         self._accounts = accounts
         self._received = received
 

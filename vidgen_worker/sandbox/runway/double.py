@@ -7,6 +7,7 @@ settings. It costs nothing, generates nothing, and never calls Runway.
 import asyncio
 import json
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,11 +47,12 @@ from vidgen_worker.sandbox.runway.refusals import (
     spoilt,
 )
 from vidgen_worker.sandbox.runway.words import Moment, Script, Spoken, UnknownWordError, spoken_in
-from vidgen_worker.sandbox.serving import drop_connection, hold, truncated
+from vidgen_worker.sandbox.serving import drop_connection, failed, hold, truncated
 
 __all__ = ["RunwayDouble", "RunwaySettings"]
 
 VERSION = "2024-11-06"
+MOST_REMEMBERED = 10_000
 KIND_OF_PATH: Mapping[str, Kind] = {"/v1/text_to_image": "image", "/v1/image_to_video": "video"}
 
 
@@ -79,7 +81,7 @@ class RunwayDouble:
         self._accounts = Accounts(clock, settings or RunwaySettings(), key)
         self.key = self._accounts.key
         self.generations = self._accounts.first
-        self.received: list[Received] = []
+        self.received: deque[Received] = deque(maxlen=MOST_REMEMBERED)
         self._allow_loopback_assets = allow_loopback_assets
         self._assets = Assets.fetcher(remote=fetch_remote_assets)
         self._outputs = Outputs(folder, self._accounts.all)
@@ -93,7 +95,7 @@ class RunwayDouble:
                 Route("/outputs/{name}", self._download, methods=["GET"]),
                 *Desk(self._accounts, self.received).routes(),
             ],
-            exception_handlers={RefusedError: answer_refusal},
+            exception_handlers={RefusedError: answer_refusal, Exception: failed},
             lifespan=self.lifespan,
         )
 

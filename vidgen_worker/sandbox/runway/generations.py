@@ -37,7 +37,7 @@ FAILURES = {
 
 
 class State(StrEnum):
-    """Where a generation is. The last two are what GET answers 404 for."""
+    """The state of a generation. GET answers 404 for the last two."""
 
     THROTTLED = "THROTTLED"
     PENDING = "PENDING"
@@ -167,7 +167,7 @@ class Generation:
 
     @property
     def final_cost(self) -> int:
-        """What is charged when it has ended by itself."""
+        """The charge when it has ended by itself."""
         match self._end:
             case State.FAILED:
                 return self.failure[1]
@@ -210,7 +210,7 @@ class Generations:
 
     @property
     def credits_left(self) -> int:
-        """What is left: taken at the POST, given back when a generation ends for less."""
+        """The credits left: a POST takes some, and a generation that ends for less returns some."""
         now = self.clock()
         for generation in list(self._to_settle):
             self._advance(generation.model, generation.kind, now)

@@ -1,4 +1,4 @@
-"""Who asks: the role and the claims that a request's key and token stand for.
+"""The caller of a request: the role and the claims of its key and token.
 
 The rules are those of a hosted project's gateway: new keys (`sb_…`) become tokens there, legacy
 keys are tokens themselves, and a user's token counts before the key. It never asks the database.
@@ -16,7 +16,7 @@ from vidgen_worker.sandbox.supabase.keys import StorageKeys
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a role of the database, and the claims of the token."""
+    """The caller: a role of the database, and the claims of the token."""
 
     role: str
     claims: Mapping[str, Any]

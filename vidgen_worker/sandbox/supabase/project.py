@@ -5,24 +5,28 @@ Pages of any origin may ask, as on a hosted project: what guards the project are
 migrations.
 """
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import psycopg
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vidgen_worker.sandbox.serving import failed
+from vidgen_worker.sandbox.supabase.auth.refusals import AuthRefusalError
 from vidgen_worker.sandbox.supabase.auth.server import AuthDouble
 from vidgen_worker.sandbox.supabase.callers import TokenError, caller_of
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 from vidgen_worker.sandbox.supabase.realtime.server import RealtimeDouble, Tell
 from vidgen_worker.sandbox.supabase.rest.server import RestDouble
 from vidgen_worker.sandbox.supabase.storage import StorageDouble
+from vidgen_worker.sandbox.supabase.texts import json_of
 
 PATHS = ("/rest/", "/realtime/", "/auth/", "/storage/", "/sandbox/storage/", "/sandbox/token")
 OPEN_TO_PAGES = ("/rest/", "/realtime/", "/auth/", "/storage/")
@@ -67,6 +71,7 @@ class SupabaseProject:
                 *self.storage.app.routes,
             ],
             lifespan=self.lifespan,
+            exception_handlers={HTTPException: _refused, Exception: failed},
         )
         self.app = _open_to_pages(inner)
 
@@ -86,16 +91,16 @@ class SupabaseProject:
                 raise TokenError("PGRST301", "the key is not the service's")  # noqa: TRY301
         except TokenError as error:
             return JSONResponse({"error": f"No token for this key: {error.message}."}, 401)
-        wanted = str(json.loads(await request.body())["user"])
-        found = [
-            user
-            for user in await self.auth.users.everybody()
-            if wanted in (str(user["id"]), user["email"])
-        ]
-        if not found:
+        try:
+            wanted = str(json_of(await request.body())["user"])
+        except (ValueError, TypeError, KeyError):
+            return JSONResponse({"error": 'The body must be {"user": an id or an address}.'}, 400)
+        try:
+            user = await self.auth.users.named(wanted)
+        except (AuthRefusalError, psycopg.DataError):
             return JSONResponse({"error": f"There is no user {wanted[:100]!r}."}, 404)
-        claims = {"email": found[0]["email"], "is_anonymous": False}
-        token = self.keys.user_token(found[0]["id"], seconds=LONGEST_SECONDS, claims=claims)
+        claims = {"email": user["email"], "is_anonymous": False}
+        token = self.keys.user_token(user["id"], seconds=LONGEST_SECONDS, claims=claims)
         return JSONResponse({"access_token": token, "expires_in": LONGEST_SECONDS})
 
 
@@ -115,3 +120,10 @@ def _open_to_pages(app: ASGIApp) -> ASGIApp:
         await (opened if is_open else app)(scope, receive, send)
 
     return application
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    """Say in JSON, which is all that clients read, what the routes refuse."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    said = str(error.detail) if isinstance(error, HTTPException) else "Internal Server Error"
+    return JSONResponse({"statusCode": str(status), "error": said, "message": said}, status)

@@ -43,6 +43,9 @@ class AuthRefusalError(Exception):
 
 BAD_CREDENTIALS = AuthRefusalError(400, "invalid_credentials", "Invalid login credentials")
 ALREADY_THERE = AuthRefusalError(422, "user_already_exists", "User already registered")
+ADDRESS_TAKEN = AuthRefusalError(
+    422, "email_exists", "A user with this email address has already been registered"
+)
 NO_USER = AuthRefusalError(404, "user_not_found", "User not found")
 NO_TOKEN = AuthRefusalError(401, "no_authorization", "This endpoint requires a valid Bearer token")
 NO_SESSION = AuthRefusalError(
@@ -61,6 +64,21 @@ WEAK_PASSWORD = AuthRefusalError(
     "Password should be at least 6 characters.",
     {"weak_password": {"reasons": ["length"]}},
 )
+LONG_PASSWORD = AuthRefusalError(
+    400, "validation_failed", "Password cannot be longer than 72 characters"
+)
+SAME_PASSWORD = AuthRefusalError(
+    422, "same_password", "New password should be different from the old password."
+)
+BANNED = AuthRefusalError(400, "user_banned", "User is banned")
+NOT_CONFIRMED = AuthRefusalError(400, "email_not_confirmed", "Email not confirmed")
+BAD_PAGE = AuthRefusalError(
+    400, "validation_failed", "Bad Pagination Parameters: page and per_page are whole numbers"
+)
+NO_PHONE = AuthRefusalError(
+    400, "phone_provider_disabled", "The sandbox knows users by their addresses, not by phones"
+)
+DATABASE = AuthRefusalError(500, "unexpected_failure", "Database error")
 NO_PASSWORD = AuthRefusalError(400, "validation_failed", "Signup requires a valid password")
 NO_EMAIL = AuthRefusalError(400, "validation_failed", "missing email or phone")
 BAD_EMAIL = AuthRefusalError(
@@ -73,3 +91,12 @@ NO_GRANT = AuthRefusalError(400, "invalid_credentials", "unsupported_grant_type"
 NO_ANONYMOUS = AuthRefusalError(
     422, "anonymous_provider_disabled", "Anonymous sign-ins are disabled"
 )
+
+
+def not_here(method: str, path: str) -> AuthRefusalError:
+    """Return the refusal of what GoTrue has and the double has not."""
+    text = (
+        f"The sandbox has no {method} {path}: it signs users in by address and password, and sends "
+        "no mail"
+    )
+    return AuthRefusalError(404, "not_found", text)

@@ -4,7 +4,6 @@ Sign-up, sign-in with a password, renewal, the user, sign-out, and the administr
 users. Access tokens are HS256, as on a project with a legacy JWT secret: its JWKS is empty.
 """
 
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -12,11 +11,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import psycopg
+from psycopg_pool import PoolTimeout
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from vidgen_worker.sandbox.supabase.auth import refusals
+from vidgen_worker.sandbox.supabase.auth.passwords import LONGEST_BYTES
 from vidgen_worker.sandbox.supabase.auth.refusals import AuthRefusalError
 from vidgen_worker.sandbox.supabase.auth.users import Session, Users, as_json
 from vidgen_worker.sandbox.supabase.callers import (
@@ -27,11 +29,14 @@ from vidgen_worker.sandbox.supabase.callers import (
     is_api_key,
 )
 from vidgen_worker.sandbox.supabase.keys import HOUR, StorageKeys
+from vidgen_worker.sandbox.supabase.texts import json_of
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+EMAIL = re.compile(r"(?=.{3,255}$)[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f]+")
 SHORTEST_PASSWORD = 6
+PAGE_ROWS = 50
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 PROVIDERS = ("anonymous_users", "apple", "azure", "github", "google", "phone")
 
 
@@ -60,7 +65,7 @@ class AuthDouble:
             route("admin/users/{id}", self._change_one_user, "PUT"),
             route("admin/users/{id}", self._delete_user, "DELETE"),
             Route("/auth/v1/.well-known/jwks.json", _jwks, methods=["GET"]),
-            Route("/auth/v1/{path:path}", _no_path),
+            Route("/auth/v1/{path:path}", _no_path, methods=METHODS),
         ]
 
     @asynccontextmanager
@@ -79,6 +84,8 @@ class AuthDouble:
                 return await handler(request)
             except AuthRefusalError as error:
                 return error.response(request)
+            except (psycopg.Error, PoolTimeout):
+                return refusals.DATABASE.response(request)
 
         return Route(f"/auth/v1/{path}", endpoint, methods=[method])
 
@@ -145,28 +152,48 @@ class AuthDouble:
         caller = await self._caller(request)
         body = await _body(request)
         _check_change(body)
-        body.pop("app_metadata", None)  # a user's own word changes nothing there
-        return JSONResponse(as_json(await self.users.change(caller.user_id or "", body)))
+        own: dict[str, Any] = {
+            name: body[name] for name in ("email", "password", "data") if name in body
+        }
+        session = str(caller.claims.get("session_id"))
+        return JSONResponse(as_json(await self.users.change(caller.user_id or "", own, session)))
 
     # The administrator's -----------------------------------------------------------------------
 
     async def _list_users(self, request: Request) -> Response:
         self._check_admin(request)
-        users = [as_json(user) for user in await self.users.everybody()]
-        return JSONResponse({"users": users, "aud": "authenticated"})
+        page, rows = _page(request)
+        users, total = await self.users.page(page, rows)
+        url = f"{request.url.path}?per_page={rows}&page="
+        last = max(1, -(-total // rows))
+        links = [f'<{url}{last}>; rel="last"']
+        if page < last:
+            links.insert(0, f'<{url}{page + 1}>; rel="next"')
+        headers = {"x-total-count": str(total), "link": ", ".join(links)}
+        answer = {"users": [as_json(user) for user in users], "aud": "authenticated"}
+        return JSONResponse(answer, headers=headers)
 
     async def _create_user(self, request: Request) -> Response:
         self._check_admin(request)
         body = await _body(request)
-        email, password = _credentials(body)
+        email, password = _credentials(body, need_password=False)
         wanted = body.get("id")
         try:
             user_id = UUID(str(wanted)) if wanted else None
         except ValueError as error:
             text = "ID must conform to the uuid v4 format"
             raise AuthRefusalError(400, "validation_failed", text) from error
-        user = await self.users.create(email, password, body.get("user_metadata") or {}, user_id)
-        return JSONResponse(as_json(user))
+        try:
+            user = await self.users.create(
+                email, password, body.get("user_metadata") or {}, user_id,
+                is_confirmed=bool(body.get("email_confirm")),
+            )  # fmt: skip
+        except AuthRefusalError as error:
+            raise refusals.ADDRESS_TAKEN if error is refusals.ALREADY_THERE else error from error
+        rest: dict[str, Any] = {
+            name: body[name] for name in ("app_metadata", "ban_duration") if name in body
+        }
+        return JSONResponse(as_json(await self.users.change(str(user["id"]), rest)))
 
     async def _one_user(self, request: Request) -> Response:
         self._check_admin(request)
@@ -176,7 +203,8 @@ class AuthDouble:
         self._check_admin(request)
         body = await _body(request)
         _check_change(body)
-        user = await self.users.change(request.path_params["id"], body)
+        changes = {**body, "data": body.get("user_metadata") or {}}
+        user = await self.users.change(request.path_params["id"], changes)
         return JSONResponse(as_json(user))
 
     async def _delete_user(self, request: Request) -> Response:
@@ -230,29 +258,47 @@ class AuthDouble:
             raise AuthRefusalError(403, "bad_jwt", text) from error
 
 
-def _credentials(body: Mapping[str, Any]) -> tuple[str, str]:
+def _credentials(body: Mapping[str, Any], *, need_password: bool = True) -> tuple[str, str]:
     """Return address and password of a new user. Raises `AuthRefusalError`."""
     email, password = str(body.get("email") or ""), str(body.get("password") or "")
     if not EMAIL.fullmatch(email):
         raise refusals.BAD_EMAIL
-    if not password:
+    if need_password and not password:
         raise refusals.NO_PASSWORD
+    if password:
+        _check_password(password)
+    return email, password
+
+
+def _check_password(password: str) -> None:
+    if len(password.encode()) > LONGEST_BYTES:
+        raise refusals.LONG_PASSWORD
     if len(password) < SHORTEST_PASSWORD:
         raise refusals.WEAK_PASSWORD
-    return email, password
 
 
 def _check_change(body: Mapping[str, Any]) -> None:
     if body.get("email") and not EMAIL.fullmatch(str(body["email"])):
         raise refusals.BAD_EMAIL
-    if body.get("password") and len(str(body["password"])) < SHORTEST_PASSWORD:
-        raise refusals.WEAK_PASSWORD
+    if body.get("password"):
+        _check_password(str(body["password"]))
+    if body.get("phone"):
+        raise refusals.NO_PHONE
+
+
+def _page(request: Request) -> tuple[int, int]:
+    """Return which page of users is asked for, and how many are on one."""
+    said = [request.query_params.get(name) or "0" for name in ("page", "per_page")]
+    if not all(re.fullmatch(r"\d{1,9}", one) for one in said):
+        raise refusals.BAD_PAGE
+    page, rows = map(int, said)
+    return page or 1, rows or PAGE_ROWS
 
 
 async def _body(request: Request) -> dict[str, Any]:
     """Return the request's JSON object. Raises `AuthRefusalError`."""
     try:
-        body = json.loads(await request.body() or b"{}")
+        body = json_of(await request.body() or b"{}")
     except ValueError as error:
         raise refusals.BAD_JSON from error
     if not isinstance(body, dict):
@@ -267,5 +313,6 @@ async def _jwks(_request: Request) -> Response:
     return JSONResponse({"keys": []}, headers={"cache-control": "public, max-age=600"})
 
 
-async def _no_path(_request: Request) -> Response:
-    return Response("404 page not found", 404, media_type="text/plain")
+async def _no_path(request: Request) -> Response:
+    path = request.url.path.removeprefix("/auth/v1")
+    return refusals.not_here(request.method, path).response(request)

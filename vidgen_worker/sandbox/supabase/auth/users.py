@@ -4,26 +4,28 @@ A refresh token is good once; within seconds of its use it gives its successor a
 the session, because then two parties have it. Passwords are bcrypt hashes. It never speaks HTTP.
 """
 
-import asyncio
-import functools
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-import bcrypt
 from psycopg import AsyncConnection, errors
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 
+from vidgen_worker.sandbox.supabase.auth.passwords import hashed, is_password
 from vidgen_worker.sandbox.supabase.auth.refusals import (
+    ADDRESS_TAKEN,
     ALREADY_THERE,
     BAD_CREDENTIALS,
+    BANNED,
     NO_REFRESH_TOKEN,
     NO_USER,
+    NOT_CONFIRMED,
+    SAME_PASSWORD,
     USED_REFRESH_TOKEN,
 )
 
@@ -32,9 +34,6 @@ Row = dict[str, Any]
 
 CONNECT_SECONDS = 10.0
 REUSE_SECONDS = 10
-ROUNDS = 10
-"""bcrypt's cost, the same as GoTrue's."""
-LONGEST_PASSWORD_BYTES = 72
 PROVIDER = {"provider": "email", "providers": ["email"]}
 
 
@@ -77,9 +76,11 @@ class Users:
         password: str,
         user_metadata: Mapping[str, Any],
         user_id: UUID | None = None,
+        *,
+        is_confirmed: bool = True,
     ) -> Row:
-        """Create a user whose address counts as confirmed. Raises `AuthRefusalError`."""
-        hashed = await asyncio.to_thread(bcrypt.hashpw, _bytes_of(password), bcrypt.gensalt(ROUNDS))
+        """Create a user; without a password nobody signs in. Raises `AuthRefusalError`."""
+        secret = await hashed(password) if password else None
         try:
             return await self._one(
                 """
@@ -87,12 +88,13 @@ class Users:
                   (instance_id, id, aud, role, email, encrypted_password, email_confirmed_at,
                    raw_app_meta_data, raw_user_meta_data, created_at, updated_at)
                 values ('00000000-0000-0000-0000-000000000000', %s, 'authenticated',
-                        'authenticated', %s, %s, now(), %s, %s, now(), now())
+                        'authenticated', %s, %s, case when %s then now() end, %s, %s, now(), now())
                 returning *
                 """,
                 user_id or uuid4(),
                 email.strip().lower(),
-                hashed.decode(),
+                secret,
+                is_confirmed,
                 Jsonb(PROVIDER),
                 Jsonb(dict(user_metadata)),
             )
@@ -103,39 +105,65 @@ class Users:
         """Return a user. Raises `AuthRefusalError`."""
         return await self._one("select * from auth.users where id::text = %s", user_id)
 
-    async def everybody(self) -> list[Row]:
-        """Return all users."""
-        async with self._pool.connection() as connection:
-            cursor = await connection.execute("select * from auth.users order by created_at, id")
-            return await cursor.fetchall()
+    async def named(self, name: str) -> Row:
+        """Return the user with this id or address. Raises `AuthRefusalError`."""
+        found = "select * from auth.users where id::text = lower(%s) or email = lower(%s)"
+        return await self._one(found, name, name)
 
-    async def change(self, user_id: str, body: Mapping[str, Any]) -> Row:
-        """Change a user's address, password or metadata. Raises `AuthRefusalError`."""
-        email, password = body.get("email"), body.get("password")
-        hashed = None
+    async def page(self, number: int, rows: int) -> tuple[list[Row], int]:
+        """Return a page of users, the newest first, and how many there are."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(
+                "select * from auth.users order by created_at desc, id limit %s offset %s",
+                [rows, (number - 1) * rows],
+            )
+            found = await cursor.fetchall()
+            counted = await connection.execute("select count(*) as n from auth.users")
+            return found, int((await counted.fetchone() or {"n": 0})["n"])
+
+    async def change(
+        self, user_id: str, body: Mapping[str, Any], session: str | None = None
+    ) -> Row:
+        """Change a user's address, password or metadata; a null there takes a name away.
+
+        A new password ends all sessions but the one it was changed in. Raises `AuthRefusalError`.
+        """
+        email, password = body.get("email"), str(body.get("password") or "")
+        secret = None
         if password:
-            salt = bcrypt.gensalt(ROUNDS)
-            hashed = await asyncio.to_thread(bcrypt.hashpw, _bytes_of(str(password)), salt)
+            known = (await self.by_id(user_id))["encrypted_password"]
+            if session is not None and await is_password(password, known):
+                raise SAME_PASSWORD
+            secret = await hashed(password)
         try:
-            return await self._one(
+            user = await self._one(
                 """
                 update auth.users
                    set email = coalesce(%s, email),
                        encrypted_password = coalesce(%s, encrypted_password),
-                       raw_user_meta_data = coalesce(raw_user_meta_data, '{}') || %s,
-                       raw_app_meta_data = coalesce(raw_app_meta_data, '{}') || %s,
+                       email_confirmed_at = case when %s then coalesce(email_confirmed_at, now())
+                         else email_confirmed_at end,
+                       raw_user_meta_data = (coalesce(raw_user_meta_data, '{}') || %s) - %s::text[],
+                       raw_app_meta_data = (coalesce(raw_app_meta_data, '{}') || %s) - %s::text[],
+                       banned_until = case when %s::text is null then banned_until
+                         when %s = 'none' then null else now() + %s::interval end,
                        updated_at = now()
                  where id::text = %s
                 returning *
                 """,
                 None if not email else str(email).strip().lower(),
-                None if hashed is None else hashed.decode(),
-                Jsonb(dict(body.get("data") or body.get("user_metadata") or {})),
-                Jsonb(dict(body.get("app_metadata") or {})),
+                secret,
+                bool(body.get("email_confirm")),
+                *_changes_of(body.get("data") or {}),
+                *_changes_of(body.get("app_metadata") or {}),
+                *_ban_of(body),
                 user_id,
             )
         except errors.UniqueViolation as error:
-            raise ALREADY_THERE from error
+            raise ADDRESS_TAKEN from error
+        if password:
+            await self.sign_out(user_id, session or "", "others")
+        return user
 
     async def delete(self, user_id: str) -> Row:
         """Delete a user, and what refers to it as the foreign keys say."""
@@ -145,14 +173,18 @@ class Users:
         """Return a new session of a user whose password this is. Raises `AuthRefusalError`."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(
-                "select * from auth.users where email = %s", [email.strip().lower()]
+                "select *, coalesce(banned_until > now(), false) as is_banned"
+                " from auth.users where email = %s",
+                [email.strip().lower()],
             )
             user = await cursor.fetchone()
-        known = (user or {}).get("encrypted_password")
-        hashed = known.encode() if known else _no_hash()
-        is_right = await asyncio.to_thread(bcrypt.checkpw, _bytes_of(password), hashed)
-        if user is None or not known or not is_right:
+        is_right = await is_password(password, (user or {}).get("encrypted_password"))
+        if user is None or not is_right:
             raise BAD_CREDENTIALS
+        if user["is_banned"]:
+            raise BANNED
+        if user["email_confirmed_at"] is None:
+            raise NOT_CONFIRMED
         return await self.begin(str(user["id"]))
 
     async def begin(self, user_id: str) -> Session:
@@ -236,7 +268,7 @@ def as_json(user: Row) -> dict[str, Any]:
         value = user[name]
         return None if value is None else value.isoformat().replace("+00:00", "Z")
 
-    return {
+    shown = {
         "id": str(user["id"]),
         "aud": user["aud"],
         "role": user["role"],
@@ -247,17 +279,14 @@ def as_json(user: Row) -> dict[str, Any]:
         "last_sign_in_at": moment("last_sign_in_at"),
         "app_metadata": user["raw_app_meta_data"] or {},
         "user_metadata": user["raw_user_meta_data"] or {},
-        "identities": [],
+        "identities": [_identity(user, moment)],
         "created_at": moment("created_at"),
         "updated_at": moment("updated_at"),
         "is_anonymous": user["is_anonymous"],
     }
-
-
-@functools.cache
-def _no_hash() -> bytes:
-    """Return what is tried where there is no user, so that the answer takes as long."""
-    return bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(ROUNDS))
+    return (
+        shown if user["banned_until"] is None else {**shown, "banned_until": moment("banned_until")}
+    )
 
 
 async def _log_in(connection: Connection) -> None:
@@ -277,6 +306,30 @@ async def _add_token(
     )
 
 
-def _bytes_of(password: str) -> bytes:
-    # bcrypt looks at so many bytes and refuses more.
-    return password.encode()[:LONGEST_PASSWORD_BYTES]
+def _changes_of(metadata: Mapping[str, Any]) -> tuple[Jsonb, list[str]]:
+    """Return what is to be written of it, and the names that are to go."""
+    gone = [name for name, value in metadata.items() if value is None]
+    return Jsonb(dict(metadata)), gone
+
+
+def _ban_of(body: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """Return a ban's length (`24h`, or `none`) as often as the statement asks for it."""
+    given = body.get("ban_duration")
+    said = None if given is None else str(given)
+    return said, said, None if said == "none" else said
+
+
+def _identity(user: Row, moment: Callable[[str], str | None]) -> dict[str, Any]:
+    """Return how the user signs in. Applications take a user without any for one there already."""
+    said = {"email": user["email"], "email_verified": False, "sub": str(user["id"])}
+    return {
+        "identity_id": str(user["id"]),
+        "id": str(user["id"]),
+        "user_id": str(user["id"]),
+        "identity_data": {**said, "phone_verified": False},
+        "provider": "email",
+        "last_sign_in_at": moment("created_at"),
+        "created_at": moment("created_at"),
+        "updated_at": moment("created_at"),
+        "email": user["email"],
+    }

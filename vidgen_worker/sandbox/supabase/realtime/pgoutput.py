@@ -30,7 +30,7 @@ class Change:
     new: Values
     """The row as it is now; empty for a DELETE."""
     old: Values
-    """What identified it before: its key, or all of it with REPLICA IDENTITY FULL."""
+    """The former identity of the row: its key, or all of it with REPLICA IDENTITY FULL."""
     committed: datetime
 
 

@@ -40,7 +40,7 @@ def read(text: str, version: Version) -> Message:
             join_ref, ref = given.get("join_ref"), given.get("ref")
             topic, event, payload = given["topic"], given["event"], given["payload"]
         return Message(str(topic), str(event), dict(payload or {}), ref, join_ref)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MessageError(f"This is no Phoenix message of version {version}") from error
 
 

@@ -1,4 +1,4 @@
-"""The one reader of the logical slot: it runs while somebody listens, and hands out each change.
+"""The one reader of the logical slot: it runs while somebody listens, and hands out all changes.
 
 The slot is a temporary one: it begins with the first listener and ends with the last, or with the
 database; what happens in between is never sent. It never speaks to a client.
@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from vidgen_worker.sandbox.supabase.realtime.pgoutput import Change, changes
 
 Connection = psycopg.AsyncConnection[dict[str, Any]]
-Deliver = Callable[[Connection, Change], Awaitable[None]]
+Deliver = Callable[[Connection, Sequence[Change]], Awaitable[None]]
 Fail = Callable[[psycopg.Error], Awaitable[None]]
 
 POLL_SECONDS = 0.05
@@ -28,7 +28,7 @@ PUBLICATION = "supabase_realtime"
 
 
 class SlotReader:
-    """Reads while it is started. `deliver` gets each change, `fail` the end of the database."""
+    """Reads while it is started. `deliver` gets changes, `fail` the end of the database."""
 
     def __init__(self, admin_url: str, deliver: Deliver, fail: Fail) -> None:
         self._admin_url = admin_url
@@ -82,7 +82,6 @@ class SlotReader:
                 [name, PUBLICATION],
             )
             messages: Sequence[bytes] = [bytes(row["data"]) for row in await cursor.fetchall()]
-            for change in changes(messages):
-                await self._deliver(rows, change)
+            await self._deliver(rows, list(changes(messages)))
             if not messages:
                 await asyncio.sleep(POLL_SECONDS)

@@ -5,9 +5,8 @@ change to whom it is visible only, and never sends what happened while nobody li
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -24,61 +23,24 @@ from vidgen_worker.sandbox.supabase.callers import (
 )
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 from vidgen_worker.sandbox.supabase.realtime import phoenix, visibility
+from vidgen_worker.sandbox.supabase.realtime.channels import Channel, Socket
 from vidgen_worker.sandbox.supabase.realtime.pgoutput import Change
-from vidgen_worker.sandbox.supabase.realtime.phoenix import Message, MessageError, Version
+from vidgen_worker.sandbox.supabase.realtime.phoenix import Message, MessageError
 from vidgen_worker.sandbox.supabase.realtime.reader import Connection, SlotReader
 from vidgen_worker.sandbox.supabase.realtime.subscriptions import (
     Subscription,
     SubscriptionError,
     check,
 )
+from vidgen_worker.sandbox.supabase.realtime.visibility import Catalog
 
 SERVICE_RESTART = 1012
+CLOSE_SECONDS = 1.0
 Tell = Callable[[str, object], None]
 
 
 class _CutError(Exception):
     """The connection is to end."""
-
-
-@dataclass(eq=False)
-class Channel:
-    """One joined topic: who listens, and to what. `subscribed` once changes flow."""
-
-    socket: "Socket"
-    topic: str
-    join_ref: str | None
-    caller: Caller
-    subscriptions: list[Subscription] = field(default_factory=list)
-    is_subscribed: bool = False
-
-    async def push(self, event: str, payload: dict[str, Any]) -> None:
-        """Send an event of the channel."""
-        await self.socket.send(Message(self.topic, event, payload, None, self.join_ref))
-
-    async def tell(self, status: str, message: str, extension: str = "postgres_changes") -> None:
-        """Send a `system` message."""
-        channel = self.topic.removeprefix("realtime:")
-        said = {"extension": extension, "status": status, "message": message, "channel": channel}
-        await self.push("system", said)
-
-
-@dataclass(eq=False)
-class Socket:
-    """One client's connection and its channels."""
-
-    websocket: WebSocket
-    version: Version
-    api_key: str
-    channels: dict[str, Channel] = field(default_factory=dict)
-    cut: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def send(self, message: Message) -> None:
-        """Send one message; the reader notices a client that has gone."""
-        try:
-            await self.websocket.send_text(phoenix.written(message, self.version))
-        except (WebSocketDisconnect, RuntimeError):
-            self.cut.set()
 
 
 class RealtimeDouble:
@@ -129,9 +91,10 @@ class RealtimeDouble:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_raise_when(socket.cut))
+                tasks.create_task(socket.write())
                 while True:
                     text = await websocket.receive_text()
-                    if (channel := await self._answer(socket, text)) is not None:
+                    if (channel := self._answer(socket, text)) is not None:
                         tasks.create_task(self._subscribe(channel))
         except* _CutError:
             await _close(websocket)
@@ -156,7 +119,7 @@ class RealtimeDouble:
 
     # Messages ----------------------------------------------------------------------------------
 
-    async def _answer(self, socket: Socket, text: str) -> Channel | None:
+    def _answer(self, socket: Socket, text: str) -> Channel | None:
         """Answer one message; return a channel that it has joined."""
         try:
             message = phoenix.read(text, socket.version)
@@ -164,27 +127,25 @@ class RealtimeDouble:
             return None
         match message.event:
             case "phx_join":
-                return await self._join(socket, message)
+                return self._join(socket, message)
             case "phx_leave":
                 socket.channels.pop(message.topic, None)
-                await socket.send(message.reply("ok", {}))
-                await socket.send(
-                    Message(message.topic, "phx_close", {}, message.ref, message.join_ref)
-                )
+                socket.send(message.reply("ok", {}))
+                socket.send(Message(message.topic, "phx_close", {}, message.ref, message.join_ref))
             case "access_token":
-                await self._renew(socket, message)
+                self._renew(socket, message)
             case "heartbeat":
-                await self._end_expired(socket)
-                await socket.send(message.reply("ok", {}))
+                self._end_expired(socket)
+                socket.send(message.reply("ok", {}))
             case _:
                 # Broadcast and presence are taken and go nowhere.
-                await socket.send(message.reply("ok", {}))
+                socket.send(message.reply("ok", {}))
         return None
 
-    async def _join(self, socket: Socket, message: Message) -> Channel | None:
-        asked = (message.payload.get("config") or {}).get("postgres_changes") or []
+    def _join(self, socket: Socket, message: Message) -> Channel | None:
         token = message.payload.get("access_token") or socket.api_key
         try:
+            asked = (message.payload.get("config") or {}).get("postgres_changes") or []
             caller = self._caller(socket, str(token))
             channel = Channel(socket, message.topic, message.join_ref or message.ref, caller)
             channel.subscriptions = [
@@ -192,21 +153,24 @@ class RealtimeDouble:
             ]
         except TokenError as error:
             reason = f"{_jwt_error(error)}: {error.message}"
-            await socket.send(message.reply("error", {"reason": reason}))
+            socket.send(message.reply("error", {"reason": reason}))
             return None
         except SubscriptionError as error:
-            await socket.send(message.reply("error", {"reason": str(error)}))
+            socket.send(message.reply("error", {"reason": str(error)}))
+            return None
+        except (AttributeError, TypeError):
+            socket.send(message.reply("error", {"reason": "a list of objects was expected"}))
             return None
         socket.channels[message.topic] = channel
         changes = [
             {**one, "id": subscription.id}
             for one, subscription in zip(asked, channel.subscriptions, strict=True)
         ]
-        await socket.send(message.reply("ok", {"postgres_changes": changes}))
-        await channel.push("presence_state", {})
+        socket.send(message.reply("ok", {"postgres_changes": changes}))
+        channel.push("presence_state", {})
         return channel if changes else None
 
-    async def _renew(self, socket: Socket, message: Message) -> None:
+    def _renew(self, socket: Socket, message: Message) -> None:
         """Take a channel's new token; one that identifies nobody ends the channel."""
         channel = socket.channels.get(message.topic)
         token = message.payload.get("access_token")
@@ -215,17 +179,17 @@ class RealtimeDouble:
         try:
             channel.caller = self._caller(socket, token)
         except TokenError as error:
-            await self._end(channel, error.message)
+            self._end(channel, error.message)
 
-    async def _end_expired(self, socket: Socket) -> None:
+    def _end_expired(self, socket: Socket) -> None:
         for channel in list(socket.channels.values()):
             if channel.caller.is_expired:
-                await self._end(channel, "Access token has expired")
+                self._end(channel, "Access token has expired")
 
-    async def _end(self, channel: Channel, reason: str) -> None:
+    def _end(self, channel: Channel, reason: str) -> None:
         channel.socket.channels.pop(channel.topic, None)
-        await channel.tell("error", reason, "system")
-        await channel.push("phx_close", {})
+        channel.tell("error", reason, "system")
+        channel.push("phx_close", {})
 
     def _caller(self, socket: Socket, token: str) -> Caller:
         """Return who a token is. Raises `TokenError`."""
@@ -245,39 +209,61 @@ class RealtimeDouble:
                     await check(connection, subscription, channel.caller)
         except (SubscriptionError, psycopg.Error) as error:
             what = "Unable to subscribe to changes with given parameters"
-            await channel.tell("error", f"{what}. {str(error).strip()}")
+            said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+            channel.tell("error", f"{what}. {said or str(error).strip()}")
             return
         channel.is_subscribed = True
-        await channel.tell("ok", "Subscribed to PostgreSQL")
+        channel.tell("ok", "Subscribed to PostgreSQL")
         self._tell("subscribed", channel.caller.claims)
 
-    async def _deliver(self, connection: Connection, change: Change) -> None:
-        """Send a change to whoever asked for it and may see it."""
-        listening = [
-            (channel, [one for one in channel.subscriptions if one.concerns(change)])
-            for channel in self._channels()
-            if channel.is_subscribed
-        ]
-        wanted = [(channel, found) for channel, found in listening if found]
-        table = await visibility.describe(connection, change.schema, change.table)
-        if not wanted or table is None:
-            return
+    async def _deliver(self, connection: Connection, changes: Sequence[Change]) -> None:
+        """Send changes to whoever asked for them and may see them."""
+        catalog = Catalog(connection)
+        for change in changes:
+            listening = [
+                (channel, [one for one in channel.subscriptions if one.concerns(change)])
+                for channel in self._channels()
+                if channel.is_subscribed
+            ]
+            wanted = [(channel, found) for channel, found in listening if found]
+            table = await catalog.describe(change.schema, change.table)
+            if not wanted or table is None:
+                continue
+            try:
+                await self._deliver_one(catalog, table, change, wanted)
+            except psycopg.DataError:
+                # Its columns were of other types when it was written.
+                self._tell("withheld", change)
+
+    async def _deliver_one(
+        self,
+        catalog: Catalog,
+        table: visibility.Described,
+        change: Change,
+        wanted: list[tuple[Channel, list[Subscription]]],
+    ) -> None:
+        connection = catalog.connection
+        told: dict[str, dict[str, Any]] = {}
         for channel, found in wanted:
+            role = channel.caller.role
             if channel.caller.is_expired:
-                await self._end(channel, "Access token has expired")
+                self._end(channel, "Access token has expired")
                 continue
             ids = [
                 one.id
                 for one in found
-                if await visibility.passes(connection, table, change, one.condition)
+                if await visibility.passes(connection, table, change, one.conditions)
             ]
             if not ids:
                 continue
-            data = await visibility.payload(connection, table, change, channel.caller.role)
+            if role not in told:
+                allowed = await catalog.selectable(table, role)
+                told[role] = await visibility.payload(connection, table, change, allowed)
+            data = told[role]
             is_refused = "commit_timestamp" not in data
             if is_refused or await visibility.may_see(connection, table, change, channel.caller):
                 self._tell("sent", data)
-                await channel.push("postgres_changes", {"ids": ids, "data": data})
+                channel.push("postgres_changes", {"ids": ids, "data": data})
             else:
                 self._tell("withheld", change)
 
@@ -285,8 +271,8 @@ class RealtimeDouble:
         """Let every channel join again: what happens until then is lost to it."""
         for channel in self._channels():
             channel.socket.channels.pop(channel.topic, None)
-            await channel.tell("error", f"The connection to the database ended: {error}")
-            await channel.push("phx_error", {})
+            channel.tell("error", f"The connection to the database ended: {error}")
+            channel.push("phx_error", {})
 
 
 def _key(websocket: WebSocket) -> str:
@@ -299,9 +285,10 @@ def _jwt_error(error: TokenError) -> str:
 
 async def _close(websocket: WebSocket) -> None:
     try:
-        await websocket.close(SERVICE_RESTART)
-    except RuntimeError:
-        return  # it is closed already
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await websocket.close(SERVICE_RESTART)
+    except (RuntimeError, TimeoutError):
+        return  # it is closed already, or its client takes nothing
 
 
 async def _raise_when(cut: asyncio.Event) -> None:

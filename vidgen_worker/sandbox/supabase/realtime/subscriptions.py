@@ -1,4 +1,4 @@
-"""What a channel listens to: events of a table, perhaps those of some rows only.
+"""The subscriptions of a channel: events of a table, perhaps only of some rows.
 
 A filter is looked at when it is subscribed, as Realtime does: a column that the role may not read,
 an operator that there is not, or a value that is none of the column's, is an error then. It never
@@ -16,8 +16,11 @@ from vidgen_worker.sandbox.supabase.realtime.reader import PUBLICATION
 from vidgen_worker.sandbox.supabase.realtime.visibility import Condition, Connection
 
 MOST_LISTED = 100
-FILTER = re.compile(r"(?P<column>[^=]+)=(?P<operator>[a-z]+)\.(?P<value>.*)", re.DOTALL)
-EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
+FILTER = re.compile(
+    r"(?P<column>[^=]+)=(?P<negated>not\.)?(?P<operator>[a-z]+)\.(?P<value>.*)", re.DOTALL
+)
+EVENTS = ("INSERT", "UPDATE", "DELETE")
+OPERATORS = (*visibility.OPERATORS, *visibility.PATTERNS, "is")
 
 
 class SubscriptionError(Exception):
@@ -32,16 +35,18 @@ class Subscription:
     event: str
     schema: str
     table: str
-    condition: Condition | None
+    conditions: tuple[Condition, ...]
 
     @classmethod
     def of(cls, number: int, asked: dict[str, Any]) -> "Subscription":
-        """Read one entry of a join. Raises `SubscriptionError`."""
-        event, schema = str(asked.get("event", "*")), str(asked.get("schema", "public"))
-        if event not in EVENTS:
-            raise SubscriptionError(f"there is no event {event!r}")
+        """Read an entry of a join; an unknown event is any. Raises `SubscriptionError`."""
+        event, schema = str(asked.get("event", "*")).upper(), str(asked.get("schema", "public"))
         return cls(
-            number, event, schema, str(asked.get("table") or "*"), _condition(asked.get("filter"))
+            number,
+            event if event in EVENTS else "*",
+            schema,
+            str(asked.get("table") or "*"),
+            _conditions(asked.get("filter")),
         )
 
     def concerns(self, change: Change) -> bool:
@@ -68,26 +73,59 @@ async def check(connection: Connection, subscription: Subscription, caller: Call
             f"the table {subscription.schema}.{subscription.table} is not in the publication "
             f"{PUBLICATION}"
         )
-    if subscription.condition is None:
+    if not subscription.conditions:
         return
-    if subscription.condition.column not in await visibility.selectable(
-        connection, table, caller.role
-    ):
-        raise SubscriptionError(f"invalid column for filter {subscription.condition.column}")
-    await visibility.holds(connection, table, subscription.condition, None)
+    allowed = await visibility.selectable(connection, table, caller.role)
+    for condition in subscription.conditions:
+        if condition.column not in allowed:
+            raise SubscriptionError(f"invalid column for filter {condition.column}")
+        await visibility.holds(connection, table, condition, None)
 
 
-def _condition(text: object) -> Condition | None:
-    """Read `column=operator.value`, or `column=in.(a,b)`."""
-    if not text:
-        return None
-    found = FILTER.fullmatch(str(text))
-    if found is None or found["operator"] not in visibility.OPERATORS:
-        raise SubscriptionError(f"there is no filter like {str(text)[:100]!r}")
-    value = found["value"]
-    values = (value,)
-    if found["operator"] == "in":
-        values = tuple(value.removeprefix("(").removesuffix(")").split(","))
+def _conditions(text: object) -> tuple[Condition, ...]:
+    """Read `column=operator.value,column=not.in.(a,"b,c")`: all of them must hold."""
+    given = str(text or "").strip()
+    return tuple(_condition(part.strip()) for part in _split(given)) if given else ()
+
+
+def _condition(text: str) -> Condition:
+    found = FILTER.fullmatch(text)
+    if found is None or found["operator"] not in OPERATORS:
+        raise SubscriptionError(
+            f"there is no filter like {text[:100]!r}: a column, =, one of {', '.join(OPERATORS)}, "
+            "a dot and a value were expected"
+        )
+    operator, value = found["operator"], found["value"]
+    if operator == "is" and value.lower() not in visibility.STATES:
+        raise SubscriptionError(f"is takes {', '.join(visibility.STATES)}, not {value[:100]!r}")
+    values: tuple[str, ...] = (_unquoted(value),)
+    if operator == "in":
+        if not (value.startswith("(") and value.endswith(")")):
+            raise SubscriptionError("`in` filter value must be wrapped by parentheses")
+        values = tuple(_unquoted(one) for one in _split(value[1:-1]))
         if len(values) > MOST_LISTED:
             raise SubscriptionError(f"a filter lists {MOST_LISTED} values at most")
-    return Condition(found["column"], found["operator"], values)
+    return Condition(found["column"], operator, values, found["negated"] is not None)
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside of parentheses and quotes; a quote begins a value only."""
+    parts, depth, quoted, begin = [], 0, False, 0
+    for place, letter in enumerate(text):
+        before = text[place - 1] if place > begin else ","
+        if quoted:
+            quoted = letter != '"' or before == "\\"
+        elif letter == '"' and before in ".(,":
+            quoted = True
+        elif letter in "()":
+            depth = max(0, depth + (1 if letter == "(" else -1))
+        elif letter == "," and not depth:
+            parts.append(text[begin:place])
+            begin = place + 1
+    return [*parts, text[begin:]]
+
+
+def _unquoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    return text

@@ -1,4 +1,4 @@
-"""Who may see a change, and what of it: the rules of Supabase's `realtime.apply_rls`.
+"""The visibility of a change for each user: the rules of Supabase's `realtime.apply_rls`.
 
 A role sees the columns it may SELECT; without its primary key it is told that it may not. Row level
 security is asked with the subscriber's role and claims, of the row as it is now. A DELETE goes to
@@ -6,7 +6,7 @@ everybody, with the key alone where row level security is on. It never decides w
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +44,30 @@ OPERATORS = {
     "gt": sql.SQL("{} > {}"),
     "gte": sql.SQL("{} >= {}"),
     "in": sql.SQL("{} = {}"),
+    "isdistinct": sql.SQL("{} is distinct from {}"),
+}
+PATTERNS = {
+    "like": sql.SQL("{}::text like {}"),
+    "ilike": sql.SQL("{}::text ilike {}"),
+    "match": sql.SQL("{}::text ~ {}"),
+    "imatch": sql.SQL("{}::text ~* {}"),
+}
+STATES = {
+    "null": sql.SQL("{} is null"),
+    "true": sql.SQL("{} is true"),
+    "false": sql.SQL("{} is false"),
+    "unknown": sql.SQL("{} is unknown"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A subscription's filter: one column against a value, or against several with `in`."""
+    """A part of a subscription's filter: one column against a value, several with `in`."""
 
     column: str
     operator: str
     values: tuple[str, ...]
+    negated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +85,30 @@ class Described:
 
     def cast(self, name: str, text: str | None) -> sql.Composed:
         """Return a value of a column as SQL of the column's type."""
-        (column,) = (column for column in self.columns if column["name"] == name)
+        column = next(one for one in self.columns if one["name"] == name)
         kind = sql.Identifier(column["type_schema"], column["type"])
         return sql.SQL("{}::{}").format(sql.Literal(text), kind)
+
+
+class Catalog:
+    """What the catalog says while one look at the slot is handed out; each thing is asked once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._tables: dict[tuple[str, str], Described | None] = {}
+        self._allowed: dict[tuple[int, str], frozenset[str]] = {}
+
+    async def describe(self, schema: str, table: str) -> Described | None:
+        """Return a table, None if it is not there."""
+        if (schema, table) not in self._tables:
+            self._tables[schema, table] = await describe(self.connection, schema, table)
+        return self._tables[schema, table]
+
+    async def selectable(self, table: Described, role: str) -> frozenset[str]:
+        """Return the columns that a role may SELECT."""
+        if (table.oid, role) not in self._allowed:
+            self._allowed[table.oid, role] = await selectable(self.connection, table, role)
+        return self._allowed[table.oid, role]
 
 
 async def describe(connection: Connection, schema: str, table: str) -> Described | None:
@@ -93,31 +128,40 @@ async def selectable(connection: Connection, table: Described, role: str) -> fro
 
 
 async def passes(
-    connection: Connection, table: Described, change: Change, condition: Condition | None
+    connection: Connection, table: Described, change: Change, conditions: Sequence[Condition]
 ) -> bool:
-    """Whether a row is what the subscription asked for."""
-    if condition is None:
-        return True
+    """Whether a row is what the subscription asked for: all of its conditions hold."""
     row = change.new or change.old
-    if row.get(condition.column) is None:
-        return False
+    known = {column["name"] for column in table.columns}
     try:
-        return await holds(connection, table, condition, row[condition.column])
+        for condition in conditions:
+            if condition.column not in row or condition.column not in known:
+                return False
+            if not await holds(connection, table, condition, row[condition.column]):
+                return False
     except (errors.DataError, errors.ProgrammingError):
         return False  # asked for of all tables, and it means nothing in this one
+    return True
 
 
 async def holds(
     connection: Connection, table: Described, condition: Condition, value: str | None
 ) -> bool:
     """Whether a value of the column passes. Raises `psycopg.Error` where none ever could."""
-    tests = [
-        OPERATORS[condition.operator].format(
-            table.cast(condition.column, value), table.cast(condition.column, wanted)
-        )
-        for wanted in condition.values
-    ]
-    statement = sql.SQL("select {} as passes").format(sql.SQL(" or ").join(tests))
+    given = table.cast(condition.column, value)
+    match condition.operator:
+        case "is":
+            tests = [STATES[condition.values[0].lower()].format(given)]
+        case "like" | "ilike" | "match" | "imatch":
+            tests = [PATTERNS[condition.operator].format(given, sql.Literal(condition.values[0]))]
+        case _:
+            tests = [
+                OPERATORS[condition.operator].format(given, table.cast(condition.column, wanted))
+                for wanted in condition.values
+            ]
+    joined = sql.SQL(" or ").join(tests)
+    negation = sql.SQL("not " if condition.negated else "")
+    statement = sql.SQL("select {}({}) as passes").format(negation, joined)
     found = await (await connection.execute(statement)).fetchone()
     return bool(found and found["passes"])
 
@@ -149,13 +193,12 @@ async def may_see(connection: Connection, table: Described, change: Change, call
 
 
 async def payload(
-    connection: Connection, table: Described, change: Change, role: str
+    connection: Connection, table: Described, change: Change, allowed: frozenset[str]
 ) -> dict[str, Any]:
-    """Return what a role is told of a change it may see."""
+    """Return what a role that may SELECT the columns `allowed` is told of a change it may see."""
     head = {"schema": change.schema, "table": change.table, "type": change.verb}
     if change.verb != "DELETE" and not table.key:
         return {**head, "errors": ["Error 400: Bad Request, no primary key"]}
-    allowed = await selectable(connection, table, role)
     if change.verb != "DELETE" and not allowed >= set(table.key):
         return {**head, "errors": ["Error 401: Unauthorized"]}
     size = sum(len(value or "") for value in change.new.values())

@@ -1,10 +1,10 @@
-"""What the schema `public` holds: tables, their columns, keys and relations, and functions.
+"""The catalogue of the schema `public`: tables with columns, keys and relations, and functions.
 
 PostgREST keeps this in a cache; here the catalog is asked each time, so that nothing is ever stale.
 It reads pg_catalog only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -29,7 +29,8 @@ select (select array_agg(a.attname::text order by a.attnum)
 """
 
 _RELATIONS = """
-select k.conname::text as name, k.conrelid = o.oid as is_to_one,
+select k.conname::text as name, ours.relname::text as referring_table,
+       theirs.relname::text as referred_table,
        (select array_agg(a.attname::text order by n.place)
           from unnest(k.conkey) with ordinality as n (attnum, place)
           join pg_catalog.pg_attribute as a on a.attrelid = k.conrelid and a.attnum = n.attnum
@@ -37,23 +38,27 @@ select k.conname::text as name, k.conrelid = o.oid as is_to_one,
        (select array_agg(a.attname::text order by n.place)
           from unnest(k.confkey) with ordinality as n (attnum, place)
           join pg_catalog.pg_attribute as a on a.attrelid = k.confrelid and a.attnum = n.attnum
-       ) as referred
-  from pg_catalog.pg_class as o
-  join pg_catalog.pg_class as t on t.relnamespace = o.relnamespace
-  join pg_catalog.pg_constraint as k on k.contype = 'f'
-   and ((k.conrelid = o.oid and k.confrelid = t.oid)
-        or (k.conrelid = t.oid and k.confrelid = o.oid))
- where o.relnamespace = %s::regnamespace and o.relname = %s and t.relname = %s
+       ) as referred,
+       exists (select from pg_catalog.pg_index as i
+                where i.indrelid = k.conrelid and i.indisunique and i.indpred is null
+                  and string_to_array(i.indkey::text, ' ')::smallint[] <@ k.conkey
+                  and string_to_array(i.indkey::text, ' ')::smallint[] @> k.conkey) as is_unique
+  from pg_catalog.pg_constraint as k
+  join pg_catalog.pg_class as ours on ours.oid = k.conrelid
+  join pg_catalog.pg_class as theirs on theirs.oid = k.confrelid
+ where k.contype = 'f' and k.conparentid = 0
+   and ours.relnamespace = %(schema)s::regnamespace
+   and theirs.relnamespace = %(schema)s::regnamespace
+   and %(table)s in (ours.relname, theirs.relname)
 """
 
 _FUNCTIONS = """
 select p.proargnames as names, p.proargmodes::text[] as modes, p.pronargdefaults as defaults,
-       (select array_agg(array[n.nspname::text, t.typname::text, t.typcategory::text]
-                         order by x.place)
+       (select array_agg(array[n.nspname::text, t.typname::text] order by x.place)
           from unnest(p.proargtypes) with ordinality as x (type, place)
           join pg_catalog.pg_type as t on t.oid = x.type
           join pg_catalog.pg_namespace as n on n.oid = t.typnamespace) as types,
-       p.proretset as is_set, r.typname = 'void' as is_void,
+       p.provariadic <> 0 as is_variadic, p.proretset as is_set, r.typname = 'void' as is_void,
        r.typtype = 'c' or p.prorettype = 'record'::regtype as is_composite
   from pg_catalog.pg_proc as p
   join pg_catalog.pg_type as r on r.oid = p.prorettype
@@ -75,18 +80,25 @@ class Table:
 class Relation:
     """A foreign key between two tables, as seen from one of them (`ours`)."""
 
-    is_to_one: bool
+    table: str
+    """The other one."""
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
+    is_to_one: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument that a caller may give. `category` is PostgreSQL's: A is an array."""
+    """An argument that a caller may give."""
 
     schema: str
     type: str
-    category: str
+    is_variadic: bool = False
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it takes JSON as it is."""
+        return self.type in ("json", "jsonb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,8 @@ class Function:
     is_set: bool
     is_composite: bool
     is_void: bool
+    whole: Argument | None = None
+    """Its only argument where that has no name: it is given the whole body."""
 
 
 async def table_of(connection: Connection, name: str) -> Table:
@@ -110,39 +124,63 @@ async def table_of(connection: Connection, name: str) -> Table:
     return Table(name, tuple(row["columns"] or ()), tuple(row["key"] or ()))
 
 
-async def relation_of(connection: Connection, table: str, other: str, hint: str | None) -> Relation:
-    """Return the one foreign key between two tables. Raises `RestRefusalError`."""
-    cursor = await connection.execute(_RELATIONS, [SCHEMA, table, other])
-    rows = [
-        row
-        for row in await cursor.fetchall()
-        if hint is None or hint == row["name"] or hint in row["referring"]
-    ]
-    if not rows:
-        text = f"Could not find a relationship between '{table}' and '{other}' in the schema cache"
+async def relation_of(
+    connection: Connection, table: str, target: str, hint: str | None
+) -> Relation:
+    """Return the one foreign key that a client names by the other table, its column or its name.
+
+    A table's relation to itself is to many by the table's name, and to one by the column's.
+    Raises `RestRefusalError`.
+    """
+    cursor = await connection.execute(_RELATIONS, {"schema": SCHEMA, "table": table})
+    found = []
+    for row in await cursor.fetchall():
+        ours, theirs = tuple(row["referring"]), tuple(row["referred"])
+        is_self = row["referring_table"] == row["referred_table"]
+        if hint not in (None, row["name"], *ours):
+            continue
+        names = {row["name"], *ours} | (set() if is_self else {row["referred_table"]})
+        if row["referring_table"] == table and target in names:
+            found.append(Relation(row["referred_table"], ours, theirs, is_to_one=True))
+        if row["referred_table"] == table and target in (row["referring_table"], row["name"]):
+            other = row["referring_table"]
+            found.append(Relation(other, theirs, ours, is_to_one=row["is_unique"]))
+    if not found:
+        text = f"Could not find a relationship between '{table}' and '{target}' in the schema cache"
         details = (
-            f"Searched for a foreign key relationship between '{table}' and '{other}' in the "
+            f"Searched for a foreign key relationship between '{table}' and '{target}' in the "
             f"schema '{SCHEMA}', but no matches were found."
         )
         raise RestRefusalError(400, "PGRST200", text, details=details)
-    if len(rows) > 1:
+    if len(found) > 1:
         text = (
             "Could not embed because more than one relationship was found for "
-            f"'{table}' and '{other}'"
+            f"'{table}' and '{target}'"
         )
-        raise RestRefusalError(300, "PGRST201", text)
-    (row,) = rows
-    sides = (tuple(row["referring"]), tuple(row["referred"]))
-    ours, theirs = sides if row["is_to_one"] else sides[::-1]
-    return Relation(row["is_to_one"], ours, theirs)
+        hint = f"Try changing '{target}' to '{target}!' and the name of one of its foreign keys."
+        raise RestRefusalError(300, "PGRST201", text, hint=hint)
+    return found[0]
 
 
-async def function_of(connection: Connection, name: str, given: frozenset[str]) -> Function:
-    """Return the function that takes these named arguments. Raises `RestRefusalError`."""
+async def function_of(
+    connection: Connection, name: str, given: frozenset[str] | None, *, has_body: bool
+) -> Function:
+    """Return the function that takes these named arguments, or a body as its only one.
+
+    `given` is None for a body that names nothing. Raises `RestRefusalError`.
+    """
     cursor = await connection.execute(_FUNCTIONS, [SCHEMA, name])
     found = [_function(name, row) for row in await cursor.fetchall()]
-    fitting = [one for one in found if one.needed <= given <= one.arguments.keys()]
+    named = [one for one in found if one.whole is None]
+    fitting = (
+        []
+        if given is None
+        else [one for one in named if one.needed <= given <= one.arguments.keys()]
+    )
+    if not fitting and has_body:
+        fitting = [one for one in found if one.whole is not None and one.whole.is_json]
     called = f"{SCHEMA}.{name}"
+    given = given or frozenset()
     if not fitting:
         names = ", ".join(sorted(given))
         words = f"({names})" if given else " without parameters"
@@ -172,10 +210,20 @@ async def argument_names(connection: Connection, name: str) -> frozenset[str]:
 
 
 def _function(name: str, row: dict[str, Any]) -> Function:
-    names, modes = row["names"] or [], row["modes"]
+    names, modes, types = row["names"] or [], row["modes"], row["types"] or []
     if modes is not None:
         names = [one for one, mode in zip(names, modes, strict=True) if mode in ("i", "b", "v")]
-    arguments = dict(zip(names, (Argument(*type_) for type_ in row["types"] or ()), strict=False))
+    given = [Argument(*one) for one in types]
+    if given and row["is_variadic"]:
+        given[-1] = replace(given[-1], is_variadic=True)
+    is_named = len(names) == len(given) and all(names)
     optional = names[len(names) - row["defaults"] :] if row["defaults"] else []
-    needed = frozenset(names) - frozenset(optional)
-    return Function(name, arguments, needed, row["is_set"], row["is_composite"], row["is_void"])
+    return Function(
+        name,
+        dict(zip(names, given, strict=True)) if is_named else {},
+        frozenset(names) - frozenset(optional),
+        row["is_set"],
+        row["is_composite"],
+        row["is_void"],
+        None if is_named else (given[0] if len(given) == 1 else Argument("", "")),
+    )

@@ -1,4 +1,4 @@
-"""What a request prefers and accepts, and how an answer is put on the wire.
+"""The preferences of a request, and the form of its answer on the wire.
 
 The headers are PostgREST's: `Prefer`, `Accept`, `Range`, `Content-Range`, `Preference-Applied`. It
 never looks at the database.
@@ -15,9 +15,12 @@ from starlette.responses import Response
 from vidgen_worker.sandbox.supabase.rest.catalog import SCHEMA
 from vidgen_worker.sandbox.supabase.rest.parsing import Query
 from vidgen_worker.sandbox.supabase.rest.refusals import RestRefusalError
+from vidgen_worker.sandbox.supabase.rest.statements import Shape
 
 JSON_TYPE = "application/json"
 OBJECT_TYPE = "application/vnd.pgrst.object"
+ARRAY_TYPE = "application/vnd.pgrst.array"
+CSV_TYPE = "text/csv"
 MAX_ROWS = 1000
 """As on a hosted project: no answer has more rows."""
 PREFERENCES = {
@@ -64,7 +67,7 @@ class Preferences:
 
     @property
     def returns(self) -> str:
-        """What a change answers: `representation`, `headers-only` or `minimal`."""
+        """The content of the answer to a change: `representation`, `headers-only` or `minimal`."""
         return self.values.get("return", "minimal")
 
     @property
@@ -102,9 +105,13 @@ def accepted(request: Request) -> str:
     """Return the media type of the answer. Raises `RestRefusalError` where there is none."""
     wanted = request.headers.get("accept") or "*/*"
     for one in wanted.split(","):
-        name = one.partition(";")[0].strip()
-        if name in (OBJECT_TYPE, f"{OBJECT_TYPE}+json"):
-            return f"{OBJECT_TYPE}+json; charset=utf-8"
+        name, _, rest = one.partition(";")
+        name, kind = name.strip(), name.strip().removesuffix("+json")
+        if kind in (OBJECT_TYPE, ARRAY_TYPE):
+            stripped = "; nulls=stripped" if "nulls=stripped" in rest else ""
+            return f"{kind}+json{stripped}; charset=utf-8"
+        if name == CSV_TYPE:
+            return f"{CSV_TYPE}; charset=utf-8"
         if name in ("*/*", "application/*", JSON_TYPE):
             return f"{JSON_TYPE}; charset=utf-8"
     text = f"None of these media types are available: {wanted}"
@@ -114,6 +121,13 @@ def accepted(request: Request) -> str:
 def is_object(media: str) -> bool:
     """Whether the client wants one object in place of an array."""
     return media.startswith(OBJECT_TYPE)
+
+
+def shape_of(media: str) -> Shape:
+    """Return how rows are written for a media type."""
+    if media.startswith(CSV_TYPE):
+        return "csv"
+    return "stripped" if "nulls=stripped" in media else "json"
 
 
 def check_schema(request: Request) -> None:

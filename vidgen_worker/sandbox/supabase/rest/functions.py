@@ -8,6 +8,7 @@ from starlette.requests import Request
 from vidgen_worker.sandbox.supabase.rest import statements
 from vidgen_worker.sandbox.supabase.rest.catalog import Connection, argument_names, function_of
 from vidgen_worker.sandbox.supabase.rest.exchange import (
+    CSV_TYPE,
     Answer,
     Preferences,
     accepted,
@@ -15,7 +16,7 @@ from vidgen_worker.sandbox.supabase.rest.exchange import (
     content_range,
     is_object,
     paged,
-    rows_of,
+    shape_of,
     status_of_page,
 )
 from vidgen_worker.sandbox.supabase.rest.parsing import check_flat, parse
@@ -27,31 +28,31 @@ async def call(connection: Connection, request: Request, preferences: Preference
     name = request.path_params["name"]
     items = request.query_params.multi_items()
     if request.method == "POST":
-        content = await request.body()
-        rows = rows_of(await body_of(request)) if content.strip() else [{}]
-        if len(rows) != 1:
-            raise RestRefusalError(400, "PGRST102", "Empty or invalid json")
-        (arguments,) = rows
+        arguments = await body_of(request) if (await request.body()).strip() else {}
         query = parse(items)
     else:
         query = parse(items, await argument_names(connection, name))
         arguments = dict(query.arguments)
     check_flat(query)
     query = paged(query, request)
-    function = await function_of(connection, name, frozenset(arguments))
-    statement = statements.call(function, arguments, query)
+    names = frozenset(arguments) if isinstance(arguments, dict) else None
+    function = await function_of(connection, name, names, has_body=request.method == "POST")
+    media = accepted(request)
+    statement = statements.call(
+        function, arguments, query, shape_of(media), is_text=request.method != "POST"
+    )
     row = await (await connection.execute(statement)).fetchone()
     if row is None:
         raise RestRefusalError(500, "PGRSTX00", "The statement gave no row")
     found = int(row["n"])
-    total = found if preferences.count is not None else None
+    total = int(row["total"]) if preferences.count is not None else None
     header = content_range(query.offset, found, total)
     if function.is_void:
         return Answer(204, "", (header,))
     status = status_of_page(query.offset, found, total)
     if request.method == "HEAD":
         return Answer(status, "", (header,))
-    if function.is_set and is_object(accepted(request)) and found != 1:
+    if function.is_set and is_object(media) and found != 1:
         raise not_one(found)
-    is_one = not function.is_set or is_object(accepted(request))
+    is_one = not media.startswith(CSV_TYPE) and (not function.is_set or is_object(media))
     return Answer(status, (row["one"] or "null") if is_one else row["body"], (header,))

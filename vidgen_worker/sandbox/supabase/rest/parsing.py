@@ -1,30 +1,39 @@
 """The query string: what to select, which rows, in which order. PostgREST's grammar, no SQL.
 
-Left out, and refused by name where a client asks for it: aggregates, full text search, filters and
-orders on embedded tables, embedded tables in what a change or a function answers.
+Left out, and refused by name where a client asks for it: aggregates, relations through a third
+table, related rows in what a change or a function answers.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vidgen_worker.sandbox.supabase.rest.refusals import RestRefusalError, not_parsed
 
 OPERATORS = (
     "eq", "neq", "gt", "gte", "lt", "lte", "like", "ilike", "match", "imatch",
-    "cs", "cd", "ov", "isdistinct", "is", "in",
+    "cs", "cd", "ov", "sl", "sr", "nxl", "nxr", "adj", "isdistinct", "is", "in",
+    "fts", "plfts", "phfts", "wfts",
 )  # fmt: skip
+SEARCHES = ("fts", "plfts", "phfts", "wfts")
+AGGREGATES = ("count", "sum", "avg", "min", "max")
+DEEPEST = 100
+PAGING = ("order", "limit", "offset")
 QUANTIFIED = ("eq", "gt", "gte", "lt", "lte", "like", "ilike", "match", "imatch")
 STATES = ("null", "not_null", "true", "false", "unknown")
 NOT_FILTERS = frozenset({"select", "order", "limit", "offset", "columns", "on_conflict"})
 FILTER = re.compile(
-    r"(?P<negated>not\.)?(?P<operator>[a-z]+)(?:\((?P<quantifier>any|all)\))?\.(?P<value>.*)",
+    r"(?P<negated>not\.)?(?P<operator>[a-z]+)(?:\((?P<quantifier>[^()]+)\))?\.(?P<value>.*)",
     re.DOTALL,
 )
-COLUMN = re.compile(r"[^\s,.():\"]+")
+COLUMN = re.compile(r"[^,.():\"]+")
 ITEM = re.compile(
-    r"(?:(?P<alias>[^:(),]+):(?!:))?(?P<name>\"[^\"]+\"|[^:(),!]+?)"
+    r"(?:(?P<alias>[^:(),]+):(?!:))?(?P<spread>\.\.\.)?(?P<name>\"[^\"]+\"|[^:(),!]+?)"
     r"(?:!(?P<hint>[\w!]+))?(?:\((?P<inner>.*)\))?(?:::(?P<cast>\w+))?"
+)
+
+ORDER = re.compile(
+    r"(?:(?P<related>[^().\"]+)\()?(?P<column>\"[^\"]+\"[^.)]*|[^.()]+)(?(related)\))(?P<words>[.a-z]*)"
 )
 
 
@@ -39,7 +48,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One condition. `values` are those of `in` and of `any`/`all`, else the one."""
+    """One condition. `values` are those of `in` and of `any`/`all`, else the one.
+
+    `quantifier` is `any` or `all`; of a text search, its configuration.
+    """
 
     column: Column
     operator: str
@@ -65,25 +77,39 @@ class Selected:
     alias: str | None = None
     cast: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What the answer calls it."""
+        path = self.column.path
+        return self.alias or (path[-1][1] if path else self.column.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Rows of a related table within a row of the answer."""
+    """Rows of a related table within a row of the answer, or (`is_spread`) among its columns."""
 
-    table: str
-    select: tuple["Selected | Embedded", ...]
+    target: str
+    """The related table, or the foreign key's column or name."""
+    query: "Query"
     alias: str | None = None
     hint: str | None = None
     is_inner: bool = False
+    is_spread: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the answer, and filters, call it."""
+        return self.alias or self.target
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One term of the order."""
+    """One term of the order; of a related row, where `related` names it."""
 
     column: Column
     descends: bool
     nulls_first: bool | None
+    related: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,39 +117,68 @@ class Query:
     """A query string, taken apart."""
 
     select: tuple[Selected | Embedded, ...]
-    where: tuple[Filter | Group, ...]
-    order: tuple[Order, ...]
-    limit: int | None
-    offset: int
-    columns: tuple[str, ...] | None
-    on_conflict: tuple[str, ...] | None
+    where: tuple[Filter | Group, ...] = ()
+    order: tuple[Order, ...] = ()
+    limit: int | None = None
+    offset: int = 0
+    columns: tuple[str, ...] | None = None
+    on_conflict: tuple[str, ...] | None = None
     arguments: dict[str, str] = field(default_factory=dict)
-    """What a function is called with by GET."""
+    """The arguments of a function that is called by GET."""
 
 
 def parse(items: Iterable[tuple[str, str]], arguments: frozenset[str] = frozenset()) -> Query:
     """Take a query string apart; names in `arguments` are no filters. Raises `RestRefusalError`."""
     single: dict[str, str] = {}
     called: dict[str, str] = {}
-    where: list[Filter | Group] = []
+    rest: list[tuple[str, str]] = []
     for name, value in items:
-        if name in NOT_FILTERS:
+        _check_depth(name, value)
+        if name in NOT_FILTERS and name not in PAGING:
             single[name] = value
         elif name in arguments:
             called[name] = value
-        elif name in ("and", "or", "not.and", "not.or"):
-            where.append(_group(f"{name}{value}"))
         else:
-            where.append(_filter(_column(name), value, in_group=False))
-    return Query(
-        select=_select(single.get("select") or "*"),
-        where=tuple(where),
-        order=tuple(_order(term) for term in _names(single.get("order")) or ()),
-        limit=_number("limit", single.get("limit")),
-        offset=_number("offset", single.get("offset")) or 0,
+            rest.append((name, value))
+    return replace(
+        _query(_select(single.get("select") or "*"), rest),
         columns=_names(single.get("columns")),
         on_conflict=_names(single.get("on_conflict")),
         arguments=called,
+    )
+
+
+def _query(select: tuple[Selected | Embedded, ...], items: list[tuple[str, str]]) -> Query:
+    """Return what is asked of one table; `related.column` is asked of a related one."""
+    of_related: dict[str, list[tuple[str, str]]] = {
+        one.name: [] for one in select if isinstance(one, Embedded)
+    }
+    paging: dict[str, str] = {}
+    where: list[Filter | Group] = []
+    for name, value in items:
+        head, dot, inner = name.partition(".")
+        if dot and head in of_related:
+            of_related[head].append((inner, value))
+        elif name in PAGING:
+            paging[name] = value
+        elif name in ("and", "or", "not.and", "not.or"):
+            where.append(_group(f"{name}{value}"))
+        elif dot and not head.startswith('"') and "->" not in head:
+            text = f"'{head}' is not an embedded resource in this request"
+            raise RestRefusalError(400, "PGRST108", text)
+        else:
+            where.append(_filter(_column(name), value, in_group=False))
+    return Query(
+        select=tuple(
+            replace(one, query=_query(one.query.select, of_related[one.name]))
+            if isinstance(one, Embedded)
+            else one
+            for one in select
+        ),
+        where=tuple(where),
+        order=tuple(_order(term) for term in split(paging.get("order", "")) if term),
+        limit=_number("limit", paging.get("limit")),
+        offset=_number("offset", paging.get("offset")) or 0,
     )
 
 
@@ -152,6 +207,17 @@ def split(text: str) -> list[str]:
             parts.append(text[begin:place])
             begin = place + 1
     return [*parts, text[begin:]]
+
+
+def _check_depth(name: str, value: str) -> None:
+    """Refuse what would take long to take apart, level by level."""
+    depth = 0
+    for letter in value:
+        depth += (letter == "(") - (letter == ")")
+        if depth > DEEPEST:
+            raise not_parsed(
+                f"{name} ({value[:100]})", f"it is nested deeper than {DEEPEST} levels"
+            )
 
 
 def unquoted(text: str) -> str:
@@ -193,11 +259,12 @@ def _filter(column: Column, text: str, *, in_group: bool) -> Filter:
         known = ", ".join(OPERATORS)
         raise not_parsed(f"filter ({text})", f"one of these operators was expected: {known}")
     value, quantifier = found["value"], found["quantifier"]
-    if quantifier and operator not in QUANTIFIED:
+    is_quantified = quantifier in ("any", "all") and operator in QUANTIFIED
+    if quantifier and not is_quantified and operator not in SEARCHES:
         raise not_parsed(f"filter ({text})", f"{operator} takes no {quantifier}")
     if operator == "is" and value.lower() not in STATES:
         raise not_parsed(f"filter ({text})", f"is takes {', '.join(STATES)}")
-    if operator == "in" or quantifier:
+    if operator == "in" or is_quantified:
         values = tuple(_list(value))
     else:
         values = (unquoted(value) if in_group else value,)
@@ -231,30 +298,36 @@ def _member(text: str) -> Filter | Group:
 
 
 def _select(text: str) -> tuple[Selected | Embedded, ...]:
-    return tuple(_item(part.strip()) for part in split(text) if part.strip())
+    return tuple(_item(part.strip()) for part in split(text)) if text.strip() else ()
 
 
 def _item(text: str) -> Selected | Embedded:
     found = ITEM.fullmatch(text)
     if found is None:
         raise not_parsed(f"select parameter ({text})", "a column or a table with (…) was expected")
-    alias, hint = found["alias"], found["hint"]
-    if found["inner"] is not None:
-        if not found["inner"] and found["name"] in ("count", "sum", "avg", "min", "max"):
-            text = "Use of aggregate functions is not allowed"
-            raise RestRefusalError(400, "PGRST123", text)
-        words = [word for word in (hint or "").split("!") if word not in ("", "left")]
-        hints = [word for word in words if word != "inner"]
-        inner = _select(found["inner"])
-        return Embedded(
-            unquoted(found["name"]), inner, alias, hints[0] if hints else None, "inner" in words
-        )
-    return Selected(_column(found["name"]), alias, found["cast"])
+    alias, inner, name = found["alias"], found["inner"], unquoted(found["name"])
+    if inner == "" and name.rpartition(".")[2] in AGGREGATES:
+        raise RestRefusalError(400, "PGRST123", "Use of aggregate functions is not allowed")
+    if inner is None:
+        if found["spread"]:
+            raise not_parsed(f"select parameter ({text})", "... takes a table with (…)")
+        return Selected(_column(found["name"]), alias, found["cast"])
+    words = [word for word in (found["hint"] or "").split("!") if word not in ("", "left")]
+    hints = [word for word in words if word != "inner"]
+    return Embedded(
+        name,
+        Query(_select(inner)),
+        alias,
+        hints[0] if hints else None,
+        "inner" in words,
+        found["spread"] is not None,
+    )
 
 
 def _order(text: str) -> Order:
-    name, *words = text.split(".")
-    if not set(words) <= {"asc", "desc", "nullsfirst", "nullslast"}:
+    found = ORDER.fullmatch(text)
+    words = found["words"].split(".")[1:] if found else ["?"]
+    if found is None or not set(words) <= {"asc", "desc", "nullsfirst", "nullslast"}:
         raise not_parsed(f"order ({text})", "asc, desc, nullsfirst or nullslast was expected")
     nulls = "nullsfirst" in words if {"nullsfirst", "nullslast"} & set(words) else None
-    return Order(_column(name), "desc" in words, nulls)
+    return Order(_column(found["column"]), "desc" in words, nulls, found["related"])

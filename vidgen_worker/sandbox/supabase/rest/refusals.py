@@ -105,6 +105,10 @@ def of_database(error: psycopg.Error | PoolTimeout, *, is_known: bool) -> RestRe
         text = "Timed out acquiring connection from connection pool."
         return RestRefusalError(504, "PGRST003", text)
     said, state = error.diag, error.sqlstate
+    if isinstance(error, psycopg.DataError) and state is None:
+        # psycopg doesn't even send a NUL; this is what PostgreSQL says to one.
+        text = 'invalid byte sequence for encoding "UTF8": 0x00'
+        return RestRefusalError(400, "22021", text)
     if state is None:
         text = "Database client error. Retrying the connection."
         return RestRefusalError(503, "PGRST001", text, details=str(error))

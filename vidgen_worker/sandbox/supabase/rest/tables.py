@@ -13,11 +13,11 @@ from starlette.requests import Request
 from vidgen_worker.sandbox.supabase.rest import statements
 from vidgen_worker.sandbox.supabase.rest.catalog import (
     Connection,
-    Relation,
     Table,
     relation_of,
     table_of,
 )
+from vidgen_worker.sandbox.supabase.rest.clauses import Related
 from vidgen_worker.sandbox.supabase.rest.exchange import (
     MAX_ROWS,
     Answer,
@@ -28,6 +28,7 @@ from vidgen_worker.sandbox.supabase.rest.exchange import (
     is_object,
     paged,
     rows_of,
+    shape_of,
     status_of_page,
 )
 from vidgen_worker.sandbox.supabase.rest.parsing import Embedded, Query, check_flat, parse
@@ -40,11 +41,12 @@ async def read(connection: Connection, request: Request, preferences: Preference
     """Answer GET and HEAD. Raises `RestRefusalError`."""
     query = paged(parse(request.query_params.multi_items()), request)
     table = await table_of(connection, request.path_params["name"])
-    relations = await _relations(connection, table, query)
-    row = await _row(connection, statements.select(table, query, relations))
-    counted = statements.counted(table, query, relations)
+    related = await _related(connection, table.name, query)
+    media = accepted(request)
+    row = await _row(connection, statements.select(table, query, related, shape_of(media)))
+    counted = statements.counted(table, query, related)
     total = await count(connection, counted, preferences.count, row["n"])
-    body = _shown(row, accepted(request))
+    body = _shown(row, media)
     status = status_of_page(query.offset, row["n"], total)
     header = content_range(query.offset, row["n"], total)
     return Answer(status, "" if request.method == "HEAD" else body, (header,))
@@ -128,7 +130,7 @@ async def _changed(
     media = accepted(request)
     headers: list[tuple[str, str]] = []
     if preferences.returns == "representation":
-        row = await _row(connection, statements.change(statement, query))
+        row = await _row(connection, statements.change(statement, query, shape_of(media)))
         affected, body, status = int(row["n"]), _shown(row, media), 201 if inserts else 200
     else:
         cursor = await connection.execute(statement)
@@ -153,7 +155,7 @@ def _change_of(request: Request) -> Query:
 def _returning(table: Table, query: Query, preferences: Preferences) -> sql.Composable:
     match preferences.returns:
         case "representation":
-            return statements.returned(query)
+            return statements.returned(table, query)
         case "headers-only":
             return statements.returned_key(table)
         case _:
@@ -191,12 +193,15 @@ def _check_where(verb: str, query: Query) -> None:
         raise RestRefusalError(400, "21000", f"{verb} requires a WHERE clause")
 
 
-async def _relations(connection: Connection, table: Table, query: Query) -> dict[str, Relation]:
-    return {
-        one.table: await relation_of(connection, table.name, one.table, one.hint)
-        for one in query.select
-        if isinstance(one, Embedded)
-    }
+async def _related(connection: Connection, table: str, query: Query) -> dict[str, Related]:
+    """Return the relations that a query embeds. Raises `RestRefusalError`."""
+    found = {}
+    for one in query.select:
+        if isinstance(one, Embedded):
+            relation = await relation_of(connection, table, one.target, one.hint)
+            inner = await _related(connection, relation.table, one.query)
+            found[one.name] = Related(relation, inner)
+    return found
 
 
 async def _row(connection: Connection, statement: sql.SQL | sql.Composed) -> dict[str, Any]:

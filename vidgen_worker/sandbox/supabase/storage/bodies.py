@@ -1,9 +1,8 @@
-"""What a request of Storage holds: its JSON, and the parts of its path.
+"""The content of a request to Storage: its JSON, and the parts of its path.
 
 The sentences are those of the real server's schema. It never looks at the database.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from vidgen_worker.sandbox.supabase.storage import refusals
+from vidgen_worker.sandbox.supabase.texts import json_of
 
 
 def bucket_in(request: Request) -> str:
@@ -32,7 +32,7 @@ async def body_of(request: Request, *needed: str) -> dict[str, Any]:
             "Body cannot be empty when content-type is set to 'application/json'"
         )
     try:
-        body = json.loads(content) if content else None
+        body = json_of(content) if content else None
     except ValueError as error:
         text = "Body is not valid JSON but content-type is set to 'application/json'"
         raise refusals.invalid(text) from error
@@ -65,3 +65,31 @@ def names_in(body: Mapping[str, Any], key: str) -> list[str]:
     if not names:
         raise refusals.invalid(f"body/{key} must NOT have fewer than 1 items")
     return [str(name) for name in names]
+
+
+def whole(where: str, given: Mapping[str, Any], name: str, *, least: int) -> int | None:
+    """Return a whole number, None where it is not given. Raises `StorageRefusalError`."""
+    value = given.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or re.fullmatch(r"-?\d{1,15}", str(value)) is None:
+        raise refusals.invalid(f"{where}/{name} must be integer")
+    if int(value) < least:
+        raise refusals.invalid(f"{where}/{name} must be >= {least}")
+    return int(value)
+
+
+def text(where: str, given: Mapping[str, Any], name: str) -> str:
+    """Return a text, empty where it is not given. Raises `StorageRefusalError`."""
+    value = given.get(name)
+    if isinstance(value, (dict, list)):
+        raise refusals.invalid(f"{where}/{name} must be string")
+    return "" if value is None else str(value)
+
+
+def one_of(where: str, given: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
+    """Return one of these words, the first where none is given. Raises `StorageRefusalError`."""
+    value = given.get(name, allowed[0])
+    if value not in allowed:
+        raise refusals.invalid(f"{where}/{name} must be equal to one of the allowed values")
+    return str(value)

@@ -12,10 +12,12 @@ from psycopg import errors
 
 from vidgen_worker.sandbox.supabase.callers import Caller
 from vidgen_worker.sandbox.supabase.storage import refusals
+from vidgen_worker.sandbox.supabase.storage.bodies import one_of, whole
 from vidgen_worker.sandbox.supabase.storage.connections import Connections, DictConnection
 from vidgen_worker.sandbox.supabase.storage.refusals import StorageRefusalError
 
 UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+SORTED_BY = ("id", "name", "created_at", "updated_at")
 NAME = re.compile(r"[A-Za-z0-9_!\-.*'() &$@=;:+,?]{1,100}")
 LIMIT = re.compile(r"(\d+(?:\.\d+)?)(GB|MB|KB|B)", re.IGNORECASE)
 
@@ -56,11 +58,22 @@ class BucketStore:
             )
         return str(name)
 
-    async def all(self, caller: Caller) -> list[dict[str, Any]]:
-        """Return all buckets that the caller may see."""
+    async def all(self, caller: Caller, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the buckets that the caller may see, as far as they are wanted.
+
+        Raises `StorageRefusalError`.
+        """
+        limit = whole("querystring", wanted, "limit", least=1)
+        offset = whole("querystring", wanted, "offset", least=0) or 0
+        column = one_of("querystring", wanted, "sortColumn", SORTED_BY)
+        is_descending = one_of("querystring", wanted, "sortOrder", ("asc", "desc")) == "desc"
+        search = wanted.get("search", "").lower()
         async with self._connections.acting_as(caller) as connection:
             rows = await connection.execute("select * from storage.buckets order by id")
-            return [{**as_json(row), "type": "STANDARD"} for row in await rows.fetchall()]
+            found = [row for row in await rows.fetchall() if search in row["name"].lower()]
+        found.sort(key=lambda row: row[column], reverse=is_descending)
+        shown = found[offset:] if limit is None else found[offset : offset + limit]
+        return [{**as_json(row), "type": "STANDARD"} for row in shown]
 
     async def find(self, caller: Caller, name: str) -> dict[str, Any]:
         """Return a bucket's row. Raises `StorageRefusalError`."""

@@ -56,7 +56,7 @@ class Connections:
         """Open a transaction in the caller's role. Raises `StorageRefusalError`."""
         try:
             async with self._free, self._connection() as connection:
-                if caller is not SUPERUSER:
+                if caller.role != SUPERUSER.role:
                     await connection.execute(
                         """
                         select set_config('role', %s, true),
@@ -111,4 +111,5 @@ def _refusal(error: psycopg.Error) -> StorageRefusalError:
             words = str(error)
             found = [refusal for text, refusal in REFUSED_CONNECTIONS if text in words]
             return found[0] if found else refusals.INTERNAL
-    return KNOWN.get(type(error)) or refusals.database_error(error.sqlstate or "")
+    # What psycopg doesn't even send, a NUL in a text, has no state; PostgreSQL would say this one.
+    return KNOWN.get(type(error)) or refusals.database_error(error.sqlstate or "22021")

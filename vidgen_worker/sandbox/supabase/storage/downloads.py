@@ -32,7 +32,7 @@ NOBODY = Caller("anon", {})
 """The caller at an address that needs no token, where no valid one is sent."""
 NOT_STORED = StorageRefusalError(404, "Not found", "The resource was not found", code="NoSuchKey")
 UNQUOTED = "!'()*-._~"
-"""What JavaScript's encodeURIComponent leaves as it is."""
+"""The characters that JavaScript's encodeURIComponent does not encode."""
 
 
 class Downloads:

@@ -1,4 +1,4 @@
-"""What a test may let go wrong with Storage's next requests, and how it goes wrong.
+"""The faults that a test can plan for Storage's next requests.
 
 It never looks at buckets or objects.
 """
@@ -36,7 +36,7 @@ FAULTS: Mapping[int, StorageRefusalError] = {
 
 @dataclass(slots=True)
 class StorageFault:
-    """What goes wrong with the next `times` requests of a kind (`any`: of every kind)."""
+    """A fault of the next `times` requests of a kind (`any`: of every kind)."""
 
     kind: str = "any"
     times: int = 1

@@ -11,11 +11,22 @@ from starlette.responses import JSONResponse, Response
 
 from vidgen_worker.sandbox.supabase.callers import Caller
 from vidgen_worker.sandbox.supabase.storage import refusals
-from vidgen_worker.sandbox.supabase.storage.bodies import body_of, bucket_in, name_in, names_in
+from vidgen_worker.sandbox.supabase.storage.bodies import (
+    body_of,
+    bucket_in,
+    name_in,
+    names_in,
+    one_of,
+    text,
+    whole,
+)
 from vidgen_worker.sandbox.supabase.storage.buckets import moment
 from vidgen_worker.sandbox.supabase.storage.connections import SUPERUSER
 from vidgen_worker.sandbox.supabase.storage.downloads import Downloads
 from vidgen_worker.sandbox.supabase.storage.objects import ObjectStore
+
+SORTED_BY = ("name", "updated_at", "created_at", "last_accessed_at")
+MOST_LISTED = 1500
 
 
 class Managing:
@@ -46,23 +57,28 @@ class Managing:
         return JSONResponse({"message": "Successfully moved", "Id": moved})
 
     async def list(self, request: Request, caller: Caller) -> Response:
-        """List what is in a folder."""
+        """List what is in a folder; a search is the beginning of a name, in any case."""
         body = await body_of(request, "prefix")
-        prefix = str(body["prefix"] or "").strip("/")
+        prefix = text("body", body, "prefix").strip("/")
         folder = f"{prefix}/" if prefix else ""
-        search = str(body.get("search") or "")
+        search = text("body", body, "search").lower()
+        sort_by = body.get("sortBy") or {}
+        if not isinstance(sort_by, dict):
+            raise refusals.invalid("body/sortBy must be object")
+        column = one_of("body/sortBy", sort_by, "column", SORTED_BY)
+        is_descending = one_of("body/sortBy", sort_by, "order", ("asc", "desc")) == "desc"
+        offset = whole("body", body, "offset", least=0) or 0
+        limit = min(whole("body", body, "limit", least=1) or 100, MOST_LISTED)
         entries: dict[str, dict[str, Any]] = {}
         for row in await self._store.below(caller, bucket_in(request), folder):
-            head, _, rest = row["name"].removeprefix(folder).partition("/")
-            if search in head:
-                entries.setdefault(head, _folder(head) if rest else as_json(row, head))
-        sort_by = body.get("sortBy") or {}
+            head, is_below, _ = row["name"].removeprefix(folder).partition("/")
+            if head.lower().startswith(search):
+                entries.setdefault(head, _folder(head) if is_below else as_json(row, head))
         found = sorted(
-            entries.values(),
-            key=lambda entry: str(entry.get(sort_by.get("column", "name")) or ""),
-            reverse=sort_by.get("order") == "desc",
+            entries.values(), key=lambda entry: str(entry[column] or ""), reverse=is_descending
         )
-        offset, limit = int(body.get("offset") or 0), int(body.get("limit") or 100)
+        if column != "name":  # folders have no times, and come first
+            found.sort(key=lambda entry: entry["id"] is not None)
         return JSONResponse(found[offset : offset + limit])
 
     async def remove(self, request: Request, caller: Caller) -> Response:

@@ -46,8 +46,9 @@ class ObjectStore:
 
     def open(self) -> None:
         """Make the folders; the database may still be away."""
-        self.blobs.mkdir(parents=True, exist_ok=True)
-        self.incoming.mkdir(parents=True, exist_ok=True)
+        for folder in (self.blobs.parent, self.blobs, self.incoming):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)  # earlier versions let everybody in
 
     async def check_upload(
         self, caller: Caller, bucket: str, name: str, media_type: str, *, upsert: bool

@@ -4,6 +4,7 @@ Statuses and error bodies are those observed of the real server. `/sandbox/stora
 fail and shows what it holds.
 """
 
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -38,11 +39,14 @@ from vidgen_worker.sandbox.supabase.storage.uploads import Uploads
 LARGEST_BYTES = 50 * 1024 * 1024
 DATABASE_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+MOST_REMEMBERED = 10_000
+"""Requests, for tests and the command line; older ones are forgotten."""
 TOKEN_ERRORS = {
     "JWT expired": '"exp" claim timestamp check failed',
     "No suitable key or wrong key type": "signature verification failed",
 }
-"""What Storage's library says where PostgREST's says otherwise; all else is no compact JWS."""
+"""The messages of Storage's library that differ from PostgREST's; others: no compact JWS."""
 
 Handler = Callable[[Request, Caller], Awaitable[Response]]
 Entry = Callable[[Request], Caller]
@@ -64,7 +68,7 @@ class StorageDouble:
         """Keep bytes below `folder`, rows in the database of `admin_url`, a superuser's URL."""
         self.keys = keys or StorageKeys.generate()
         self.faults: list[StorageFault] = []
-        self.requests: list[dict[str, Any]] = []
+        self.requests: deque[dict[str, Any]] = deque(maxlen=MOST_REMEMBERED)
         self._connections = Connections(
             admin_url, timeout_seconds=database_seconds, connect_seconds=connect_seconds
         )
@@ -83,7 +87,7 @@ class StorageDouble:
             route("bucket", bucket, self._delete_bucket, "DELETE"),
             route("bucket", f"{bucket}/empty", self._empty_bucket, "POST"),
             *self._object_routes("/storage/v1/object", "{bucket}/{name:path}"),
-            Route("/storage/v1/{path:path}", _no_route),
+            Route("/storage/v1/{path:path}", _no_route, methods=METHODS),
             Route("/sandbox/storage/faults", self._add_fault, methods=["PATCH"]),
             Route("/sandbox/storage/faults", self._clear_faults, methods=["DELETE"]),
             Route("/sandbox/storage/objects", self._show_objects, methods=["GET"]),
@@ -111,6 +115,7 @@ class StorageDouble:
             route("copy", f"{objects}/copy", manage.copy, "POST"),
             route("move", f"{objects}/move", manage.move, "POST"),
             route("list", f"{objects}/list/{{bucket}}", manage.list, "POST"),
+            Route(f"{objects}/list-v2/{{bucket}}", _no_route, methods=["POST"]),
             route("download", f"{objects}/{one}", down.download, "GET", maybe),
             route("upload", f"{objects}/{one}", up.upload, "POST"),
             route("upload", f"{objects}/{one}", up.upload, "PUT"),
@@ -194,8 +199,8 @@ class StorageDouble:
     async def _create_bucket(self, request: Request, caller: Caller) -> Response:
         return JSONResponse({"name": await self._buckets.create(caller, await body_of(request))})
 
-    async def _list_buckets(self, _request: Request, caller: Caller) -> Response:
-        return JSONResponse(await self._buckets.all(caller))
+    async def _list_buckets(self, request: Request, caller: Caller) -> Response:
+        return JSONResponse(await self._buckets.all(caller, request.query_params))
 
     async def _get_bucket(self, request: Request, caller: Caller) -> Response:
         return JSONResponse(as_json(await self._buckets.find(caller, bucket_in(request))))
@@ -237,7 +242,7 @@ class StorageDouble:
         return JSONResponse(await self._store.everything())
 
     async def _show_requests(self, _request: Request) -> Response:
-        return JSONResponse(self.requests)
+        return JSONResponse(list(self.requests))
 
     async def _drop_bucket(self, request: Request) -> Response:
         await self._empty(SUPERUSER, bucket_in(request))

@@ -4,15 +4,18 @@ A body of megabytes that is refused is not read to its end: as with the real ser
 the connection break in place of the answer.
 """
 
-import json
+import base64
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jwt
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -24,6 +27,7 @@ from vidgen_worker.sandbox.supabase.storage.connections import SUPERUSER
 from vidgen_worker.sandbox.supabase.storage.downloads import claims_of_url
 from vidgen_worker.sandbox.supabase.storage.objects import Incoming, ObjectStore
 from vidgen_worker.sandbox.supabase.storage.refusals import StorageRefusalError
+from vidgen_worker.sandbox.supabase.texts import json_of
 
 MEBIBYTE = 1024 * 1024
 READ_TO_THE_END_BYTES = 4 * MEBIBYTE
@@ -63,7 +67,9 @@ class Uploads:
     async def upload_signed(self, request: Request, _caller: Caller) -> Response:
         """Take an object from whoever has the permission."""
         claims = claims_of_url(request, self._url_secret, "upload")
-        await self._take(request, SUPERUSER, upsert=bool(claims.get("upsert")))
+        owner = claims.get("owner")
+        caller = SUPERUSER if owner is None else Caller(SUPERUSER.role, {"sub": owner})
+        await self._take(request, caller, upsert=bool(claims.get("upsert")))
         return JSONResponse({"Key": f"{bucket_in(request)}/{name_in(request)}"})
 
     async def _take(self, request: Request, caller: Caller, *, upsert: bool) -> str:
@@ -87,13 +93,15 @@ class Uploads:
             return await self._received_form(request, caller, file, upsert=upsert)
         limit = await self._store.check_upload(caller, bucket, name, media_type, upsert=upsert)
         await _write(request.stream(), file, limit)
-        return Incoming(file, media_type, request.headers.get("cache-control", "no-cache"))
+        metadata = _metadata(request.headers.get("x-metadata", ""))
+        cache_control = request.headers.get("cache-control", "no-cache")
+        return Incoming(file, media_type, cache_control, metadata)
 
     async def _received_form(
         self, request: Request, caller: Caller, file: Path, *, upsert: bool
     ) -> Incoming:
         bucket, name = bucket_in(request), name_in(request)
-        async with request.form() as form:
+        async with _form_of(request) as form:
             part = next((value for value in form.values() if isinstance(value, UploadFile)), None)
             if part is None:
                 raise refusals.NO_CONTENT
@@ -108,12 +116,39 @@ class Uploads:
 
             await _write(chunks(), file, limit)
             seconds, metadata = form.get("cacheControl"), form.get("metadata")
-            try:
-                user_metadata = json.loads(metadata) if isinstance(metadata, str) else None
-            except ValueError:
-                user_metadata = None  # as the real server, which takes it or leaves it
+            user_metadata = _object(metadata.encode()) if isinstance(metadata, str) else None
         cache_control = f"max-age={seconds}" if seconds else "no-cache"
         return Incoming(file, media_type, cache_control, user_metadata)
+
+
+@asynccontextmanager
+async def _form_of(request: Request) -> AsyncIterator[FormData]:
+    """Read a form. Raises `StorageRefusalError` where it is none."""
+    try:
+        form = await request.form()
+    except HTTPException as error:
+        raise refusals.NO_CONTENT from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _metadata(header: str) -> dict[str, Any] | None:
+    """Return what a client says of its object in `x-metadata`, JSON in base64."""
+    try:
+        return _object(base64.b64decode(header, validate=True))
+    except ValueError:
+        return None
+
+
+def _object(content: bytes) -> dict[str, Any] | None:
+    """Return a JSON object; the real server takes it or leaves it, too."""
+    try:
+        found = json_of(content)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 async def _write(chunks: AsyncIterator[bytes], file: Path, limit: int) -> None:
