@@ -723,6 +723,9 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set lock
 as $$
 #variable_conflict use_variable
 begin
+  if scene_id is null then
+    return null;  -- a film's, or the scene is gone
+  end if;
   if exists (
     select from vidgen.scene_writes as w where w.scene_id = write_scene.scene_id
   ) then

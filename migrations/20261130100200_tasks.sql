@@ -79,6 +79,8 @@ create table public.video_generation_tasks (
   updated_at timestamptz not null default now(),
   started_at timestamptz,
   completed_at timestamptz,
+  cut jsonb,
+  film_id uuid references public.video_generation_tasks (id) on delete set null,
 
   constraint status_is_known
     check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
@@ -91,7 +93,8 @@ create table public.video_generation_tasks (
   constraint only_a_running_task_is_expected check (expected_at is null or status = 'processing'),
   constraint processing_has_a_worker check (status <> 'processing' or worker_id is not null),
   constraint waiting_has_no_worker check (status <> 'pending' or worker_id is null),
-  constraint completed_has_a_video_path check (status <> 'completed' or video_path is not null),
+  constraint completed_has_a_video_path_or_is_a_film
+    check (status <> 'completed' or video_path is not null or cut is not null),
   constraint completed_is_at_100_percent check (status <> 'completed' or progress = 100),
   constraint failed_has_an_error_code check ((status = 'failed') = (error_code is not null)),
   constraint error_goes_with_its_code check (
@@ -100,6 +103,11 @@ create table public.video_generation_tasks (
   constraint ended_has_completed_at check (
     (status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)
   ),
+  constraint a_film_has_no_scene check (cut is null or scene_id is null),
+  constraint a_cut_is_an_object_of_32_kilobytes
+    check (jsonb_typeof(cut) = 'object' and octet_length(cut::text) <= 32768),
+  -- Then no statement about the models of lane 1 ever meets a film.
+  constraint a_film_has_lane_0 check ((cut is not null) = (lane = 0)),
   constraint claimed_has_started_at check (attempt = 0 or started_at is not null),
   constraint times_can_be_read check (
     vidgen.times_can_be_read(
@@ -126,9 +134,13 @@ create table public.video_generation_tasks (
 alter table public.video_generation_tasks enable row level security;
 
 comment on table public.video_generation_tasks is
-  'One order of one user for one video of one scene. Insert a row, then watch it.';
+  'One order of one user for one video of one scene, or for a film of several. Insert a row, then watch it.';
 comment on column public.video_generation_tasks.lane is
-  'The pair of models that makes the video.';
+  'Which pair of models makes it; 0: none, it is a film.';
+comment on column public.video_generation_tasks.cut is
+  'A film: which scenes it is made of. Null: the task of one scene. It never changes.';
+comment on column public.video_generation_tasks.film_id is
+  'The film that ordered this task: filter Realtime by it.';
 comment on column public.video_generation_tasks.expected_at is
   'The probable time of completion; null while that is unknown. No promise.';
 comment on column public.video_generation_tasks.video_path is
@@ -153,11 +165,14 @@ create index video_generation_tasks_unfinished on public.video_generation_tasks
 -- Ended tasks by the time of their end: a partial index, because running rows have none. Progress writes stay
 -- HOT, because none of these columns changes with them.
 create index video_generation_tasks_ended on public.video_generation_tasks (completed_at)
-  include (status, error_code, started_at) where completed_at is not null;
+  include (status, error_code, started_at, lane) where completed_at is not null;
 -- A scene may have several tasks: it shows the status and the clip of its newest task that runs or has
 -- stored a clip. A task that failed, or that ends late, removes nothing.
 create index video_generation_tasks_of_scene on public.video_generation_tasks
   (scene_id, created_at desc);
+-- What a film has ordered.
+create index video_generation_tasks_of_film on public.video_generation_tasks (film_id)
+  where film_id is not null;
 -- The owner of an object, by one probe each. The index is a hash: only whole paths are looked up, and a
 -- B-tree of their 90 characters would be as large as the table.
 create index video_generation_tasks_by_video on public.video_generation_tasks using hash (video_path)
@@ -177,7 +192,10 @@ begin
     raise exception 'a task is born pending, with attempt 0 and without a worker (status %, attempt %)',
       new.status, new.attempt
       using errcode = 'check_violation',
-            hint = 'Insert id, scene_id, user_id, priority and run_after only.';
+            hint = 'Insert id, scene_id or cut, user_id, priority and run_after only.';
+  end if;
+  if new.cut is not null then
+    new.lane := 0;
   end if;
   new.run_after := least(greatest(new.run_after, now()), '9999-01-01 00:00:00+00');
   return new;
@@ -189,7 +207,7 @@ create trigger task_is_born
   for each row
   when (
     new.status <> 'pending' or new.attempt <> 0 or new.worker_id is not null
-    or new.run_after < now() or new.run_after > '9999-01-01 00:00:00+00'
+    or new.run_after < now() or new.run_after > '9999-01-01 00:00:00+00' or new.cut is not null
   )
   execute function vidgen.task_is_born();
 
@@ -206,6 +224,13 @@ begin
   if new.attempt < old.attempt then
     raise exception 'task %: attempt never goes down (% to %)', old.id, old.attempt, new.attempt
       using errcode = 'check_violation';
+  end if;
+  if new.cut is distinct from old.cut then
+    raise exception 'task %: its cut stays as it was ordered', old.id
+      using errcode = 'check_violation', hint = 'Insert a new task with the other cut.';
+  end if;
+  if new.film_id is not null and new.film_id is distinct from old.film_id then
+    raise exception 'task %: no other film has ordered it', old.id using errcode = 'check_violation';
   end if;
 
   if old.status <> new.status then
@@ -339,7 +364,7 @@ revoke all on function
 
 grant select on public.video_generation_tasks to authenticated;
 grant insert (
-  id, user_id, scene_id, priority, run_after
+  id, user_id, scene_id, cut, priority, run_after
 ) on public.video_generation_tasks to authenticated;
 grant select, insert, update, delete on public.video_generation_tasks to service_role;
 grant select on public.video_generation_tasks to vidgen_worker;
@@ -354,7 +379,9 @@ create policy "owners see their tasks" on public.video_generation_tasks
 -- owns_scene, because a subquery or the foreign key would tell a stranger which scenes exist.
 create policy "owners order videos of their scenes" on public.video_generation_tasks
   for insert to authenticated
-  with check ((select vidgen.signed_in_user()) = user_id and vidgen.owns_scene(scene_id));
+  with check (
+    (select vidgen.signed_in_user()) = user_id and (cut is not null or vidgen.owns_scene(scene_id))
+  );
 create policy "the worker sees all tasks" on public.video_generation_tasks
   for select to vidgen_worker using (true);
 create policy "the worker writes all tasks" on public.video_generation_tasks

@@ -906,9 +906,12 @@ begin
                started_at = coalesce(t.started_at, now()), stage_progress = null,
                progress = case when to_cancel then t.progress else greatest(t.progress, 5) end,
                current_step = case
-                 when to_cancel then t.current_step else 'Initializing video generation pipeline'
+                 when to_cancel or t.lane = 0 then t.current_step
+                 else 'Initializing video generation pipeline'
                end,
-               message = case when to_cancel then t.message else 'Video generation started' end
+               message = case
+                 when to_cancel or t.lane = 0 then t.message else 'Video generation started'
+               end
          where t.id = any (waiting);
         set constraints all immediate;
         -- As check_taken.
@@ -1039,7 +1042,7 @@ begin
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
-  select t.id, t.attempt, t.user_id, t.scene_id into task
+  select t.id, t.attempt, t.user_id, t.scene_id, t.lane into task
     from public.video_generation_tasks as t
    where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
      for no key update skip locked;
@@ -1081,7 +1084,7 @@ begin
     attempt := task.attempt;
     worker_id := from_worker;
     return next;
-  elsif may_take and died < max_crashes - 1 then
+  elsif may_take and died < max_crashes - 1 and task.lane > 0 then  -- films have a claim of their own
     update public.video_generation_tasks as t
        set attempt = t.attempt + 1, worker_id = to_worker, stage_progress = null
      where t.id = of_task
@@ -1294,6 +1297,7 @@ begin
      and (b.crashes > 0 or b.waiting_since is not null or b.cancel_after is not null);
   delete from vidgen.checkpoints as c
    where c.task_id = new.id and c.state in ('submitting', 'generating');
+  perform vidgen.tell_films(new.id);
   return null;
 end
 $$;

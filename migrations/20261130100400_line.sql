@@ -28,6 +28,52 @@ create table vidgen.arrivals (
   due_at timestamptz not null
 ) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 
+-- Films. What a film is made of, in this order: each part is a task. No foreign key to that one: a part
+-- that is deleted is found missing, by its film's next attempt.
+create table vidgen.parts (
+  film_id uuid not null references public.video_generation_tasks (id) on delete cascade,
+  position smallint not null,
+  task_id uuid not null,
+  primary key (film_id, position),
+  constraint positions_begin_with_1 check (position > 0)
+);
+
+comment on table vidgen.parts is 'The tasks that a film is made of; one may be a part of several films.';
+
+create index parts_by_task on vidgen.parts (task_id);
+
+create table vidgen.films (
+  film_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
+  ordered_at timestamptz not null default now()
+);
+
+comment on table vidgen.films is
+  'Films whose parts are ordered: each is completed, or was begun with its credits held. A retry deletes the row.';
+
+-- The mailbox of films: a part's end only ever appends here, so it never waits for a film's row, runs no
+-- trigger of an application's on it, and can't deadlock. No foreign key: its check would lock the film.
+create table vidgen.endings (
+  id bigint generated always as identity primary key,
+  film_id uuid not null
+) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.endings is 'Films of which a part has ended, or that have begun to wait.';
+
+-- Tell the films of a task that it has ended, or is gone. Whoever orders it as a part locks its row first:
+-- this sees that film, or the film's own look at its parts sees the end.
+create function vidgen.tell_films(of_task uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  insert into vidgen.endings (film_id)
+  select distinct p.film_id from vidgen.parts as p where p.task_id = of_task;
+  if found then
+    perform vidgen.wake('vidgen_tasks', 'film');
+  end if;
+end
+$$;
+
 -- Waiting tasks that do not wait for their user's turn. `stage` is the next stage with a slot that the claim
 -- reserves. Null: no slot is reserved, because a generation runs at the provider, the next stage needs no
 -- reserved slot, or all stages are done. 'video': the still is done. Both go on before new tasks begin.
@@ -136,15 +182,21 @@ as $$
 #variable_conflict use_variable
 declare
   due boolean;
+  films_due boolean;
 begin
   with arrived as (
     insert into vidgen.arrivals (user_id, lane, due_at)
     select user_id, lane, min(run_after) from inserted group by user_id, lane
-    returning due_at
+    returning lane, due_at
   )
-  select bool_or(due_at <= now()) into due from arrived;
+  select bool_or(due_at <= now() and lane > 0), bool_or(due_at <= now() and lane = 0)
+    into due, films_due
+    from arrived;
   if due then
     perform vidgen.wake('vidgen_tasks', '');
+  end if;
+  if films_due then
+    perform vidgen.wake('vidgen_tasks', 'film');
   end if;
   return null;
 end
@@ -224,7 +276,7 @@ begin
          set stage = excluded.stage, resume_at = excluded.resume_at, followers = excluded.followers;
     end if;
     if new.run_after <= now() then
-      perform vidgen.wake('vidgen_tasks', '');
+      perform vidgen.wake('vidgen_tasks', case new.lane when 0 then 'film' else '' end);
     end if;
   else
     delete from vidgen.resumes as r where r.task_id = new.id;
@@ -279,20 +331,123 @@ as $$
          )
 $$;
 
+-- Take the mail of films, and look at the parts of each: how many have ended shows in its progress, and a
+-- film that waits for nothing more is due now. The look comes after the mail was taken, in a snapshot of
+-- its own: it sees the end that the mail is about. Of two workers that have mail of one film, one holds its
+-- row; the other leaves its mail where it is. The mail of a film that is at work is of no use: its attempt
+-- ends with mail of its own (see wait_for_parts). A row that refuses is noted, and its mail waits for the end
+-- of the pause. A row says which film became due or refused; the last one, without a film, whether there is
+-- more mail that may be taken now, and whether a film is due.
+create function vidgen.wake_films(batch integer)
+returns table (film_id uuid, refused text, more boolean, due boolean)
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+-- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
+set enable_seqscan = off
+as $$
+#variable_conflict use_variable
+declare
+  until timestamptz := statement_timestamp() + interval '2 seconds';
+  mail bigint[];
+  films uuid[];
+  film uuid;
+  waits record;
+  parts record;
+  looked uuid[] := '{}';
+  noted vidgen.refusals;
+begin
+  select array_agg(taken.id), array_agg(distinct taken.film_id order by taken.film_id)
+    into mail, films
+    from (
+      select e.id, e.film_id
+        from vidgen.endings as e
+       where not exists (select from vidgen.set_aside as a where a.task_id = e.film_id)
+       order by e.id
+       limit batch
+         for update of e skip locked
+    ) as taken;
+  foreach film in array coalesce(films, '{}') loop
+    exit when clock_timestamp() > until;
+    begin
+      select t.status, t.run_after into waits
+        from public.video_generation_tasks as t
+       where t.id = film
+         for no key update skip locked;
+      continue when not found
+        and exists (select from public.video_generation_tasks as t where t.id = film);
+      if waits.status = 'pending' and waits.run_after = '9999-01-01 00:00:00+00' then
+        select count(*) as all_of_them,
+               count(*) filter (where t.status in ('pending', 'processing')) as unfinished
+          into parts
+          from vidgen.parts as p
+          left join public.video_generation_tasks as t on t.id = p.task_id
+         where p.film_id = film;
+        update public.video_generation_tasks as t
+           set progress = greatest(
+                 t.progress,
+                 5 + 65.0 * (parts.all_of_them - parts.unfinished) / greatest(parts.all_of_them, 1)
+               ),
+               message = format(
+                 'Scenes ready: %s of %s', parts.all_of_them - parts.unfinished, parts.all_of_them
+               ),
+               run_after = case when parts.unfinished = 0 then now() else t.run_after end
+         where t.id = film;
+        perform vidgen.check_taken(film, 'pending', null);
+        if parts.unfinished = 0 then
+          if not exists (
+            select from public.video_generation_tasks as t where t.id = film and t.run_after <= now()
+          ) then
+            perform vidgen.row_stays(film);
+          end if;
+          film_id := film;
+          refused := null;
+          return next;
+        end if;
+      end if;
+      looked := looked || film;
+    exception
+      when others or assert_failure or query_canceled then
+        noted := vidgen.note_refusal(film, 'wake', format('%s %s', sqlstate, sqlerrm), null);
+        film_id := film;
+        refused := noted.error;
+        return next;
+    end;
+  end loop;
+  delete from vidgen.endings as e where e.id = any (mail) and e.film_id = any (looked);
+  film_id := null;
+  refused := null;
+  more := exists (
+    select from vidgen.endings as e
+     where e.id = any (mail)
+       and not exists (select from vidgen.set_aside as a where a.task_id = e.film_id)
+  ) or coalesce(cardinality(mail), 0) >= batch;
+  due := exists (select from vidgen.turns as n where n.lane = 0 and n.waiting_since is not null)
+         or exists (
+           select from vidgen.turns as n
+            where n.lane = 0 and n.waiting_since is null and n.due_at <= now()
+         )
+         or exists (select from vidgen.arrivals as a where a.lane = 0)
+         or exists (select from vidgen.suspects as s where s.lane = 0);
+  return next;
+end
+$$;
+
 -- Rights.
 
 call vidgen.revoke_from_strangers();
 
 revoke all on function
-  vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(),
-  vidgen.is_left_alone(text, text, text, text, interval)
+  vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(), vidgen.tell_films(uuid),
+  vidgen.wake_films(integer), vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
 
 grant insert (user_id, lane, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant update (waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant select, delete on
-  vidgen.arrivals, vidgen.passed_over, vidgen.resumes, vidgen.turns
+  vidgen.arrivals, vidgen.endings, vidgen.passed_over, vidgen.resumes, vidgen.turns
   to vidgen_worker;
+grant select on vidgen.films, vidgen.parts to vidgen_worker;
+grant insert (film_id) on vidgen.endings to vidgen_worker;
+grant update (film_id) on vidgen.endings to vidgen_worker;
 grant select on vidgen.suspects to vidgen_worker;
 grant insert (user_id, lane, due_at) on vidgen.arrivals to vidgen_worker;
 grant update (due_at) on vidgen.arrivals to vidgen_worker;
@@ -302,7 +457,8 @@ grant insert (task_id, until) on vidgen.passed_over to vidgen_worker;
 grant update (times, until) on vidgen.passed_over to vidgen_worker;
 grant select on vidgen.due_resumes to vidgen_worker;
 grant execute on function
-  vidgen.pass_over(uuid), vidgen.is_left_alone(text, text, text, text, interval)
+  vidgen.pass_over(uuid), vidgen.wake_films(integer),
+  vidgen.is_left_alone(text, text, text, text, interval)
   to vidgen_worker;
 
 update vidgen.settings set schema_version = '20261130100400', oldest_program = '20261130100400';

@@ -317,7 +317,8 @@ begin
           select
             from public.video_generation_tasks as t
             join vidgen.workers as w on w.id = t.worker_id
-           where t.status = 'processing' and w.provider = of_provider and w.account = of_account
+           where t.status = 'processing' and t.lane > 0
+             and w.provider = of_provider and w.account = of_account
              and not exists (
                select from vidgen.checkpoints as c where c.task_id = t.id and c.stage = 'video'
              )

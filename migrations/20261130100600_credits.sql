@@ -134,7 +134,8 @@ create trigger ledger_is_append_only
   before update or delete on public.credit_entries
   for each row execute function vidgen.ledger_is_append_only();
 
--- A hold is only for a running task, and for each of its stages that is not stored, at its price.
+-- What a hold may be for: a running task, or a waiting one that a running film of the same user orders as
+-- its part; and each of its stages that is not stored, at its price.
 create function vidgen.check_hold(of_task uuid, of_user uuid, prices jsonb) returns void
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -142,7 +143,16 @@ as $$
 declare
   wrong text;
 begin
-  perform vidgen.check_running(of_task, of_user);
+  if not exists (
+    select
+      from public.video_generation_tasks as t
+      join vidgen.parts as p on p.task_id = t.id
+      join public.video_generation_tasks as film on film.id = p.film_id
+     where t.id = of_task and t.user_id = of_user and t.status = 'pending'
+       and film.user_id = of_user and film.status = 'processing'
+  ) then
+    perform vidgen.check_running(of_task, of_user);
+  end if;
   select coalesce(due.stage, asked.stage) into wrong
     from (
       select st.name as stage, p.credits
@@ -420,6 +430,7 @@ as $$
 #variable_conflict use_variable
 begin
   perform vidgen.release_credits(old.id);
+  perform vidgen.tell_films(old.id);
   return null;
 end
 $$;

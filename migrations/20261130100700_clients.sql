@@ -3,10 +3,53 @@
 
 set local search_path = '';
 
--- Cancel and retry. A call for another user's task neither takes nor waits for the row's lock. The user's own
--- lock is taken before the row's, so that no statement waits long for a row. A repeated cancel writes nothing
--- and wakes no worker. The caller's role decides whether the limits apply; each cancel counts. The cost that a
--- cancel would lose is checked in every state: an output that waits for storage was paid as well.
+-- Cancel one task whose row the caller holds; whether that changed anything. A repeated cancel writes nothing
+-- and wakes no worker.
+create function vidgen.cancel_locked(of_task uuid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  task record;
+begin
+  select t.status, t.attempt, t.scene_id, t.user_id, t.cancel_requested_at into task
+    from public.video_generation_tasks as t
+   where t.id = of_task;
+  if task.status = 'pending' and not exists (
+    -- Something may live at the provider: only a worker can end it there.
+    select
+      from vidgen.checkpoints as c
+      join vidgen.submissions as s on s.id = c.submission_id
+     where c.task_id = of_task
+       and c.state <> 'done' and s.ended_at is null and s.answer is distinct from 'refused'
+  ) then
+    update public.video_generation_tasks as t
+       set status = 'cancelled', completed_at = now(),
+           cancel_requested_at = coalesce(t.cancel_requested_at, now()),
+           current_step = 'Cancelled', message = 'Video generation cancelled', stage_progress = null
+     where t.id = of_task;
+    perform vidgen.release_credits(of_task);
+    if task.attempt > 0 then
+      perform vidgen.write_scene(task.scene_id, task.user_id, 'pending', null, null);
+    end if;
+    return true;
+  elsif task.status in ('pending', 'processing') and task.cancel_requested_at is null then
+    update public.video_generation_tasks as t set cancel_requested_at = now() where t.id = of_task;
+    perform vidgen.wake('vidgen_tasks', 'cancel');
+    return true;
+  end if;
+  return false;
+end
+$$;
+
+-- Cancel and retry. A call for another user's task neither takes nor waits for the row's lock. The user's
+-- own lock is taken before the row's, so that nobody waits long for a row. The caller's role decides whether
+-- the limits apply; each cancel counts. What a cancel would throw away is checked in every state: an output
+-- that waits to be stored was paid for as well.
+--
+-- A film's row is locked first, then those of its parts by id, all of them before the first one changes: in
+-- that order they are locked wherever both are. It takes along what it has ordered, unless another
+-- unfinished film needs that as well.
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -14,7 +57,8 @@ as $$
 declare
   task public.video_generation_tasks;
   bound boolean := not vidgen.acts_for_all();
-  changed boolean := false;
+  parts uuid[] := '{}';
+  changed boolean;
 begin
   select t.* into task from public.video_generation_tasks as t where t.id = task_id;
   if task.id is null or not vidgen.may_act_on(task.user_id) then
@@ -32,32 +76,25 @@ begin
   if task.status in ('completed', 'failed', 'cancelled') then
     return task;
   end if;
-  if task.status = 'pending' and not exists (
-    -- A generation may run at the provider: only a worker can end it there.
-    select
-      from vidgen.checkpoints as c
-      join vidgen.submissions as s on s.id = c.submission_id
-     where c.task_id = task.id
-       and c.state <> 'done' and s.ended_at is null and s.answer is distinct from 'refused'
-  ) then
-    update public.video_generation_tasks as t
-       set status = 'cancelled', completed_at = now(),
-           cancel_requested_at = coalesce(t.cancel_requested_at, now()),
-           current_step = 'Cancelled', message = 'Video generation cancelled', stage_progress = null
-     where t.id = task.id
-    returning t.* into task;
-    perform vidgen.release_credits(task.id);
-    if task.attempt > 0 then
-      perform vidgen.write_scene(task.scene_id, task.user_id, 'pending', null, null);
-    end if;
-    changed := true;
-  elsif task.cancel_requested_at is null then
-    update public.video_generation_tasks as t
-       set cancel_requested_at = now()
-     where t.id = task.id
-    returning t.* into task;
-    perform vidgen.wake('vidgen_tasks', 'cancel');
-    changed := true;
+  if task.cut is not null then
+    parts := array(
+      select t.id
+        from public.video_generation_tasks as t
+       where t.film_id = task.id and t.status in ('pending', 'processing')
+         and not exists (
+           select
+             from vidgen.parts as p
+             join public.video_generation_tasks as film on film.id = p.film_id
+            where p.task_id = t.id and film.id <> task.id
+              and film.status in ('pending', 'processing')
+         )
+       order by t.id
+         for no key update of t
+    );
+  end if;
+  changed := vidgen.cancel_locked(task.id);
+  if changed then
+    perform vidgen.cancel_locked(part.id) from unnest(parts) as part (id);
   end if;
   if bound and changed then
     perform vidgen.count_user(task.user_id, 0, 1);
@@ -65,7 +102,7 @@ begin
     -- insert would meet the limit.
     if exists (
       select from vidgen.submissions as s
-       where s.task_id = task.id and not s.billed and s.cost is distinct from 0
+       where s.task_id = any (task.id || parts) and not s.billed and s.cost is distinct from 0
          and s.answer is distinct from 'refused'
          and (s.ended_at is null or s.ended_state = 'succeeded')
     ) and vidgen.unbilled_cost(task.user_id)
@@ -76,7 +113,60 @@ begin
                      'Let this one end, or try again tomorrow.';
     end if;
   end if;
+  select t.* into task from public.video_generation_tasks as t where t.id = task_id;
   return task;
+end
+$$;
+
+-- Try one failed or cancelled task again whose row the caller holds. Raises PT409 where it can't be.
+create function vidgen.retry_locked(of_task uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  task record;
+  budget vidgen.budgets;
+  allowed smallint;
+begin
+  select t.status, t.attempt, t.scene_id, t.user_id into task
+    from public.video_generation_tasks as t
+   where t.id = of_task;
+  if task.status not in ('failed', 'cancelled') then
+    raise exception 'task % is %: only a failed or cancelled task can be retried', of_task, task.status
+      using errcode = 'PT409';
+  end if;
+  select s.max_retries into allowed from vidgen.settings as s;
+  select b.* into budget from vidgen.budgets as b where b.task_id = of_task for update;
+  if coalesce(budget.retries, 0) >= allowed then
+    raise exception 'task % was retried % times already', of_task, allowed
+      using errcode = 'PT409', hint = 'Insert a new task.';
+  end if;
+  if budget.rejected_inputs is not null
+     and budget.rejected_inputs = vidgen.scene_digest(task.scene_id, task.user_id) then
+    raise exception 'task %: the provider''s content rules rejected this scene, and it is unchanged', of_task
+      using errcode = 'PT409', hint = 'Change the scene''s prompt or picture first.';
+  end if;
+
+  -- Finished stages are kept, and so is a finished generation whose output waits to be stored. A
+  -- stage that ended otherwise begins anew, from the scene as it is.
+  delete from vidgen.checkpoints as c
+   using vidgen.submissions as s
+   where c.task_id = of_task and c.submission_id = s.id and c.state not in ('done', 'storing')
+     and (s.ended_at is not null or s.answer = 'refused' or s.answer = 'unknown');
+  update vidgen.submissions as s set counted = false where s.task_id = of_task and s.counted;
+  insert into vidgen.budgets as b (task_id, retries) values (of_task, 1)
+      on conflict on constraint budgets_pkey do update
+     set retries = b.retries + 1, crashes = 0, suspect = false, rejected_inputs = null;
+  perform vidgen.note_event(of_task, 'retried', task.attempt, null, null, null);
+  -- A film orders again what it lacks.
+  delete from vidgen.films as f where f.film_id = of_task;
+
+  update public.video_generation_tasks as t
+     set status = 'pending', worker_id = null, failures = 0, cancel_requested_at = null,
+         error_code = null, error_message = null, error = null, completed_at = null,
+         progress = 0, stage_progress = null, run_after = now(),
+         current_step = 'Initializing', message = 'Video generation task started'
+   where t.id = of_task;
 end
 $$;
 
@@ -86,8 +176,6 @@ as $$
 #variable_conflict use_variable
 declare
   task public.video_generation_tasks;
-  budget vidgen.budgets;
-  allowed smallint;
   bound boolean := not vidgen.acts_for_all();
 begin
   select t.* into task from public.video_generation_tasks as t where t.id = task_id;
@@ -103,45 +191,12 @@ begin
   if task.id is null then
     raise exception 'there is no task % of yours', task_id using errcode = 'PT404';
   end if;
-  if task.status not in ('failed', 'cancelled') then
-    raise exception 'task % is %: only a failed or cancelled task can be retried', task_id, task.status
-      using errcode = 'PT409';
-  end if;
-  select s.max_retries into allowed from vidgen.settings as s;
-  select b.* into budget from vidgen.budgets as b where b.task_id = task.id for update;
-  if coalesce(budget.retries, 0) >= allowed then
-    raise exception 'task % was retried % times already', task_id, allowed
-      using errcode = 'PT409', hint = 'Insert a new task.';
-  end if;
-  if budget.rejected_inputs is not null
-     and budget.rejected_inputs = vidgen.scene_digest(task.scene_id, task.user_id) then
-    raise exception 'task %: the provider''s content rules rejected this scene, and it is unchanged', task_id
-      using errcode = 'PT409', hint = 'Change the scene''s prompt or picture first.';
-  end if;
-
-  -- Finished stages are kept, and so is a finished generation whose output waits for storage. A stage that
-  -- ended otherwise begins anew, from the present scene.
-  delete from vidgen.checkpoints as c
-   using vidgen.submissions as s
-   where c.task_id = task.id and c.submission_id = s.id and c.state not in ('done', 'storing')
-     and (s.ended_at is not null or s.answer = 'refused' or s.answer = 'unknown');
-  update vidgen.submissions as s set counted = false where s.task_id = task.id and s.counted;
-  insert into vidgen.budgets as b (task_id, retries) values (task.id, 1)
-      on conflict on constraint budgets_pkey do update
-     set retries = b.retries + 1, crashes = 0, suspect = false, rejected_inputs = null;
-  perform vidgen.note_event(task.id, 'retried', task.attempt, null, null, null);
-
-  update public.video_generation_tasks as t
-     set status = 'pending', worker_id = null, failures = 0, cancel_requested_at = null,
-         error_code = null, error_message = null, error = null, completed_at = null,
-         progress = 0, stage_progress = null, run_after = now(),
-         current_step = 'Initializing', message = 'Video generation task started'
-   where t.id = task.id
-  returning t.* into task;
+  perform vidgen.retry_locked(task.id);
   if bound then
     perform vidgen.count_user(task.user_id, 0, 1);
     perform vidgen.check_limits(task.user_id);
   end if;
+  select t.* into task from public.video_generation_tasks as t where t.id = task_id;
   return task;
 end
 $$;
@@ -324,7 +379,335 @@ create trigger count_row
   when (row_security_active('public.video_generation_tasks'))
   execute function vidgen.count_row();
 
--- Limits for scenes, where the table is ours; an application limits its own table itself.
+-- Films: their parts are ordered here, since the worker's role may insert no task.
+
+-- Scenes of a scenario, in the order in which they were made; 501 at the most. An application's own table
+-- may have other columns, of other types.
+create function vidgen.scenes_of(owner uuid, of_scenario text) returns uuid[]
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if (
+    select count(*) = 2
+      from pg_attribute as a
+     where a.attrelid = 'public.video_scenes'::regclass and a.attname in ('scenario_id', 'created_at')
+       and a.attgenerated = '' and not a.attisdropped
+  ) then
+    return array(
+      select s.id
+        from public.video_scenes as s
+       where s.user_id = owner and s.scenario_id::text in (of_scenario, lower(of_scenario))
+       order by s.created_at, s.id
+       limit 501
+    );
+  end if;
+  return array(
+    select s.id
+      from public.video_scenes as s
+     where s.user_id = owner
+       and vidgen.read_column('public.video_scenes', 'scenario_id', 'id', 'uuid', s.id::text) ->> 'value'
+           in (of_scenario, lower(of_scenario))
+     order by vidgen.read_column('public.video_scenes', 'created_at', 'id', 'uuid', s.id::text) ->> 'value',
+              s.id
+     limit 501
+  );
+end
+$$;
+
+-- What a cut asks for: each position with its scene, and the task that is there already: the one that the cut
+-- names, or that this film has ordered before. A scene that the cut names twice is ordered once. A task that
+-- was deleted is ordered anew.
+create function vidgen.wanted_parts(of_film uuid, owner uuid, cut jsonb)
+returns table (place smallint, of_scene uuid, of_task uuid)
+language sql volatile set search_path = pg_catalog, pg_temp
+as $$
+  with named as materialized (
+    select one.place::smallint as place, (one.part ->> 'scene')::uuid as of_scene,
+           (one.part ->> 'task')::uuid as of_task
+      from jsonb_array_elements(wanted_parts.cut -> 'parts') with ordinality as one (part, place)
+    union all
+    select one.place::smallint, one.id, null
+      from unnest(
+             vidgen.scenes_of(wanted_parts.owner, wanted_parts.cut ->> 'scenario')
+           ) with ordinality as one (id, place)
+     where wanted_parts.cut ? 'scenario'
+  ),
+  before as materialized (
+    select p.position, p.task_id, t.scene_id
+      from vidgen.parts as p
+      join public.video_generation_tasks as t on t.id = p.task_id
+     where p.film_id = wanted_parts.of_film
+  )
+  select named.place, named.of_scene,
+         coalesce(
+           named.of_task,
+           -- A list stays as it is; a scenario may have got other scenes.
+           (
+             select b.task_id
+               from before as b
+              where case when wanted_parts.cut ? 'parts' then b.position = named.place
+                         else b.scene_id = named.of_scene end
+              limit 1
+           )
+         )
+    from named
+   order by named.place
+$$;
+
+-- Raises what keeps a film from being ordered: as a value it comes out of order_parts, which takes back
+-- everything that was done before.
+create function vidgen.refuse_film(of_code text, of_field text, of_message text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  raise exception '%', of_message
+    using errcode = 'VG007', detail = of_code, column = coalesce(of_field, '');
+end
+$$;
+
+-- Try the parts again that have ended without a clip. Returns how many. Those that can't be are left as they
+-- are where the cut says so (`on_failure`), else nothing is ordered.
+create function vidgen.retry_parts(tasks uuid[], skips boolean) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  part record;
+  retried integer := 0;
+begin
+  for part in
+    select t.id, t.error_code, min(w.place) as place
+      from unnest(tasks) with ordinality as w (id, place)
+      join public.video_generation_tasks as t on t.id = w.id
+     where t.status in ('failed', 'cancelled')
+     group by t.id
+     order by t.id
+  loop
+    begin
+      perform vidgen.retry_locked(part.id);
+      retried := retried + 1;
+    exception
+      when sqlstate 'PT409' then
+        if not skips then
+          perform vidgen.refuse_film(
+            'PART_FAILED', format('/parts/%s', part.place - 1),
+            format('Part %s ended before (%s) and can''t be tried again: %s.',
+                   part.place, coalesce(part.error_code, 'CANCELLED'), sqlerrm)
+          );
+        end if;
+    end;
+  end loop;
+  return retried;
+end
+$$;
+
+-- Hold the credits of all parts that are not completed. One that its own worker has held them for keeps that
+-- hold.
+create function vidgen.hold_parts(of_film uuid, owner uuid) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  part record;
+begin
+  for part in
+    select t.id, due.prices, due.missing
+      from (select distinct p.task_id from vidgen.parts as p where p.film_id = of_film) as one
+      join public.video_generation_tasks as t on t.id = one.task_id
+     cross join lateral (
+       select coalesce(jsonb_object_agg(st.name, c.credits), '{}') as prices,
+              coalesce(bool_or(c.credits is null), false) as missing
+         from vidgen.stages as st
+         left join public.credit_prices as c on c.action = st.action
+        where not exists (
+          select from vidgen.checkpoints as k
+           where k.task_id = t.id and k.stage = st.name and k.state = 'done'
+        )
+     ) as due
+     where t.status in ('pending', 'processing')
+       and not exists (select from vidgen.holds as h where h.task_id = t.id and h.closed_at is null)
+     order by t.id
+  loop
+    if part.missing then
+      perform vidgen.refuse_film('PRICE_MISSING', null, 'credit_prices lacks an action');
+    elsif not vidgen.hold_credits(part.id, owner, part.prices) then
+      perform vidgen.refuse_film(
+        'INSUFFICIENT_CREDITS', null,
+        'There are not enough credits for all scenes of this film, so none was begun. '
+        'Add credits, then retry.'
+      );
+    end if;
+  end loop;
+end
+$$;
+
+-- Refuse what a film orders beyond its owner's limits, as limit_inserts does.
+create function vidgen.limit_parts(owner uuid, tasks uuid[], rows bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  most integer;
+  crowded uuid;
+begin
+  if rows > 0 then
+    perform vidgen.count_user(owner, rows, 0);
+    select s.max_tasks_per_scene into most from vidgen.settings as s;
+    select mine.scene_id into crowded
+      from (
+        select distinct t.scene_id from public.video_generation_tasks as t where t.id = any (tasks)
+      ) as mine
+     where (
+       select count(*)
+         from (
+           select from public.video_generation_tasks as t where t.scene_id = mine.scene_id limit most + 1
+         ) as of_scene
+     ) > most
+     limit 1;
+    if crowded is not null then
+      raise exception 'limit reached: scene % has % tasks', crowded, most
+        using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
+    end if;
+  end if;
+  perform vidgen.check_limits(owner);
+end
+$$;
+
+-- Make every part of a cut be completed, or unfinished with its credits held; else raises VG007 or PT429.
+-- Parts that are there already are locked by id before one of them changes: the end of one of them is
+-- seen here, or meets the row that names this film.
+create function vidgen.order_wanted(
+  of_film uuid, owner uuid, cut jsonb, of_priority smallint, with_credits boolean
+) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  places smallint[];
+  scenes uuid[];
+  tasks uuid[];
+  wrong record;
+  retried integer;
+  made uuid[];
+begin
+  select coalesce(array_agg(w.place), '{}'), array_agg(w.of_scene), array_agg(w.of_task)
+    into places, scenes, tasks
+    from vidgen.wanted_parts(of_film, owner, cut) as w;
+  if cardinality(places) = 0 then
+    perform vidgen.refuse_film(
+      'INVALID_REQUEST', '/scenario',
+      format('/scenario: there is no scene of yours in scenario %s', cut ->> 'scenario')
+    );
+  elsif cardinality(places) > 500 then
+    perform vidgen.refuse_film(
+      'INVALID_REQUEST', '/scenario', '/scenario: it has more than 500 scenes, the most of a film'
+    );
+  end if;
+  perform from public.video_generation_tasks as t
+    where t.id = any (tasks) order by t.id for no key update;
+
+  select format('/parts/%s/%s', w.place - 1, case when w.scene is null then 'task' else 'scene' end) as field,
+         case when w.scene is null then 'task' else 'scene' end as kind, coalesce(w.scene, w.task) as id
+    into wrong
+    from unnest(places, scenes, tasks) as w (place, scene, task)
+   where case
+           when w.task is not null then not exists (
+             select from public.video_generation_tasks as t
+              where t.id = w.task and t.user_id = owner and t.cut is null
+           )
+           else not exists (
+             select from public.video_scenes as s where s.id = w.scene and s.user_id = owner
+           )
+         end
+   order by w.place
+   limit 1;
+  if found then
+    perform vidgen.refuse_film(
+      'INVALID_REQUEST', wrong.field,
+      format('%s: there is no %s %s of yours', wrong.field, wrong.kind, wrong.id)
+    );
+  end if;
+
+  retried := vidgen.retry_parts(tasks, coalesce(cut ->> 'on_failure' = 'skip', false));
+  delete from vidgen.parts as p where p.film_id = of_film;
+  with ordered as (
+    insert into public.video_generation_tasks (user_id, scene_id, priority, film_id, created_at)
+    -- In the order of the film, which its owner's line keeps.
+    select owner, w.scene, of_priority, of_film, now() + min(w.place) * interval '1 microsecond'
+      from unnest(places, scenes, tasks) as w (place, scene, task)
+     where w.task is null
+     group by w.scene
+    returning id, scene_id
+  ),
+  named as (
+    insert into vidgen.parts (film_id, position, task_id)
+    select of_film, w.place, coalesce(w.task, ordered.id)
+      from unnest(places, scenes, tasks) as w (place, scene, task)
+      left join ordered on w.task is null and ordered.scene_id = w.scene
+  )
+  select coalesce(array_agg(ordered.id), '{}') into made from ordered;
+  if retried + cardinality(made) > 0 then
+    perform vidgen.limit_parts(owner, made, cardinality(made));
+  end if;
+  if with_credits then
+    perform vidgen.hold_parts(of_film, owner);
+  end if;
+end
+$$;
+
+-- Order the parts of a film that is at work: all of them, or nothing. No row: this worker does not hold that
+-- attempt. `refused`: why nothing was ordered, as an error code ('CANCELLED': its owner asked to cancel);
+-- null: they are ordered, now or before. The owner's lock comes first, as in his own calls; he may hold it for
+-- as long as he likes, so the wait is short, and whoever asks comes again.
+create function vidgen.order_parts(
+  of_film uuid, of_attempt integer, of_worker uuid, with_credits boolean
+) returns table (refused text, said text, field text)
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  owner uuid;
+  film record;
+  hint text;
+begin
+  select t.user_id into owner
+    from public.video_generation_tasks as t
+   where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker
+     and t.status = 'processing' and t.cut is not null;
+  if owner is null then
+    return;
+  end if;
+  insert into vidgen.user_locks (user_id) values (owner) on conflict do nothing;
+  perform from vidgen.user_locks as l where l.user_id = owner for no key update;
+  select t.cut, t.priority, t.cancel_requested_at into film
+    from public.video_generation_tasks as t
+   where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker
+     and t.status = 'processing' and t.cut is not null
+     for no key update;
+  if not found then
+    return;
+  end if;
+  if film.cancel_requested_at is not null then
+    refused := 'CANCELLED';
+  elsif not exists (select from vidgen.films as f where f.film_id = of_film) then
+    begin
+      perform vidgen.order_wanted(of_film, owner, film.cut, film.priority, with_credits);
+      insert into vidgen.films (film_id) values (of_film);
+    exception
+      when sqlstate 'VG007' or sqlstate 'PT429' then
+        get stacked diagnostics
+          refused = pg_exception_detail, said = message_text, field = column_name,
+          hint = pg_exception_hint;
+        said := concat_ws('. ', said, nullif(hint, ''));
+    end;
+  end if;
+  return next;
+end
+$$;
+
+-- Scenes, where the table is ours; an application's own is its own affair.
 create function vidgen.limit_scenes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -404,7 +787,13 @@ revoke all on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
   public.retry_video_generation_task(uuid), public.grant_video_credits(uuid, integer, text),
   vidgen.check_limits(uuid), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
-  vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text)
+  vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text),
+  vidgen.cancel_locked(uuid), vidgen.retry_locked(uuid), vidgen.scenes_of(uuid, text),
+  vidgen.wanted_parts(uuid, uuid, jsonb), vidgen.refuse_film(text, text, text),
+  vidgen.retry_parts(uuid[], boolean), vidgen.hold_parts(uuid, uuid),
+  vidgen.limit_parts(uuid, uuid[], bigint),
+  vidgen.order_wanted(uuid, uuid, jsonb, smallint, boolean),
+  vidgen.order_parts(uuid, integer, uuid, boolean)
   from public, anon, authenticated, service_role;
 
 -- This policy restricts every role that an application's own policies let read storage.objects.
@@ -419,7 +808,7 @@ grant execute on function
   to service_role;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
-  public.retry_video_generation_task(uuid)
+  public.retry_video_generation_task(uuid), vidgen.order_parts(uuid, integer, uuid, boolean)
   to vidgen_worker;
 
 -- Owners sign their own files. Only policies: `alter table storage.objects` fails on hosted Supabase.

@@ -36,7 +36,10 @@ select waiting.due as pending, waiting.later as scheduled, waiting.oldest_second
        gates.closed as gates_closed
   from (
     select count(*) filter (where t.run_after <= now()) as due,
-           count(*) filter (where t.run_after > now()) as later,
+           -- Not the films that wait for their parts.
+           count(*) filter (
+             where t.run_after > now() and t.run_after < '9999-01-01 00:00:00+00'
+           ) as later,
            coalesce(extract(epoch from now() - min(greatest(t.run_after, t.created_at))
              filter (where t.run_after <= now())), 0)::float as oldest_seconds
       from public.video_generation_tasks as t
@@ -78,6 +81,7 @@ select hours.hour, t.completed, t.failed, t.cancelled, t.seconds_median, t.secon
              filter (where status = 'completed') as seconds_p95
       from public.video_generation_tasks
      where completed_at >= hours.hour and completed_at < hours.hour + interval '1 hour'
+       and lane > 0  -- films are made of tasks that are counted already
   ) as t
  cross join lateral (
     select count(*) as submissions, count(*) filter (where answer = 'unknown') as unknown,
@@ -183,6 +187,12 @@ begin
       from public.video_generation_tasks as t
      where t.id in (select old.task_id from old)
        and t.status in ('completed', 'failed', 'cancelled') and t.completed_at < before
+       and not exists (
+         select
+           from vidgen.parts as p
+           join public.video_generation_tasks as film on film.id = p.film_id
+          where p.task_id = t.id and film.status in ('pending', 'processing')
+       )
        -- A retry or a deletion may hold the row: a later batch takes it.
        for no key update skip locked
   ),

@@ -192,7 +192,7 @@ def test_a_priority_has_its_range(ground: Ground, priority: int) -> None:
 
 # The rights of each role.
 
-CLIENT_SETS = {"id", "scene_id", "user_id", "priority", "run_after"}
+CLIENT_SETS = {"id", "cut", "scene_id", "user_id", "priority", "run_after"}
 
 
 def test_a_client_sets_its_columns_and_no_other(ground: Ground) -> None:

@@ -51,7 +51,8 @@ WORKER_ONLY: Mapping[str, Rights] = {"vidgen_worker": OF_ITS_STATEMENTS}
 DECIDED: Mapping[str, Mapping[str, Rights]] = {
     TASKS: {
         "authenticated": Rights(
-            select=ALL, insert=frozenset({"id", "scene_id", "user_id", "priority", "run_after"})
+            select=ALL,
+            insert=frozenset({"id", "scene_id", "cut", "user_id", "priority", "run_after"}),
         ),
         "service_role": WRITE,
         # The columns that a worker writes. No role changes owner, scene and place.
@@ -91,6 +92,9 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.workers": WORKER_ONLY,
     "vidgen.turns": WORKER_ONLY,
     "vidgen.arrivals": WORKER_ONLY,
+    "vidgen.endings": WORKER_ONLY,
+    "vidgen.films": {"vidgen_worker": READ},
+    "vidgen.parts": {"vidgen_worker": READ},
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.passed_over": WORKER_ONLY,
     "vidgen.due_resumes": {"vidgen_worker": READ},
@@ -228,6 +232,18 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.may_act_on(uuid)": NONE,
     "vidgen.unbilled_cost(uuid)": NONE,
     "vidgen.check_limits(uuid)": NONE,
+    "vidgen.cancel_locked(uuid)": NONE,
+    "vidgen.retry_locked(uuid)": NONE,
+    "vidgen.tell_films(uuid)": NONE,
+    "vidgen.wake_films(integer)": WORKER,
+    "vidgen.order_parts(uuid,integer,uuid,boolean)": WORKER,
+    "vidgen.order_wanted(uuid,uuid,jsonb,smallint,boolean)": NONE,
+    "vidgen.wanted_parts(uuid,uuid,jsonb)": NONE,
+    "vidgen.scenes_of(uuid,text)": NONE,
+    "vidgen.refuse_film(text,text,text)": NONE,
+    "vidgen.retry_parts(uuid[],boolean)": NONE,
+    "vidgen.hold_parts(uuid,uuid)": NONE,
+    "vidgen.limit_parts(uuid,uuid[],bigint)": NONE,
     "vidgen.limit_inserts()": NONE,
     "vidgen.refuse_pruned_ids()": NONE,
     "vidgen.ledger_is_append_only()": NONE,

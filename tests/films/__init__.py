@@ -1,0 +1,1 @@
+"""Tests of films: orders of several scenes."""

@@ -96,6 +96,28 @@ def tries_the_gate(_: Ground, hand: Hand) -> list[Row]:
     return rows
 
 
+def five_films_wait(ground: Ground, _: Hand) -> list[UUID]:
+    return [ground.film(ground.user()) for _ in range(5)]
+
+
+def five_films_have_ended_parts(ground: Ground, hand: Hand) -> list[UUID]:
+    films = [ground.held_film(hand, "order_parts", "wait_for_parts").id for _ in range(5)]
+    for film in films:
+        for part in ground.parts(film):
+            ground.sql("select public.cancel_video_generation_task(%s)", part["id"])
+    return films
+
+
+def claims_films(_: Ground, hand: Hand) -> list[Row]:
+    return [{"id": held.id, "refused": None} for held in hand.claim_films()]
+
+
+def wakes_films(ground: Ground, hand: Hand) -> list[Row]:
+    """And takes those that are due."""
+    hand("wake_films")
+    return claims_films(ground, hand)
+
+
 Case = tuple[Callable[[Ground, Hand], list[UUID]], Callable[[Ground, Hand], list[Row]], str]
 
 OF_SEVERAL: dict[str, Case] = {
@@ -106,13 +128,15 @@ OF_SEVERAL: dict[str, Case] = {
     "claim_trial": (five_wait, tries_the_gate, "processing"),
     "hand_back": (five_run, hands_back, "pending"),
     "take_over": (five_run, takes_over, "processing"),
+    "claim_films": (five_films_wait, claims_films, "processing"),
+    "wake_films": (five_films_have_ended_parts, wakes_films, "processing"),
     "take_over of the lost": (five_run, takes_over_for_the_last_time, "failed"),
 }
 OF_ONE = (
     "start_task", "begin_submission", "end_generation", "finish_stage", "complete", "requeue",
-    "fail", "cancel", "set_aside",
+    "fail", "cancel", "set_aside", "wait_for_parts",
 )  # fmt: skip
-OF_ITS_OWN_TEST = ("report", "retry_refused", "try_rows")
+OF_ITS_OWN_TEST = ("report", "retry_refused", "try_rows", "order_parts")
 
 
 def test_every_statement_that_writes_a_task_has_its_case() -> None:
@@ -120,6 +144,27 @@ def test_every_statement_that_writes_a_task_has_its_case() -> None:
     several = {name.partition(" ")[0] for name in OF_SEVERAL}
     queries, _ = doers(WRITES_A_TASK)
     assert queries == several | set(OF_ONE) | set(OF_ITS_OWN_TEST)
+
+
+def test_a_part_that_refuses_its_retry_takes_back_the_whole_order(ground: Ground) -> None:
+    """All parts or none: the film is set aside, and orders them when the row takes the change."""
+    hand = ground.worker()
+    film = ground.held_film(hand, "order_parts", "wait_for_parts", parts=3)
+    for held in hand.claim():
+        hand.about(held, "fail")
+    hand("wake_films")
+    (film,) = hand.claim_films()
+    hand.about(film, "fail")
+    ground.sql("select vidgen.retry_task(%s)", film.id)
+    (film,) = hand.claim_films()
+    refuse(ground, ground.parts(film.id)[1]["id"])
+    before = ground.dump()
+    with pytest.raises(psycopg.Error, match="notifications_user_id_fkey"):
+        hand.about(film, "order_parts")
+    assert ground.dump() == before
+    let_go(ground)
+    assert hand.about(film, "order_parts")[0]["refused"] is None
+    assert {part["status"] for part in ground.parts(film.id)} == {"pending"}
 
 
 def test_rows_are_tried_to_their_end_and_all_of_it_is_undone(ground: Ground) -> None:
@@ -574,7 +619,9 @@ async def test_a_deferred_constraint_stops_only_its_own_task(world: World) -> No
 
 
 @pytest.mark.parametrize("how", ["old", "null"])
-@pytest.mark.parametrize("statement", ["complete", "fail", "cancel", "requeue", "finish_stage"])
+@pytest.mark.parametrize(
+    "statement", ["complete", "fail", "cancel", "requeue", "finish_stage", "wait_for_parts"]
+)
 def test_a_statement_whose_row_does_not_change_writes_nothing(
     ground: Ground, statement: str, how: str
 ) -> None:

@@ -22,6 +22,7 @@ from tests.conftest import Database
 from tests.support.application import Application
 from vidgen_worker.database.pool import QUERIES
 from vidgen_worker.queue.claims import Claimed, Claims
+from vidgen_worker.queue.films import Films
 
 if TYPE_CHECKING:
     from vidgen_worker.queue.caller import Caller
@@ -88,8 +89,12 @@ USUAL: Mapping[str, Any] = MappingProxyType({
 FENCED = (
     "load_task", "start_task", "begin_submission", "answer_submission", "end_generation",
     "begin_upload", "finish_stage", "report", "complete", "requeue", "fail", "cancel", "set_aside",
+    "load_film", "order_parts", "wait_for_parts",
 )  # fmt: skip
 """The queries about one task, which carry its fence."""
+
+OF_FILMS = ("load_film", "order_parts", "wait_for_parts")
+"""Those of them that are about a film."""
 
 UNFENCED_FACTS: Mapping[str, str] = MappingProxyType(
     {"answer_submission": "vidgen.submissions", "end_generation": "vidgen.submissions"}
@@ -180,6 +185,13 @@ class Hand:
         claimed: Claimed = at_once(claims.take(slots, idle=idle))
         assert len({task.id for task, _ in claimed.tasks}) == len(claimed.tasks)
         fences = [task.fence for task, _ in claimed.tasks]
+        return [Held(fence.task_id, fence.attempt, fence.worker_id) for fence in fences]
+
+    def claim_films(self, *, idle: bool = True) -> list[Held]:
+        """Claim films that are due, as a worker does."""
+        films = Films(cast("Caller", AtOnce(self, {})))
+        taken, _ = at_once(films.take(idle=idle))
+        fences = [task.fence for task, _ in taken]
         return [Held(fence.task_id, fence.attempt, fence.worker_id) for fence in fences]
 
     def about(self, held: Held, name: str, **parameters: object) -> list[Row]:
@@ -353,6 +365,35 @@ class Ground(Application):
             )  # fmt: skip
         return task_id
 
+    def film(self, user_id: UUID, parts: int = 2, cut: Mapping[str, Any] | None = None) -> UUID:
+        """Order a film of so many new scenes of the user's, or with this cut."""
+        film_id = uuid4()
+        if cut is None:
+            cut = {"parts": [{"scene": str(self.scene(user_id))} for _ in range(parts)]}
+        self.sql(
+            "insert into public.video_generation_tasks (id, user_id, cut) values (%s, %s, %s)",
+            film_id, user_id, Jsonb(dict(cut)),
+        )  # fmt: skip
+        return film_id
+
+    def held_film(
+        self, hand: Hand, *walk: str, user_id: UUID | None = None, parts: int = 2,
+        cut: Mapping[str, Any] | None = None,
+    ) -> Held:  # fmt: skip
+        """Order a film, let this worker claim it, and walk its attempt up to a point."""
+        film_id = self.film(user_id or self.user(), parts, cut)
+        (held,) = (taken for taken in hand.claim_films() if taken.id == film_id)
+        hand.walk(held, *walk)
+        return held
+
+    def parts(self, film_id: UUID) -> list[Row]:
+        """A film's parts in order: position, and the columns of each task."""
+        return self.sql(
+            "select p.position, t.* from vidgen.parts as p"
+            " left join public.video_generation_tasks as t on t.id = p.task_id"
+            " where p.film_id = %s order by p.position", film_id,
+        )  # fmt: skip
+
     def orders(self, user_id: UUID, rows: int, due: timedelta = timedelta(0)) -> None:
         """Make many tasks of one user in one statement."""
         self.sql(
@@ -371,6 +412,8 @@ class Ground(Application):
 
     def prepared(self, hand: Hand, name: str) -> Held:
         """Make a claimed task in the state in which this fenced query has something to do."""
+        if name in OF_FILMS:
+            return self.held_film(hand, *(("order_parts",) if name == "wait_for_parts" else ()))
         walk = {
             "begin_submission": ("start_task",),
             "answer_submission": ("start_task", *STAGE[:1]),

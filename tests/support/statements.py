@@ -18,7 +18,7 @@ from vidgen_worker.database.statements import read_queries
 FORMER = Path(__file__).parents[1] / "database" / "former_queries.sql"
 OPERATORS = ("close_gate", "open_gate", "add_account_reading")
 """What the command line writes with the worker's login: gates, and readings of the account."""
-ONLY_LOCKED = {"vidgen.arrivals": "due_at"}
+ONLY_LOCKED = {"vidgen.arrivals": "due_at", "vidgen.endings": "film_id"}
 """FOR UPDATE asks for UPDATE of a column: of these tables no statement writes one."""
 
 _INSERT = re.compile(r"\binsert into ((?:public|vidgen)\.\w+)(?: as (\w+))?\s*\(")

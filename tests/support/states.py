@@ -18,6 +18,19 @@ def nothing(_: Ground, __: Hand) -> Parameters:
     return {}
 
 
+def a_film_to_claim(ground: Ground, hand: Hand) -> Parameters:
+    ground.film(ground.user())
+    hand("line_up")
+    return {}
+
+
+def a_film_whose_part_has_ended(ground: Ground, hand: Hand) -> Parameters:
+    held = ground.held_film(hand, "order_parts", "wait_for_parts")
+    first = ground.parts(held.id)[0]["id"]
+    ground.sql("select public.cancel_video_generation_task(%s)", first)
+    return {}
+
+
 def a_claimable_task(ground: Ground, hand: Hand) -> Parameters:
     ground.orders(ground.user(), 5)
     ground.order()
@@ -277,6 +290,8 @@ STATES: Mapping[str, Prepare] = {
     "line_up": arrivals,
     "claim": a_claimable_task,
     "resume": tasks_to_go_on,
+    "claim_films": a_film_to_claim,
+    "wake_films": a_film_whose_part_has_ended,
     "clear_line": a_line_of_cancelled_tasks,
     "claim_cancelled": a_waiting_cancel,
     "claim_trial": a_storm,

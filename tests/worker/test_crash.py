@@ -8,12 +8,13 @@ own, then one ordinary worker takes everything over, and the books are compared.
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, LiteralString
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.support.mortal import KILLED, QUICK, ForkServer, Mortal, Mortals, kill_points
 from tests.support.watching import until_true, watch
@@ -55,6 +56,8 @@ class Scenario:
     ends: str = "completed"
     generations: int = 1
     """Per stage, where nothing is left in doubt."""
+    film: bool = False
+    """Ordered as the only part of a film, which is to end as its part does."""
 
 
 # What happens besides the worker's own doings.
@@ -218,6 +221,12 @@ SCENARIOS: Mapping[str, Scenario] = {
          **_both("query report")},
         words="[[slow 4s]] [[poll-500 x1]]",
         environment={"VIDGEN_STAGE_DEADLINE": "100ms", "VIDGEN_POLL_INTERVAL": "100ms"},
+    ),
+    "a film": Scenario(
+        {**_both("query wake_films"), **_both("query claim_films"),
+         **_both("query load_film"), **_both("query order_parts"),
+         **_both("query wait_for_parts"), "event FilmWaits": (1,), "event FilmWoken": (1,)},
+        film=True,
     ),
     "conformed": Scenario({"event OutputConformed": (1, 2)}, words="[[wrong-size]]"),
     "drained": Scenario(
@@ -391,7 +400,7 @@ async def test_death_at_every_point(
     with fork_server.mortals(tmp_path / "mortal.log") as dying:
         for point, occurrences in scenario.points.items():
             for occurrence in occurrences:
-                case = _order(world, point, occurrence, scenario.words)
+                case = _order(world, point, occurrence, scenario)
                 await _kill(world, dying, scenario, case, world.env(**environment))
                 if scenario.mend:
                     world.sql(scenario.mend)
@@ -407,6 +416,8 @@ async def test_death_at_every_point(
         )  # fmt: skip
         # Whatever a dead worker has uploaded and nobody has charged goes in one round.
         await worker.janitor.remove_uploads()
+    if scenario.film:
+        cases = [_of_its_part(world, case) for case in cases]
     problems = [
         problem for case in cases for problem in await asyncio.to_thread(_audit, world, name, case)
     ]
@@ -427,14 +438,32 @@ async def test_death_at_every_point(
     )
 
 
-def _order(world: World, point: str, occurrence: int, words: str) -> Case:
+def _order(world: World, point: str, occurrence: int, scenario: Scenario) -> Case:
+    words = scenario.words
     user = world.user(CREDITS)
     scene = world.scene(user)
     world.sql(
         "update video_scenes set image_prompt = %s || image_prompt, "
         "visual_prompt = %s || visual_prompt where id = %s", words, words, scene,
     )  # fmt: skip
-    return Case(point, occurrence, user, scene, world.order(user, scene))
+    if not scenario.film:
+        return Case(point, occurrence, user, scene, world.order(user, scene))
+    film = uuid4()
+    world.as_user(
+        user, "insert into public.video_generation_tasks (id, user_id, cut) values (%s, %s, %s)",
+        film, user, Jsonb({"parts": [{"scene": str(scene)}]}),
+    )  # fmt: skip
+    return Case(point, occurrence, user, scene, film)
+
+
+def _of_its_part(world: World, case: Case) -> Case:
+    """The same case by the task that its film ordered: once, whatever died."""
+    film = world.task(case.task)
+    assert (film["status"], film["error"]) == ("completed", None), f"{case.point}: {film}"
+    (part,) = world.sql(
+        "select id from video_generation_tasks where film_id = %s", case.task
+    )  # fmt: skip
+    return replace(case, task=part["id"])
 
 
 async def _kill(

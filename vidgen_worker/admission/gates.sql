@@ -100,7 +100,7 @@ waiting as materialized (
 line as materialized (
   select n.user_id, n.lane
     from vidgen.turns as n
-   where n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
+   where n.lane > 0 and n.waiting_since is not null and n.user_id not in (select aside.user_id from aside)
      and n.user_id not in (select waiting.user_id from waiting)
    order by random()
    limit 3

@@ -33,6 +33,8 @@ Row = dict[str, Any]
 WIDE = 100
 """Columns of a terminal from which on a list says whose a task is, and when it was ordered."""
 URLS = ("image_url", "video_url")
+FOR_EVER = 9999
+"""The year until which a film waits whose parts have not ended."""
 LONG = 50
 """Letters of one word from which on it has a line of its own, to be copied."""
 
@@ -107,17 +109,26 @@ def show(task_id: TaskId, json: Json = False) -> None:
         story = database.rows("story_of_task", row_of)
         refusal = database.row("refusal_of_task", row_of)
         limits = database.rows("limits_of_user", {"user_id": row["user_id"]})[0]
+        parts = database.rows("parts_of_film", row_of) if row["cut"] is not None else []
         waits = list(_waits(database, row, refusal, limits))
     if json:
         print_json({
             **row, "submissions": submissions, "checkpoints": checkpoints, "money": money,
             "story": story, "set_aside": refusal, "user_limits": limits, "waits": waits,
+            "parts": parts,
         })  # fmt: skip
         return
     print_task({**row, **money})
     for reason in waits:
         console().print(f"Waits: {printable(reason)}", soft_wrap=True, style="yellow", markup=False)
     out = console()
+    if parts:
+        lines = [
+            (p["position"], p["task_id"], status_text(p) if p["status"] else "deleted",
+             p["progress"], p["error_code"] or p["current_step"])
+            for p in parts
+        ]  # fmt: skip
+        out.print(table(("part", "task", "status", "%", "step or code"), lines, "Parts"))
     stages = [
         (c["stage"], c["state"], c["generation_id"], c["size"], c["updated_at"])
         for c in checkpoints
@@ -197,7 +208,9 @@ def _waits(database: Database, row: Row, refusal: Row | None, limits: Row) -> It
         )
     if row["status"] != Status.PENDING:
         return
-    if row["run_after"] > row["database_now"]:
+    if row["run_after"].year == FOR_EVER:
+        yield f"for its parts: {row['message']}"
+    elif row["run_after"] > row["database_now"]:
         why = row["message"] if row["attempt"] else "it was ordered for later"
         yield f"until {cell(row['run_after'])}: {why}"
     budget = database.row("budget_of_task", {"task_id": row["id"]})
@@ -246,7 +259,7 @@ def find(database: Database, text: str) -> Row:
 def print_task(row: Row) -> None:
     """Everything that is set; URLs last and in one piece, to be copied."""
     out = console()
-    apart = {"database_now", *(("error", "message") if row.get("error_message") else ())}
+    apart = {"database_now", "cut", *(("error", "message") if row.get("error_message") else ())}
     shown = {k: v for k, v in row.items() if v is not None and k not in apart}
     urls = {
         name: shown.pop(name)

@@ -41,7 +41,8 @@ select t.id, t.user_id, t.status, t.error_code, t.current_step,
          select coalesce(sum(p.credits), 0)::bigint
            from vidgen.stages as st
            join public.credit_prices as p on p.action = st.action
-          where not exists (
+          -- A film has no price of its own: its parts are listed beside it.
+          where t.lane > 0 and not exists (
             select from vidgen.checkpoints as c
              where c.task_id = t.id and c.stage = st.name and c.state = 'done'
           )
@@ -71,3 +72,27 @@ select distinct error_code as code
 -- clock --
 -- The database's clock.
 select now() as now;
+
+-- insert_film --
+-- Insert a film; a second insert with the same id returns the row that is there.
+with made as (
+  insert into public.video_generation_tasks (id, user_id, cut, priority, run_after)
+  values (
+    %(id)s, %(user_id)s, %(cut)s, %(priority)s,
+    coalesce(%(run_after)s::timestamptz, now() + %(delay)s::interval, now())
+  )
+  on conflict (id) do nothing
+  returning *
+)
+select * from made
+union all
+select * from public.video_generation_tasks
+ where id = %(id)s and not exists (select from made);
+
+-- parts_of_film --
+-- The tasks that a film is made of, in their order; one that was deleted has no status.
+select p.position, p.task_id, t.scene_id, t.status, t.progress, t.current_step, t.error_code
+  from vidgen.parts as p
+  left join public.video_generation_tasks as t on t.id = p.task_id
+ where p.film_id = %(task_id)s
+ order by p.position;

@@ -9,12 +9,14 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+from psycopg.types.json import Jsonb
 
 from vidgen_worker.client.database import (
     ClientError,
@@ -28,6 +30,7 @@ from vidgen_worker.client.database import (
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.domain.resolution import FALLBACK, look_up
 from vidgen_worker.domain.task import Status
+from vidgen_worker.films.batch import batch_of
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.looks import REMEDIES
 
@@ -102,6 +105,42 @@ class VideoGenerationService:
                     "only its owner may order its video."
                 )
                 raise SceneNotFoundError(message) from error
+        if row is None:
+            message = f"Task {task_id} exists already and is another user's. Choose another id."
+            raise VideoGenerationError(message)
+        return _task(row)
+
+    def start_film(
+        self,
+        cut: Mapping[str, Any],
+        user_id: UUID | str,
+        *,
+        task_id: UUID | str | None = None,
+        priority: int = 0,
+        run_after: datetime | timedelta | None = None,
+    ) -> TaskRow:
+        """Insert a film of several scenes and return its task as a dictionary.
+
+        `cut` names them: `{"parts": [{"scene": id} | {"task": id}, …]}` or `{"scenario": id}`; all
+        else is as for one scene. Whose the scenes are is looked at by a worker, before anything is
+        paid. Raises VideoGenerationError where the cut has another shape, or a limit or the
+        database refuses.
+        """
+        user = _uuid("user_id", user_id)
+        try:
+            batch_of(dict(cut))
+        except Fault as fault:
+            raise VideoGenerationError(fault.message) from fault
+        values = {
+            "id": _uuid("task_id", task_id) if task_id else uuid.uuid4(),
+            "cut": Jsonb(dict(cut)),
+            "user_id": user,
+            "priority": priority,
+            "run_after": None if isinstance(run_after, timedelta) else run_after,
+            "delay": run_after if isinstance(run_after, timedelta) else None,
+        }
+        with _own_errors():
+            row = self._db.row("insert_film", values, user_claims(user))
         if row is None:
             message = f"Task {task_id} exists already and is another user's. Choose another id."
             raise VideoGenerationError(message)

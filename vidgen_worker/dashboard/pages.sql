@@ -9,7 +9,10 @@
 select lane, count(*) filter (where run_after <= now()) as due,
        count(*) filter (where run_after > now()) as later,
        min(greatest(run_after, created_at)) filter (where run_after <= now()) as oldest,
-       min(run_after) filter (where run_after > now()) as next_due
+       -- A film waits for its parts until then.
+       nullif(
+         min(run_after) filter (where run_after > now()), '9999-01-01 00:00:00+00'
+       ) as next_due
   from public.video_generation_tasks
  where status = 'pending'
  group by lane

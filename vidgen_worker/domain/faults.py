@@ -38,6 +38,8 @@ class FaultName(StrEnum):
     SCENE_NOT_FOUND = "scene_not_found"
     SCENE_INVALID = "scene_invalid"
     RESOLUTION_UNSUPPORTED = "resolution_unsupported"
+    CUT_INVALID = "cut_invalid"
+    PART_FAILED = "part_failed"
     INSUFFICIENT_CREDITS = "insufficient_credits"
     PRICE_MISSING = "price_missing"
     REQUEST_REFUSED = "request_refused"
@@ -235,6 +237,20 @@ _RULES = (
         "RESOLUTION_UNSUPPORTED", _FAIL, Hold.NONE,
         "The scenario's resolution is not supported. Choose one of the listed ones, then retry.",
         unbraked="about the scene; nothing is paid",
+    ),
+    FaultRule(
+        FaultName.CUT_INVALID, "film", "a cut of another shape, a part that is absent or not yours",
+        "INVALID_REQUEST", _FAIL, Hold.NONE,
+        "The film can't be made from this cut. Insert a new task with a correct one.",
+        "points at the part; nothing is ordered",
+        unbraked="about the cut; nothing is paid",
+    ),
+    FaultRule(
+        FaultName.PART_FAILED, "film", "a part ended without a clip",
+        "PART_FAILED", _FAIL, Hold.NONE,
+        "A part of the film failed. Retry the film: only what is missing is paid.",
+        "names position and code; the other parts are kept",
+        unbraked="the part's own fault has braked",
     ),
     FaultRule(
         FaultName.INSUFFICIENT_CREDITS, "credits", "balance less holds under the price",
@@ -634,7 +650,7 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
 
 USERS_OWN = frozenset({
     "SCENE_NOT_FOUND", "INVALID_REQUEST", "RESOLUTION_UNSUPPORTED", "INSUFFICIENT_CREDITS",
-    "CONTENT_REJECTED", "USER_LIMIT", "ASSET_INVALID",
+    "CONTENT_REJECTED", "USER_LIMIT", "ASSET_INVALID", "PART_FAILED",
 })  # fmt: skip
 """Codes that say nothing about the service: the user's order can't be fulfilled."""
 

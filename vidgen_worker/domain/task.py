@@ -121,6 +121,7 @@ class Task:
     created_at: datetime
     cancel_requested: bool = False
     alone: bool = False
+    film: bool = False
 
     @property
     def id(self) -> UUID:
@@ -184,11 +185,12 @@ class Completed:
     """The clip is stored: `video_url` is signed and works until `good_until`, in `boot_time`.
 
     The machine's calendar is not used: times of the row come from the database. `seconds` is the
-    time since the first claim, where the last stage has written the end of the task.
+    time since the first claim, where the last stage has written the end of the task. A film has no
+    clip of its own: both are None.
     """
 
-    video_url: str
-    good_until: float
+    video_url: str | None
+    good_until: float | None
     seconds: float | None = None
 
 
@@ -205,6 +207,14 @@ class Requeued:
     code: str
     details: str
     waiting: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsForParts:
+    """A film's parts are ordered, and so many have not ended: back to `pending` until then."""
+
+    parts: int
+    unfinished: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,4 +257,6 @@ class Abandoned:
     """The lease is lost: another worker writes about this task now, and this one writes nothing."""
 
 
-Outcome = Completed | Requeued | Failed | Cancelled | HandedBack | SetAside | Abandoned
+Outcome = (
+    Completed | Requeued | WaitsForParts | Failed | Cancelled | HandedBack | SetAside | Abandoned
+)

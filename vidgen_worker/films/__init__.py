@@ -1,4 +1,6 @@
-"""Films: several scenes cut into one, and each of its outputs rendered from local files.
+"""Films: one order for several scenes. Their parts are ordered as one, and cut into one file.
 
-It orders, stores and charges nothing, and never opens a foreign file in the worker's own process.
+An attempt at a film (`walk`) is run by the pipeline. The making of its outputs (`cut` to
+`rendering`) stands alone: no order asks for it. Nothing here claims a film or writes its end, and
+no foreign file is opened in the worker's own process.
 """

@@ -194,7 +194,7 @@ class Cut:
     """A film. `scenario` stands for all scenes of a scenario, in place of parts."""
 
     parts: tuple[Part, ...] = ()
-    scenario: UUID | None = None
+    scenario: str | None = None
     captions: tuple[Caption, ...] = ()
     style: CaptionStyle = CaptionStyle()
     sound: Sound | None = None

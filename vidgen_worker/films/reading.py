@@ -62,7 +62,7 @@ def read(value: object) -> Cut:
     outputs = _outputs(at)
     cut = Cut(
         parts=_parts(at, with_outputs=bool(outputs)),
-        scenario=at["scenario"].uuid() if "scenario" in at else None,
+        scenario=at["scenario"].row_id() if "scenario" in at else None,
         captions=tuple(_caption(one) for one in at["captions"].list(MOST_CAPTIONS)),
         style=_style(at["caption_style"]),
         sound=_sound(at["sound"]) if "sound" in at else None,
@@ -259,7 +259,7 @@ def _name(at: At) -> str:
 def written(cut: Cut) -> dict[str, Any]:
     """Write a cut as JSON values; what is as usual is left out. `read` makes the same cut of it."""
     said: dict[str, Any] = {
-        "scenario": cut.scenario and str(cut.scenario),
+        "scenario": cut.scenario,
         "parts": [_part_written(part) for part in cut.parts],
         "captions": [{"from": c.start, "to": c.end, "text": c.text} for c in cut.captions],
         "caption_style": vars_of(cut.style) if cut.style != CaptionStyle() else None,

@@ -13,6 +13,8 @@ from uuid import UUID
 from vidgen_worker.films.cut import LONGEST_FILM, CutError
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+LONGEST_ID = 100
+"""Characters of an id, and of a key in a pointer."""
 _SHOWN = 60
 _MISSING = object()
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -29,7 +31,7 @@ class At:
         return key in self.value
 
     def __getitem__(self, key: str) -> "At":
-        escaped = key.replace("~", "~0").replace("/", "~1")
+        escaped = key[:LONGEST_ID].replace("~", "~0").replace("/", "~1")
         return At(f"{self.pointer}/{escaped}", self.value.get(key, _MISSING))
 
     @property
@@ -97,6 +99,13 @@ class At:
         if not _UUID.fullmatch(text):
             raise self.wrong(f"{self._shown()} is no id", "Write the row's id, a UUID")
         return UUID(text)
+
+    def row_id(self) -> str:
+        """Return the id of a row of the application's, which may be a number."""
+        text = str(self.value) if isinstance(self.value, int) else self.text()
+        if isinstance(self.value, bool) or not 1 <= len(text) <= LONGEST_ID:
+            raise self.wrong(f"{self._shown()} is no id", "Write the row's id")
+        return text
 
     def choice(self, names: Iterable[str]) -> str:
         """Return one of some names."""

@@ -14,7 +14,6 @@ from vidgen_worker.admission.probing import account_problem
 from vidgen_worker.database.trouble import DatabaseUnavailableError, StatementStuckError
 from vidgen_worker.domain.durations import format_duration
 from vidgen_worker.domain.faults import (
-    WHY_IT_WAITS,
     Disposition,
     Fault,
     FaultName,
@@ -26,16 +25,16 @@ from vidgen_worker.domain.keys import Gate, Scope
 from vidgen_worker.domain.task import (
     Abandoned,
     Cancelled,
-    Completed,
     Failed,
     HandedBack,
     Outcome,
     Requeued,
     SetAside,
 )
+from vidgen_worker.films import walk as films
+from vidgen_worker.pipeline.concluding import NO_SLOT, USER_LIMIT, conclude, model_of, stage_of
 from vidgen_worker.pipeline.generating import failed
 from vidgen_worker.pipeline.run import Run, Tools
-from vidgen_worker.pipeline.stages import Stage
 from vidgen_worker.pipeline.walk import Pipeline, ProvenError
 from vidgen_worker.queue.errors import (
     BrakedError,
@@ -52,12 +51,6 @@ from vidgen_worker.queue.errors import (
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     LeaseLost,
-    RowRefused,
-    TaskCancelled,
-    TaskCompleted,
-    TaskFailed,
-    TaskHandedBack,
-    TaskRequeued,
     UnexpectedError,
     UserLimited,
 )
@@ -65,16 +58,15 @@ from vidgen_worker.telemetry.events import (
 LONG_WAIT = timedelta(minutes=2)
 CANCEL_SELDOM = timedelta(minutes=2)
 """The longest pause between two tries to cancel: its owner waits."""
-NO_SLOT = "NO_SLOT"
-"""The code in the log for a task that waits for a place at the provider."""
-USER_LIMIT = "USER_LIMIT"
-"""The code in the log for a task that waits because of its user's limits."""
 
 
 async def attempt(tools: Tools, run: Run) -> Outcome:
     """Run one attempt to its end, and conclude it. Only asyncio.CancelledError comes out."""
     try:
-        outcome = await Pipeline(tools, run).walk()
+        if run.task.film:
+            outcome = await films.walk(tools.queue.films, run.task)
+        else:
+            outcome = await Pipeline(tools, run).walk()
     except Exception as error:  # noqa: BLE001 - every way that the walk can end is an outcome
         outcome = await decide(tools, run, error)
     run.concluding = True
@@ -136,7 +128,7 @@ async def decide(  # noqa: PLR0911 - a way that a walk ends each
             return await follow(tools, run, fault)
         case _:  # the table's last row: anything else
             fault = _unexpected(run, error)
-    await storms.watch(tools.gates, run.task, _model(tools, run), fault)
+    await storms.watch(tools.gates, run.task, model_of(tools, run), fault)
     return await follow(tools, run, fault)
 
 
@@ -198,7 +190,7 @@ async def blame(tools: Tools, run: Run, fault: Fault) -> Fault:
     """
     if not fault.rule.one_input:
         return fault
-    model = _model(tools, run)
+    model = model_of(tools, run)
     again, price = await tools.gates.meet(run.task, _gate(tools, run, fault), model)
     probe = fault.rule.probe or Probe.ACCOUNT
     if not again or await account_problem(tools.provider, probe, model, price) is not None:
@@ -268,83 +260,13 @@ def _waited_out(fault: Fault, waited: timedelta) -> Fault:
     )  # fmt: skip
 
 
-async def _watch_refusal(tools: Tools, run: Run, refusal: SetAside, tries: int) -> None:
-    """Note a row that refuses what was paid for: it may be the first of all rows.
-
-    Only the first try of a task counts: else a few rows that refuse for ever would close the gate
-    for all users. A lock doesn't count: it passes, and the task's owner can hold it as he likes.
-    """
-    if tries == 1 and not refusal.locked and (run.submitted or run.generations):
-        refused = Fault(FaultName.ROW_REFUSED, details=f"{refusal.statement}: {refusal.error}")
-        await storms.watch(tools.gates, run.task, _model(tools, run), refused)
-
-
 async def _cap_reached(tools: Tools, run: Run, fault: Fault) -> bool:
     """Whether another try would need a submission that the cap forbids."""
     if not fault.rule.another_submission:
         return False
-    paid = await tools.queue.submissions.paid(run.task.id, _stage(tools, run).name)
+    paid = await tools.queue.submissions.paid(run.task.id, stage_of(tools, run).name)
     return paid >= tools.settings.vidgen_max_submissions
 
 
 def _gate(tools: Tools, run: Run, fault: Fault) -> Gate:
-    return tools.gates.of(fault.rule.gate or Scope.ACCOUNT, _model(tools, run))
-
-
-def _stage(tools: Tools, run: Run) -> Stage:
-    """The stage that the attempt is at: the first that it has not done."""
-    return next((stage for stage in tools.stages if stage.name not in run.done), tools.stages[-1])
-
-
-def _model(tools: Tools, run: Run) -> str:
-    return _stage(tools, run).model(tools.settings)
-
-
-async def conclude(tools: Tools, run: Run, outcome: Outcome) -> Outcome:
-    """Write the outcome, fenced. Raises LeaseLostError when the task is somebody else's now."""
-    queue, fence = tools.queue, run.task.fence
-    match outcome:
-        case Completed():
-            seconds = outcome.seconds
-            if seconds is None:
-                seconds = await queue.conclusions.complete(fence, outcome)
-            emit(TaskCompleted(fence=fence, seconds=round(seconds, 3)))
-        case Requeued():
-            await queue.conclusions.requeue(fence, outcome, _waiting_message(outcome))
-            emit(TaskRequeued(
-                fence=fence, code=outcome.code, details=outcome.details,
-                delay_seconds=round(outcome.delay.total_seconds(), 1), counted=outcome.failed,
-            ))  # fmt: skip
-        case Failed():
-            await queue.conclusions.fail(fence, outcome, counted=True)
-            emit(TaskFailed(
-                fence=fence, code=outcome.code, message=outcome.message, details=outcome.details,
-            ))  # fmt: skip
-        case Cancelled():
-            await queue.conclusions.cancel(fence)
-            emit(TaskCancelled(fence=fence))
-        case HandedBack():
-            if await queue.leases.hand_back([fence]):
-                emit(TaskHandedBack(fence=fence))
-        case SetAside():
-            tries, pause, became = await queue.conclusions.set_aside(fence, outcome)
-            emit(RowRefused(
-                task=str(fence.task_id), statement=outcome.statement, error=outcome.error,
-                tries=tries, pause_seconds=round(pause.total_seconds(), 1), became=became,
-            ))  # fmt: skip
-            await _watch_refusal(tools, run, outcome, tries)
-        case Abandoned():
-            pass
-        case _:
-            assert_never(outcome)
-    return outcome
-
-
-def _waiting_message(outcome: Requeued) -> str:
-    if outcome.code == NO_SLOT:
-        return "Waiting for a place at the provider"
-    if outcome.code == USER_LIMIT:
-        return "Waiting: your submissions come with pauses for now"
-    if outcome.failed:
-        return "Waiting to try again"
-    return WHY_IT_WAITS.get(outcome.code, "Waiting for the service to continue")
+    return tools.gates.of(fault.rule.gate or Scope.ACCOUNT, model_of(tools, run))

@@ -215,8 +215,10 @@ def signed(completed: Completed | None) -> dict[str, Any]:
     return {"signed_url": completed.video_url, "good_for": good_for(completed)}
 
 
-def good_for(completed: Completed) -> timedelta:
-    """How long the address still works."""
+def good_for(completed: Completed) -> timedelta | None:
+    """How long the address still works; None: there is none."""
+    if completed.good_until is None:
+        return None
     return timedelta(seconds=completed.good_until - boot_time())
 
 

@@ -118,4 +118,5 @@ def task_of(row: Row) -> Task:
         created_at=row["created_at"],
         cancel_requested=row["cancel_requested"],
         alone=row.get("alone", False),
+        film=row.get("film", False),
     )

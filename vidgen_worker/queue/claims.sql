@@ -310,7 +310,7 @@ select begun.*
   from (
     select t.id
       from public.video_generation_tasks as t
-     where t.status = 'pending' and t.cancel_requested_at is not null
+     where t.status = 'pending' and t.cancel_requested_at is not null and t.lane > 0
        and not exists (
          select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
        )

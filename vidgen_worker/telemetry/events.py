@@ -574,6 +574,23 @@ class TaskCancelled(TaskEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FilmWaits(TaskEvent):
+    """A film's parts are ordered; its attempt ends until they have ended."""
+
+    sentence = "A film waits for its parts"
+    parts: int
+    unfinished: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilmWoken(Event):
+    """The last part that a film waited for has ended."""
+
+    sentence = "A film is due: all its parts have ended"
+    task: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskHandedBack(TaskEvent):
     """A task was handed back: another worker resumes it."""
 

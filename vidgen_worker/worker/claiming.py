@@ -25,10 +25,12 @@ from vidgen_worker.worker.rounds import guarded
 CLAIM_AGAIN = timedelta(milliseconds=30)
 CLAIM_TOGETHER = timedelta(milliseconds=40)
 """Slots that come free within so long are filled by one claim, which costs no more for many."""
-CLAIM_STATEMENTS = 8
+CLAIM_STATEMENTS = 11
 """The most statements in one round of the claim loop, with a heartbeat that it waits for."""
 BECOME_IDLE_EVERY = 60.0
 """Seconds between two times that tasks are given back for a suspect."""
+MOST_FILMS = 20
+"""So many films of one worker are looked at together; each takes a few statements."""
 MOST_EMPTY_CLAIMS = 10
 """The most claims without a row while rows are left, before a pause; halved after each pause."""
 
@@ -44,6 +46,8 @@ class Claiming:
         self.lock = asyncio.Lock()
         self._more = True
         """The last claim left rows."""
+        self._more_films = False
+        """The last look at films left some."""
         self._empty, self._patience = 0, MOST_EMPTY_CLAIMS
         """Claims in a row that brought nothing, and how many are allowed before a pause."""
         self._suspect_waits = False
@@ -70,6 +74,8 @@ class Claiming:
                 if polled:
                     await self._take_over()
                     due = boot_time() + poll.total_seconds() * random.uniform(0.9, 1.1)  # noqa: S311
+                if wakes.films.is_set() or polled:
+                    await self._take_films()
                 progress = False
                 if (slots := self._slots()) > 0:
                     async with self.lock:
@@ -121,6 +127,9 @@ class Claiming:
 
     def _freed(self) -> None:
         """A slot is free: where rows were left, claim with those that come free meanwhile."""
+        if self._more_films:
+            self._process.wakes.films.set()
+            self._process.wakes.claim.set()
         if self._more and self._together is None:
             seconds = CLAIM_TOGETHER.total_seconds() if self._process.held else 0.0
             self._together = asyncio.get_running_loop().call_later(seconds, self._claim_together)
@@ -139,16 +148,18 @@ class Claiming:
         enabled = process.settings.runwayml_enabled and self._proofs.proven()
         return enabled and not process.stopping.is_set() and process.life.lease.held()
 
+    def _begins(self) -> bool:
+        """Whether anything may begin here now: nothing does beside a suspect."""
+        held = self._process.held
+        if any(run.alone for run in held.runs()) or (self._suspect_waits and held):
+            return False
+        return self._claims()
+
     def _slots(self) -> int:
         """How many tasks may be claimed now."""
-        held = self._process.held
-        if not self._claims():
+        if not self._begins():
             return 0
-        if any(run.alone for run in held.runs()):
-            return 0
-        if self._suspect_waits and held:
-            return 0
-        return max(self._process.settings.vidgen_concurrency - len(held), 0)
+        return max(self._process.settings.vidgen_concurrency - len(self._process.held), 0)
 
     async def _take(self, slots: int) -> Claimed:
         """Claim once, and measure it."""
@@ -172,6 +183,26 @@ class Claiming:
         async with self.lock:
             cancelled = await self._process.life.queue.claims.take_cancelled()
             self._attempts.start((task, 0.0) for task in cancelled)
+
+    async def _take_films(self) -> None:
+        """Wake the films whose parts have ended, and take those that are due: beyond the slots.
+
+        They need none, since nothing of a film itself runs at the provider.
+        """
+        held, films = self._process.held, self._process.life.queue.films
+        self._process.wakes.films.clear()
+        if not self._begins():
+            return
+        async with self.lock:
+            self._more_films, due = await films.wake()
+            if not due:
+                return
+            if sum(run.task.film for run in held.runs()) >= MOST_FILMS:
+                self._more_films = True
+                return
+            taken, left = await films.take(idle=not held)
+            self._attempts.start(taken)
+        self._more_films |= left
 
     async def _take_over(self) -> None:
         """Take the tasks of the dead; once per lease even without a free slot, for others to take.

@@ -13,6 +13,8 @@ class Wakes:
         self.claim = asyncio.Event()
         self.cancel = asyncio.Event()
         """A waiting task is to be cancelled: a claim of its own does that."""
+        self.films = asyncio.Event()
+        """A film may be due, or a part of one has ended: a claim of their own looks."""
         self.beat = asyncio.Event()
         self.mail = True
         """Somebody may have come for the line since a claim looked."""
@@ -27,5 +29,8 @@ class Wakes:
             # A waiting task is cancelled by a claim, one that runs here by a heartbeat's verdict.
             self.cancel.set()
             self.beat.set()
-        self.mail = True
+        if payload == "film":
+            self.films.set()
+        else:
+            self.mail = True
         self.claim.set()
