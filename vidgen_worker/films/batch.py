@@ -1,7 +1,7 @@
 """The cut of a batch: a film without outputs, which is its parts and nothing more.
 
-It reads no database: whose a scene is, and which scenes a scenario has, is asked where the parts are
-ordered (`vidgen.order_parts`).
+It reads no database: whose a scene is, and which scenes a scenario has, is asked where the parts
+are ordered (`vidgen.order_parts`).
 """
 
 from collections.abc import Mapping
