@@ -119,7 +119,7 @@ async def test_a_clip_that_is_stored_is_concluded_behind_a_closed_gate(world: Wo
     user = world.user()
     async with world.worker(**NEVER):
         async with hearing(events.GateClosed) as closed:
-            world.storage.fail("sign", status=403)
+            world.storage.fail("sign", status=403, times=2)  # with the last stage, and after it
             task = world.order(user, world.scene(user))
             await closed.wait()
         await world.until(task, "pending", attempt=1)

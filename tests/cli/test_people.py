@@ -121,7 +121,7 @@ def web_server() -> Iterator[int]:
 
 def test_a_url_of_something_else(world: World, web_server: int) -> None:
     refused(
-        world, ExitCode.UNAVAILABLE, "Something else than PostgreSQL",
+        world, ExitCode.UNAVAILABLE, "Another program than PostgreSQL",
         DATABASE_URL=other(world, f"127.0.0.1:{web_server}"),
     )  # fmt: skip
 

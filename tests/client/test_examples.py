@@ -6,6 +6,7 @@ tools` has put its packages.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -48,8 +49,11 @@ class Project(World):
 @pytest.fixture
 def project(database: Database, runway: RunwayControl, tmp_path: Path) -> Iterator[Project]:
     """Provide a world as a client sees it."""
-    with served(database, tmp_path) as found:
-        yield Project(database, runway, found.storage, served=found)
+    with (
+        served(database, tmp_path) as found,
+        contextlib.closing(Project(database, runway, found.storage, served=found)) as project,
+    ):
+        yield project
 
 
 def environment(project: Project, user: UUID) -> dict[str, str]:

@@ -33,7 +33,7 @@ ODD: dict[LiteralString, str] = {
     "default_transaction_read_only": "on",
     "default_transaction_deferrable": "on",
     "lock_timeout": "1ms",
-    "statement_timeout": "1ms",
+    "statement_timeout": "10ms",
     "bytea_output": "escape",
     "extra_float_digits": "-15",
     "standard_conforming_strings": "off",

@@ -314,7 +314,8 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "storage_denied": {
         "403": Case(
-            storage={"kind": "sign", "status": 403}, requeued=("STORAGE_DENIED",),
+            # Signed with the last stage, and once more after it.
+            storage={"kind": "sign", "status": 403, "times": 2}, requeued=("STORAGE_DENIED",),
             gate="STORAGE_DENIED", waits=False, settings={"VIDGEN_QUEUE_POLL": "50ms"},
         ),
     },

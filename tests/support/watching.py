@@ -4,6 +4,7 @@ It waits for what happens, never for time to pass. It changes no row.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -62,8 +63,16 @@ async def until_true(
                     pass
 
 
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at what a double knows."""
+
+
 async def until(world: World, happened: Callable[[], bool]) -> None:
-    """Wait until it has happened; looked at whenever a worker says something or writes a row."""
+    """Wait until it has happened.
+
+    Looked at whenever a worker says something or writes a row, and at intervals: the doubles know
+    of a request before anybody says so.
+    """
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
     async def listen() -> None:
@@ -83,7 +92,9 @@ async def until(world: World, happened: Callable[[], bool]) -> None:
         with bus.subscribed(hear):
             async with asyncio.timeout(PATIENCE / 3):
                 while not await asyncio.to_thread(happened):
-                    await changed.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_AGAIN):
+                            await changed.wait()
                     changed.clear()
     finally:
         listening.cancel()
