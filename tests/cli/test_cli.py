@@ -313,7 +313,7 @@ def test_check_shows_settings_and_findings_to_people(complete: Cli) -> None:
     [
         ("DATABASE_URL", "postgresql://postgres:x@127.0.0.1:1/postgres", "PostgreSQL"),
         ("SUPABASE_URL", "http://127.0.0.1:1", "Storage"),
-        ("SUPABASE_SERVICE_ROLE_KEY", "sb_secret_of_another_project", "Storage"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "sb_secret_0f8b2d61c7", "Storage"),
         ("RUNWAYML_API_SECRET", "key_that_is_none", "Runway"),
     ],
 )

@@ -36,7 +36,7 @@ from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import IMAGE, PIPELINE, VIDEO, Order, Stage
 from vidgen_worker.pipeline.storing import Storing
 from vidgen_worker.queue.checkpoints import Place
-from vidgen_worker.queue.errors import CancelAskedError
+from vidgen_worker.queue.errors import CancelAskedError, LeaseLostError
 from vidgen_worker.telemetry import bus, events
 from vidgen_worker.worker.serve import build_worker
 from vidgen_worker.worker.worker import Worker
@@ -253,7 +253,8 @@ class Round:
                 upload = Upload(place, recorded)
                 await output.keep(self.held.generation_id, file, artifact, upload)
         finally:
-            await tools.queue.conclusions.cancel(self.fence)
+            with contextlib.suppress(LeaseLostError):  # a stored clip has completed its task
+                await tools.queue.conclusions.cancel(self.fence)
             self.over = True
             self.happened.set()
             await asyncio.gather(*thief)
