@@ -302,7 +302,8 @@ begin
         least(greatest(new.expected_at, old.expected_at - tenth), old.expected_at + tenth)
     end;
   end if;
-  new.updated_at := now();
+  -- Clients keep the row with the greater one: two writes of one transaction must not look like one.
+  new.updated_at := greatest(now(), old.updated_at + interval '1 microsecond');
   return new;
 end
 $$;

@@ -113,6 +113,15 @@ def test_progress_never_goes_down(ground: Ground, status: Status) -> None:
     assert ground.task(held.id)["progress"] == 40
 
 
+def test_two_writes_of_one_transaction_have_two_times(ground: Ground) -> None:
+    """Events overtake each other: clients keep the row with the greater `updated_at`."""
+    task = ground.order()
+    write = f"update {TASKS} set message = %s where id = %s returning updated_at"
+    with ground.admin.transaction():
+        times = [ground.one(write, message, task)["updated_at"] for message in ("one", "two")]
+    assert times[0] < times[1]
+
+
 @pytest.mark.parametrize("status", [status for status in Status if status.terminal])
 def test_a_task_that_has_ended_does_not_change(ground: Ground, status: Status) -> None:
     """Every column, but a scene that goes away and a URL that is signed again."""

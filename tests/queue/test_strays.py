@@ -83,10 +83,10 @@ WAYS: dict[str, End] = {
     "an operator's cancelled": by_operator("cancelled"),
     "a cancel that meets an answer": cancelled_while_it_waits,
 }
-LEAVES_NOTHING = {"complete", "try_rows"}
-"""The first writes after all stages are done, the second takes back what it writes."""
+LEAVES_NOTHING = {"complete", "finish_stage", "try_rows"}
+"""The first two write with or after the last stage, the third takes back what it writes."""
 FUNCTIONS = {
-    "vidgen.cancel_task", "vidgen.end_refused", "vidgen.retry_refused", "vidgen.set_aside_task",
+    "vidgen.cancel_task", "vidgen.complete_task", "vidgen.end_refused", "vidgen.retry_refused", "vidgen.set_aside_task",
     "vidgen.take_over_task", "vidgen.try_row",
 }  # fmt: skip
 

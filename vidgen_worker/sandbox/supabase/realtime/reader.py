@@ -9,7 +9,7 @@ an application's policy can raise one, so they are asked in a second session.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +25,18 @@ Fail = Callable[[psycopg.Error], Awaitable[None]]
 POLL_SECONDS = 0.05
 """Between two looks at the slot; Realtime's own default is 0.1."""
 PUBLICATION = "supabase_realtime"
+
+
+@contextlib.asynccontextmanager
+async def opened(admin_url: str) -> AsyncIterator[Connection]:
+    """Connect in autocommit, and close however it ends, cut off twice too."""
+    connection = await psycopg.AsyncConnection.connect(
+        admin_url, autocommit=True, row_factory=dict_row
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 class SlotReader:
@@ -56,18 +68,13 @@ class SlotReader:
 
     async def _run(self, ready: asyncio.Future[None]) -> None:
         try:
-            async with await self._connect() as slot, await self._connect() as rows:
+            async with opened(self._admin_url) as slot, opened(self._admin_url) as rows:
                 await self._read(slot, rows, ready)
         except psycopg.Error as error:
             if ready.done():
                 await self._fail(error)
             else:
                 ready.set_exception(error)
-
-    async def _connect(self) -> Connection:
-        return await psycopg.AsyncConnection.connect(
-            self._admin_url, autocommit=True, row_factory=dict_row
-        )
 
     async def _read(self, slot: Connection, rows: Connection, ready: asyncio.Future[None]) -> None:
         name = f"realtime_{uuid4().hex[:12]}"

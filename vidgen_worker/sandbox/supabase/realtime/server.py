@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -26,7 +25,7 @@ from vidgen_worker.sandbox.supabase.realtime import phoenix, visibility
 from vidgen_worker.sandbox.supabase.realtime.channels import Channel, Socket
 from vidgen_worker.sandbox.supabase.realtime.pgoutput import Change
 from vidgen_worker.sandbox.supabase.realtime.phoenix import Message, MessageError
-from vidgen_worker.sandbox.supabase.realtime.reader import Connection, SlotReader
+from vidgen_worker.sandbox.supabase.realtime.reader import Connection, SlotReader, opened
 from vidgen_worker.sandbox.supabase.realtime.subscriptions import (
     Subscription,
     SubscriptionError,
@@ -202,9 +201,7 @@ class RealtimeDouble:
         """Let changes flow to a channel, and say so."""
         try:
             await self._reader.started()
-            async with await psycopg.AsyncConnection.connect(
-                self._admin_url, autocommit=True, row_factory=dict_row
-            ) as connection:
+            async with opened(self._admin_url) as connection:
                 for subscription in channel.subscriptions:
                     await check(connection, subscription, channel.caller)
         except (SubscriptionError, psycopg.Error) as error:

@@ -44,10 +44,12 @@ class Connections:
         self._timeout = f"-c statement_timeout={round(timeout_seconds * 1000)}"
         self._connect_seconds = connect_seconds
         self._idle: list[DictConnection] = []
+        self._is_closed = False
         self._free = asyncio.Semaphore(MOST)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; those in use close once they are free."""
+        self._is_closed = True
         while self._idle:
             await self._idle.pop().close()
 
@@ -79,7 +81,9 @@ class Connections:
                 await connection.rollback()
             raise
         finally:
-            if not connection.closed:
+            if self._is_closed:
+                await connection.close()
+            elif not connection.closed:
                 self._idle.append(connection)
 
     async def _take(self) -> DictConnection:
@@ -90,6 +94,9 @@ class Connections:
             except psycopg.Error:
                 await connection.close()
                 continue
+            except BaseException:
+                await connection.close()
+                raise
             return connection
         return await AsyncConnection[dict[str, Any]].connect(
             self._url,
