@@ -92,8 +92,9 @@ def _look_at_url(text: str, *, domain: str) -> str | None:
     parts = _split(text)
     if parts is None:
         return "write a full URL such as https://host"
-    if parts.username or parts.password or parts.query or parts.fragment:
-        return "it holds more than a host: write only https://host, without user, ? or #"
+    # An empty query or fragment too: what follows it would be no path.
+    if parts.username or parts.password or "?" in text or "#" in text or "//" in parts.path:
+        return "it holds more than a host: write only https://host, without user, ?, # or //"
     if parts.scheme == "http" and f".{parts.hostname}".endswith(domain):
         return f"write https://{parts.hostname}; by http the key would travel unprotected"
     return None
