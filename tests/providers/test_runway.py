@@ -250,6 +250,24 @@ async def test_every_answer_to_a_submit_has_its_fault_and_one_post(
     assert "Abc123=" in raised.details
 
 
+ODD_TEXTS = [f"text/html; charset={name}" for name in ("utf-16", "undefined", "zlib")]
+"""What a proxy may claim: an error of decoding is none of sending, and never means "not paid"."""
+
+
+@pytest.mark.parametrize("claimed", ODD_TEXTS)
+@pytest.mark.parametrize(
+    ("status", "fault"),
+    [(504, "submission_unknown"), (200, "submission_unknown"), (429, "provider_busy")],
+)
+async def test_the_encoding_that_an_answer_claims_changes_no_fault(
+    status: int, fault: str, claimed: str
+) -> None:
+    body = "<html>\u00fc".encode()
+    assert (await submit_fault(says(status, body, content_type=claimed))).name == fault
+    for read in (500, 200):
+        assert (await poll_fault(says(read, body, content_type=claimed)))[0].name == "poll_failed"
+
+
 @pytest.mark.parametrize("act", [drops, closes, breaks_off, babbles])
 async def test_an_answer_that_gets_lost_is_unknown_and_not_sent_again(act: Act) -> None:
     assert (await submit_fault(act)).name == "submission_unknown"

@@ -91,10 +91,14 @@ class HttpClient(httpx.AsyncClient):
             for name, value in response.headers.raw
             if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
         ]
-        return httpx.Response(
+        answer = httpx.Response(
             response.status_code, headers=headers, content=content, request=response.request,
             extensions=response.extensions, history=response.history,
         )  # fmt: skip
+        # Not what the answer claims: text of another encoding, or of one that is none, raises where
+        # it is read, and an error of reading must not be taken for one of sending.
+        answer.encoding = "utf-8"
+        return answer
 
     @property
     def cookies(self) -> httpx.Cookies:
