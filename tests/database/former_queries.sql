@@ -151,6 +151,8 @@ progressed as (
      set waiting_since = null
     from open_stage
    where b.task_id = open_stage.task_id and b.waiting_since is not null
+     -- The end of the task forgets it, in this same statement: a row is updated once.
+     and %(signed_url)s::text is null
 ),
 shown as (
   update public.video_generation_tasks as t

@@ -232,6 +232,12 @@ def test_the_last_stage_completes_its_task_with_its_charge_and_once(ground: Grou
     hand.walk(held, "start_task", *STAGE)
     clip = Held(held.id, held.attempt, held.worker_id)
     hand.walk(clip, *STAGE[:-1], stage="video")
+    # It has waited for Storage: the stage and the end both forget that, in one statement.
+    ground.sql(
+        "insert into vidgen.budgets (task_id, waiting_since) values (%s, now())"
+        " on conflict (task_id) do update set waiting_since = now()",
+        held.id,
+    )
     ground.sql("create table public.seen (n serial, at float8, step text)")
     ground.sql("""
         create function public.see() returns trigger language plpgsql security definer as $$
@@ -261,6 +267,7 @@ def test_the_last_stage_completes_its_task_with_its_charge_and_once(ground: Grou
     assert [tuple(row.values()) for row in seen] == [(95, "Saving"), (100, "Completed")]
     assert ground.credits(user) == (100 - BOTH, 0)
     assert ground.none("select from vidgen.holds where closed_at is null")
+    assert ground.none("select from vidgen.budgets where waiting_since is not null")
     assert ground.books_balance()
 
 

@@ -96,6 +96,7 @@ class Storing:
         )  # fmt: skip
         emit(StageDone(fence=self._fence, stage=stage.name, charged=finished.charged))
         self._run.inputs = finished.inputs
+        self._run.concluding = finished.seconds is not None
         if end is not None and finished.seconds is not None:
             self._run.completed = replace(end, seconds=finished.seconds)
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 
 from vidgen_worker.database.pool import LOCK_PATIENCE, Row
-from vidgen_worker.database.trouble import LockedError
+from vidgen_worker.database.trouble import LockedError, StatementStuckError
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import (
@@ -164,8 +164,8 @@ class Checkpoints:
         )  # fmt: skip
         try:
             rows = await finish(paid=completed is None, **signed(completed))
-        except RowRefusedError as error:
-            if completed is None or error.locked:
+        except (RowRefusedError, StatementStuckError):
+            if completed is None:
                 raise
             rows = await finish(paid=True, **signed(None))
         scene_said(fence, rows[0])

@@ -7,7 +7,11 @@ import traceback
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vidgen_worker.database.trouble import DatabaseUnavailableError, one_line
+from vidgen_worker.database.trouble import (
+    DatabaseUnavailableError,
+    StatementStuckError,
+    one_line,
+)
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.domain.task import Fence, Outcome
 from vidgen_worker.pipeline.run import Run
@@ -19,6 +23,7 @@ from vidgen_worker.queue.errors import (
     NoSlotError,
     RowRefusedError,
     SubmissionCapError,
+    UserLimitedError,
 )
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import LeaseLost, LoopFailed
@@ -29,7 +34,8 @@ if TYPE_CHECKING:
 
 EXPECTED_OF_A_POST = (
     Fault, LeaseLostError, CancelAskedError, GateClosedError, BrakedError, NoSlotError,
-    SubmissionCapError, RowRefusedError, DatabaseUnavailableError,
+    SubmissionCapError, RowRefusedError, StatementStuckError, UserLimitedError,
+    DatabaseUnavailableError,
 )  # fmt: skip
 
 Working = tuple[Run, "asyncio.Task[Outcome]"]

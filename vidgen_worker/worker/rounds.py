@@ -4,6 +4,7 @@ A loop that ends is a worker that hangs: its process lives, and nothing happens 
 loop of a worker does a round within `guarded`.
 """
 
+import asyncio
 import contextlib
 import random
 import traceback
@@ -14,6 +15,9 @@ from vidgen_worker.database.trouble import DatabaseUnavailableError, LockedError
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import LoopFailed
 from vidgen_worker.worker.process import Process
+
+SHORTEST_PAUSE = 0.05
+"""Seconds after an error that nobody expected, also while the worker stops."""
 
 
 @contextlib.asynccontextmanager
@@ -32,4 +36,5 @@ async def guarded(loop: str, process: Process) -> AsyncIterator[None]:
             loop=loop, error=f"{type(error).__name__}: {error}"[:500],
             traceback=traceback.format_exc(),
         ))  # fmt: skip
+        await asyncio.sleep(SHORTEST_PAUSE)  # the other ends at once while the worker stops
         await process.sleep(timedelta(seconds=1))
