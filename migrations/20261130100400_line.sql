@@ -57,6 +57,8 @@ create table vidgen.endings (
   film_id uuid not null
 ) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 
+create index endings_of_film on vidgen.endings (film_id);
+
 comment on table vidgen.endings is 'Films of which a part has ended, or that have begun to wait.';
 
 -- Tell the films of a task that it has ended, or is gone. Whoever orders it as a part locks its row first:
@@ -67,7 +69,10 @@ as $$
 #variable_conflict use_variable
 begin
   insert into vidgen.endings (film_id)
-  select distinct p.film_id from vidgen.parts as p where p.task_id = of_task;
+  select distinct p.film_id
+    from vidgen.parts as p
+    join public.video_generation_tasks as film on film.id = p.film_id
+   where p.task_id = of_task and film.status in ('pending', 'processing');
   if found then
     perform vidgen.wake('vidgen_tasks', 'film');
   end if;
@@ -353,27 +358,40 @@ declare
   waits record;
   parts record;
   looked uuid[] := '{}';
+  locked uuid[] := '{}';
   noted vidgen.refusals;
 begin
-  select array_agg(taken.id), array_agg(distinct taken.film_id order by taken.film_id)
-    into mail, films
-    from (
-      select e.id, e.film_id
-        from vidgen.endings as e
-       where not exists (select from vidgen.set_aside as a where a.task_id = e.film_id)
-       order by e.id
-       limit batch
-         for update of e skip locked
-    ) as taken;
-  foreach film in array coalesce(films, '{}') loop
+  -- All mail of the films that have waited longest: one look at a film answers all of it.
+  mail := array(
+    select e.id
+      from vidgen.endings as e
+     where e.film_id in (
+       select oldest.film_id
+         from (
+           select o.film_id
+             from vidgen.endings as o
+            where not exists (select from vidgen.set_aside as a where a.task_id = o.film_id)
+            order by o.id
+            limit batch
+         ) as oldest
+     )
+       for update of e skip locked
+  );
+  films := array(
+    select distinct e.film_id from vidgen.endings as e where e.id = any (mail) order by e.film_id
+  );
+  foreach film in array films loop
     exit when clock_timestamp() > until;
     begin
       select t.status, t.run_after into waits
         from public.video_generation_tasks as t
        where t.id = film
          for no key update skip locked;
-      continue when not found
-        and exists (select from public.video_generation_tasks as t where t.id = film);
+      if not found
+         and exists (select from public.video_generation_tasks as t where t.id = film) then
+        locked := locked || film;
+        continue;
+      end if;
       if waits.status = 'pending' and waits.run_after = '9999-01-01 00:00:00+00' then
         select count(*) as all_of_them,
                count(*) filter (where t.status in ('pending', 'processing')) as unfinished
@@ -413,13 +431,19 @@ begin
     end;
   end loop;
   delete from vidgen.endings as e where e.id = any (mail) and e.film_id = any (looked);
+  -- A locked film goes to the end of the line: its mail keeps no other film waiting.
+  with moved as (
+    delete from vidgen.endings as e where e.id = any (mail) and e.film_id = any (locked)
+    returning e.film_id
+  )
+  insert into vidgen.endings (film_id) select distinct moved.film_id from moved;
   film_id := null;
   refused := null;
   more := exists (
     select from vidgen.endings as e
-     where e.id = any (mail)
+     where e.film_id <> all (locked)
        and not exists (select from vidgen.set_aside as a where a.task_id = e.film_id)
-  ) or coalesce(cardinality(mail), 0) >= batch;
+  );
   due := exists (select from vidgen.turns as n where n.lane = 0 and n.waiting_since is not null)
          or exists (
            select from vidgen.turns as n

@@ -80,7 +80,18 @@ begin
     parts := array(
       select t.id
         from public.video_generation_tasks as t
-       where t.film_id = task.id and t.status in ('pending', 'processing')
+       where t.status in ('pending', 'processing')
+         -- What it has ordered, and what a film had ordered that is cancelled by now.
+         and (
+           t.film_id = task.id
+           or t.id in (
+             select p.task_id
+               from vidgen.parts as p
+               join public.video_generation_tasks as part on part.id = p.task_id
+               join public.video_generation_tasks as first on first.id = part.film_id
+              where p.film_id = task.id and first.status = 'cancelled'
+           )
+         )
          and not exists (
            select
              from vidgen.parts as p
@@ -531,7 +542,11 @@ begin
      order by t.id
   loop
     if part.missing then
-      perform vidgen.refuse_film('PRICE_MISSING', null, 'credit_prices lacks an action');
+      perform vidgen.refuse_film(
+        'PRICE_MISSING', null,
+        'This film has no price yet, so it can''t be charged. '
+        'The operator sets it in credit_prices, then retry.'
+      );
     elsif not vidgen.hold_credits(part.id, owner, part.prices) then
       perform vidgen.refuse_film(
         'INSUFFICIENT_CREDITS', null,
@@ -606,7 +621,15 @@ begin
     );
   end if;
   perform from public.video_generation_tasks as t
-    where t.id = any (tasks) order by t.id for no key update;
+    where t.id = any (tasks) and t.user_id = owner order by t.id for no key update;
+  -- A part that is being cancelled ends soon, and is retried then: the order comes again.
+  if exists (
+    select from public.video_generation_tasks as t
+     where t.id = any (tasks) and t.user_id = owner and t.cancel_requested_at is not null
+       and t.status in ('pending', 'processing')
+  ) then
+    raise lock_not_available using message = 'a part of this film is being cancelled';
+  end if;
 
   select format('/parts/%s/%s', w.place - 1, case when w.scene is null then 'task' else 'scene' end) as field,
          case when w.scene is null then 'task' else 'scene' end as kind, coalesce(w.scene, w.task) as id
@@ -701,6 +724,8 @@ begin
           refused = pg_exception_detail, said = message_text, field = column_name,
           hint = pg_exception_hint;
         said := concat_ws('. ', said, nullif(hint, ''));
+        -- An application's own quota, which raises PT429 as ours does.
+        refused := coalesce(nullif(refused, ''), 'USER_LIMIT');
     end;
   end if;
   return next;

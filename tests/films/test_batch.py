@@ -216,6 +216,67 @@ async def test_a_cut_that_can_t_be_ordered_says_where_and_orders_nothing(world: 
     assert world.credits(user) == (1000, 0)
 
 
+@pytest.mark.parametrize(
+    "cut",
+    ['{"parts": 1e5000}', '{"parts": ' + "[" * 3000 + "]" * 3000 + "}"],
+    ids=["an integer of 5,001 digits", "3,000 lists"],
+)
+async def test_a_cut_that_python_can_t_read_ends_its_own_film_only(world: World, cut: str) -> None:
+    """PostgreSQL keeps it; psycopg's own reader raises where any row with it is read."""
+    user = world.user()
+    world.as_user(
+        user, f"insert into {TASKS} (user_id, cut) values (%s, %s::text::jsonb)", user, cut
+    )
+    (film,) = [row["id"] for row in world.sql(f"select id from {TASKS}")]
+    watch(world)
+    async with world.worker():
+        await until_true(world, f"select status = 'failed' from {TASKS} where id = %s", film)
+    assert world.one(f"select error_code from {TASKS}")["error_code"] == "INVALID_REQUEST"
+    assert world.one("select count(*) from vidgen.gates")["count"] == 0
+    listed = await asyncio.to_thread(vidgen, world, "tasks", "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert str(film) in listed.stdout
+
+
+async def test_what_a_cancelled_film_had_ordered_ends_with_the_last_that_needs_it(
+    world: World,
+) -> None:
+    watch(world)
+    user = world.user()
+    ordered = "select exists (select from vidgen.films where film_id = %s)"
+    async with world.worker():
+        first = order_film(world, user, of_scenes(world.scene(user, image_prompt="[[slow 60s]] x")))
+        await until_true(world, ordered, first)
+        (part,) = parts_of(world, first)
+        second = order_film(world, user, {"parts": [{"task": str(part["id"])}]})
+        await until_true(world, ordered, second)
+        for film, asked in ((first, False), (second, True)):
+            await until_true(world, f"select status = 'pending' from {TASKS} where id = %s", film)
+            cancel(world, user, film)
+            assert (world.task(part["id"])["cancel_requested_at"] is not None) is asked
+
+
+async def test_a_part_that_a_waiting_film_needs_is_not_pruned_by_hand(world: World) -> None:
+    watch(world)
+    user = world.user()
+    ordered = "select exists (select from vidgen.films where film_id = %s)"
+    async with world.worker():
+        done = world.order(user, world.scene(user))
+        await world.until(done)
+        slow = world.scene(user, image_prompt="[[slow 60s]] x")
+        film = order_film(world, user, {"parts": [{"task": str(done)}, {"scene": str(slow)}]})
+        await until_true(world, ordered, film)
+    aged = "completed_at = completed_at - interval '9 days'"
+    world.sql(f"alter table {TASKS} disable trigger user")
+    world.sql(f"update {TASKS} set {aged} where id = %s", done)
+    world.sql(f"alter table {TASKS} enable trigger user")
+    for left in (True, False):
+        pruned = await asyncio.to_thread(vidgen, world, "prune", "--older-than", "1d", "--yes")
+        assert pruned.returncode == 0, pruned.stderr
+        assert bool(world.sql(f"select id from {TASKS} where id = %s", done)) is left
+        world.sql(f"delete from {TASKS} where id = %s", film)
+
+
 def test_a_film_is_what_its_owner_may_insert_and_nobody_changes(world: World) -> None:
     user = world.user()
     scene = world.scene(user)

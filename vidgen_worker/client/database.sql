@@ -635,6 +635,12 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
 -- The tasks t that may be removed, the oldest first.
 where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
   and t.id <> all (%(left)s::uuid[])
+  -- A film that has not ended needs its parts.
+  and not exists (
+    select from vidgen.parts as p
+      join public.video_generation_tasks as film on film.id = p.film_id
+     where p.task_id = t.id and film.status in ('pending', 'processing')
+  )
   -- A generation that still runs is ended first, by a worker that finds its row.
   and not exists (
     select from vidgen.submissions as s

@@ -44,9 +44,10 @@ async def walk(films: Films, task: Task) -> Outcome:
 
 
 def _fault(refused: Refused) -> Fault:
-    name = _FAULTS[refused.code]
-    message = None if name is FaultName.PRICE_MISSING else refused.message
-    return Fault(name, details=refused.message, message=message, field=refused.field)
+    return Fault(
+        _FAULTS[refused.code], details=refused.message, message=refused.message,
+        field=refused.field,
+    )  # fmt: skip
 
 
 def _part_failed(film: LoadedFilm, bad: BadPart) -> Fault:

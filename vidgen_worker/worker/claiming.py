@@ -127,7 +127,7 @@ class Claiming:
 
     def _freed(self) -> None:
         """A slot is free: where rows were left, claim with those that come free meanwhile."""
-        if self._more_films:
+        if self._more_films or self._suspect_waits:
             self._process.wakes.films.set()
             self._process.wakes.claim.set()
         if self._more and self._together is None:
@@ -159,7 +159,9 @@ class Claiming:
         """How many tasks may be claimed now."""
         if not self._begins():
             return 0
-        return max(self._process.settings.vidgen_concurrency - len(self._process.held), 0)
+        # A film is beyond the slots: its owner may hold a lock that its order waits for.
+        taken = sum(not run.task.film for run in self._process.held.runs())
+        return max(self._process.settings.vidgen_concurrency - taken, 0)
 
     async def _take(self, slots: int) -> Claimed:
         """Claim once, and measure it."""
@@ -194,15 +196,14 @@ class Claiming:
         if not self._begins():
             return
         async with self.lock:
-            self._more_films, due = await films.wake()
-            if not due:
-                return
-            if sum(run.task.film for run in held.runs()) >= MOST_FILMS:
-                self._more_films = True
-                return
-            taken, left = await films.take(idle=not held)
-            self._attempts.start(taken)
-        self._more_films |= left
+            more, due = await films.wake()
+            self._more_films = due and sum(run.task.film for run in held.runs()) >= MOST_FILMS
+            if due and not self._more_films:
+                taken, self._more_films = await films.take(idle=not held)
+                self._attempts.start(taken)
+        if more:
+            self._process.wakes.films.set()
+            self._process.wakes.claim.set()
 
     async def _take_over(self) -> None:
         """Take the tasks of the dead; once per lease even without a free slot, for others to take.
