@@ -43,8 +43,10 @@ class Run:
     submitted: set[StageName] = field(default_factory=set)
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)
-    ended: set[UUID] = field(default_factory=set)
-    """Generations that a cancel ends: by the attempt or by its POST, whichever knows it first."""
+    cancel_read: asyncio.Event = field(default_factory=asyncio.Event)
+    """The task was read for its cancel. A POST that was in flight then knows what is left to it."""
+    cancelling: set[UUID] = field(default_factory=set)
+    """The generations that were found then: the attempt ends them."""
     done: set[StageName] = field(default_factory=set)
     outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
     """Output URLs as this attempt read them: minutes old, and good for a day."""
@@ -58,12 +60,6 @@ class Run:
     """Its generation is only polled: the task may be given back at any moment, at no cost."""
     concluding: bool = False
     """The end is being written: the verdict "lost" of a heartbeat may come from our own write."""
-
-    def is_first_to_end(self, generation_id: UUID) -> bool:
-        """Whether nobody has begun to end it, and take it on."""
-        is_first = generation_id not in self.ended
-        self.ended.add(generation_id)
-        return is_first
 
     async def pause(self, pause: timedelta) -> None:
         """Sleep, but wake when the owner asks to cancel. Raises CancelAskedError."""

@@ -290,7 +290,10 @@ class Submitting:
 
     async def _end_cancelled(self, submission_id: UUID, generation_id: UUID) -> None:
         """End what a cancel could not: the task was read for it before this record."""
-        if self._cancelled and self._run.is_first_to_end(generation_id):
+        if not self._cancelled:
+            return
+        await self._run.cancel_read.wait()
+        if generation_id not in self._run.cancelling:
             await self._end_late(submission_id, generation_id)
 
     async def _end_late(self, submission_id: UUID, generation_id: UUID) -> None:

@@ -91,7 +91,16 @@ class Pipeline:
                 self._run.done.add(stage.name)
             return self._run.completed or await self._complete(artifacts)
         except CancelAskedError:
-            return await self._cancel(await self._queue.checkpoints.load(self._fence))
+            try:
+                loaded = await self._queue.checkpoints.load(self._fence)
+                self._run.cancelling.update(
+                    checkpoint.generation_id
+                    for checkpoint in loaded.checkpoints.values()
+                    if checkpoint.generation_id is not None
+                )
+            finally:
+                self._run.cancel_read.set()
+            return await self._cancel(loaded)
 
     def _scene_changed(self, loaded: Loaded) -> bool:
         """Whether the scene has changed since it was read."""
@@ -195,7 +204,7 @@ class Pipeline:
             if not checkpoint or checkpoint.state is not CheckpointState.GENERATING:
                 continue
             generation_id = checkpoint.generation_id
-            if generation_id is not None and self._run.is_first_to_end(generation_id):
+            if generation_id is not None:
                 order = Order.thawed(checkpoint.request)
                 generating = Generating(self._tools, self._run, stage, order, generation_id)
                 try:
