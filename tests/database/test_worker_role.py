@@ -284,8 +284,9 @@ async def test_an_applications_own_rules_stop_no_failure_either(adopted: World) 
     adopted.sql("alter table video_scenes add updated_at timestamp")
     adopted.sql("update video_scenes set image_prompt = '[[fail SAFETY.INPUT.TEXT]] x'")
     with recorded() as heard:
-        async with adopted.worker():
+        async with adopted.worker(), hearing(events.TaskFailed) as failed:
             row = await adopted.until(adopted.order(user, scene))
+            await failed.wait()  # a drain may cut an attempt between its end and its report
     assert (row["status"], row["error_code"]) == ("failed", "CONTENT_REJECTED")
     refused = [event for event in heard if isinstance(event, events.SceneWriteRefused)]
     assert [event for event in refused if "video_scenes_status_check" in str(event)]
