@@ -1,4 +1,4 @@
-"""Text and JSON between psycopg and PostgreSQL: sent in a form that it accepts, and always read.
+"""Text and JSON that psycopg sends and reads: PostgreSQL accepts each value, and each can be read.
 
 Every connection of ours is made with `context=STORABLE`. Nothing global changes, so that other code
 in the process that uses psycopg is not affected.

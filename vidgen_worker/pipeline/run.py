@@ -44,9 +44,9 @@ class Run:
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)
     cancel_read: asyncio.Event = field(default_factory=asyncio.Event)
-    """The task was read for its cancel. A POST that was in flight then knows what is left to it."""
+    """The task was read for its cancel: a POST in flight may ask now which generations it found."""
     cancelling: set[UUID] = field(default_factory=set)
-    """The generations that were found then: the attempt ends them."""
+    """The generations that this read found: the attempt ends them, and the POST any other."""
     done: set[StageName] = field(default_factory=set)
     outputs: dict[StageName, tuple[str, ...]] = field(default_factory=dict)
     """Output URLs as this attempt read them: minutes old, and good for a day."""

@@ -29,7 +29,7 @@ PUBLICATION = "supabase_realtime"
 
 @contextlib.asynccontextmanager
 async def opened(admin_url: str) -> AsyncIterator[Connection]:
-    """Connect in autocommit, and close however it ends, cut off twice too."""
+    """Open a connection in autocommit. It is closed even where the task is cancelled twice."""
     connection = await psycopg.AsyncConnection.connect(
         admin_url, autocommit=True, row_factory=dict_row
     )
