@@ -854,6 +854,28 @@ begin
         bucket_id <> all ((select vidgen.our_buckets())::text[])
         or not vidgen.is_unpaid(bucket_id, name)
       );
+    -- What the owners of films bring (music, voices, logos, end cards): each in a folder of his own.
+    create policy "owners keep the assets of their films" on storage.objects
+      for all to authenticated
+      using (
+        bucket_id = 'film-assets'
+        and split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      )
+      with check (
+        bucket_id = 'film-assets'
+        and split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      );
+    -- An application's policy may let users read or write all buckets.
+    create policy "nobody else touches the assets of a film" on storage.objects
+      as restrictive for all to public
+      using (
+        bucket_id <> 'film-assets'
+        or split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      )
+      with check (
+        bucket_id <> 'film-assets'
+        or split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      );
   else
     raise notice 'no storage schema here: clients can''t sign their own video_path';
   end if;

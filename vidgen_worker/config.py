@@ -7,9 +7,11 @@ depend on each other are computed at the end of `Settings`.
 
 import ast
 import difflib
+import importlib.util
 import inspect
 import itertools
 import os
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -70,6 +72,8 @@ class Settings(Environment):
     """A label for the key's Runway account, where workers of one database use several accounts"""
     vidgen_concurrency: int = Field(20, ge=1, le=5000)
     """Tasks at once in this process"""
+    vidgen_renders: int | None = Field(None, ge=0, le=100)
+    """Films cut at once in this process; unset: half of the cores, with the extra films; 0: none"""
     vidgen_lease: Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(hours=1))] = (
         timedelta(seconds=15)
     )
@@ -159,6 +163,11 @@ class Settings(Environment):
             problems.append(
                 "STORAGE_BUCKET_VIDEOS: it can't be the bucket of the stills, which is public"
             )
+        if self.vidgen_renders and not can_render():
+            problems.append(
+                "VIDGEN_RENDERS: films can't be cut here, because an extra is not installed: "
+                "pip install 'vidgen-worker[films]', or leave this setting out"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -186,9 +195,28 @@ class Settings(Environment):
         return 3 * self.vidgen_submit_timeout
 
     @property
+    def renders(self) -> int:
+        """How many films are cut at once in this process."""
+        if self.vidgen_renders is not None:
+            return self.vidgen_renders
+        return max(1, cores() // 2) if can_render() else 0
+
+    @property
     def credits(self) -> bool:
         """Whether users pay with credits."""
         return self.vidgen_credits == "on"
+
+
+def can_render() -> bool:
+    """Whether what films are cut with is installed: the extra `films`."""
+    return all(importlib.util.find_spec(name) is not None for name in ("PIL", "fontTools"))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 Loaded = TypeVar("Loaded", bound=Environment)

@@ -151,7 +151,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.grant_credits(uuid,integer,text)": frozenset({"service_role"}),
     # Functions of the policies.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
-    "vidgen.signed_in_user()": frozenset({"authenticated"}),
+    "vidgen.signed_in_user()": frozenset(ROLES),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
     # By a policy that binds every role.
     "vidgen.our_buckets()": frozenset(ROLES),
@@ -286,6 +286,8 @@ POLICIES = {
     ("public.credit_entries", "the worker sees entries", "SELECT", "vidgen_worker"),
     ("storage.objects", "owners read what they have paid for", "SELECT", "authenticated"),
     ("storage.objects", "nobody reads what is not paid for", "SELECT", "public"),
+    ("storage.objects", "owners keep the assets of their films", "ALL", "authenticated"),
+    ("storage.objects", "nobody else touches the assets of a film", "ALL", "public"),
 }  # fmt: skip
 
 TO_CHECK_THE_CALLER: Mapping[str, str] = {

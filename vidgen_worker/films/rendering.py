@@ -59,6 +59,11 @@ class Failed:
     trouble: Trouble
     details: str
 
+    @property
+    def by_machine(self) -> bool:
+        """Whether it could be made another time, or elsewhere."""
+        return self.trouble is Trouble.MACHINE
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
