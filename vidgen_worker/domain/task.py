@@ -122,6 +122,8 @@ class Task:
     cancel_requested: bool = False
     alone: bool = False
     film: bool = False
+    renders: bool = False
+    """It is a film with outputs: only workers that render claim it."""
 
     @property
     def id(self) -> UUID:

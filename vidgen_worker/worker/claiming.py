@@ -12,6 +12,7 @@ from vidgen_worker.database.pool import STATEMENT_DEADLINE
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.keys import Gate
 from vidgen_worker.queue.claims import Claimed
+from vidgen_worker.queue.films import Lane
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import TaskFailed, TaskHandedBack
 from vidgen_worker.worker.attempts import Attempts
@@ -196,12 +197,15 @@ class Claiming:
         if not self._begins():
             return
         async with self.lock:
-            more, due = await films.wake()
-            self._more_films = due and sum(run.task.film for run in held.runs()) >= MOST_FILMS
-            if due and not self._more_films:
-                taken, self._more_films = await films.take(idle=not held)
-                self._attempts.start(taken)
-        if more:
+            woken = await films.wake()
+            taken = sum(run.task.film and not run.task.renders for run in held.runs())
+            self._more_films = woken.due and taken >= MOST_FILMS
+            if woken.due and not self._more_films:
+                begun, self._more_films = await films.take(
+                    idle=not held, lane=Lane.BATCHES, most=MOST_FILMS
+                )
+                self._attempts.start(begun)
+        if woken.more:
             self._process.wakes.films.set()
             self._process.wakes.claim.set()
 
