@@ -17,7 +17,7 @@ begin
   select string_agg(format('public.%s', name), ', ')
     into taken
     from unnest(array[
-           'video_generation_tasks', 'video_generation_gates',
+           'video_generation_tasks', 'video_generation_gates', 'video_presets', 'video_renditions',
            'credit_prices', 'user_credits', 'credit_entries'
          ]) as name
    where to_regclass(format('public.%I', name)) is not null;
@@ -76,7 +76,8 @@ begin
            c.relnamespace = 'vidgen'::regnamespace
            or c.oid = any (array[
              to_regclass('public.video_generation_tasks'),
-             to_regclass('public.video_generation_gates'), to_regclass('public.credit_prices'),
+             to_regclass('public.video_generation_gates'), to_regclass('public.video_presets'),
+             to_regclass('public.video_renditions'), to_regclass('public.credit_prices'),
              to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
              to_regclass('public.credit_entries_id_seq')
            ])
@@ -148,6 +149,7 @@ create table vidgen.settings (
   rejection_pause interval not null default '1 minute',
   rejection_stop interval not null default '1 day',
   rejection_memory interval not null default '1 day',
+  auto_cut jsonb,
   constraint there_is_one_row check (only_row),
   constraint limits_are_positive check (
     max_unfinished_per_user > 0 and max_unbilled_cost_per_user > 0 and max_retries >= 0
@@ -163,6 +165,16 @@ create table vidgen.settings (
     rejections_to_slow > 0 and rejections_to_stop > rejections_to_slow
     and rejection_pause >= interval '0' and rejection_stop > interval '0'
     and rejection_memory >= interval '0'
+  ),
+  -- Its part is the completed task. 32,000 bytes: with that part it is still a cut.
+  constraint auto_cut_has_outputs_and_no_parts check (
+    case
+      when auto_cut is null then true
+      when jsonb_typeof(auto_cut) <> 'object' then false
+      when jsonb_typeof(auto_cut -> 'outputs') is distinct from 'array' then false
+      else jsonb_array_length(auto_cut -> 'outputs') > 0
+           and not auto_cut ?| array['parts', 'scenario'] and octet_length(auto_cut::text) <= 32000
+    end
   )
 );
 
@@ -188,6 +200,8 @@ comment on column vidgen.settings.rejections_to_stop is
   'After this many rejections in a row they stop, for rejection_stop or until an operator lifts the limit.';
 comment on column vidgen.settings.rejection_memory is
   'The time for which an input that content rules rejected is not sent again for the same user.';
+comment on column vidgen.settings.auto_cut is
+  'A cut without parts: a film with these outputs is ordered of each completed clip, for its owner. Null: none is.';
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 

@@ -11,7 +11,6 @@ import importlib.util
 import inspect
 import itertools
 import os
-import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -214,9 +213,8 @@ def can_render() -> bool:
 
 def cores() -> int:
     """The cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 Loaded = TypeVar("Loaded", bound=Environment)

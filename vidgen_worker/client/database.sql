@@ -671,6 +671,14 @@ buried as (
               where c.task_id = old.id and c.path is not null
            ),
            (
+             -- Of a film: not the files of its parts, which are tasks of their own.
+             select jsonb_agg(
+                      jsonb_build_object('bucket', r.bucket, 'path', r.path) order by r.position
+                    )
+               from public.video_renditions as r
+              where r.film_id = old.id
+           ),
+           (
              select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path))
                from (
                  select s.images_bucket as bucket, old.image_path as path from vidgen.settings as s

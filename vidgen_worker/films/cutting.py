@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import Fault, FaultName
@@ -22,7 +21,7 @@ from vidgen_worker.films.presets import FORMATS, Kind, files_of
 from vidgen_worker.films.rendering import Failed, Made, Trouble, render
 from vidgen_worker.films.studio import Studio, machine_fault
 from vidgen_worker.media.scratch import discard
-from vidgen_worker.queue.checkpoints import Place, Reported, Step
+from vidgen_worker.queue.checkpoints import Reported, Step
 from vidgen_worker.queue.films import LoadedFilm, Rendition
 from vidgen_worker.storage.signing import completed
 from vidgen_worker.telemetry.bus import emit
@@ -102,19 +101,18 @@ class Cutting:
         if isinstance(made, Failed):
             raise _fault(made, wanted)
         studio, fence = self._studio, self._task.fence
-        place = Place(uuid4(), studio.bucket, wanted.path)
         try:
-            await studio.films.begin_rendition(fence, place)
+            await studio.films.begin_rendition(fence, studio.bucket, wanted.path)
             await studio.storage.put(
-                place.bucket, place.path, made.file, made.media_type,
+                studio.bucket, wanted.path, made.file, made.media_type,
                 until=boot_time() + UPLOAD_BEGINS_WITHIN,
             )  # fmt: skip
         finally:
             discard(made.file)
+        artifact = Artifact(studio.bucket, wanted.path, made.media_type, made.size, made.sha256)
         charged = await studio.films.finish_rendition(
-            fence, place, _rendition(wanted, made, position, place), progress.after,
-            progress.message,
-        )  # fmt: skip
+            fence, _rendition(wanted, artifact, made, position), progress.after, progress.message
+        )
         emit(RenditionStored(
             fence=fence, name=wanted.job.name, path=wanted.path, size=made.size,
             render_seconds=round(time.monotonic() - began, 3), charged=charged,
@@ -162,13 +160,12 @@ class _Progress:
         return round(BEGIN + (END - BEGIN) * done, 1)
 
 
-def _rendition(wanted: _Wanted, made: Made, position: int, place: Place) -> Rendition:
+def _rendition(wanted: _Wanted, artifact: Artifact, made: Made, position: int) -> Rendition:
     job = wanted.job
     kind = FORMATS[job.format].kind
     seen, lasts = kind in (Kind.FILM, Kind.STILL), kind in (Kind.FILM, Kind.SOUND)
     return Rendition(
-        name=job.name, position=position, preset=wanted.output.preset,
-        artifact=Artifact(place.bucket, place.path, made.media_type, made.size, made.sha256),
+        name=job.name, position=position, preset=wanted.output.preset, artifact=artifact,
         width=job.width if seen else None, height=job.height if seen else None,
         seconds=float(job.frames / job.fps) if lasts else None, quality=made.quality,
     )  # fmt: skip
