@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from tests.support.cuts import wav
 from tests.support.watching import until_true, watch
 from tests.support.world import World, cancel, hearing, posts, reasons, recorded
-from vidgen_worker.films.fonts import Fonts
+from vidgen_worker.films.fonts import Fonts, MissingGlyphError
 from vidgen_worker.films.rendering import CHILD
 from vidgen_worker.telemetry import events
 
@@ -114,6 +114,16 @@ def spoil(world: World, changed: str, gone: str) -> None:
         client.delete(gone).raise_for_status()
 
 
+def undrawn() -> str:
+    """A letter that no font of this machine has."""
+    for letter in "\U0001f9cc\u65e5\U00013000\U00020000":
+        try:
+            Fonts().runs(letter)
+        except MissingGlyphError:
+            return letter
+    pytest.skip("the fonts of this machine have every letter")
+
+
 def music(tmp_path: Path) -> bytes:
     return wav(tmp_path / "music.wav", 220, 1.0).read_bytes()
 
@@ -178,7 +188,7 @@ async def test_two_scenes_with_a_fade_a_caption_and_music_become_files(
     for one in made.values():
         assert one["path"].startswith(f"video-files/{user}/{film}/{one['name']}-")
         content = read(world, None, one["bucket"], one["path"])
-        assert content.headers["content-type"] == one["media_type"]
+        assert content.headers["content-type"].startswith(one["media_type"])
         assert content.headers["cache-control"] == "max-age=31536000, immutable"
         assert len(content.content) == one["size"]
         assert read(world, user, one["bucket"], one["path"]).is_success
@@ -216,7 +226,7 @@ async def test_what_can_t_be_made_is_refused_by_its_place_before_anything_is_pai
     upload(world, user, f"{user}/a.wav", music(tmp_path), "audio/wav")
     upload(world, user, f"{user}/noise.mp3", os.urandom(5000), "audio/mpeg")
     late = {"from": 9, "to": 9.5, "text": "late"}
-    strange = {"from": 0, "to": 0.5, "text": "A \U00013000"}  # a hieroglyph
+    strange = {"from": 0, "to": 0.5, "text": f"A {undrawn()}"}
     cuts: list[tuple[Row, str]] = [
         ({"sound": {"music": {"asset": "none.wav"}}}, "/sound/music/asset"),
         ({"sound": {"music": {"asset": "noise.mp3"}}}, "/sound/music/asset"),
