@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 
 from tests.support.cuts import wav
 from tests.support.watching import until_true, watch
-from tests.support.world import World, cancel, hearing, posts, reasons, recorded
+from tests.support.world import World, cancel, hearing, posts, reasons, recorded, vidgen
 from vidgen_worker.films.fonts import Fonts, MissingGlyphError
 from vidgen_worker.films.rendering import CHILD
 from vidgen_worker.telemetry import events
@@ -368,6 +368,12 @@ async def test_two_films_are_cut_at_once_beside_paid_work(world: World) -> None:
         films = [order(world, user, [part], [SLOW]), order(world, other, [theirs], [SLOW])]
         await world.until(world.order(user, world.scene(user)))
         assert {world.task(film)["attempt"] for film in films} == {0}
+        assert world.task(films[0])["message"] == "Waiting for a worker that cuts films"
+        stats = await asyncio.to_thread(vidgen, world, "stats")
+        assert "no worker cuts any" in stats.stdout
+        checked = await asyncio.to_thread(vidgen, world, "check", VIDGEN_RENDERS="1")
+        assert "no worker cuts any" in checked.stdout
+        assert "Bucket film-assets" in checked.stdout
     async with world.worker(VIDGEN_RENDERS="2", VIDGEN_CONCURRENCY="1"):
         first = await until_there_is_a_child()
         await until_there_is_a_child(without=frozenset({first}))

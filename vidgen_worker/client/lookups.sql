@@ -96,3 +96,9 @@ select p.position, p.task_id, t.scene_id, t.status, t.progress, t.current_step, 
   left join public.video_generation_tasks as t on t.id = p.task_id
  where p.film_id = %(task_id)s
  order by p.position;
+
+-- films_to_cut --
+-- Whether films with outputs wait for a worker, and whether one that lives cuts any.
+select exists (select from vidgen.turns as n where n.lane = -1 and n.waiting_since is not null)
+       or exists (select from vidgen.arrivals as a where a.lane = -1 and a.due_at <= now()) as waiting,
+       exists (select from vidgen.workers as w where w.renders > 0 and w.dead_at is null) as cut;
