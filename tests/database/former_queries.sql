@@ -1075,7 +1075,7 @@ stored as (
      set position = excluded.position, preset = excluded.preset, media_type = excluded.media_type,
          bucket = excluded.bucket, path = excluded.path, size = excluded.size, width = excluded.width,
          height = excluded.height, seconds = excluded.seconds, sha256 = excluded.sha256,
-         quality = excluded.quality, public_url = null, created_at = now()
+         quality = excluded.quality, public_url = null
   returning r.film_id, r.user_id, r.name
 ),
 charged as (

@@ -96,6 +96,9 @@ FENCED = (
 )  # fmt: skip
 """The queries about one task, which carry its fence."""
 
+READS = ("load_task", "load_film", "seconds_of_parts")
+"""Those of them that write nothing."""
+
 OF_FILMS = ("load_film", "order_parts", "wait_for_parts")
 """Those of them that are about any film."""
 
