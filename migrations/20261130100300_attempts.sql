@@ -415,10 +415,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not exists (
-    select from public.video_generation_tasks as t
-     where t.id = new.task_id and t.user_id = new.user_id and t.status = 'processing'
-  ) and not vidgen.is_operator() then
+  if not vidgen.is_operator() then
     perform vidgen.check_running(new.task_id, new.user_id);
   end if;
   return new;
@@ -677,14 +674,7 @@ begin
     if found then
       update public.video_scenes as s
          set status = coalesce(
-               case when owed_status is not null then (
-                 select t.status
-                   from public.video_generation_tasks as t
-                  where t.scene_id = of_scene and t.user_id = owner
-                    and t.status in ('processing', 'completed')
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ) end,
+               case when owed_status is not null then vidgen.shown_status(of_scene, owner) end,
                owed_status, s.status
              ),
              image_url = case when owed_image is null then s.image_url else coalesce(
@@ -697,17 +687,10 @@ begin
                ),
                owed_image
              ) end,
-             generated_video_url = case when owed_video is null then s.generated_video_url else coalesce(
-               (
-                 select t.video_url
-                   from public.video_generation_tasks as t
-                  where t.scene_id = of_scene and t.user_id = owner
-                    and t.status = 'completed' and t.video_url is not null
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ),
-               owed_video
-             ) end,
+             generated_video_url = case
+               when owed_video is null then s.generated_video_url
+               else coalesce(vidgen.shown_clip(of_scene, owner), owed_video)
+             end,
              updated_at = now()
        where s.id = of_scene and s.user_id = owner;
       set constraints all immediate;
@@ -839,6 +822,47 @@ begin
     );
   end if;
   return jsonb_build_object('seconds', ended.seconds, 'scene_refused', scene_refused);
+end
+$$;
+
+-- The end of a task that can't go on: row, hold and scene. Returns the scene's error. The caller holds its
+-- row, and has checked the fence. Rejected content is retried only when the scene has changed.
+create function vidgen.fail_task(
+  of_task uuid, code text, of_message text, more_failures integer, visible jsonb, scene_updates boolean
+) returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ended record;
+begin
+  if code = 'CONTENT_REJECTED' then
+    insert into vidgen.budgets as b (task_id, rejected_inputs)
+    values (of_task, (
+      select c.inputs
+        from vidgen.checkpoints as c
+        join vidgen.stages as st on st.name = c.stage
+       where c.task_id = of_task and c.state <> 'done'
+       order by st.place desc
+       limit 1
+    ))
+        on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs;
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+         failures = least(t.failures + more_failures, 100)::smallint,
+         current_step = 'Failed', message = of_message, error_code = code, error_message = of_message,
+         error = jsonb_build_object(
+           'error', 'Video generation failed', 'details', of_message, 'code', code, 'timestamp', now()
+         ) || visible
+   where t.id = of_task
+  returning t.user_id, t.scene_id into ended;
+  perform vidgen.check_taken(of_task, 'failed', null);
+  perform vidgen.release_credits(of_task);
+  if scene_updates then
+    return vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
+  end if;
+  return null;
 end
 $$;
 
@@ -1042,7 +1066,7 @@ begin
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
-  select t.id, t.attempt, t.user_id, t.scene_id, t.lane into task
+  select t.id, t.attempt, t.lane into task
     from public.video_generation_tasks as t
    where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
      for no key update skip locked;
@@ -1065,20 +1089,7 @@ begin
   );
 
   if died >= max_crashes then
-    update public.video_generation_tasks as t
-       set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-           error_code = 'WORKER_LOST', error_message = lost_message, message = lost_message,
-           current_step = 'Failed',
-           error = jsonb_build_object(
-             'error', 'Video generation failed', 'details', lost_message,
-             'code', 'WORKER_LOST', 'timestamp', now()
-           )
-     where t.id = of_task;
-    perform vidgen.check_taken(of_task, 'failed', null);
-    perform vidgen.release_credits(of_task);
-    if scene_updates then
-      perform vidgen.write_scene(task.scene_id, task.user_id, 'failed', null, null);
-    end if;
+    perform vidgen.fail_task(of_task, 'WORKER_LOST', lost_message, 0, '{}', scene_updates);
     kind := 'lost';
     id := of_task;
     attempt := task.attempt;
@@ -1117,33 +1128,14 @@ returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
 #variable_conflict use_variable
-declare
-  ended record;
 begin
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         error_code = 'ROW_REFUSED', error_message = of_message, message = of_message,
-         current_step = 'Failed',
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', of_message,
-           'code', 'ROW_REFUSED', 'timestamp', now()
-         )
-    from (
-      select l.id
-        from public.video_generation_tasks as l
-       where l.id = of_task and l.status in ('pending', 'processing')
-         for no key update skip locked
-    ) as open
-   where t.id = open.id
-  returning t.id, t.user_id, t.scene_id into ended;
+  perform from public.video_generation_tasks as t
+    where t.id = of_task and t.status in ('pending', 'processing')
+      for no key update skip locked;
   if not found then
     return false;
   end if;
-  perform vidgen.check_taken(of_task, 'failed', null);
-  perform vidgen.release_credits(of_task);
-  if scene_updates then
-    perform vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
-  end if;
+  perform vidgen.fail_task(of_task, 'ROW_REFUSED', of_message, 0, '{}', scene_updates);
   return true;
 exception
   when others or assert_failure or query_canceled then
@@ -1271,7 +1263,7 @@ begin
   if found and task.status = 'pending' then
     insert into vidgen.arrivals (user_id, lane, due_at)
     values (task.user_id, task.lane, task.run_after);
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(task.lane);
   end if;
   return task.status;
 exception
@@ -1371,6 +1363,7 @@ revoke all on function
   vidgen.complete_task(
     uuid, text, interval, boolean, text, double precision, text, text
   ),
+  vidgen.fail_task(uuid, text, text, integer, jsonb, boolean),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
@@ -1433,6 +1426,7 @@ grant execute on function
   vidgen.complete_task(
     uuid, text, interval, boolean, text, double precision, text, text
   ),
+  vidgen.fail_task(uuid, text, text, integer, jsonb, boolean),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),

@@ -423,7 +423,7 @@ begin
   elsif missing > 0 then
     insert into vidgen.slots (provider, account, model)
     select of_provider, of_account, of_model from generate_series(1, missing);
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(1);
   end if;
 end
 $$;
@@ -461,7 +461,7 @@ begin
      or exists (select from vidgen.turns where waiting_since is null and due_at <= now())
      or exists (select from vidgen.arrivals)
      or exists (select from vidgen.resumes where resume_at <= now()) then
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(1);
   end if;
 end
 $$;
@@ -705,7 +705,10 @@ begin
      where r.task_id = waiting.task_id;
     insert into vidgen.arrivals (user_id, lane, due_at)
     select t.user_id, t.lane, now() from vidgen.turns as t where t.user_id = of_user;
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(1);
+    if exists (select from vidgen.turns as t where t.user_id = of_user and t.lane = 0) then
+      perform vidgen.wake_lane(0);
+    end if;
   end if;
 end
 $$;
@@ -734,11 +737,8 @@ declare
   until_then timestamptz;
   why text;
 begin
-  select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
-  if not found then
-    insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
-    select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
-  end if;
+  perform vidgen.lock_limits(of_user);
+  select u.* into mine from vidgen.user_limits as u where u.user_id = of_user;
   select s.* into limits from vidgen.settings as s;
 
   select exists (select from vidgen.submissions as s where s.id = of_submission),

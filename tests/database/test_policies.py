@@ -97,6 +97,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.parts": {"vidgen_worker": READ},
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.passed_over": WORKER_ONLY,
+    "vidgen.passed_now": {"vidgen_worker": READ},
     "vidgen.due_resumes": {"vidgen_worker": READ},
     "vidgen.gates": WORKER_ONLY,
     "vidgen.keys": {"vidgen_worker": READ},

@@ -23,7 +23,13 @@ def test_plans_made_while_there_was_nothing_stay_good(ground: Ground) -> None:
     for table in (TASKS, "vidgen.parts", "vidgen.turns", "vidgen.endings", "vidgen.films"):
         ground.sql(f"alter table {table} set (autovacuum_enabled = false)")
     hand = ground.worker()
-    values = {**USUAL, "worker_id": hand.worker_id, "task_id": hand.worker_id, "attempt": 1}
+    values = {
+        **USUAL,
+        "worker_id": hand.worker_id,
+        "task_id": hand.worker_id,
+        "attempt": 1,
+        "lane": 0,
+    }
     with psycopg.connect(ground.database.url, cursor_factory=ClientCursor, autocommit=True) as conn:
         conn.execute(PLANNED_ONCE)
         execute = {name: prepared(conn, name) for name in MOST_BLOCKS}

@@ -111,13 +111,7 @@ chosen as materialized (
   select line.user_id, first.id
     from line
    cross join lateral (
-     select t.id
-       from public.video_generation_tasks as t
-      where t.user_id = line.user_id and t.lane = line.lane
-        and t.status = 'pending' and t.run_after <= now()
-        and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-      order by t.priority desc, t.run_after, t.created_at
-      limit 1
+     -- use first_of_user --
    ) as first
 ),
 tried as materialized (
@@ -141,9 +135,7 @@ with kept as materialized (
    where r.stage is null
      and (r.followers is null or r.followers && %(scopes)s::text[])
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
-     and not exists (
-       select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
-     )
+     and not exists (select from vidgen.passed_now as p where p.task_id = r.task_id)
      and exists (
        select from vidgen.troubles as t
         where t.provider = %(provider)s and t.scope = %(scope)s
@@ -212,7 +204,7 @@ with gate as materialized (
      for update of g
 ),
 line as materialized (
-  select user_id
+  select user_id, lane
     from vidgen.turns
    where lane = %(lane)s and waiting_since is not null
    order by waiting_since
@@ -235,22 +227,12 @@ waiting as materialized (
   (select ready.id, ready.failures, 2, ready.created_at
      from line
     cross join lateral (
-      select t.id, t.failures, t.created_at
-        from public.video_generation_tasks as t
-       where t.user_id = line.user_id and t.lane = %(lane)s
-         and t.status = 'pending' and t.run_after <= now()
-         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-       order by t.priority desc, t.run_after, t.created_at
-       limit 1
+      -- use first_of_user --
     ) as ready
     -- While the gate is closed no claim begins anything: nothing races with this count.
-    where %(max_running_per_user)s::integer is null
-       or (
-            select count(*) from public.video_generation_tasks as t
-             where t.user_id = line.user_id and t.status = 'processing'
-          ) + (
-            select count(*) from vidgen.resumes as r where r.user_id = line.user_id
-          ) < %(max_running_per_user)s::integer)
+    where %(max_running_per_user)s::integer is null or
+          -- use begun_of_user --
+          < %(max_running_per_user)s::integer)
 ),
 begun as materialized (
   select attempt.*

@@ -57,11 +57,8 @@ select 'cancel_waiting', null, null
  where exists (
    select
      from public.video_generation_tasks as t
-    where t.status = 'pending' and t.cancel_requested_at is not null and t.lane > 0
-      and not exists (
-        select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-      )
-      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+    where
+      -- use to_cancel --
  )
 
 -- heartbeats --

@@ -21,10 +21,8 @@ with mine as materialized (
 paid as materialized (
   select count(*) as submissions
     from vidgen.submissions as s, mine
-   where s.task_id = mine.id and s.stage = %(stage)s and s.counted and s.id <> %(submission_id)s
-     and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
-           s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
-           or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+   where s.task_id = mine.id and s.id <> %(submission_id)s and
+     -- use possibly_paid --
 ),
 gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
@@ -265,13 +263,11 @@ select (select count(*) from mine) = 1 as mine,
 
 -- paid_submissions --
 -- How many submissions of a stage may have been paid for nothing: the number that
--- VIDGEN_MAX_SUBMISSIONS caps. The same rule as in begin_submission.
+-- VIDGEN_MAX_SUBMISSIONS caps.
 select count(*) as submissions
   from vidgen.submissions as s
- where s.task_id = %(task_id)s and s.stage = %(stage)s and s.counted
-   and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
-         s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
-         or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+ where s.task_id = %(task_id)s and
+   -- use possibly_paid --
 
 -- read_submission --
 -- What has become of a submission whose answer another worker waits for. `late`: it came after
@@ -375,11 +371,8 @@ shown as (
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 ),
 begun as (
-  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
-  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
-         %(path)s
-    from mine
-   where %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded' and not mine.cancel
+  -- use upload --
+  and %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded'
   on conflict (id) do nothing
 )
 select mine.cancel from mine
