@@ -129,7 +129,7 @@ comment on column vidgen.submissions.late_at is
 -- The history of generations for the whole fleet: one row per kind (a model, and the seconds of the clip; 0
 -- for a still), with its last 24 ends. A poll sees an end after it happened. So each end has two
 -- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
--- after it. There are as many rows as models and durations in use.
+-- after it. There are as many rows as models and durations in use, 200 at the most.
 create table vidgen.generation_times (
   provider text not null,
   model text not null,
@@ -137,7 +137,9 @@ create table vidgen.generation_times (
   ended_after real[] not null,
   ended_by real[] not null,
   primary key (provider, model, seconds),
-  constraint seconds_are_not_negative check (seconds >= 0),
+  constraint a_kind_is_short_and_of_seconds check (
+    octet_length(provider) <= 200 and octet_length(model) <= 200 and seconds between 0 and 3600
+  ),
   constraint the_last_24_are_kept check (
     cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
   ),
@@ -425,6 +427,24 @@ $$;
 create trigger submission_is_due
   before insert on vidgen.submissions
   for each row execute function vidgen.submission_is_due();
+
+-- Kinds are few, even if the worker's role is stolen: the whole fleet reads them. Beyond that a new one is
+-- left out, since the end of a generation is a fact that must be written.
+create function vidgen.kinds_are_few() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if (select count(*) from vidgen.generation_times) >= 200 then
+    return null;
+  end if;
+  return new;
+end
+$$;
+
+create trigger kinds_are_few
+  before insert on vidgen.generation_times
+  for each row execute function vidgen.kinds_are_few();
 
 -- The provider's answer never changes. A stolen worker role must not give the generation of one submission
 -- to another: an honest worker would store one user's output as another's.
@@ -1355,7 +1375,7 @@ call vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.is_in_folder(text, uuid), vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
-  vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
+  vidgen.check_running(uuid, uuid), vidgen.kinds_are_few(), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),

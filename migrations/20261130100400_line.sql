@@ -61,6 +61,47 @@ create index endings_of_film on vidgen.endings (film_id);
 
 comment on table vidgen.endings is 'Films of which a part has ended, or that have begun to wait.';
 
+-- Whether an unfinished film has this task as a part; another one than `but_of`.
+create function vidgen.is_needed(of_task uuid, but_of uuid) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return exists (
+    select
+      from vidgen.parts as p
+      join public.video_generation_tasks as film on film.id = p.film_id
+     where p.task_id = of_task and p.film_id is distinct from but_of
+       and film.status in ('pending', 'processing')
+  );
+end
+$$;
+
+-- The tasks that cuts name whose parts are not ordered yet. A cut is any JSON of a client's: only what is a
+-- UUID counts, and only a task of the film's owner, or anybody could keep it. Two parts, one for each partial
+-- index: no look at what has ended.
+create view vidgen.named_tasks with (security_invoker = true) as
+select t.id as task_id, film.id as film_id
+  from (
+    select w.id, w.user_id, w.cut
+      from public.video_generation_tasks as w
+     where w.status = 'pending' and w.lane = 0
+    union all
+    select r.id, r.user_id, r.cut
+      from public.video_generation_tasks as r
+     where r.status = 'processing' and r.lane = 0
+  ) as film
+ cross join lateral jsonb_path_query(
+   film.cut,
+   '$.parts[*].task ? (@ like_regex "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$" flag "i")'
+ ) as named (id)
+  join public.video_generation_tasks as t
+    on t.id = (named.id #>> '{}')::uuid and t.user_id = film.user_id
+ where not exists (select from vidgen.films as f where f.film_id = film.id);
+
+comment on view vidgen.named_tasks is
+  'Tasks that unfinished films name as their parts and have not ordered yet.';
+
 -- Tell the films of a task that it has ended, or is gone. Whoever orders it as a part locks its row first:
 -- this sees that film, or the film's own look at its parts sees the end.
 create function vidgen.tell_films(of_task uuid) returns void
@@ -470,7 +511,7 @@ $$;
 call vidgen.revoke_from_strangers();
 
 revoke all on function
-  vidgen.pass_over(uuid), vidgen.wake_lane(integer), vidgen.tasks_arrive(), vidgen.task_moves(), vidgen.tell_films(uuid),
+  vidgen.is_needed(uuid, uuid), vidgen.pass_over(uuid), vidgen.wake_lane(integer), vidgen.tasks_arrive(), vidgen.task_moves(), vidgen.tell_films(uuid),
   vidgen.wake_films(integer), vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
 

@@ -49,7 +49,8 @@ $$;
 --
 -- A film's row is locked first, then those of its parts by id, all of them before the first one changes: in
 -- that order they are locked wherever both are. It takes along what it has ordered, unless another
--- unfinished film needs that as well.
+-- unfinished film needs that as well: whether one does is asked after the locks, since an order of that film
+-- may have held them.
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -80,27 +81,29 @@ begin
     parts := array(
       select t.id
         from public.video_generation_tasks as t
-       where t.status in ('pending', 'processing')
-         -- What it has ordered, and what a film had ordered that is cancelled by now.
-         and (
-           t.film_id = task.id
-           or t.id in (
-             select p.task_id
-               from vidgen.parts as p
-               join public.video_generation_tasks as part on part.id = p.task_id
-               join public.video_generation_tasks as first on first.id = part.film_id
-              where p.film_id = task.id and first.status = 'cancelled'
-           )
-         )
-         and not exists (
-           select
-             from vidgen.parts as p
-             join public.video_generation_tasks as film on film.id = p.film_id
-            where p.task_id = t.id and film.id <> task.id
-              and film.status in ('pending', 'processing')
-         )
+       where t.id in (
+               select p.task_id from vidgen.parts as p where p.film_id = task.id
+               union all
+               select o.id from public.video_generation_tasks as o where o.film_id = task.id
+             )
+         and t.status in ('pending', 'processing')
        order by t.id
          for no key update of t
+    );
+    -- What it has ordered, and what a film had ordered that is cancelled by now.
+    parts := array(
+      select t.id
+        from public.video_generation_tasks as t
+       where t.id = any (parts)
+         and (
+           t.film_id = task.id
+           or exists (
+             select from public.video_generation_tasks as first
+              where first.id = t.film_id and first.status = 'cancelled'
+           )
+         )
+         and not vidgen.is_needed(t.id, task.id)
+       order by t.id
     );
   end if;
   changed := vidgen.cancel_locked(task.id);

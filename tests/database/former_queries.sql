@@ -923,16 +923,6 @@ select found.id,
  order by found.priority desc, found.run_after, found.created_at
  limit (select rows + 1 from share)
 
--- fragment first_of_user --
--- The first of what is due of the user of this line.
-select t.id, t.failures, t.created_at
-  from public.video_generation_tasks as t
- where t.user_id = line.user_id and t.lane = line.lane
-   and t.status = 'pending' and t.run_after <= now()
-   and not exists (select from vidgen.resumes as r where r.task_id = t.id)
- order by t.priority desc, t.run_after, t.created_at
- limit 1
-
 -- fragment turns --
 -- Who had a turn, and has more, goes to the end of the line; who has no more, leaves it.
 taken as materialized (select array(select id from begun where refused is null) as ids),
@@ -2116,6 +2106,16 @@ select exists (
   select from vidgen.troubles as t
    where t.provider = %(provider)s and t.scope = %(scope)s and t.reason = %(reason)s
 ) as troubled
+
+-- fragment first_of_user --
+-- The first of what is due of the user of this line.
+select t.id, t.failures, t.created_at
+  from public.video_generation_tasks as t
+ where t.user_id = line.user_id and t.lane = line.lane
+   and t.status = 'pending' and t.run_after <= now()
+   and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+ order by t.priority desc, t.run_after, t.created_at
+ limit 1
 
 -- try_rows --
 -- Is it all rows that refuse? A waiting task of up to six users, of whom none is set aside, says so for

@@ -95,6 +95,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.endings": WORKER_ONLY,
     "vidgen.films": {"vidgen_worker": READ},
     "vidgen.parts": {"vidgen_worker": READ},
+    "vidgen.named_tasks": {},
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.passed_over": WORKER_ONLY,
     "vidgen.passed_now": {"vidgen_worker": READ},
