@@ -86,5 +86,6 @@ class Block:
         return cls(_PARAMETER.sub(numbered, text), tuple(names))
 
     def values(self, parameters: Mapping[str, object]) -> list[object]:
-        """The parameters in the order of their numbers."""
-        return [parameters[name] for name in self.names]
+        """The parameters in the order of their numbers; a function is asked now, for each try."""
+        values = (parameters[name] for name in self.names)
+        return [value() if callable(value) else value for value in values]
