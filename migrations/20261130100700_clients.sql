@@ -674,8 +674,7 @@ begin
   if owner is null then
     return;
   end if;
-  insert into vidgen.user_locks (user_id) values (owner) on conflict do nothing;
-  perform from vidgen.user_locks as l where l.user_id = owner for no key update;
+  perform vidgen.take_user_lock(owner);
   select t.cut, t.priority, t.cancel_requested_at into film
     from public.video_generation_tasks as t
    where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker

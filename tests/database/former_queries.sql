@@ -21,9 +21,8 @@ select t.cancel_requested_at is not null as cancel_requested,
          end,
          c.verdict
        ) as verdict,
-       coalesce(
-         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       ) as followed_here
+       -- use followed_here --
+       as followed_here
   from public.video_generation_tasks as t
  -- `offset 0`: it is read once, though it is named twice.
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
@@ -480,8 +479,8 @@ select begun.*
            join vidgen.submissions as s on s.id = c.submission_id
           where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
             and (s.answer is null or s.answer = 'generation')
-            and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                    && %(scopes)s::text[]
+            and not
+              -- use followed_here --
        )
      order by t.cancel_requested_at
     offset 0
@@ -815,6 +814,28 @@ and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
       s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
       or coalesce(s.cost, s.estimated_cost, 1) > 0)))
 
+-- fragment followed_here --
+-- This worker may follow the generation of submission s.
+coalesce(vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true)
+
+-- fragment cost_to_read --
+-- The generation of submission s ended some minutes ago, and its cost was not read since.
+s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+and s.cost_read_at < s.ended_at + interval '5 minutes'
+and s.provider = %(provider)s and
+  -- use followed_here --
+
+-- fragment give_up --
+-- Paid POSTs whose answer is lost.
+update vidgen.submissions as s
+   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+  from lost
+ where s.id = lost.id
+
+-- fragment upload_left --
+-- Upload u began long ago, and is neither charged nor removed.
+u.removed_at is null and u.since < now() - interval '1 hour'
+
 -- fragment upload --
 -- The place of an output, unless the owner of its task has asked to cancel.
 insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
@@ -1089,8 +1110,8 @@ victims as materialized (
                 or (c.state = 'submitting' and s.ended_at is null
                     and (s.answer is null or s.answer = 'generation'))
               )
-              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                      && %(scopes)s::text[]
+              and not
+                -- use followed_here --
          ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t
@@ -1790,10 +1811,8 @@ with strays as materialized (
      -- The worker that records a late answer ends its generation itself; and the provider wants 5 s between
      -- two polls.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and s.provider = %(provider)s and
+       -- use followed_here --
    order by s.looked_at nulls first, s.sent_at
    limit 50
      for no key update of s skip locked
@@ -1813,12 +1832,8 @@ with failed as materialized (
   select s.task_id, s.generation_id, false as given_up
     from vidgen.submissions as s
    where s.ended_state in ('failed', 'cancelled')
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by s.ended_at
    limit 20
      for no key update of s skip locked
@@ -1827,12 +1842,8 @@ given_up as materialized (
   select s.task_id, s.generation_id, true as given_up
     from vidgen.submissions as s
    where s.ended_state = 'given up'
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by random()
    limit 20
      for no key update of s skip locked
@@ -1914,10 +1925,7 @@ lost as materialized (
 ),
 -- An answer that comes after this is late: the worker that records it ends the generation.
 given_up as (
-  update vidgen.submissions as sent
-     set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-    from lost
-   where sent.id = lost.id
+  -- use give_up --
 )
 select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id)
   from stale
@@ -1945,10 +1953,7 @@ with lost as materialized (
    order by s.id
      for no key update of s skip locked
 )
-update vidgen.submissions as s
-   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-  from lost
- where s.id = lost.id
+-- use give_up --
 
 -- fleet --
 -- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
@@ -1958,7 +1963,8 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
        (select count(*) from vidgen.set_aside) as tasks_set_aside,
        (
          select count(*) from vidgen.uploads as u
-          where u.removed_at is null and u.since < now() - interval '1 hour'
+          where
+            -- use upload_left --
        ) as uploads_left,
        (select coalesce(jsonb_agg(jsonb_build_object(
                  'scope', g.scope, 'model', g.model, 'reason', g.reason
@@ -2007,7 +2013,8 @@ select vidgen.uploads_removed(%(upload_ids)s)
 select count(*) as uploads,
        coalesce(extract(epoch from now() - min(u.since)), 0)::float as oldest_seconds
   from vidgen.uploads as u
- where u.removed_at is null and u.since < now() - interval '1 hour'
+ where
+   -- use upload_left --
 
 -- forget_tasks --
 -- Remove the private rows of a batch of tasks that ended long ago (see the function).
@@ -2166,6 +2173,13 @@ select (select count(*) from tried where refused is distinct from '') as tried,
        (select min(refused) from tried where refused <> '') as refused,
        (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
 
+-- fragment shows_a_trouble --
+-- The output of checkpoint c is of a model with a trouble in this scope.
+exists (
+  select from vidgen.troubles as tr
+   where tr.provider = %(provider)s and tr.scope = %(scope)s and tr.model = c.request ->> 'model'
+)
+
 -- try_kept --
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
 -- nothing, and its row of vidgen.troubles goes when that went well. The one that has waited longest is
@@ -2180,11 +2194,8 @@ with kept as materialized (
      and (r.followers is null or r.followers && %(scopes)s::text[])
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
      and not exists (select from vidgen.passed_now as p where p.task_id = r.task_id)
-     and exists (
-       select from vidgen.troubles as t
-        where t.provider = %(provider)s and t.scope = %(scope)s
-          and c.request ->> 'model' = t.model
-     )
+     and
+       -- use shows_a_trouble --
    order by r.resume_at
    limit 1
      for update of r skip locked
@@ -2203,11 +2214,8 @@ select exists (select from kept)
            join vidgen.workers as w on w.id = t.worker_id and %(scope)s = any (w.scopes)
           where t.status = 'processing'
             and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-            and exists (
-              select from vidgen.troubles as tr
-               where tr.provider = %(provider)s and tr.scope = %(scope)s
-                 and c.request ->> 'model' = tr.model
-            )
+            and
+              -- use shows_a_trouble --
        ) as kept
 
 -- take_probe --

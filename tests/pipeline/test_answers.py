@@ -285,7 +285,8 @@ async def test_a_trouble_that_can_not_be_relieved_changes_no_end(world: World) -
         conn.execute(
             "insert into vidgen.troubles (provider, scope, part, model, reason, message, details,"
             " tasks, proven_users, new_users)"
-            " select 'runway', 'default', 'storage', %s, 'TEST', '', '', '{}', '{}', '{}'", (world.settings().vidgen_video_model,),
+            " select 'runway', 'default', 'storage', %s, 'TEST', '', '', '{}', '{}', '{}'",
+            (world.settings().vidgen_video_model,),
         )  # fmt: skip
     (task,) = many(world, 1)
     with recorded() as heard:

@@ -132,6 +132,13 @@ select (select count(*) from tried where refused is distinct from '') as tried,
        (select min(refused) from tried where refused <> '') as refused,
        (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
 
+-- fragment shows_a_trouble --
+-- The output of checkpoint c is of a model with a trouble in this scope.
+exists (
+  select from vidgen.troubles as tr
+   where tr.provider = %(provider)s and tr.scope = %(scope)s and tr.model = c.request ->> 'model'
+)
+
 -- try_kept --
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
 -- nothing, and its row of vidgen.troubles goes when that went well. The one that has waited longest is
@@ -146,11 +153,8 @@ with kept as materialized (
      and (r.followers is null or r.followers && %(scopes)s::text[])
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
      and not exists (select from vidgen.passed_now as p where p.task_id = r.task_id)
-     and exists (
-       select from vidgen.troubles as t
-        where t.provider = %(provider)s and t.scope = %(scope)s
-          and c.request ->> 'model' = t.model
-     )
+     and
+       -- use shows_a_trouble --
    order by r.resume_at
    limit 1
      for update of r skip locked
@@ -169,11 +173,8 @@ select exists (select from kept)
            join vidgen.workers as w on w.id = t.worker_id and %(scope)s = any (w.scopes)
           where t.status = 'processing'
             and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-            and exists (
-              select from vidgen.troubles as tr
-               where tr.provider = %(provider)s and tr.scope = %(scope)s
-                 and c.request ->> 'model' = tr.model
-            )
+            and
+              -- use shows_a_trouble --
        ) as kept
 
 -- take_probe --

@@ -21,9 +21,8 @@ select t.cancel_requested_at is not null as cancel_requested,
          end,
          c.verdict
        ) as verdict,
-       coalesce(
-         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       ) as followed_here
+       -- use followed_here --
+       as followed_here
   from public.video_generation_tasks as t
  -- `offset 0`: it is read once, though it is named twice.
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene

@@ -245,8 +245,8 @@ select begun.*
            join vidgen.submissions as s on s.id = c.submission_id
           where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
             and (s.answer is null or s.answer = 'generation')
-            and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                    && %(scopes)s::text[]
+            and not
+              -- use followed_here --
        )
      order by t.cancel_requested_at
     offset 0

@@ -33,6 +33,28 @@ and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
       s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
       or coalesce(s.cost, s.estimated_cost, 1) > 0)))
 
+-- fragment followed_here --
+-- This worker may follow the generation of submission s.
+coalesce(vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true)
+
+-- fragment cost_to_read --
+-- The generation of submission s ended some minutes ago, and its cost was not read since.
+s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+and s.cost_read_at < s.ended_at + interval '5 minutes'
+and s.provider = %(provider)s and
+  -- use followed_here --
+
+-- fragment give_up --
+-- Paid POSTs whose answer is lost.
+update vidgen.submissions as s
+   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+  from lost
+ where s.id = lost.id
+
+-- fragment upload_left --
+-- Upload u began long ago, and is neither charged nor removed.
+u.removed_at is null and u.since < now() - interval '1 hour'
+
 -- fragment upload --
 -- The place of an output, unless the owner of its task has asked to cancel.
 insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)

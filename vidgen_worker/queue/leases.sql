@@ -116,8 +116,8 @@ victims as materialized (
                 or (c.state = 'submitting' and s.ended_at is null
                     and (s.answer is null or s.answer = 'generation'))
               )
-              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                      && %(scopes)s::text[]
+              and not
+                -- use followed_here --
          ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t

@@ -487,10 +487,8 @@ with strays as materialized (
      -- The worker that records a late answer ends its generation itself; and the provider wants 5 s between
      -- two polls.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and s.provider = %(provider)s and
+       -- use followed_here --
    order by s.looked_at nulls first, s.sent_at
    limit 50
      for no key update of s skip locked
@@ -510,12 +508,8 @@ with failed as materialized (
   select s.task_id, s.generation_id, false as given_up
     from vidgen.submissions as s
    where s.ended_state in ('failed', 'cancelled')
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by s.ended_at
    limit 20
      for no key update of s skip locked
@@ -524,12 +518,8 @@ given_up as materialized (
   select s.task_id, s.generation_id, true as given_up
     from vidgen.submissions as s
    where s.ended_state = 'given up'
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by random()
    limit 20
      for no key update of s skip locked
