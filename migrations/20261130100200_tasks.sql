@@ -522,8 +522,7 @@ grant insert (
   quality
 ) on public.video_renditions to vidgen_worker;
 grant update (
-  position, preset, media_type, bucket, path, size, width, height, seconds, sha256, quality, public_url,
-  created_at
+  position, preset, media_type, bucket, path, size, width, height, seconds, sha256, quality, public_url
 ) on public.video_renditions to vidgen_worker;
 grant update (
   status, failures, attempt, progress, stage_progress, current_step, message, error_code,

@@ -49,7 +49,8 @@ $$;
 --
 -- A film's row is locked first, then those of its parts by id, all of them before the first one changes: in
 -- that order they are locked wherever both are. It takes along what it has ordered, unless another
--- unfinished film needs that as well.
+-- unfinished film needs that as well: whether one does is asked after the locks, since an order of that film
+-- may have held them.
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -80,27 +81,29 @@ begin
     parts := array(
       select t.id
         from public.video_generation_tasks as t
-       where t.status in ('pending', 'processing')
-         -- What it has ordered, and what a film had ordered that is cancelled by now.
-         and (
-           t.film_id = task.id
-           or t.id in (
-             select p.task_id
-               from vidgen.parts as p
-               join public.video_generation_tasks as part on part.id = p.task_id
-               join public.video_generation_tasks as first on first.id = part.film_id
-              where p.film_id = task.id and first.status = 'cancelled'
-           )
-         )
-         and not exists (
-           select
-             from vidgen.parts as p
-             join public.video_generation_tasks as film on film.id = p.film_id
-            where p.task_id = t.id and film.id <> task.id
-              and film.status in ('pending', 'processing')
-         )
+       where t.id in (
+               select p.task_id from vidgen.parts as p where p.film_id = task.id
+               union all
+               select o.id from public.video_generation_tasks as o where o.film_id = task.id
+             )
+         and t.status in ('pending', 'processing')
        order by t.id
          for no key update of t
+    );
+    -- What it has ordered, and what a film had ordered that is cancelled by now.
+    parts := array(
+      select t.id
+        from public.video_generation_tasks as t
+       where t.id = any (parts)
+         and (
+           t.film_id = task.id
+           or exists (
+             select from public.video_generation_tasks as first
+              where first.id = t.film_id and first.status = 'cancelled'
+           )
+         )
+         and not vidgen.is_needed(t.id, task.id)
+       order by t.id
     );
   end if;
   changed := vidgen.cancel_locked(task.id);
@@ -304,38 +307,45 @@ begin
 end
 $$;
 
+-- Raises where one of these scenes has too many tasks. The caller holds the lock of the scenes' owner: no
+-- other user may order videos of them.
+create function vidgen.check_scenes(scenes uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  most integer := (select s.max_tasks_per_scene from vidgen.settings as s);
+  crowded uuid;
+begin
+  select scene.id into crowded
+    from (select distinct one.id from unnest(scenes) as one (id) where one.id is not null) as scene
+   where (
+     select count(*)
+       from (
+         select from public.video_generation_tasks as t where t.scene_id = scene.id limit most + 1
+       ) as tasks
+   ) > most
+   limit 1;
+  if found then
+    raise exception 'limit reached: scene % has % tasks', crowded, most
+      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
+  end if;
+end
+$$;
+
 create function vidgen.limit_inserts() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  limits vidgen.settings;
   of_user record;
-  crowded uuid;
 begin
-  select s.* into limits from vidgen.settings as s;
   for of_user in select i.user_id, count(*) as rows from inserted as i group by i.user_id order by i.user_id
   loop
     perform vidgen.count_user(of_user.user_id, of_user.rows, 0);
     perform vidgen.check_limits(of_user.user_id);
   end loop;
-  -- The lock is that of the scenes' owner: no other user may order videos of them.
-  select mine.scene_id into crowded
-    from (select distinct i.scene_id from inserted as i where i.scene_id is not null) as mine
-   where (
-     select count(*)
-       from (
-         select
-           from public.video_generation_tasks as t
-          where t.scene_id = mine.scene_id
-          limit limits.max_tasks_per_scene + 1
-       ) as tasks
-   ) > limits.max_tasks_per_scene
-   limit 1;
-  if crowded is not null then
-    raise exception 'limit reached: scene % has % tasks', crowded, limits.max_tasks_per_scene
-      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
-  end if;
+  perform vidgen.check_scenes(array(select i.scene_id from inserted as i));
   return null;
 end
 $$;
@@ -594,16 +604,7 @@ begin
     select t.id, due.prices, due.missing
       from (select distinct p.task_id from vidgen.parts as p where p.film_id = of_film) as one
       join public.video_generation_tasks as t on t.id = one.task_id
-     cross join lateral (
-       select coalesce(jsonb_object_agg(st.name, c.credits), '{}') as prices,
-              coalesce(bool_or(c.credits is null), false) as missing
-         from vidgen.stages as st
-         left join public.credit_prices as c on c.action = st.action
-        where not exists (
-          select from vidgen.checkpoints as k
-           where k.task_id = t.id and k.stage = st.name and k.state = 'done'
-        )
-     ) as due
+     cross join lateral vidgen.due_prices(t.id) as due
      where t.status in ('pending', 'processing')
        and not exists (select from vidgen.holds as h where h.task_id = t.id and h.closed_at is null)
      order by t.id
@@ -679,38 +680,6 @@ begin
 end
 $$;
 
--- Refuse what a film orders beyond its owner's limits, as limit_inserts does.
-create function vidgen.limit_parts(owner uuid, tasks uuid[], rows bigint) returns void
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  most integer;
-  crowded uuid;
-begin
-  if rows > 0 then
-    perform vidgen.count_user(owner, rows, 0);
-    select s.max_tasks_per_scene into most from vidgen.settings as s;
-    select mine.scene_id into crowded
-      from (
-        select distinct t.scene_id from public.video_generation_tasks as t where t.id = any (tasks)
-      ) as mine
-     where (
-       select count(*)
-         from (
-           select from public.video_generation_tasks as t where t.scene_id = mine.scene_id limit most + 1
-         ) as of_scene
-     ) > most
-     limit 1;
-    if crowded is not null then
-      raise exception 'limit reached: scene % has % tasks', crowded, most
-        using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
-    end if;
-  end if;
-  perform vidgen.check_limits(owner);
-end
-$$;
-
 -- Make every part of a cut be completed, or unfinished with its credits held; else raises VG007 or PT429.
 -- Parts that are there already are locked by id before one of them changes: the end of one of them is
 -- seen here, or meets the row that names this film.
@@ -721,6 +690,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
+  most constant integer := case when cut ? 'outputs' then 50 else 500 end;
   places smallint[];
   scenes uuid[];
   tasks uuid[];
@@ -736,9 +706,10 @@ begin
       'INVALID_REQUEST', '/scenario',
       format('/scenario: there is no scene of yours in scenario %s', cut ->> 'scenario')
     );
-  elsif cardinality(places) > 500 then
+  elsif cardinality(places) > most then
     perform vidgen.refuse_film(
-      'INVALID_REQUEST', '/scenario', '/scenario: it has more than 500 scenes, the most of a film'
+      'INVALID_REQUEST', '/scenario',
+      format('/scenario: it has more than %s scenes, the most of a film', most)
     );
   end if;
   perform from public.video_generation_tasks as t
@@ -791,9 +762,12 @@ begin
       from unnest(places, scenes, tasks) as w (place, scene, task)
       left join ordered on w.task is null and ordered.scene_id = w.scene
   )
-  select coalesce(array_agg(ordered.id), '{}') into made from ordered;
+  select coalesce(array_agg(ordered.scene_id), '{}') into made from ordered;
   if retried + cardinality(made) > 0 then
-    perform vidgen.limit_parts(owner, made, cardinality(made));
+    -- As limit_inserts and retry_task, whoever inserted the film.
+    perform vidgen.count_user(owner, cardinality(made), retried);
+    perform vidgen.check_limits(owner);
+    perform vidgen.check_scenes(made);
   end if;
   if with_credits then
     perform vidgen.hold_parts(of_film, owner);
@@ -827,8 +801,7 @@ begin
   if owner is null then
     return;
   end if;
-  insert into vidgen.user_locks (user_id) values (owner) on conflict do nothing;
-  perform from vidgen.user_locks as l where l.user_id = owner for no key update;
+  perform vidgen.take_user_lock(owner);
   select t.cut, t.priority, t.cancel_requested_at into film
     from public.video_generation_tasks as t
    where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker
@@ -941,14 +914,13 @@ call vidgen.revoke_from_strangers();
 revoke all on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
   public.retry_video_generation_task(uuid), public.grant_video_credits(uuid, integer, text),
-  vidgen.check_limits(uuid), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
+  vidgen.check_limits(uuid), vidgen.check_scenes(uuid[]), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text),
   vidgen.cancel_locked(uuid), vidgen.retry_locked(uuid), vidgen.scenes_of(uuid, text),
   vidgen.wanted_parts(uuid, uuid, jsonb), vidgen.refuse_film(text, text, text),
   vidgen.retry_parts(uuid[], boolean), vidgen.hold_parts(uuid, uuid), vidgen.wanted_outputs(jsonb),
   vidgen.ordered_seconds(uuid, uuid, uuid), vidgen.seconds_of_parts(uuid),
   vidgen.order_outputs(uuid, uuid, jsonb, boolean),
-  vidgen.limit_parts(uuid, uuid[], bigint),
   vidgen.order_wanted(uuid, uuid, jsonb, smallint, boolean),
   vidgen.order_parts(uuid, integer, uuid, boolean)
   from public, anon, authenticated, service_role;

@@ -67,6 +67,12 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "public.video_generation_gates": {
         "authenticated": READ, "service_role": READ, "vidgen_worker": READ,
     },
+    "public.video_presets": {
+        "authenticated": READ, "service_role": WRITE, "vidgen_worker": READ,
+    },
+    "public.video_renditions": {
+        "authenticated": READ, "service_role": READ, "vidgen_worker": OF_ITS_STATEMENTS,
+    },
     "public.video_scenes": {
         "authenticated": Rights(
             select=ALL, insert=SCENE_INPUTS | {"id", "user_id"},
@@ -95,8 +101,11 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.endings": WORKER_ONLY,
     "vidgen.films": {"vidgen_worker": READ},
     "vidgen.parts": {"vidgen_worker": READ},
+    "vidgen.wanted_films": {"vidgen_worker": READ},
+    "vidgen.named_tasks": {},
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.passed_over": WORKER_ONLY,
+    "vidgen.passed_now": {"vidgen_worker": READ},
     "vidgen.due_resumes": {"vidgen_worker": READ},
     "vidgen.gates": WORKER_ONLY,
     "vidgen.keys": {"vidgen_worker": READ},
@@ -236,6 +245,16 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.retry_locked(uuid)": NONE,
     "vidgen.tell_films(uuid)": NONE,
     "vidgen.wake_films(integer)": WORKER,
+    "vidgen.is_lane_due(smallint)": WORKER,
+    "vidgen.want_film(uuid)": NONE,
+    "vidgen.order_wanted_films(integer)": WORKER,
+    "vidgen.rendition_is_ours()": NONE,
+    "vidgen.render_prices(uuid)": NONE,
+    "vidgen.settle_render(uuid,text)": WORKER,
+    "vidgen.seconds_of_parts(uuid)": WORKER,
+    "vidgen.ordered_seconds(uuid,uuid,uuid)": NONE,
+    "vidgen.wanted_outputs(jsonb)": NONE,
+    "vidgen.order_outputs(uuid,uuid,jsonb,boolean)": NONE,
     "vidgen.order_parts(uuid,integer,uuid,boolean)": WORKER,
     "vidgen.order_wanted(uuid,uuid,jsonb,smallint,boolean)": NONE,
     "vidgen.wanted_parts(uuid,uuid,jsonb)": NONE,
@@ -274,6 +293,12 @@ POLICIES = {
     ("public.video_generation_gates", "signed-in users see closed gates", "SELECT",
      "authenticated"),
     ("public.video_generation_gates", "the worker sees closed gates", "SELECT", "vidgen_worker"),
+    ("public.video_presets", "signed-in users see presets", "SELECT", "authenticated"),
+    ("public.video_presets", "the worker sees all presets", "SELECT", "vidgen_worker"),
+    ("public.video_renditions", "owners see their renditions", "SELECT", "authenticated"),
+    ("public.video_renditions", "the worker sees all renditions", "SELECT", "vidgen_worker"),
+    ("public.video_renditions", "the worker records renditions", "INSERT", "vidgen_worker"),
+    ("public.video_renditions", "the worker records renditions anew", "UPDATE", "vidgen_worker"),
     ("public.video_scenarios", "signed-in users read scenarios", "SELECT", "authenticated"),
     ("public.video_scenes", "owners read their scenes", "SELECT", "authenticated"),
     ("public.video_scenes", "owners add scenes", "INSERT", "authenticated"),
@@ -694,12 +719,18 @@ def both(ground: Ground) -> Both:
             "update public.video_generation_tasks set video_path = %s where id = %s",
             f"video-files/{user}/clip.mp4", tasks[user],
         )  # fmt: skip
+        ground.sql(
+            "insert into public.video_renditions (film_id, name, user_id, position, preset,"
+            " media_type, bucket, path, size, sha256) values"
+            " (%s, 'web', %s, 1, 'web', 'video/mp4', 'video-files', %s, 1, 'ab')",
+            tasks[user], user, f"video-files/{user}/{tasks[user]}/web-1.mp4",
+        )  # fmt: skip
     return Both(ground, *users, scenes, tasks)
 
 
 OWNED = (
     (TASKS, "user_id"), ("public.video_scenes", "user_id"), ("public.user_credits", "user_id"),
-    ("public.credit_entries", "user_id"),
+    ("public.credit_entries", "user_id"), ("public.video_renditions", "user_id"),
 )  # fmt: skip
 
 

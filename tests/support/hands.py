@@ -57,7 +57,8 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "host": "here", "pid": 1, "version": "0", "concurrency": 20, "lease": timedelta(seconds=15),
     "provider": "runway", "key_fingerprint": "key", "account": "default",
     "scope": "default", "scopes": ["*", "default", "key:key"], "image_model": "gen4_image",
-    "video_model": "gen4_turbo", "images_bucket": "generated-content",
+    "image_stage": "image", "video_model": "gen4_turbo", "video_stage": "video",
+    "images_bucket": "generated-content",
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "lane": 1,
@@ -95,6 +96,9 @@ FENCED = (
     "begin_rendition", "finish_rendition",
 )  # fmt: skip
 """The queries about one task, which carry its fence."""
+
+READS = ("load_task", "load_film", "seconds_of_parts")
+"""Those of them that write nothing."""
 
 OF_FILMS = ("load_film", "order_parts", "wait_for_parts")
 """Those of them that are about any film."""
