@@ -601,13 +601,21 @@ declare
   part record;
 begin
   for part in
-    select t.id, due.prices, due.missing
+    select one.task_id as id, due.prices, due.missing
       from (select distinct p.task_id from vidgen.parts as p where p.film_id = of_film) as one
-      join public.video_generation_tasks as t on t.id = one.task_id
-     cross join lateral vidgen.due_prices(t.id) as due
-     where t.status in ('pending', 'processing')
-       and not exists (select from vidgen.holds as h where h.task_id = t.id and h.closed_at is null)
-     order by t.id
+     cross join lateral (
+       -- One probe each: no plan reads all tasks or all open holds.
+       select (
+                select t.status from public.video_generation_tasks as t where t.id = one.task_id
+              ) as status,
+              (
+                select h.id from vidgen.holds as h where h.task_id = one.task_id and h.closed_at is null
+              ) as hold
+       offset 0
+     ) as found
+     cross join lateral vidgen.due_prices(one.task_id) as due
+     where found.status in ('pending', 'processing') and found.hold is null
+     order by one.task_id
   loop
     if part.missing then
       perform vidgen.refuse_film(
@@ -787,6 +795,8 @@ create function vidgen.order_parts(
   of_film uuid, of_attempt integer, of_worker uuid, with_credits boolean
 ) returns table (refused text, said text, field text)
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+-- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
+set enable_seqscan = off
 as $$
 #variable_conflict use_variable
 declare

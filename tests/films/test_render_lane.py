@@ -235,6 +235,7 @@ async def test_what_can_t_be_made_is_refused_by_its_place_before_anything_is_pai
         ({"captions": [strange]}, "/captions/0/text"),
         ({"parts": [scene(world, user) | {"to": 9}]}, "/parts/0/to"),
         ({"outputs": ["web", "cinema"]}, "/outputs/1"),
+        ({"outputs": []}, "/outputs"),
     ]
     films = [
         order(world, user, **{"parts": [scene(world, user)], "outputs": [SHORT], **cut})
