@@ -650,9 +650,7 @@ order by t.completed_at
 -- names their files. Submissions, charges and holds stay until the janitor forgets them; the ledger is
 -- permanent. For a forgotten task the row itself names the files. Locked rows are skipped, and so are those of
 -- `left`, whose deletion was refused.
-with named as materialized (
-  select n.task_id from vidgen.named_tasks as n
-),
+with named as materialized (select n.task_id from vidgen.named_tasks as n),
 old as materialized (
   select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
@@ -699,9 +697,7 @@ select count(*) as tasks from gone;
 
 -- next_to_prune --
 -- The task that the next batch of one would take.
-with named as materialized (
-  select n.task_id from vidgen.named_tasks as n
-)
+with named as materialized (select n.task_id from vidgen.named_tasks as n)
 select t.id
   from public.video_generation_tasks as t
  -- use prunable --
