@@ -650,9 +650,7 @@ order by t.completed_at
 -- names their files. Submissions, charges and holds stay until the janitor forgets them; the ledger is
 -- permanent. For a forgotten task the row itself names the files. Locked rows are skipped, and so are those of
 -- `left`, whose deletion was refused.
-with named as materialized (
-  select n.task_id from vidgen.named_tasks as n
-),
+with named as materialized (select n.task_id from vidgen.named_tasks as n),
 old as materialized (
   select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
@@ -664,19 +662,14 @@ buried as (
   insert into vidgen.pruned (task_id, objects)
   select old.id, coalesce(
            (
-             select jsonb_agg(
-                      jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage
-                    )
-               from vidgen.checkpoints as c
-              where c.task_id = old.id and c.path is not null
-           ),
-           (
-             -- Of a film: not the files of its parts, which are tasks of their own.
-             select jsonb_agg(
-                      jsonb_build_object('bucket', r.bucket, 'path', r.path) order by r.position
-                    )
-               from public.video_renditions as r
-              where r.film_id = old.id
+             -- Of a film not the files of its parts, which are tasks of their own.
+             select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path) order by f.name)
+               from (
+                 select c.bucket, c.path, c.stage as name from vidgen.checkpoints as c where c.task_id = old.id
+                 union all
+                 select r.bucket, r.path, r.name from public.video_renditions as r where r.film_id = old.id
+               ) as f
+              where f.path is not null
            ),
            (
              select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path))
@@ -699,9 +692,7 @@ select count(*) as tasks from gone;
 
 -- next_to_prune --
 -- The task that the next batch of one would take.
-with named as materialized (
-  select n.task_id from vidgen.named_tasks as n
-)
+with named as materialized (select n.task_id from vidgen.named_tasks as n)
 select t.id
   from public.video_generation_tasks as t
  -- use prunable --
