@@ -239,7 +239,8 @@ SCENARIOS: Mapping[str, Scenario] = {
         film={"outputs": [
             {"preset": "preview", "format": "mp4"}, {"preset": "poster", "format": "jpeg"},
         ]},
-        environment={"VIDGEN_RENDERS": "1"},
+        # None of its deaths is about a POST: a slow one is not to be paid again.
+        environment={"VIDGEN_RENDERS": "1", "VIDGEN_SUBMIT_TIMEOUT": "5s"},
         sql="update public.video_presets set film_second_credits = 2 where name = 'preview'",
         renditions=2, price=PRICE + 2 * 1,
     ),
