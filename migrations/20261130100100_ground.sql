@@ -78,7 +78,7 @@ begin
              to_regclass('public.video_generation_tasks'),
              to_regclass('public.video_generation_gates'), to_regclass('public.credit_prices'),
              to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
-             to_regclass('public.credit_entries_id_seq')
+             to_regclass('public.credit_entries_id_seq'), to_regclass('public.video_webhooks')
            ])
            -- These two only where they are ours, as their policies show.
            or c.oid in (
@@ -99,7 +99,12 @@ begin
             to_regprocedure('public.delete_video_scene(uuid)'),
             to_regprocedure('public.cancel_video_generation_task(uuid)'),
             to_regprocedure('public.retry_video_generation_task(uuid)'),
-            to_regprocedure('public.grant_video_credits(uuid, integer, text)')
+            to_regprocedure('public.grant_video_credits(uuid, integer, text)'),
+            to_regprocedure('public.create_video_webhook(text, text[])'),
+            to_regprocedure('public.rotate_video_webhook_secret(uuid)'),
+            to_regprocedure('public.test_video_webhook(uuid)'),
+            to_regprocedure('public.resend_video_deliveries(uuid, timestamptz)'),
+            to_regprocedure('public.delete_video_webhook(uuid)')
           ])
     )
     select distinct ours.kind, ours.name, coalesce(quote_ident(r.rolname), 'public') as grantee
@@ -148,6 +153,8 @@ create table vidgen.settings (
   rejection_pause interval not null default '1 minute',
   rejection_stop interval not null default '1 day',
   rejection_memory interval not null default '1 day',
+  user_webhooks boolean not null default false,
+  keep_deliveries interval not null default '30 days',
   constraint there_is_one_row check (only_row),
   constraint limits_are_positive check (
     max_unfinished_per_user > 0 and max_unbilled_cost_per_user > 0 and max_retries >= 0
@@ -163,7 +170,8 @@ create table vidgen.settings (
     rejections_to_slow > 0 and rejections_to_stop > rejections_to_slow
     and rejection_pause >= interval '0' and rejection_stop > interval '0'
     and rejection_memory >= interval '0'
-  )
+  ),
+  constraint deliveries_are_kept_for_a_day check (keep_deliveries >= interval '1 day')
 );
 
 comment on column vidgen.settings.max_unbilled_cost_per_user is
@@ -188,6 +196,10 @@ comment on column vidgen.settings.rejections_to_stop is
   'After this many rejections in a row they stop, for rejection_stop or until an operator lifts the limit.';
 comment on column vidgen.settings.rejection_memory is
   'The time for which an input that content rules rejected is not sent again for the same user.';
+comment on column vidgen.settings.user_webhooks is
+  'Whether signed-in users may have webhooks of their own, for their own tasks.';
+comment on column vidgen.settings.keep_deliveries is
+  'The time for which a delivery that has ended can be sent again.';
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 
