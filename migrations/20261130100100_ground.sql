@@ -692,6 +692,39 @@ begin
 end
 $$;
 
+-- What a scene shows of its tasks: the status of the newest that runs or has stored a clip, and the clip of
+-- the newest that has one.
+create function vidgen.shown_status(of_scene uuid, owner uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (
+    select t.status
+      from public.video_generation_tasks as t
+     where t.scene_id = of_scene and t.user_id = owner and t.status in ('processing', 'completed')
+     order by t.created_at desc, t.id desc
+     limit 1
+  );
+end
+$$;
+
+create function vidgen.shown_clip(of_scene uuid, owner uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (
+    select t.video_url
+      from public.video_generation_tasks as t
+     where t.scene_id = of_scene and t.user_id = owner
+       and t.status = 'completed' and t.video_url is not null
+     order by t.created_at desc, t.id desc
+     limit 1
+  );
+end
+$$;
+
 -- Owe a write to a scene that another transaction holds. A write that is owed already is not added: else
 -- each attempt would add a row for a locked scene.
 create function vidgen.owe_scene(
@@ -745,14 +778,7 @@ begin
   end if;
   update public.video_scenes as s
      set status = coalesce(
-           case when write_scene.status is not null then (
-             select t.status
-               from public.video_generation_tasks as t
-              where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                and t.status in ('processing', 'completed')
-              order by t.created_at desc, t.id desc
-              limit 1
-           ) end,
+           case when write_scene.status is not null then vidgen.shown_status(s.id, s.user_id) end,
            write_scene.status, s.status
          ),
          -- The row of the still's task may show the still already. If not, that task is the newest that
@@ -770,17 +796,7 @@ begin
          end,
          generated_video_url = case
            when write_scene.video_url is null then s.generated_video_url
-           else coalesce(
-             (
-               select t.video_url
-                 from public.video_generation_tasks as t
-                where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                  and t.status = 'completed' and t.video_url is not null
-                order by t.created_at desc, t.id desc
-                limit 1
-             ),
-             write_scene.video_url
-           )
+           else coalesce(vidgen.shown_clip(s.id, s.user_id), write_scene.video_url)
          end,
          updated_at = now()
    where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
@@ -846,6 +862,7 @@ revoke all on function
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
   vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
   vidgen.read_column(regclass, name, name, regtype, text), vidgen.read_scene(uuid, uuid),
+  vidgen.shown_status(uuid, uuid), vidgen.shown_clip(uuid, uuid),
   vidgen.owe_scene(uuid, uuid, text, text, text),
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.owns_scene(uuid),
   vidgen.delete_scene(uuid), public.delete_video_scene(uuid), vidgen.scene_digest(uuid, uuid)

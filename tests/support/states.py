@@ -21,7 +21,7 @@ def nothing(_: Ground, __: Hand) -> Parameters:
 def a_film_to_claim(ground: Ground, hand: Hand) -> Parameters:
     ground.film(ground.user())
     hand("line_up")
-    return {}
+    return {"lane": 0}
 
 
 def a_film_whose_part_has_ended(ground: Ground, hand: Hand) -> Parameters:
