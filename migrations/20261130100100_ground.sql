@@ -79,7 +79,7 @@ begin
              to_regclass('public.video_generation_gates'), to_regclass('public.video_presets'),
              to_regclass('public.video_renditions'), to_regclass('public.credit_prices'),
              to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
-             to_regclass('public.credit_entries_id_seq')
+             to_regclass('public.credit_entries_id_seq'), to_regclass('public.video_webhooks')
            ])
            -- These two only where they are ours, as their policies show.
            or c.oid in (
@@ -100,7 +100,12 @@ begin
             to_regprocedure('public.delete_video_scene(uuid)'),
             to_regprocedure('public.cancel_video_generation_task(uuid)'),
             to_regprocedure('public.retry_video_generation_task(uuid)'),
-            to_regprocedure('public.grant_video_credits(uuid, integer, text)')
+            to_regprocedure('public.grant_video_credits(uuid, integer, text)'),
+            to_regprocedure('public.create_video_webhook(text, text[])'),
+            to_regprocedure('public.rotate_video_webhook_secret(uuid)'),
+            to_regprocedure('public.test_video_webhook(uuid)'),
+            to_regprocedure('public.resend_video_deliveries(uuid, timestamptz)'),
+            to_regprocedure('public.delete_video_webhook(uuid)')
           ])
     )
     select distinct ours.kind, ours.name, coalesce(quote_ident(r.rolname), 'public') as grantee
@@ -150,6 +155,8 @@ create table vidgen.settings (
   rejection_stop interval not null default '1 day',
   rejection_memory interval not null default '1 day',
   auto_cut jsonb,
+  user_webhooks boolean not null default false,
+  keep_deliveries interval not null default '30 days',
   constraint there_is_one_row check (only_row),
   constraint limits_are_positive check (
     max_unfinished_per_user > 0 and max_unbilled_cost_per_user > 0 and max_retries >= 0
@@ -175,7 +182,8 @@ create table vidgen.settings (
       else jsonb_array_length(auto_cut -> 'outputs') > 0
            and not auto_cut ?| array['parts', 'scenario'] and octet_length(auto_cut::text) <= 32000
     end
-  )
+  ),
+  constraint deliveries_are_kept_for_a_day check (keep_deliveries >= interval '1 day')
 );
 
 comment on column vidgen.settings.max_unbilled_cost_per_user is
@@ -202,6 +210,10 @@ comment on column vidgen.settings.rejection_memory is
   'The time for which an input that content rules rejected is not sent again for the same user.';
 comment on column vidgen.settings.auto_cut is
   'A cut without parts: a film with these outputs is ordered of each completed clip, for its owner. Null: none is.';
+comment on column vidgen.settings.user_webhooks is
+  'Whether signed-in users may have webhooks of their own, for their own tasks.';
+comment on column vidgen.settings.keep_deliveries is
+  'The time for which a delivery that has ended can be sent again.';
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 

@@ -283,8 +283,6 @@ create trigger refuse_forgotten_retries
 -- Rights.
 
 call vidgen.revoke_from_strangers();
--- squawk-ignore ban-drop-function
-drop procedure vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.refuse_pruned_ids(), vidgen.forget_tasks(interval, timestamptz, integer),

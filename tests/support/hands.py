@@ -84,6 +84,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "follow": True,
     "statement": "complete", "error": "P0001 no", "waiting": None, "part": "storage",
     "allowance": 3, "upload_ids": [], "digest": "digest", "rejected": False,
+    "places": 20, "arrived": True, "status": 204, "pause": None, "gone": False, "ids": [],
     "seconds_left": 60.0, "clip_seconds": 0, "ended_after": 30.0, "ended_by": 36.0,
     "renders": 1, "most": 20, "rendition": "web", "position": 1, "preset": "web", "width": 1280,
     "height": 720, "seconds": 4.2, "quality": None,
