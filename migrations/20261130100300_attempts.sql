@@ -57,6 +57,36 @@ create table vidgen.keys (
 comment on table vidgen.keys is
   'Keys that workers have used here, with the last account label of each and the last sign of life.';
 
+-- The rules of one row, in a function: see vidgen.task_is_valid.
+create function vidgen.submission_is_valid(
+  answer text, answered_at timestamptz, generation_id uuid, ended_state text, late_at timestamptz,
+  followed_by text
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  broken text := case
+    when answer not in ('generation', 'refused', 'unknown') then 'answer_is_known'
+    when (answer is null) <> (answered_at is null) then 'answer_has_its_time'
+    when answer = 'generation' and generation_id is null then 'a_generation_has_an_id'
+    -- 'refused' is the end of a submission that began no generation.
+    when ended_state not in (
+      'succeeded', 'failed', 'cancelled', 'gone', 'undecodable', 'given up', 'refused'
+    ) then 'ended_state_is_known'
+    when late_at is not null and answer is distinct from 'generation'
+      then 'only_a_generation_is_late'
+    when followed_by not in ('account', 'key', 'anyone') then 'followed_by_is_known'
+  end;
+begin
+  if broken is not null then
+    raise exception 'new row for relation "submissions" violates check constraint "%"', broken
+      using errcode = 'check_violation', schema = 'vidgen', table = 'submissions', constraint = broken;
+  end if;
+  return true;
+end
+$$;
+
 -- Append-only: one row per paid POST, written before it and completed after it. Without a foreign key,
 -- because this record of money outlives the task.
 create table vidgen.submissions (
@@ -96,17 +126,11 @@ create table vidgen.submissions (
   met_gate text,
   late_at timestamptz,
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
-  constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
-  constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
-  constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
-  -- 'refused' is the end of a submission that began no generation.
-  constraint ended_state_is_known check (
-    ended_state in (
-      'succeeded', 'failed', 'cancelled', 'gone', 'undecodable', 'given up', 'refused'
+  constraint submission_is_valid check (
+    vidgen.submission_is_valid(
+      answer, answered_at, generation_id, ended_state, late_at, followed_by
     )
-  ),
-  constraint only_a_generation_is_late check (late_at is null or answer = 'generation'),
-  constraint followed_by_is_known check (followed_by in ('account', 'key', 'anyone'))
+  )
 ) with (fillfactor = 80);
 
 comment on column vidgen.submissions.counted is
@@ -126,6 +150,34 @@ comment on column vidgen.submissions.met_gate is
 comment on column vidgen.submissions.late_at is
   'The time of a late answer, after a worker had counted it as unknown: no task follows its generation.';
 
+create function vidgen.times_are_valid(
+  seconds smallint, ended_after real[], ended_by real[]
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  broken text := case
+    when seconds < 0 then 'seconds_are_not_negative'
+    when cardinality(ended_after) <> cardinality(ended_by) or cardinality(ended_by) not between 1 and 24
+      then 'the_last_24_are_kept'
+    -- The whole fleet computes with them: NULL, NaN or Infinity would stop its polls.
+    when not (
+      array_ndims(ended_after) = 1 and array_ndims(ended_by) = 1
+      and array_position(ended_after, null) is null and array_position(ended_by, null) is null
+      and 0 <= all (ended_after) and 0 <= all (ended_by)
+      and 86400 >= all (ended_after) and 86400 >= all (ended_by)
+    ) then 'times_are_seconds_of_a_day'
+  end;
+begin
+  if broken is not null then
+    raise exception 'new row for relation "generation_times" violates check constraint "%"', broken
+      using errcode = 'check_violation', schema = 'vidgen', table = 'generation_times', constraint = broken;
+  end if;
+  return true;
+end
+$$;
+
 -- The history of generations for the whole fleet: one row per kind (a model, and the seconds of the clip; 0
 -- for a still), with its last 24 ends. A poll sees an end after it happened. So each end has two
 -- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
@@ -137,17 +189,7 @@ create table vidgen.generation_times (
   ended_after real[] not null,
   ended_by real[] not null,
   primary key (provider, model, seconds),
-  constraint seconds_are_not_negative check (seconds >= 0),
-  constraint the_last_24_are_kept check (
-    cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
-  ),
-  -- The whole fleet computes with them: NULL, NaN or Infinity would stop its polls.
-  constraint times_are_seconds_of_a_day check (
-    array_ndims(ended_after) = 1 and array_ndims(ended_by) = 1
-    and array_position(ended_after, null) is null and array_position(ended_by, null) is null
-    and 0 <= all (ended_after) and 0 <= all (ended_by)
-    and 86400 >= all (ended_after) and 86400 >= all (ended_by)
-  )
+  constraint times_are_valid check (vidgen.times_are_valid(seconds, ended_after, ended_by))
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
 comment on table vidgen.generation_times is
@@ -173,6 +215,33 @@ create index submissions_met_gate on vidgen.submissions (user_id, sent_at) where
 create unique index a_generation_belongs_to_one_submission on vidgen.submissions (generation_id)
  where generation_id is not null;
 
+create function vidgen.checkpoint_is_valid(
+  state text, submission_id uuid, generation_id uuid, bucket text, path text, size bigint,
+  sha256 text
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  broken text := case
+    when state not in ('submitting', 'generating', 'storing', 'done') then 'state_is_known'
+    when state <> 'submitting' and generation_id is null and submission_id is not null
+      then 'a_generation_is_followed_by_id'
+    when submission_id is null and (generation_id is not null or state not in ('storing', 'done'))
+      then 'without_a_submission_nothing_is_generated'
+    when (state = 'done') <> (path is not null) or (path is null) <> (bucket is null)
+      or (path is null) <> (sha256 is null) or (path is null) <> (size is null)
+      then 'done_has_an_artifact'
+  end;
+begin
+  if broken is not null then
+    raise exception 'new row for relation "checkpoints" violates check constraint "%"', broken
+      using errcode = 'check_violation', schema = 'vidgen', table = 'checkpoints', constraint = broken;
+  end if;
+  return true;
+end
+$$;
+
 create table vidgen.checkpoints (
   task_id uuid not null references public.video_generation_tasks (id) on delete cascade,
   stage text not null,
@@ -194,16 +263,10 @@ create table vidgen.checkpoints (
   -- answer and the task's end must not pay for the same input again.
   verdict jsonb,
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
-  constraint state_is_known check (state in ('submitting', 'generating', 'storing', 'done')),
-  constraint a_generation_is_followed_by_id check (
-    state = 'submitting' or generation_id is not null or submission_id is null
-  ),
-  constraint without_a_submission_nothing_is_generated check (
-    submission_id is not null or (generation_id is null and state in ('storing', 'done'))
-  ),
-  constraint done_has_an_artifact check (
-    (state = 'done') = (path is not null) and (path is null) = (bucket is null)
-    and (path is null) = (sha256 is null) and (path is null) = (size is null)
+  constraint checkpoint_is_valid check (
+    vidgen.checkpoint_is_valid(
+      state, submission_id, generation_id, bucket, path, size, sha256
+    )
   )
 ) with (fillfactor = 70);
 
@@ -1362,6 +1425,9 @@ $$;
 call vidgen.revoke_from_strangers();
 
 revoke all on function
+  vidgen.submission_is_valid(text, timestamptz, uuid, text, timestamptz, text),
+  vidgen.times_are_valid(smallint, real[], real[]),
+  vidgen.checkpoint_is_valid(text, uuid, uuid, text, text, bigint, text),
   vidgen.is_in_folder(text, uuid), vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
   vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
@@ -1427,6 +1493,9 @@ grant update (
   tries, until, statement, error, verdict, attempt
 ) on vidgen.refusals to vidgen_worker;
 grant execute on function
+  vidgen.submission_is_valid(text, timestamptz, uuid, text, timestamptz, text),
+  vidgen.times_are_valid(smallint, real[], real[]),
+  vidgen.checkpoint_is_valid(text, uuid, uuid, text, text, bigint, text),
   vidgen.is_in_folder(text, uuid), vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),

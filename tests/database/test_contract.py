@@ -308,7 +308,7 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
         open_to.setdefault(row["role"], set()).add(row["name"])
     calls = {"cancel_video_generation_task", "retry_video_generation_task"}
     inner = {"cancel_task", "retry_task"}
-    checks = {"times_can_be_read", "texts_are_at_most_40000_bytes"}
+    checks = {"task_is_valid"}
     assert open_to == {
         "anon": checks | {"our_buckets", "is_unpaid"},
         "authenticated": calls

@@ -221,8 +221,20 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
     # Every role that may write a task runs its CHECKs, an application's own role too.
-    "vidgen.times_can_be_read(" + ",".join(7 * ["timestamp with time zone"]) + ")": EVERYBODY,
-    "vidgen.texts_are_at_most_40000_bytes(" + 11 * "text," + "jsonb)": EVERYBODY,
+    "vidgen.task_is_valid(text,"
+    + 4 * "smallint,"
+    + "integer,"
+    + 2 * "double precision,"
+    + 4 * "text,"
+    + "jsonb,"
+    + 7 * "text,"
+    + "timestamp with time zone,uuid,"
+    + 6 * "timestamp with time zone,"
+    + "uuid,jsonb)": EVERYBODY,
+    "vidgen.submission_is_valid(text,timestamp with time zone,uuid,text,"
+    "timestamp with time zone,text)": WORKER,
+    "vidgen.times_are_valid(smallint,real[],real[])": WORKER,
+    "vidgen.checkpoint_is_valid(text,uuid,uuid,text,text,bigint,text)": WORKER,
     "vidgen.charge_is_due()": NONE,
     "vidgen.submission_is_due()": NONE,
     "vidgen.check_hold(uuid,uuid,jsonb)": NONE,
