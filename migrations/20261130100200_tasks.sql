@@ -16,7 +16,8 @@ create function vidgen.task_is_valid(
   video_ratio text, image_ratio text, image_path text, image_url text, video_path text,
   video_url text, video_url_expires_at timestamptz, worker_id uuid,
   cancel_requested_at timestamptz, run_after timestamptz, expected_at timestamptz,
-  created_at timestamptz, started_at timestamptz, completed_at timestamptz, scene_id uuid, cut jsonb
+  created_at timestamptz, started_at timestamptz, completed_at timestamptz, scene_id uuid, cut jsonb,
+  reference text
 ) returns boolean
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -47,6 +48,7 @@ declare
       then 'a_cut_is_an_object_of_32_kilobytes'
     -- Then no statement about the models of lane 1 ever meets a film.
     when (cut is not null) <> (lane = 0) then 'a_film_has_lane_0'
+    when length(reference) > 200 then 'a_reference_has_at_most_200_characters'
     when attempt > 0 and started_at is null then 'claimed_has_started_at'
     -- Most programs can't read years above 9999: one such row makes every list with it fail.
     when greatest(
@@ -111,6 +113,7 @@ create table public.video_generation_tasks (
   completed_at timestamptz,
   cut jsonb,
   film_id uuid references public.video_generation_tasks (id) on delete set null,
+  reference text,
 
   constraint task_is_valid check (
     vidgen.task_is_valid(
@@ -118,7 +121,7 @@ create table public.video_generation_tasks (
       current_step, message, error_code, error_message, error, resolution, video_ratio,
       image_ratio, image_path, image_url, video_path, video_url, video_url_expires_at, worker_id,
       cancel_requested_at, run_after, expected_at, created_at, started_at, completed_at, scene_id,
-      cut
+      cut, reference
     )
   )
 ) with (
@@ -139,6 +142,8 @@ comment on column public.video_generation_tasks.lane is
   'Which pair of models makes it; 0: none, it is a film.';
 comment on column public.video_generation_tasks.cut is
   'A film: which scenes it is made of. Null: the task of one scene. It never changes.';
+comment on column public.video_generation_tasks.reference is
+  'The application''s own word for this order, an order number for example. The worker only repeats it.';
 comment on column public.video_generation_tasks.film_id is
   'The film that ordered this task: filter Realtime by it.';
 comment on column public.video_generation_tasks.expected_at is
@@ -352,7 +357,7 @@ grant execute on function
   vidgen.task_is_valid(
     text, smallint, smallint, smallint, smallint, integer, double precision, double precision, text,
     text, text, text, jsonb, text, text, text, text, text, text, text, timestamptz, uuid,
-    timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, uuid, jsonb
+    timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, uuid, jsonb, text
   )
   to public;
 
@@ -366,7 +371,7 @@ revoke all on function
 
 grant select on public.video_generation_tasks to authenticated;
 grant insert (
-  id, user_id, scene_id, cut, priority, run_after
+  id, user_id, scene_id, cut, priority, run_after, reference
 ) on public.video_generation_tasks to authenticated;
 grant select, insert, update, delete on public.video_generation_tasks to service_role;
 grant select on public.video_generation_tasks to vidgen_worker;

@@ -10,6 +10,9 @@
 -- How far a task has come, for its cancel: no lock of a client keeps that from what runs at the provider.
 select
   -- use known --
+  ,
+  -- use followed_here --
+  as followed_here
   from public.video_generation_tasks as t
   -- use known_from --
  where
@@ -30,19 +33,16 @@ with mine as materialized (
 known as materialized (
   select
     -- use known --
+    ,
+    -- use followed_here --
+    as followed_here
     from mine as t
     -- use known_from --
 ),
 due as materialized (
-  select mine.id, mine.user_id, mine.scene_id, prices.prices, prices.missing
+  select mine.id, mine.user_id, mine.scene_id, d.prices, d.missing
     from mine
-   cross join lateral (
-     select coalesce(jsonb_object_agg(st.name, p.credits), '{}') as prices,
-            coalesce(bool_or(p.credits is null), false) as missing
-       from vidgen.stages as st
-       left join public.credit_prices as p on p.action = st.action
-      where not exists (select from known where known.stage = st.name and known.state = 'done')
-   ) as prices
+   cross join lateral vidgen.due_prices(mine.id) as d
    where not exists (select from known where known.cancel_requested or known.verdict is not null)
 ),
 hold as materialized (
@@ -87,11 +87,7 @@ with mine as materialized (
      for no key update
 ),
 begun as (
-  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
-  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
-         %(path)s
-    from mine
-   where not mine.cancel
+  -- use upload --
   on conflict (id) do nothing
 )
 select mine.cancel from mine
