@@ -36,6 +36,7 @@ _USUAL: Mapping[str, object] = MappingProxyType({
     "lease": timedelta(seconds=LEASE_SECONDS), "provider": "runway", "key_fingerprint": "key",
     "account": "default", "scopes": ["*", "default", "key:key"],
     "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": 20, "idle": True,
+    "image_stage": "image", "video_stage": "video",
     "resumed": False, "max_crashes": 3, "max_running_per_user": None, "lane": 1,
 })  # fmt: skip
 

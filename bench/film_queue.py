@@ -25,6 +25,7 @@ from bench.drain import Hand, fence_of
 from bench.ground import ROOT, Ground, Row, Site
 from bench.lines import Process, say
 from vidgen_worker.database.pool import LOCK_TIMEOUT
+from vidgen_worker.queue.films import LANE
 
 Result = dict[str, Any]
 
@@ -81,7 +82,7 @@ class FilmHand(Hand):
         """Take the mail of films, and claim those that are due."""
         self("wake_films")
         self("line_up")
-        return [row for row in self("claim_films") if row["id"]]
+        return [row for row in self("claim_films", lane=LANE) if row["id"]]
 
     def film(self, fence: Row) -> bool:
         """An attempt at a film; whether it ended it."""
@@ -194,9 +195,9 @@ def drained(ground: Ground, films: int, parts: int, kills: int, *, connections: 
         crew = Crew(site, connections, stack)
         for hand in crew.alive:
             crew.ready(hand)
-        site.sql(ORDER, scenes, owners, parts)
         site.sql("vacuum analyze")
         began = time.monotonic()
+        site.sql(ORDER, scenes, owners, parts)
         for left in _progress(site):
             deaths = len(crew.killed)
             if deaths < kills and films - left >= films * deaths / (kills + 1):

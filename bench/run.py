@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import alone, commands, film_queue, films, fleet, looks, races, waits
+from bench import (
+    alone,
+    commands,
+    film_queue,
+    films,
+    fleet,
+    looks,
+    races,
+    waits,
+    webhooks,
+)
 from bench.contenders import ALL
 from bench.ground import ROOT, Ground
 from bench.lines import BrokenError
@@ -60,6 +70,8 @@ class Sizes:
     queue_films: int
     queue_kills: int
     film_ends: int
+    events: int
+    undelivered: int
 
 
 FULL = Sizes(
@@ -70,13 +82,14 @@ FULL = Sizes(
     real_waits=20, videos=8, video_bytes=100_000_000, clip_seconds=10, command_rounds=9,
     film_rounds=3, film_targets=("best", "good", "small"), film_sizes=1, queue_films=1_000,
     queue_kills=8, film_ends=100,
+    events=200, undelivered=10_000,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=8, job_rounds=1, pipelines=30, pipeline_rounds=1, in_flight=50, window_seconds=3,
     finished=20_000, backlog=10_000, claims=20, insert_rounds=1, deaths=20, death_rounds=1,
     outage_seconds=5, limited=12, processes=[1, 2], queue_tasks=300, database_tasks=60,
     disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, waits=200, real_waits=0,
-    videos=8, video_bytes=20_000_000, clip_seconds=2, command_rounds=1,
+    videos=8, video_bytes=20_000_000, clip_seconds=2, command_rounds=1, events=20, undelivered=500,
     film_rounds=0, film_targets=(), film_sizes=0, queue_films=40, queue_kills=1, film_ends=20,
 )  # fmt: skip
 
@@ -124,6 +137,7 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
             connections=film_queue.CONNECTIONS if sizes.film_rounds else 4,
         ),
         "film_statements": lambda: film_queue.statements(ground, sizes.film_ends),
+        "webhooks": lambda: webhooks.webhooks(ground, sizes.events, sizes.undelivered),
         "command_line": lambda: commands.command_line(ground, sizes.command_rounds),
     }
 

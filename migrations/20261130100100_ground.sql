@@ -78,7 +78,7 @@ begin
              to_regclass('public.video_generation_tasks'),
              to_regclass('public.video_generation_gates'), to_regclass('public.credit_prices'),
              to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
-             to_regclass('public.credit_entries_id_seq')
+             to_regclass('public.credit_entries_id_seq'), to_regclass('public.video_webhooks')
            ])
            -- These two only where they are ours, as their policies show.
            or c.oid in (
@@ -99,7 +99,12 @@ begin
             to_regprocedure('public.delete_video_scene(uuid)'),
             to_regprocedure('public.cancel_video_generation_task(uuid)'),
             to_regprocedure('public.retry_video_generation_task(uuid)'),
-            to_regprocedure('public.grant_video_credits(uuid, integer, text)')
+            to_regprocedure('public.grant_video_credits(uuid, integer, text)'),
+            to_regprocedure('public.create_video_webhook(text, text[])'),
+            to_regprocedure('public.rotate_video_webhook_secret(uuid)'),
+            to_regprocedure('public.test_video_webhook(uuid)'),
+            to_regprocedure('public.resend_video_deliveries(uuid, timestamptz)'),
+            to_regprocedure('public.delete_video_webhook(uuid)')
           ])
     )
     select distinct ours.kind, ours.name, coalesce(quote_ident(r.rolname), 'public') as grantee
@@ -148,6 +153,8 @@ create table vidgen.settings (
   rejection_pause interval not null default '1 minute',
   rejection_stop interval not null default '1 day',
   rejection_memory interval not null default '1 day',
+  user_webhooks boolean not null default false,
+  keep_deliveries interval not null default '30 days',
   constraint there_is_one_row check (only_row),
   constraint limits_are_positive check (
     max_unfinished_per_user > 0 and max_unbilled_cost_per_user > 0 and max_retries >= 0
@@ -163,7 +170,8 @@ create table vidgen.settings (
     rejections_to_slow > 0 and rejections_to_stop > rejections_to_slow
     and rejection_pause >= interval '0' and rejection_stop > interval '0'
     and rejection_memory >= interval '0'
-  )
+  ),
+  constraint deliveries_are_kept_for_a_day check (keep_deliveries >= interval '1 day')
 );
 
 comment on column vidgen.settings.max_unbilled_cost_per_user is
@@ -188,6 +196,10 @@ comment on column vidgen.settings.rejections_to_stop is
   'After this many rejections in a row they stop, for rejection_stop or until an operator lifts the limit.';
 comment on column vidgen.settings.rejection_memory is
   'The time for which an input that content rules rejected is not sent again for the same user.';
+comment on column vidgen.settings.user_webhooks is
+  'Whether signed-in users may have webhooks of their own, for their own tasks.';
+comment on column vidgen.settings.keep_deliveries is
+  'The time for which a delivery that has ended can be sent again.';
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 
@@ -680,6 +692,39 @@ begin
 end
 $$;
 
+-- What a scene shows of its tasks: the status of the newest that runs or has stored a clip, and the clip of
+-- the newest that has one.
+create function vidgen.shown_status(of_scene uuid, owner uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (
+    select t.status
+      from public.video_generation_tasks as t
+     where t.scene_id = of_scene and t.user_id = owner and t.status in ('processing', 'completed')
+     order by t.created_at desc, t.id desc
+     limit 1
+  );
+end
+$$;
+
+create function vidgen.shown_clip(of_scene uuid, owner uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (
+    select t.video_url
+      from public.video_generation_tasks as t
+     where t.scene_id = of_scene and t.user_id = owner
+       and t.status = 'completed' and t.video_url is not null
+     order by t.created_at desc, t.id desc
+     limit 1
+  );
+end
+$$;
+
 -- Owe a write to a scene that another transaction holds. A write that is owed already is not added: else
 -- each attempt would add a row for a locked scene.
 create function vidgen.owe_scene(
@@ -733,14 +778,7 @@ begin
   end if;
   update public.video_scenes as s
      set status = coalesce(
-           case when write_scene.status is not null then (
-             select t.status
-               from public.video_generation_tasks as t
-              where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                and t.status in ('processing', 'completed')
-              order by t.created_at desc, t.id desc
-              limit 1
-           ) end,
+           case when write_scene.status is not null then vidgen.shown_status(s.id, s.user_id) end,
            write_scene.status, s.status
          ),
          -- The row of the still's task may show the still already. If not, that task is the newest that
@@ -758,17 +796,7 @@ begin
          end,
          generated_video_url = case
            when write_scene.video_url is null then s.generated_video_url
-           else coalesce(
-             (
-               select t.video_url
-                 from public.video_generation_tasks as t
-                where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                  and t.status = 'completed' and t.video_url is not null
-                order by t.created_at desc, t.id desc
-                limit 1
-             ),
-             write_scene.video_url
-           )
+           else coalesce(vidgen.shown_clip(s.id, s.user_id), write_scene.video_url)
          end,
          updated_at = now()
    where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
@@ -834,6 +862,7 @@ revoke all on function
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
   vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
   vidgen.read_column(regclass, name, name, regtype, text), vidgen.read_scene(uuid, uuid),
+  vidgen.shown_status(uuid, uuid), vidgen.shown_clip(uuid, uuid),
   vidgen.owe_scene(uuid, uuid, text, text, text),
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.owns_scene(uuid),
   vidgen.delete_scene(uuid), public.delete_video_scene(uuid), vidgen.scene_digest(uuid, uuid)

@@ -81,6 +81,7 @@ create table public.video_generation_tasks (
   completed_at timestamptz,
   cut jsonb,
   film_id uuid references public.video_generation_tasks (id) on delete set null,
+  reference text,
 
   constraint status_is_known
     check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
@@ -108,6 +109,7 @@ create table public.video_generation_tasks (
     check (jsonb_typeof(cut) = 'object' and octet_length(cut::text) <= 32768),
   -- Then no statement about the models of lane 1 ever meets a film.
   constraint a_film_has_lane_0 check ((cut is not null) = (lane = 0)),
+  constraint a_reference_has_at_most_200_characters check (length(reference) <= 200),
   constraint claimed_has_started_at check (attempt = 0 or started_at is not null),
   constraint times_can_be_read check (
     vidgen.times_can_be_read(
@@ -139,6 +141,8 @@ comment on column public.video_generation_tasks.lane is
   'Which pair of models makes it; 0: none, it is a film.';
 comment on column public.video_generation_tasks.cut is
   'A film: which scenes it is made of. Null: the task of one scene. It never changes.';
+comment on column public.video_generation_tasks.reference is
+  'The application''s own word for this order, an order number for example. The worker only repeats it.';
 comment on column public.video_generation_tasks.film_id is
   'The film that ordered this task: filter Realtime by it.';
 comment on column public.video_generation_tasks.expected_at is
@@ -365,7 +369,7 @@ revoke all on function
 
 grant select on public.video_generation_tasks to authenticated;
 grant insert (
-  id, user_id, scene_id, cut, priority, run_after
+  id, user_id, scene_id, cut, priority, run_after, reference
 ) on public.video_generation_tasks to authenticated;
 grant select, insert, update, delete on public.video_generation_tasks to service_role;
 grant select on public.video_generation_tasks to vidgen_worker;

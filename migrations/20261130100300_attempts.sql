@@ -129,7 +129,7 @@ comment on column vidgen.submissions.late_at is
 -- The history of generations for the whole fleet: one row per kind (a model, and the seconds of the clip; 0
 -- for a still), with its last 24 ends. A poll sees an end after it happened. So each end has two
 -- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
--- after it. There are as many rows as models and durations in use.
+-- after it. There are as many rows as models and durations in use, 200 at the most.
 create table vidgen.generation_times (
   provider text not null,
   model text not null,
@@ -137,7 +137,9 @@ create table vidgen.generation_times (
   ended_after real[] not null,
   ended_by real[] not null,
   primary key (provider, model, seconds),
-  constraint seconds_are_not_negative check (seconds >= 0),
+  constraint a_kind_is_short_and_of_seconds check (
+    octet_length(provider) <= 200 and octet_length(model) <= 200 and seconds between 0 and 3600
+  ),
   constraint the_last_24_are_kept check (
     cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
   ),
@@ -415,10 +417,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not exists (
-    select from public.video_generation_tasks as t
-     where t.id = new.task_id and t.user_id = new.user_id and t.status = 'processing'
-  ) and not vidgen.is_operator() then
+  if not vidgen.is_operator() then
     perform vidgen.check_running(new.task_id, new.user_id);
   end if;
   return new;
@@ -428,6 +427,24 @@ $$;
 create trigger submission_is_due
   before insert on vidgen.submissions
   for each row execute function vidgen.submission_is_due();
+
+-- Kinds are few, even if the worker's role is stolen: the whole fleet reads them. Beyond that a new one is
+-- left out, since the end of a generation is a fact that must be written.
+create function vidgen.kinds_are_few() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if (select count(*) from vidgen.generation_times) >= 200 then
+    return null;
+  end if;
+  return new;
+end
+$$;
+
+create trigger kinds_are_few
+  before insert on vidgen.generation_times
+  for each row execute function vidgen.kinds_are_few();
 
 -- The provider's answer never changes. A stolen worker role must not give the generation of one submission
 -- to another: an honest worker would store one user's output as another's.
@@ -677,14 +694,7 @@ begin
     if found then
       update public.video_scenes as s
          set status = coalesce(
-               case when owed_status is not null then (
-                 select t.status
-                   from public.video_generation_tasks as t
-                  where t.scene_id = of_scene and t.user_id = owner
-                    and t.status in ('processing', 'completed')
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ) end,
+               case when owed_status is not null then vidgen.shown_status(of_scene, owner) end,
                owed_status, s.status
              ),
              image_url = case when owed_image is null then s.image_url else coalesce(
@@ -697,17 +707,10 @@ begin
                ),
                owed_image
              ) end,
-             generated_video_url = case when owed_video is null then s.generated_video_url else coalesce(
-               (
-                 select t.video_url
-                   from public.video_generation_tasks as t
-                  where t.scene_id = of_scene and t.user_id = owner
-                    and t.status = 'completed' and t.video_url is not null
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ),
-               owed_video
-             ) end,
+             generated_video_url = case
+               when owed_video is null then s.generated_video_url
+               else coalesce(vidgen.shown_clip(of_scene, owner), owed_video)
+             end,
              updated_at = now()
        where s.id = of_scene and s.user_id = owner;
       set constraints all immediate;
@@ -839,6 +842,47 @@ begin
     );
   end if;
   return jsonb_build_object('seconds', ended.seconds, 'scene_refused', scene_refused);
+end
+$$;
+
+-- The end of a task that can't go on: row, hold and scene. Returns the scene's error. The caller holds its
+-- row, and has checked the fence. Rejected content is retried only when the scene has changed.
+create function vidgen.fail_task(
+  of_task uuid, code text, of_message text, more_failures integer, visible jsonb, scene_updates boolean
+) returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ended record;
+begin
+  if code = 'CONTENT_REJECTED' then
+    insert into vidgen.budgets as b (task_id, rejected_inputs)
+    values (of_task, (
+      select c.inputs
+        from vidgen.checkpoints as c
+        join vidgen.stages as st on st.name = c.stage
+       where c.task_id = of_task and c.state <> 'done'
+       order by st.place desc
+       limit 1
+    ))
+        on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs;
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+         failures = least(t.failures + more_failures, 100)::smallint,
+         current_step = 'Failed', message = of_message, error_code = code, error_message = of_message,
+         error = jsonb_build_object(
+           'error', 'Video generation failed', 'details', of_message, 'code', code, 'timestamp', now()
+         ) || visible
+   where t.id = of_task
+  returning t.user_id, t.scene_id into ended;
+  perform vidgen.check_taken(of_task, 'failed', null);
+  perform vidgen.release_credits(of_task);
+  if scene_updates then
+    return vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
+  end if;
+  return null;
 end
 $$;
 
@@ -1042,7 +1086,7 @@ begin
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
-  select t.id, t.attempt, t.user_id, t.scene_id, t.lane into task
+  select t.id, t.attempt, t.lane into task
     from public.video_generation_tasks as t
    where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
      for no key update skip locked;
@@ -1065,20 +1109,7 @@ begin
   );
 
   if died >= max_crashes then
-    update public.video_generation_tasks as t
-       set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-           error_code = 'WORKER_LOST', error_message = lost_message, message = lost_message,
-           current_step = 'Failed',
-           error = jsonb_build_object(
-             'error', 'Video generation failed', 'details', lost_message,
-             'code', 'WORKER_LOST', 'timestamp', now()
-           )
-     where t.id = of_task;
-    perform vidgen.check_taken(of_task, 'failed', null);
-    perform vidgen.release_credits(of_task);
-    if scene_updates then
-      perform vidgen.write_scene(task.scene_id, task.user_id, 'failed', null, null);
-    end if;
+    perform vidgen.fail_task(of_task, 'WORKER_LOST', lost_message, 0, '{}', scene_updates);
     kind := 'lost';
     id := of_task;
     attempt := task.attempt;
@@ -1117,33 +1148,14 @@ returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
 #variable_conflict use_variable
-declare
-  ended record;
 begin
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         error_code = 'ROW_REFUSED', error_message = of_message, message = of_message,
-         current_step = 'Failed',
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', of_message,
-           'code', 'ROW_REFUSED', 'timestamp', now()
-         )
-    from (
-      select l.id
-        from public.video_generation_tasks as l
-       where l.id = of_task and l.status in ('pending', 'processing')
-         for no key update skip locked
-    ) as open
-   where t.id = open.id
-  returning t.id, t.user_id, t.scene_id into ended;
+  perform from public.video_generation_tasks as t
+    where t.id = of_task and t.status in ('pending', 'processing')
+      for no key update skip locked;
   if not found then
     return false;
   end if;
-  perform vidgen.check_taken(of_task, 'failed', null);
-  perform vidgen.release_credits(of_task);
-  if scene_updates then
-    perform vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
-  end if;
+  perform vidgen.fail_task(of_task, 'ROW_REFUSED', of_message, 0, '{}', scene_updates);
   return true;
 exception
   when others or assert_failure or query_canceled then
@@ -1271,7 +1283,7 @@ begin
   if found and task.status = 'pending' then
     insert into vidgen.arrivals (user_id, lane, due_at)
     values (task.user_id, task.lane, task.run_after);
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(task.lane);
   end if;
   return task.status;
 exception
@@ -1363,7 +1375,7 @@ call vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.is_in_folder(text, uuid), vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
-  vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
+  vidgen.check_running(uuid, uuid), vidgen.kinds_are_few(), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
@@ -1371,6 +1383,7 @@ revoke all on function
   vidgen.complete_task(
     uuid, text, interval, boolean, text, double precision, text, text
   ),
+  vidgen.fail_task(uuid, text, text, integer, jsonb, boolean),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
@@ -1433,6 +1446,7 @@ grant execute on function
   vidgen.complete_task(
     uuid, text, interval, boolean, text, double precision, text, text
   ),
+  vidgen.fail_task(uuid, text, text, integer, jsonb, boolean),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),

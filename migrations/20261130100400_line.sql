@@ -61,6 +61,47 @@ create index endings_of_film on vidgen.endings (film_id);
 
 comment on table vidgen.endings is 'Films of which a part has ended, or that have begun to wait.';
 
+-- Whether an unfinished film has this task as a part; another one than `but_of`.
+create function vidgen.is_needed(of_task uuid, but_of uuid) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return exists (
+    select
+      from vidgen.parts as p
+      join public.video_generation_tasks as film on film.id = p.film_id
+     where p.task_id = of_task and p.film_id is distinct from but_of
+       and film.status in ('pending', 'processing')
+  );
+end
+$$;
+
+-- The tasks that cuts name whose parts are not ordered yet. A cut is any JSON of a client's: only what is a
+-- UUID counts, and only a task of the film's owner, or anybody could keep it. Two parts, one for each partial
+-- index: no look at what has ended.
+create view vidgen.named_tasks with (security_invoker = true) as
+select t.id as task_id, film.id as film_id
+  from (
+    select w.id, w.user_id, w.cut
+      from public.video_generation_tasks as w
+     where w.status = 'pending' and w.lane = 0
+    union all
+    select r.id, r.user_id, r.cut
+      from public.video_generation_tasks as r
+     where r.status = 'processing' and r.lane = 0
+  ) as film
+ cross join lateral jsonb_path_query(
+   film.cut,
+   '$.parts[*].task ? (@ like_regex "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$" flag "i")'
+ ) as named (id)
+  join public.video_generation_tasks as t
+    on t.id = (named.id #>> '{}')::uuid and t.user_id = film.user_id
+ where not exists (select from vidgen.films as f where f.film_id = film.id);
+
+comment on view vidgen.named_tasks is
+  'Tasks that unfinished films name as their parts and have not ordered yet.';
+
 -- Tell the films of a task that it has ended, or is gone. Whoever orders it as a part locks its row first:
 -- this sees that film, or the film's own look at its parts sees the end.
 create function vidgen.tell_films(of_task uuid) returns void
@@ -74,7 +115,7 @@ begin
     join public.video_generation_tasks as film on film.id = p.film_id
    where p.task_id = of_task and film.status in ('pending', 'processing');
   if found then
-    perform vidgen.wake('vidgen_tasks', 'film');
+    perform vidgen.wake_lane(0);
   end if;
 end
 $$;
@@ -122,16 +163,19 @@ comment on column vidgen.passed_over.times is
 
 create index passed_over_by_age on vidgen.passed_over (until);
 
+create view vidgen.passed_now with (security_invoker = true) as
+select p.task_id
+  from vidgen.passed_over as p
+ -- Later than the longest pause allows: the clock was set back.
+ where p.until > now() and p.until <= now() + interval '31 seconds';
+
+comment on view vidgen.passed_now is 'Those that reserve nothing now.';
+
 create view vidgen.due_resumes with (security_invoker = true) as
 select r.task_id, r.user_id, r.lane, r.stage, r.resume_at, r.followers
   from vidgen.resumes as r
  where r.resume_at <= now()
-   and not exists (
-     select from vidgen.passed_over as p
-      where p.task_id = r.task_id and p.until > now()
-        -- Later than the longest pause allows: the clock was set back.
-        and p.until <= now() + interval '31 seconds'
-   );
+   and not exists (select from vidgen.passed_now as p where p.task_id = r.task_id);
 
 comment on view vidgen.due_resumes is
   'Tasks that may go on now, without those whose rows were found locked.';
@@ -165,6 +209,7 @@ begin
                end as times
           from vidgen.passed_over as o
          where o.task_id = of_task
+           -- As in passed_now, of the row that is locked: another claim may have just counted.
            and (o.until <= now() or o.until > now() + interval '31 seconds')
            for update skip locked
       ) as counted
@@ -177,6 +222,16 @@ begin
 exception
   when lock_not_available then
     null;  -- another claim has just inserted it
+end
+$$;
+
+-- Wake the workers for a lane: films have a claim of their own.
+create function vidgen.wake_lane(lane integer) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  perform vidgen.wake('vidgen_tasks', case lane when 0 then 'film' else '' end);
 end
 $$;
 
@@ -198,10 +253,10 @@ begin
     into due, films_due
     from arrived;
   if due then
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(1);
   end if;
   if films_due then
-    perform vidgen.wake('vidgen_tasks', 'film');
+    perform vidgen.wake_lane(0);
   end if;
   return null;
 end
@@ -281,7 +336,7 @@ begin
          set stage = excluded.stage, resume_at = excluded.resume_at, followers = excluded.followers;
     end if;
     if new.run_after <= now() then
-      perform vidgen.wake('vidgen_tasks', case new.lane when 0 then 'film' else '' end);
+      perform vidgen.wake_lane(new.lane);
     end if;
   else
     delete from vidgen.resumes as r where r.task_id = new.id;
@@ -310,11 +365,7 @@ select b.task_id, t.lane, t.run_after, r.followers,
  ) as t
   left join vidgen.resumes as r on r.task_id = b.task_id
  where b.suspect and t.status = 'pending' and coalesce(r.resume_at, t.run_after) <= now()
-   and not exists (
-     select from vidgen.passed_over as p
-      where p.task_id = b.task_id and p.until > now()
-        and p.until <= now() + interval '31 seconds'  -- as in due_resumes
-   );
+   and not exists (select from vidgen.passed_now as p where p.task_id = b.task_id);
 
 -- Whether no worker that may follow a generation has been alive within the time `since`.
 create function vidgen.is_left_alone(
@@ -460,7 +511,7 @@ $$;
 call vidgen.revoke_from_strangers();
 
 revoke all on function
-  vidgen.pass_over(uuid), vidgen.tasks_arrive(), vidgen.task_moves(), vidgen.tell_films(uuid),
+  vidgen.is_needed(uuid, uuid), vidgen.pass_over(uuid), vidgen.wake_lane(integer), vidgen.tasks_arrive(), vidgen.task_moves(), vidgen.tell_films(uuid),
   vidgen.wake_films(integer), vidgen.is_left_alone(text, text, text, text, interval)
   from public, anon, authenticated, service_role;
 
@@ -472,7 +523,7 @@ grant select, delete on
 grant select on vidgen.films, vidgen.parts to vidgen_worker;
 grant insert (film_id) on vidgen.endings to vidgen_worker;
 grant update (film_id) on vidgen.endings to vidgen_worker;
-grant select on vidgen.suspects to vidgen_worker;
+grant select on vidgen.passed_now, vidgen.suspects to vidgen_worker;
 grant insert (user_id, lane, due_at) on vidgen.arrivals to vidgen_worker;
 grant update (due_at) on vidgen.arrivals to vidgen_worker;
 grant insert (task_id, lane, stage, resume_at, user_id) on vidgen.resumes to vidgen_worker;
@@ -481,7 +532,7 @@ grant insert (task_id, until) on vidgen.passed_over to vidgen_worker;
 grant update (times, until) on vidgen.passed_over to vidgen_worker;
 grant select on vidgen.due_resumes to vidgen_worker;
 grant execute on function
-  vidgen.pass_over(uuid), vidgen.wake_films(integer),
+  vidgen.pass_over(uuid), vidgen.wake_lane(integer), vidgen.wake_films(integer),
   vidgen.is_left_alone(text, text, text, text, interval)
   to vidgen_worker;
 

@@ -134,6 +134,24 @@ create trigger ledger_is_append_only
   before update or delete on public.credit_entries
   for each row execute function vidgen.ledger_is_append_only();
 
+-- What the stages of a task cost that are not stored: credits by stage. `missing`: one of them has no price.
+create function vidgen.due_prices(of_task uuid, out prices jsonb, out missing boolean)
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  select coalesce(jsonb_object_agg(st.name, p.credits), '{}'),
+         coalesce(bool_or(p.credits is null), false)
+    into prices, missing
+    from vidgen.stages as st
+    left join public.credit_prices as p on p.action = st.action
+   where not exists (
+     select from vidgen.checkpoints as c
+      where c.task_id = of_task and c.stage = st.name and c.state = 'done'
+   );
+end
+$$;
+
 -- What a hold may be for: a running task, or a waiting one that a running film of the same user orders as
 -- its part; and each of its stages that is not stored, at its price.
 create function vidgen.check_hold(of_task uuid, of_user uuid, prices jsonb) returns void
@@ -141,7 +159,7 @@ language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  wrong text;
+  due record;
 begin
   if not exists (
     select
@@ -153,20 +171,8 @@ begin
   ) then
     perform vidgen.check_running(of_task, of_user);
   end if;
-  select coalesce(due.stage, asked.stage) into wrong
-    from (
-      select st.name as stage, p.credits
-        from vidgen.stages as st
-        left join public.credit_prices as p on p.action = st.action
-       where not exists (
-         select from vidgen.checkpoints as c
-          where c.task_id = of_task and c.stage = st.name and c.state = 'done'
-       )
-    ) as due
-    full join jsonb_each(prices) as asked (stage, price) on asked.stage = due.stage
-   where due.credits is null or asked.price is distinct from to_jsonb(due.credits)
-   limit 1;
-  if wrong is not null or prices is null then
+  select d.prices, d.missing into due from vidgen.due_prices(of_task) as d;
+  if due.missing or prices is distinct from due.prices then
     raise exception 'task %: % is not what its stages cost now', of_task, coalesce(prices::text, 'null')
       using errcode = 'VG002', hint = 'See public.credit_prices and vidgen.stages.';
   end if;
@@ -607,7 +613,7 @@ revoke all on
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function
-  vidgen.ledger_is_append_only(), vidgen.check_hold(uuid, uuid, jsonb),
+  vidgen.ledger_is_append_only(), vidgen.due_prices(uuid), vidgen.check_hold(uuid, uuid, jsonb),
   vidgen.take_charge(uuid, text, uuid), vidgen.check_release(uuid), vidgen.charge_is_due(),
   vidgen.restore_credits(uuid), vidgen.try_to_restore_credits(uuid),
   vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
@@ -629,7 +635,7 @@ grant select on
 grant insert (task_id, stage, user_id) on vidgen.charges to vidgen_worker;
 grant execute on function vidgen.grant_credits(uuid, integer, text) to service_role;
 grant execute on function
-  vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
+  vidgen.due_prices(uuid), vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
   vidgen.release_credits(uuid), vidgen.audit_entries(integer), vidgen.audit_users(uuid, integer),
   vidgen.note_audit(bigint), vidgen.forget_holds(interval, integer)
   to vidgen_worker;

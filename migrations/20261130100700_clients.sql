@@ -49,7 +49,8 @@ $$;
 --
 -- A film's row is locked first, then those of its parts by id, all of them before the first one changes: in
 -- that order they are locked wherever both are. It takes along what it has ordered, unless another
--- unfinished film needs that as well.
+-- unfinished film needs that as well: whether one does is asked after the locks, since an order of that film
+-- may have held them.
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -80,27 +81,29 @@ begin
     parts := array(
       select t.id
         from public.video_generation_tasks as t
-       where t.status in ('pending', 'processing')
-         -- What it has ordered, and what a film had ordered that is cancelled by now.
-         and (
-           t.film_id = task.id
-           or t.id in (
-             select p.task_id
-               from vidgen.parts as p
-               join public.video_generation_tasks as part on part.id = p.task_id
-               join public.video_generation_tasks as first on first.id = part.film_id
-              where p.film_id = task.id and first.status = 'cancelled'
-           )
-         )
-         and not exists (
-           select
-             from vidgen.parts as p
-             join public.video_generation_tasks as film on film.id = p.film_id
-            where p.task_id = t.id and film.id <> task.id
-              and film.status in ('pending', 'processing')
-         )
+       where t.id in (
+               select p.task_id from vidgen.parts as p where p.film_id = task.id
+               union all
+               select o.id from public.video_generation_tasks as o where o.film_id = task.id
+             )
+         and t.status in ('pending', 'processing')
        order by t.id
          for no key update of t
+    );
+    -- What it has ordered, and what a film had ordered that is cancelled by now.
+    parts := array(
+      select t.id
+        from public.video_generation_tasks as t
+       where t.id = any (parts)
+         and (
+           t.film_id = task.id
+           or exists (
+             select from public.video_generation_tasks as first
+              where first.id = t.film_id and first.status = 'cancelled'
+           )
+         )
+         and not vidgen.is_needed(t.id, task.id)
+       order by t.id
     );
   end if;
   changed := vidgen.cancel_locked(task.id);
@@ -304,38 +307,45 @@ begin
 end
 $$;
 
+-- Raises where one of these scenes has too many tasks. The caller holds the lock of the scenes' owner: no
+-- other user may order videos of them.
+create function vidgen.check_scenes(scenes uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  most integer := (select s.max_tasks_per_scene from vidgen.settings as s);
+  crowded uuid;
+begin
+  select scene.id into crowded
+    from (select distinct one.id from unnest(scenes) as one (id) where one.id is not null) as scene
+   where (
+     select count(*)
+       from (
+         select from public.video_generation_tasks as t where t.scene_id = scene.id limit most + 1
+       ) as tasks
+   ) > most
+   limit 1;
+  if found then
+    raise exception 'limit reached: scene % has % tasks', crowded, most
+      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
+  end if;
+end
+$$;
+
 create function vidgen.limit_inserts() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  limits vidgen.settings;
   of_user record;
-  crowded uuid;
 begin
-  select s.* into limits from vidgen.settings as s;
   for of_user in select i.user_id, count(*) as rows from inserted as i group by i.user_id order by i.user_id
   loop
     perform vidgen.count_user(of_user.user_id, of_user.rows, 0);
     perform vidgen.check_limits(of_user.user_id);
   end loop;
-  -- The lock is that of the scenes' owner: no other user may order videos of them.
-  select mine.scene_id into crowded
-    from (select distinct i.scene_id from inserted as i where i.scene_id is not null) as mine
-   where (
-     select count(*)
-       from (
-         select
-           from public.video_generation_tasks as t
-          where t.scene_id = mine.scene_id
-          limit limits.max_tasks_per_scene + 1
-       ) as tasks
-   ) > limits.max_tasks_per_scene
-   limit 1;
-  if crowded is not null then
-    raise exception 'limit reached: scene % has % tasks', crowded, limits.max_tasks_per_scene
-      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
-  end if;
+  perform vidgen.check_scenes(array(select i.scene_id from inserted as i));
   return null;
 end
 $$;
@@ -527,16 +537,7 @@ begin
     select t.id, due.prices, due.missing
       from (select distinct p.task_id from vidgen.parts as p where p.film_id = of_film) as one
       join public.video_generation_tasks as t on t.id = one.task_id
-     cross join lateral (
-       select coalesce(jsonb_object_agg(st.name, c.credits), '{}') as prices,
-              coalesce(bool_or(c.credits is null), false) as missing
-         from vidgen.stages as st
-         left join public.credit_prices as c on c.action = st.action
-        where not exists (
-          select from vidgen.checkpoints as k
-           where k.task_id = t.id and k.stage = st.name and k.state = 'done'
-        )
-     ) as due
+     cross join lateral vidgen.due_prices(t.id) as due
      where t.status in ('pending', 'processing')
        and not exists (select from vidgen.holds as h where h.task_id = t.id and h.closed_at is null)
      order by t.id
@@ -555,38 +556,6 @@ begin
       );
     end if;
   end loop;
-end
-$$;
-
--- Refuse what a film orders beyond its owner's limits, as limit_inserts does.
-create function vidgen.limit_parts(owner uuid, tasks uuid[], rows bigint) returns void
-language plpgsql set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  most integer;
-  crowded uuid;
-begin
-  if rows > 0 then
-    perform vidgen.count_user(owner, rows, 0);
-    select s.max_tasks_per_scene into most from vidgen.settings as s;
-    select mine.scene_id into crowded
-      from (
-        select distinct t.scene_id from public.video_generation_tasks as t where t.id = any (tasks)
-      ) as mine
-     where (
-       select count(*)
-         from (
-           select from public.video_generation_tasks as t where t.scene_id = mine.scene_id limit most + 1
-         ) as of_scene
-     ) > most
-     limit 1;
-    if crowded is not null then
-      raise exception 'limit reached: scene % has % tasks', crowded, most
-        using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
-    end if;
-  end if;
-  perform vidgen.check_limits(owner);
 end
 $$;
 
@@ -670,9 +639,12 @@ begin
       from unnest(places, scenes, tasks) as w (place, scene, task)
       left join ordered on w.task is null and ordered.scene_id = w.scene
   )
-  select coalesce(array_agg(ordered.id), '{}') into made from ordered;
+  select coalesce(array_agg(ordered.scene_id), '{}') into made from ordered;
   if retried + cardinality(made) > 0 then
-    perform vidgen.limit_parts(owner, made, cardinality(made));
+    -- As limit_inserts and retry_task, whoever inserted the film.
+    perform vidgen.count_user(owner, cardinality(made), retried);
+    perform vidgen.check_limits(owner);
+    perform vidgen.check_scenes(made);
   end if;
   if with_credits then
     perform vidgen.hold_parts(of_film, owner);
@@ -702,8 +674,7 @@ begin
   if owner is null then
     return;
   end if;
-  insert into vidgen.user_locks (user_id) values (owner) on conflict do nothing;
-  perform from vidgen.user_locks as l where l.user_id = owner for no key update;
+  perform vidgen.take_user_lock(owner);
   select t.cut, t.priority, t.cancel_requested_at into film
     from public.video_generation_tasks as t
    where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker
@@ -811,12 +782,11 @@ call vidgen.revoke_from_strangers();
 revoke all on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
   public.retry_video_generation_task(uuid), public.grant_video_credits(uuid, integer, text),
-  vidgen.check_limits(uuid), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
+  vidgen.check_limits(uuid), vidgen.check_scenes(uuid[]), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text),
   vidgen.cancel_locked(uuid), vidgen.retry_locked(uuid), vidgen.scenes_of(uuid, text),
   vidgen.wanted_parts(uuid, uuid, jsonb), vidgen.refuse_film(text, text, text),
   vidgen.retry_parts(uuid[], boolean), vidgen.hold_parts(uuid, uuid),
-  vidgen.limit_parts(uuid, uuid[], bigint),
   vidgen.order_wanted(uuid, uuid, jsonb, smallint, boolean),
   vidgen.order_parts(uuid, integer, uuid, boolean)
   from public, anon, authenticated, service_role;

@@ -138,6 +138,10 @@ class Settings(Environment):
     """What is logged"""
     vidgen_log_format: Literal["auto", "json", "console"] = "auto"
     """auto: readable on a terminal, JSON elsewhere"""
+    vidgen_webhook_proxy: SecretStr | None = None
+    """Proxy (http://host:port) for webhooks, which then decides what they may reach"""
+    vidgen_webhook_allow_loopback: bool = False
+    """true: webhooks may lead to this machine, by http and to any port; only for the sandbox"""
     vidgen_metrics_port: int | None = Field(None, ge=0, le=65535)
     """Loopback port of /metrics, /healthz and /readyz"""
 
@@ -155,6 +159,9 @@ class Settings(Environment):
                 )
         if self.vidgen_stage_hard_deadline < self.vidgen_stage_deadline:
             problems.append("VIDGEN_STAGE_HARD_DEADLINE: it can't be below VIDGEN_STAGE_DEADLINE")
+        proxy = self.vidgen_webhook_proxy
+        if proxy and (said := proxies.wrong_with(proxy.get_secret_value())):
+            problems.append(f"VIDGEN_WEBHOOK_PROXY: {said}")
         if self.storage_bucket_images == self.storage_bucket_videos:
             problems.append(
                 "STORAGE_BUCKET_VIDEOS: it can't be the bucket of the stills, which is public"

@@ -52,7 +52,9 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     TASKS: {
         "authenticated": Rights(
             select=ALL,
-            insert=frozenset({"id", "scene_id", "cut", "user_id", "priority", "run_after"}),
+            insert=frozenset({
+                "id", "scene_id", "cut", "user_id", "priority", "run_after", "reference",
+            }),
         ),
         "service_role": WRITE,
         # The columns that a worker writes. No role changes owner, scene and place.
@@ -84,6 +86,10 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "public.credit_entries": {
         "authenticated": READ, "service_role": READ, "vidgen_worker": READ,
     },
+    # Written by functions only, which check whose it is.
+    "public.video_webhooks": {
+        "authenticated": READ, "service_role": READ, "vidgen_worker": READ,
+    },
     # A worker of the version before asks for it; a trigger refuses the change (settings_change).
     "vidgen.settings": {
         "vidgen_worker": Rights(select=ALL, update=frozenset({"images_bucket", "videos_bucket"})),
@@ -94,9 +100,15 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.arrivals": WORKER_ONLY,
     "vidgen.endings": WORKER_ONLY,
     "vidgen.films": {"vidgen_worker": READ},
+    # Taken and booked by functions only: a worker reads no secret but what it has to sign with.
+    "vidgen.deliveries": {"vidgen_worker": READ},
+    "vidgen.webhook_secrets": {},
+    "vidgen.webhook_turns": {},
     "vidgen.parts": {"vidgen_worker": READ},
+    "vidgen.named_tasks": {},
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.passed_over": WORKER_ONLY,
+    "vidgen.passed_now": {"vidgen_worker": READ},
     "vidgen.due_resumes": {"vidgen_worker": READ},
     "vidgen.gates": WORKER_ONLY,
     "vidgen.keys": {"vidgen_worker": READ},
@@ -137,6 +149,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
 
 CLIENTS = frozenset({"authenticated", "service_role", "vidgen_worker"})
 WORKER = frozenset({"vidgen_worker"})
+WEBHOOKS = frozenset({"authenticated", "service_role"})
 EVERYBODY = frozenset(ROLES)
 FUNCTIONS: Mapping[str, frozenset[str]] = {
     "public.cancel_video_generation_task(uuid)": CLIENTS,
@@ -244,6 +257,24 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.retry_parts(uuid[],boolean)": NONE,
     "vidgen.hold_parts(uuid,uuid)": NONE,
     "vidgen.limit_parts(uuid,uuid[],bigint)": NONE,
+    "public.create_video_webhook(text,text[])": WEBHOOKS,
+    "public.rotate_video_webhook_secret(uuid)": WEBHOOKS,
+    "public.test_video_webhook(uuid)": WEBHOOKS,
+    "public.resend_video_deliveries(uuid,timestamp with time zone)": WEBHOOKS,
+    "public.delete_video_webhook(uuid)": WEBHOOKS,
+    "vidgen.take_deliveries(uuid,integer,interval)": WORKER,
+    "vidgen.book_delivery(uuid,uuid,smallint,uuid,boolean,smallint,text,interval,boolean)": WORKER,
+    "vidgen.return_deliveries(uuid,uuid[])": WORKER,
+    "vidgen.forget_deliveries(integer)": WORKER,
+    "vidgen.are_webhook_events(text[])": NONE,
+    "vidgen.delivery_id(uuid,text)": NONE,
+    "vidgen.deliver(text,uuid,uuid,text,jsonb)": NONE,
+    "vidgen.tell_webhooks()": NONE,
+    "vidgen.tell_of_gates()": NONE,
+    "vidgen.hold_deliveries(uuid)": NONE,
+    "vidgen.begin_test(uuid)": NONE,
+    "vidgen.new_webhook_secret(uuid)": NONE,
+    "vidgen.lock_webhook(uuid)": NONE,
     "vidgen.limit_inserts()": NONE,
     "vidgen.refuse_pruned_ids()": NONE,
     "vidgen.ledger_is_append_only()": NONE,
@@ -284,6 +315,8 @@ POLICIES = {
     ("public.user_credits", "the worker sees balances", "SELECT", "vidgen_worker"),
     ("public.credit_entries", "owners see their entries", "SELECT", "authenticated"),
     ("public.credit_entries", "the worker sees entries", "SELECT", "vidgen_worker"),
+    ("public.video_webhooks", "owners see their webhooks", "SELECT", "authenticated"),
+    ("public.video_webhooks", "the worker sees all webhooks", "SELECT", "vidgen_worker"),
     ("storage.objects", "owners read what they have paid for", "SELECT", "authenticated"),
     ("storage.objects", "nobody reads what is not paid for", "SELECT", "public"),
 }  # fmt: skip
@@ -293,6 +326,11 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     "vidgen.retry_task(uuid)": "vidgen.may_act_on(task.user_id)",
     "vidgen.owns_scene(uuid)": "vidgen.signed_in_user()",
     "vidgen.delete_scene(uuid)": "vidgen.signed_in_user()",
+    "public.create_video_webhook(text,text[])": "vidgen.signed_in_user() end",
+    "public.rotate_video_webhook_secret(uuid)": "vidgen.lock_webhook(webhook)",
+    "public.test_video_webhook(uuid)": "vidgen.lock_webhook(webhook)",
+    "public.resend_video_deliveries(uuid,timestamp with time zone)": "vidgen.lock_webhook(webhook)",
+    "public.delete_video_webhook(uuid)": "vidgen.lock_webhook(webhook)",
     # It returns only the caller's identity.
     "vidgen.signed_in_user()": "pg_has_role(session_user, 'service_role', 'member')",
     # A bucket's name is the same for everybody.
@@ -692,12 +730,18 @@ def both(ground: Ground) -> Both:
             "update public.video_generation_tasks set video_path = %s where id = %s",
             f"video-files/{user}/clip.mp4", tasks[user],
         )  # fmt: skip
+    ground.sql("update vidgen.settings set user_webhooks = true")
+    for user in users:
+        as_user(
+            ground, user,
+            "select public.create_video_webhook('https://example.com', array['video.*'])",
+        )  # fmt: skip
     return Both(ground, *users, scenes, tasks)
 
 
 OWNED = (
     (TASKS, "user_id"), ("public.video_scenes", "user_id"), ("public.user_credits", "user_id"),
-    ("public.credit_entries", "user_id"),
+    ("public.credit_entries", "user_id"), ("public.video_webhooks", "user_id"),
 )  # fmt: skip
 
 

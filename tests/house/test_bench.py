@@ -225,14 +225,14 @@ def test_statements_are_known_by_their_block_without_their_values() -> None:
 
 
 def test_films_are_drained_once_each_whoever_is_killed(bench_ground: Ground) -> None:
-    found = film_queue.drained(bench_ground, 12, 2, 1, connections=2)
+    found = film_queue.drained(bench_ground, 24, 2, 1, connections=2)
     assert film_queue.whole(found), found
     assert found["kills"] == 1
     assert not film_queue.whole({**found, "ended_twice": 1})
     took = film_queue.statements(bench_ground, 4)
     assert min(took["order_ms"], took["cancel_ms"], took["task_ms"], took["part_ms"]) > 0
     text = table(_found(film_queue=found, film_statements=took))
-    assert "| 12 films of 2 parts a second, no HTTP, 2 connections, 1 of them killed |" in text
+    assert "| 24 films of 2 parts a second, no HTTP, 2 connections, 1 of them killed |" in text
     assert "0 stuck, 0 failed, 0 twice |  |  | yes |" in text
 
 

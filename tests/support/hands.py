@@ -57,7 +57,8 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "host": "here", "pid": 1, "version": "0", "concurrency": 20, "lease": timedelta(seconds=15),
     "provider": "runway", "key_fingerprint": "key", "account": "default",
     "scope": "default", "scopes": ["*", "default", "key:key"], "image_model": "gen4_image",
-    "video_model": "gen4_turbo", "images_bucket": "generated-content",
+    "image_stage": "image", "video_model": "gen4_turbo", "video_stage": "video",
+    "images_bucket": "generated-content",
     "videos_bucket": "video-files", "running": 0, "steady": True, "sweep": True,
     "task_ids": [], "attempts": [], "slots": 20, "idle": True, "resumed": False, "max_crashes": 3,
     "lane": 1,
@@ -83,6 +84,7 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "probe": timedelta(seconds=30), "verdict": None, "show": True, "follow": True,
     "statement": "complete", "error": "P0001 no", "waiting": None, "part": "storage",
     "allowance": 3, "upload_ids": [], "digest": "digest", "rejected": False,
+    "places": 20, "arrived": True, "status": 204, "pause": None, "gone": False, "ids": [],
     "seconds_left": 60.0, "clip_seconds": 0, "ended_after": 30.0, "ended_by": 36.0,
 })  # fmt: skip
 

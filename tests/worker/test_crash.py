@@ -363,6 +363,13 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query note_audit": "likewise",
     "query read_audit": "for the metrics: a SELECT",
     "event BooksDisagree": "the janitor's: said again at the next audit",
+    "query take_deliveries": "tests/webhooks kills in between: a lease brings it back",
+    "query book_delivery": "likewise",
+    "query return_deliveries": "a drain's: without it the lease runs out",
+    "query forget_deliveries": "the janitor's: one statement about deliveries of long ago",
+    "event DeliverySent": "after the statement that books it",
+    "event DeliveryFailed": "likewise",
+    "event WebhookDisabled": "likewise",
     "query read_gates": "for `check` and the metrics: a SELECT",
 }
 # The provider has accepted, and nobody has written it down: the only deaths that may cost twice.

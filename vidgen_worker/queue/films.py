@@ -16,6 +16,9 @@ from vidgen_worker.queue.verdicts import verdict_of
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import FilmWoken, RowRefused
 
+LANE = 0
+"""The lane of films."""
+
 
 @dataclass(frozen=True, slots=True)
 class BadPart:
@@ -75,7 +78,7 @@ class Films:
     async def take(self, *, idle: bool) -> tuple[list[tuple[Task, float]], bool]:
         """Take films that are due, each with how long it was; whether there are more."""
         rows = await self._caller.claims.pair(
-            "line_up", "claim_films", worker_id=self._caller.worker_id, idle=idle
+            "line_up", "claim_films", worker_id=self._caller.worker_id, idle=idle, lane=LANE
         )
         taken = taken_of(rows)
         return taken, bool(taken and rows[0]["more"])

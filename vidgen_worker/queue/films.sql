@@ -19,7 +19,7 @@ alone as materialized (
     from (
       select s.task_id
         from me, vidgen.suspects as s
-       where s.lane = 0 and %(idle)s
+       where s.lane = %(lane)s and %(idle)s
        order by s.run_after
       offset 0
     ) as first
@@ -29,7 +29,7 @@ alone as materialized (
 line as materialized (
   select user_id, waiting_since, arrivals
     from vidgen.turns
-   where lane = 0 and waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
      and exists (select from me) and not exists (select from alone)
    order by waiting_since
    limit 20
@@ -40,25 +40,10 @@ share as materialized (
   select least(ceil(20::numeric / greatest(count(*), 1)), 4)::integer as rows from line
 ),
 waiting as materialized (
-  select line.user_id, line.waiting_since, due.id, due.rank
+  select line.user_id, line.waiting_since, false as at_cap, due.id, due.rank
     from line
    cross join lateral (
-     -- One probe per priority: films for later, however many, are never walked.
-     select found.id,
-            row_number() over (order by found.priority desc, found.run_after, found.created_at) as rank
-       from generate_series(10, -10, -1) as p (priority)
-      cross join lateral (
-        select t.id, t.priority, t.run_after, t.created_at
-          from public.video_generation_tasks as t
-         where t.user_id = line.user_id and t.lane = 0 and t.priority = p.priority
-           and t.status = 'pending' and t.run_after <= now()
-           and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-           and not coalesce((select b.suspect from vidgen.budgets as b where b.task_id = t.id), false)
-         order by t.run_after, t.created_at
-         limit (select rows + 1 from share)
-      ) as found
-      order by found.priority desc, found.run_after, found.created_at
-      limit (select rows + 1 from share)
+     -- use due_of_user --
    ) as due
 ),
 chosen as materialized (
@@ -73,42 +58,8 @@ begun as materialized (
   union all
   select alone.*, true from alone
 ),
-left_over as materialized (
-  select line.user_id, row_number() over (order by line.waiting_since) as place,
-         count(waiting.id) filter (where begun.id is null or begun.refused is not null) > 0
-         -- Films that came in after this statement's snapshot.
-         or line.arrivals is distinct from (
-           select t.arrivals from vidgen.turns as t where t.user_id = line.user_id and t.lane = 0
-         ) as more
-    from line
-    left join waiting on waiting.user_id = line.user_id
-    left join begun on begun.id = waiting.id
-   group by line.user_id, line.waiting_since, line.arrivals
-),
-moved as (
-  update vidgen.turns as t
-     -- Whoever had his turn goes to the end of the line, also one whose film a client holds.
-     set waiting_since = case
-           when o.more then clock_timestamp() + o.place * interval '1 microsecond'
-         end,
-         due_at = case
-           when o.more then 'infinity'
-           else
-             -- use next_due --
-         end
-    from left_over as o
-   where t.user_id = o.user_id and t.lane = 0
-  returning t.waiting_since
-),
-rest as materialized (
-  select exists (select from moved where waiting_since is not null)
-         or exists (
-           select from vidgen.turns as t
-            where t.lane = 0 and t.waiting_since is not null
-              and t.user_id <> all (array(select user_id from line))
-         ) as more
-)
-select c.*, rest.more, true as film,
+-- use turns --
+select c.*, rest.in_line as more, true as film,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
   from rest
   left join begun as c on true

@@ -57,11 +57,8 @@ select 'cancel_waiting', null, null
  where exists (
    select
      from public.video_generation_tasks as t
-    where t.status = 'pending' and t.cancel_requested_at is not null and t.lane > 0
-      and not exists (
-        select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-      )
-      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+    where
+      -- use to_cancel --
  )
 
 -- heartbeats --
@@ -119,8 +116,8 @@ victims as materialized (
                 or (c.state = 'submitting' and s.ended_at is null
                     and (s.answer is null or s.answer = 'generation'))
               )
-              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                      && %(scopes)s::text[]
+              and not
+                -- use followed_here --
          ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t

@@ -26,6 +26,7 @@ from vidgen_worker.telemetry.events import (
 )
 from vidgen_worker.telemetry.metrics import Metrics, serving
 from vidgen_worker.worker.claiming import Claiming
+from vidgen_worker.worker.delivering import Delivering
 from vidgen_worker.worker.draining import drain
 from vidgen_worker.worker.ending import EXIT_OK, LOOPS_END, end_all
 from vidgen_worker.worker.heartbeat import Heartbeat
@@ -55,6 +56,7 @@ class Worker:
         self.claiming = Claiming(self.process, proofs, self._reports)
         self.heartbeat = Heartbeat(self.process, self.claiming.lock)
         self.janitor = Janitor(self.process, proofs, self.claiming.try_gate)
+        self._delivering = Delivering(self.process)
 
     async def run(self) -> int:
         """Work until told to stop, then drain."""
@@ -80,6 +82,7 @@ class Worker:
             finally:
                 returning = self.heartbeat.returning
                 await end_all({*loops, *filter(None, [returning])}, LOOPS_END)
+                await self._delivering.end()
                 await process.media.aclose()
                 await process.storage.aclose()
                 await process.provider.aclose()
@@ -147,6 +150,7 @@ class Worker:
             "claim": self.claiming.loop(),
             "report": self._reports.loop(),
             "heartbeat": self.heartbeat.loop(),
+            "deliver": self._delivering.loop(),
             "watchdog": self._watchdog_loop(),
         }
         for duty in self.janitor.duties():
