@@ -254,7 +254,8 @@ class Database:
             if whole:
                 await conn.execute(sessions.COMMIT)
             if pipe is not None:
-                # Otherwise an error of COMMIT comes from the pipeline's end, without its SQLSTATE.
+                # Otherwise an error of COMMIT comes from the pipeline's end, without its SQLSTATE;
+                # and one of a deferred trigger breaks the connection.
                 await pipe.sync()
         return Rows(await cursor.fetchall() if cursor.description else [])
 
