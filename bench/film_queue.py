@@ -25,7 +25,7 @@ from bench.drain import Hand, fence_of
 from bench.ground import ROOT, Ground, Row, Site
 from bench.lines import Process, say
 from vidgen_worker.database.pool import LOCK_TIMEOUT
-from vidgen_worker.queue.films import LANE
+from vidgen_worker.queue.films import Lane
 
 Result = dict[str, Any]
 
@@ -82,7 +82,7 @@ class FilmHand(Hand):
         """Take the mail of films, and claim those that are due."""
         self("wake_films")
         self("line_up")
-        return [row for row in self("claim_films", lane=LANE) if row["id"]]
+        return [row for row in self("claim_films", lane=Lane.BATCHES, most=20) if row["id"]]
 
     def film(self, fence: Row) -> bool:
         """An attempt at a film; whether it ended it."""
