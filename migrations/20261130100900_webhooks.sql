@@ -165,6 +165,13 @@ begin
       'scene_id', new.scene_id, 'film_id', new.film_id, 'user_id', new.user_id,
       'reference', new.reference, 'error_code', new.error_code, 'video_path', new.video_path,
       'image_path', new.image_path,
+      'renditions', (
+        select coalesce(jsonb_agg(jsonb_build_object(
+                 'name', r.name, 'path', r.path, 'media_type', r.media_type, 'size', r.size
+               ) order by r.position), '[]')
+          from public.video_renditions as r
+         where r.film_id = new.id
+      ),
       'credits', (
         -- All charges of a task come after its first claim.
         select coalesce(-sum(e.amount), 0)
