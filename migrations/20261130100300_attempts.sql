@@ -29,6 +29,8 @@ create table vidgen.workers (
   -- names none. And the scopes of the gates that concern the worker.
   account text not null default 'default',
   scopes text[] not null,
+  renders smallint not null default 0,
+  constraint renders_are_not_negative check (renders >= 0),
   constraint lease_is_positive check (lease > interval '0'),
   constraint times_can_be_read check (
     greatest(started_at, heartbeat_at, steady_since, dead_at, left_at) < '9999-01-02 00:00:00+00'
@@ -44,6 +46,8 @@ comment on column vidgen.workers.account is
   'The label of the provider''s account (VIDGEN_ACCOUNT) whose key this worker uses.';
 comment on column vidgen.workers.scopes is
   'Scopes of the gates that concern this worker.';
+comment on column vidgen.workers.renders is
+  'How many films with outputs it works on at once (VIDGEN_RENDERS); 0: none.';
 
 -- The last sign of life of each key. A worker's row says it while the row exists; this row outlives it.
 create table vidgen.keys (
@@ -269,11 +273,16 @@ as $$
 #variable_conflict use_variable
 declare
   name text := split_part(path, '/', 3);
+  in_film text := split_part(path, '/', 4);
 begin
-  return path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
-         and length(name) between 1 and 100
+  return (
+           path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
+           -- A rendition, in the folder of its film.
+           or (in_film <> '' and path = 'video-files/' || owner || '/' || name || '/' || in_film)
+         )
+         and length(name) between 1 and 100 and length(in_film) <= 100
          and translate(
-           name, '-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
+           name || in_film, '-_.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
          ) = '';
 end
 $$;
@@ -283,7 +292,7 @@ create table vidgen.uploads (
   id uuid primary key,
   task_id uuid not null,
   user_id uuid not null,
-  stage text not null,
+  stage text,
   attempt integer not null,
   worker_id uuid not null,
   bucket text not null,
@@ -300,6 +309,7 @@ create table vidgen.uploads (
 
 comment on table vidgen.uploads is
   'Uploads that have begun and are neither charged nor removed: their objects may be in Storage.';
+comment on column vidgen.uploads.stage is 'Null: a rendition.';
 comment on column vidgen.uploads.taken_at is 'The time since which a worker removes the object.';
 comment on column vidgen.uploads.removed_at is
   'The first removal. The janitor looks for the object again for a day: an upload of a worker that was frozen '
@@ -595,6 +605,9 @@ as $$
          )
       or exists (
            select from public.video_generation_tasks as t where t.image_path = is_charged.of_path
+         )
+      or exists (
+           select from public.video_renditions as r where r.path = is_charged.of_path
          );
 $$;
 
@@ -828,7 +841,15 @@ begin
      set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
          stage_progress = null, current_step = 'Completed',
          message = 'Video generation completed successfully',
-         video_url = signed_url, video_url_expires_at = now() + good_for
+         video_url = signed_url, video_url_expires_at = now() + good_for,
+         -- Of a film: its first rendition that plays as a video, or else its first.
+         video_path = coalesce(t.video_path, (
+           select r.path
+             from public.video_renditions as r
+            where r.film_id = of_task
+            order by starts_with(r.media_type, 'video/') desc, r.position
+            limit 1
+         ))
    where t.id = of_task
   returning t.status, t.user_id, t.scene_id, extract(epoch from now() - t.started_at)::float as seconds
        into ended;
@@ -950,11 +971,11 @@ begin
                started_at = coalesce(t.started_at, now()), stage_progress = null,
                progress = case when to_cancel then t.progress else greatest(t.progress, 5) end,
                current_step = case
-                 when to_cancel or t.lane = 0 then t.current_step
+                 when to_cancel or t.lane <= 0 then t.current_step
                  else 'Initializing video generation pipeline'
                end,
                message = case
-                 when to_cancel or t.lane = 0 then t.message else 'Video generation started'
+                 when to_cancel or t.lane <= 0 then t.message else 'Video generation started'
                end
          where t.id = any (waiting);
         set constraints all immediate;
@@ -1310,6 +1331,9 @@ begin
   delete from vidgen.checkpoints as c
    where c.task_id = new.id and c.state in ('submitting', 'generating');
   perform vidgen.tell_films(new.id);
+  if new.status = 'completed' and new.cut is null and new.film_id is null then
+    perform vidgen.want_film(new.id);
+  end if;
   return null;
 end
 $$;
@@ -1394,7 +1418,7 @@ revoke all on function
   from public, anon, authenticated, service_role;
 
 grant insert (
-  id, host, pid, version, provider, key_fingerprint, concurrency, lease, account, scopes
+  id, host, pid, version, provider, key_fingerprint, concurrency, lease, account, scopes, renders
 ) on vidgen.workers to vidgen_worker;
 grant update (
   running, heartbeat_at, steady_since, dead_at, left_at
@@ -1435,6 +1459,7 @@ grant update (
 grant insert (
   id, task_id, user_id, stage, attempt, worker_id, bucket, path
 ) on vidgen.uploads to vidgen_worker;
+grant update (attempt, worker_id, taken_at, removed_at) on vidgen.uploads to vidgen_worker;
 grant insert (task_id, until, statement, error, verdict) on vidgen.refusals to vidgen_worker;
 grant update (
   tries, until, statement, error, verdict, attempt

@@ -17,15 +17,26 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import errors
 
-from tests.support.hands import FENCED, OF_FILMS, UNFENCED_FACTS, Ground, Hand, Held, Row, stage_of
+from tests.support.hands import (
+    FENCED,
+    OF_FILMS,
+    OF_RENDERS,
+    READS,
+    UNFENCED_FACTS,
+    Ground,
+    Hand,
+    Held,
+    Row,
+    stage_of,
+)  # fmt: skip
 
 TASKS = "public.video_generation_tasks"
 LEFT = f"select from {TASKS} where status in ('pending', 'processing')"
 PRICE = 30
 
-LATE = [name for name in FENCED if name not in ("load_task", *OF_FILMS)]
+LATE = [name for name in FENCED if name not in ("load_task", *OF_FILMS, *OF_RENDERS)]
 """What a zombie of the machine's, which has no films, writes late."""
-WRITES = [name for name in FENCED if name not in ("load_task", "load_film")]
+WRITES = [name for name in FENCED if name not in READS]
 
 
 def without_facts(name: str) -> list[str]:
@@ -47,7 +58,7 @@ def test_race_of_a_fence_by_join_on_another_table(ground: Ground, name: str) -> 
     with successor.holding():
         taken = [row["id"] for row in successor("take_over")]
         # Films have a claim of their own.
-        assert taken == ([] if name in OF_FILMS else [held.id])
+        assert taken == ([] if name in (*OF_FILMS, *OF_RENDERS) else [held.id])
         late = zombie.later(lambda: zombie.about(held, name))
         if name == "order_parts":
             # It gives up soon, whoever's lock it is, and comes again.
@@ -142,13 +153,13 @@ def test_race_of_a_hold_as_balance_minus_a_sum(ground: Ground) -> None:
     hands = [ground.worker() for _ in range(3)]
     tasks = [ground.held(hand, user_id=user) for hand in hands]
     with hands[0].holding():
-        assert hands[0].about(tasks[0], "start_task")[0]["verdict"] == "held"
+        assert hands[0].about(tasks[0], "start_task")[0]["funding"] == "held"
         late = [
             hand.later(lambda hand=hand, task=task: hand.about(task, "start_task"))  # type: ignore[misc]
             for hand, task in zip(hands[1:], tasks[1:], strict=True)
         ]
         assert all(ground.waits(one) for one in late)
-    assert [one.result()[0]["verdict"] for one in late] == ["refused", "refused"]
+    assert [one.result()[0]["funding"] for one in late] == ["refused", "refused"]
     assert ground.credits(user) == (PRICE + PRICE - 1, PRICE)
 
 
@@ -353,7 +364,8 @@ class Interleavings:
             "truncate public.video_generation_tasks, vidgen.workers, vidgen.submissions,"
             " vidgen.events, vidgen.turns, vidgen.arrivals, vidgen.resumes, vidgen.budgets,"
             " vidgen.checkpoints, vidgen.holds, vidgen.charges, public.user_credits,"
-            " public.credit_entries, vidgen.parts, vidgen.films, vidgen.endings"
+            " public.credit_entries, vidgen.parts, vidgen.films, vidgen.endings,"
+            " public.video_renditions"
         )
         ground.sql("alter table public.credit_entries enable trigger user")
         self.users = [ground.user(3 * PRICE) for _ in range(2)]

@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from vidgen_worker.admission.gates import Gates
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Gate
+from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import Completed, StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
@@ -24,6 +25,9 @@ from vidgen_worker.queue.errors import CancelAskedError
 from vidgen_worker.queue.queue import Queue
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry.turns import Turns
+
+if TYPE_CHECKING:
+    from vidgen_worker.films.fonts import Fonts
 
 T = TypeVar("T")
 
@@ -40,6 +44,8 @@ class Run:
     """The paid POST in flight with its records: never cut, not even by a drain."""
     orders: Mapping[StageName, Order] = field(default_factory=dict)
     """The order of each stage, once it is known."""
+    resolution: Resolution | None = None
+    """What was looked up for the stages that have not begun; None: all have begun."""
     submitted: set[StageName] = field(default_factory=set)
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)
@@ -102,3 +108,5 @@ class Tools:
     scratch: Scratch
     stages: tuple[Stage, ...]
     """The stages of an attempt, in this order."""
+    fonts: "Fonts | None"
+    """What captions are drawn with; None: no film is cut here."""
