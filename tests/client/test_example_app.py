@@ -544,30 +544,37 @@ def test_a_session_outlives_its_token_and_a_service_that_is_away_is_said(app: Ap
         ]
 
 
-def test_without_realtime_the_page_reads_and_says_that_it_reconnects(app: App) -> None:
-    """Its scene is deleted while the video is made."""
+def test_realtime_alone_is_lost_while_the_scene_of_a_video_is_deleted(app: App) -> None:
     with visit(app) as seen:
         page, banner = seen.page, seen.page.locator("#banner")
-        join(app, seen, PRICE)
-        is_down = True
+        live: list[WebSocketRoute] = []
+        is_down = False
 
         def reach(socket: WebSocketRoute) -> None:
             if is_down:
                 socket.close(code=1011)
             else:
+                live.append(socket)
                 socket.connect_to_server()
 
         page.route_web_socket(re.compile("/realtime/"), reach)
         page.reload()
-        expect(banner).to_have_text("Reconnecting …")
-        fill(app, seen, "A bottle whose scene goes")
+        join(app, seen, PRICE)
+        fill(app, seen, "A bottle whose scene goes [[slow 3s]]")
         send(seen)
-        seen.is_in("processing")
-        app.sql("delete from video_scenes where image_prompt = 'A bottle whose scene goes'")
+        # Now its request is frozen.
+        expect(seen.card.locator(".standing")).to_have_text("Creating video from generated image")
+        app.sql("delete from video_scenes where image_prompt like %s", "A bottle whose scene goes%")
+        is_down = True
+        for socket in live:
+            socket.close(code=1011)
+        expect(banner).to_have_text("Reconnecting …")
         seen.is_in("completed")
-        expect(seen.card.get_by_role("heading")).to_have_text("A bottle whose scene goes")
+        expect(seen.card.get_by_role("heading")).to_contain_text("A bottle whose scene goes")
         is_down = False
         expect(banner).to_be_empty()
+        page.reload()
+        expect(seen.card.get_by_role("heading")).to_have_text("A scene that was deleted")
         seen.complaints = [one for one in seen.complaints if "WebSocket" not in one]
 
 
