@@ -33,7 +33,7 @@ soak: $(STAMP) ## kills, restarts and faults for some 5 minutes; ARGS="--seed 7"
 	$(BIN)/python -m tests.soak.run $(ARGS)
 
 # What the tests need from npm: the Supabase CLI, and what the examples import or are built by.
-NODE_TOOLS := supabase@3.1.0 @supabase/supabase-js@2.119.1 ws@8.23.0 \
+NODE_TOOLS := supabase@3.1.0 standardwebhooks@1.1.1 @supabase/supabase-js@2.119.1 ws@8.23.0 \
   typescript@7.0.2 @types/node@20.19.43 @types/ws@8.18.2 vite@8.4.0
 
 .PHONY: tools

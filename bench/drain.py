@@ -24,10 +24,11 @@ PROMPT = "A glass bottle stands on a wet stone by the sea, in the light of the l
 
 # What a worker of the defaults sends; addresses and prompts are as long as real ones.
 USUAL: dict[str, Any] = {
-    "host": "bench", "pid": os.getpid(), "version": "0", "concurrency": SLOTS,
+    "host": "bench", "pid": os.getpid(), "version": "0", "concurrency": SLOTS, "renders": 0,
     "lease": timedelta(minutes=10), "provider": "runway", "key_fingerprint": "key",
     "account": "default", "scopes": ["*", "default", "key:key"],
     "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": SLOTS, "idle": True,
+    "image_stage": "image", "video_stage": "video",
     "resumed": False, "lane": 1, "made_from": None,
     "max_crashes": 3, "max_running_per_user": None, "max_submissions": 2, "credits": True,
     "scene_updates": True, "resolution": "1280:720", "video_ratio": "1280:720",

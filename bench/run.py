@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import alone, commands, fleet, looks, races, waits
+from bench import alone, commands, fleet, looks, races, waits, webhooks
 from bench.contenders import ALL
 from bench.ground import ROOT, Ground
 from bench.lines import BrokenError
@@ -54,6 +54,8 @@ class Sizes:
     video_bytes: int
     clip_seconds: int
     command_rounds: int
+    events: int
+    undelivered: int
 
 
 FULL = Sizes(
@@ -62,13 +64,14 @@ FULL = Sizes(
     outage_seconds=45, limited=60, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
     disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, waits=1000,
     real_waits=20, videos=8, video_bytes=100_000_000, clip_seconds=10, command_rounds=9,
+    events=200, undelivered=10_000,
 )  # fmt: skip
 QUICK = Sizes(
     jobs=8, job_rounds=1, pipelines=30, pipeline_rounds=1, in_flight=50, window_seconds=3,
     finished=20_000, backlog=10_000, claims=20, insert_rounds=1, deaths=20, death_rounds=1,
     outage_seconds=5, limited=12, processes=[1, 2], queue_tasks=300, database_tasks=60,
     disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, waits=200, real_waits=0,
-    videos=8, video_bytes=20_000_000, clip_seconds=2, command_rounds=1,
+    videos=8, video_bytes=20_000_000, clip_seconds=2, command_rounds=1, events=20, undelivered=500,
 )  # fmt: skip
 
 
@@ -103,6 +106,7 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "clip_memory": lambda: looks.clip_memory(1920, 1080, sizes.clip_seconds),
         "deaths": lambda: [alone.deaths(ground, sizes.deaths) for _ in range(sizes.death_rounds)],
         "outage": lambda: alone.outage(ground, 50, sizes.outage_seconds),
+        "webhooks": lambda: webhooks.webhooks(ground, sizes.events, sizes.undelivered),
         "command_line": lambda: commands.command_line(ground, sizes.command_rounds),
     }
 

@@ -28,6 +28,7 @@ HELD_STATEMENTS_GOAL, HELD_KB_GOAL, HELD_CPU_GOAL = 0.5, 60.0, 3.0
 FLAT_GOAL, STREAM_MB_GOAL = 1.1, 150.0
 LEVEL_GOAL, INSERT_GOAL, KILL_GOAL, SIGTERM_GOAL = 1.2, 3.0, 17.0, 1.0
 WAIT_P50_GOAL, WAIT_P95_GOAL = 3.0, 6.0
+TOLD_P50_GOAL, TOLD_P99_GOAL = 100, 1000
 HEAD_SECONDS_GOAL, READ_SECONDS_GOAL = 0.15, 0.4
 TIMES, NONE = "×", "–"  # noqa: RUF001 - typography
 APART_KILL = "22 s (PgQueuer), 112 s (Chancy), never (Procrastinate), measured apart"
@@ -336,6 +337,18 @@ def _command_line(row: Row) -> list[Cells]:
     ]  # fmt: skip
 
 
+def _webhooks(row: Row) -> list[Cells]:
+    alone, beside = row["alone"], row["beside_a_dead_one"]
+    return [
+        ("a webhook: commit → request, p50 and p99", f"≤ {TOLD_P50_GOAL} ms and {TOLD_P99_GOAL} ms",
+         f"{alone['p50']} and {alone['p99']} ms", "", "",
+         alone["p50"] <= TOLD_P50_GOAL and alone["p99"] <= TOLD_P99_GOAL),
+        (f"… beside a dead one with {row['waiting']:,} deliveries", "p99 ± 20 %",
+         f"{beside['p50']} and {beside['p99']} ms", "", f"{beside['p99'] / alone['p99']:.2f}",
+         beside["p99"] <= 1.2 * alone["p99"]),
+    ]  # fmt: skip
+
+
 def _waits(row: Row) -> list[Cells]:
     cells = []
     for name, what in (("image", "a still"), ("video", "a clip"), ("task", "a task of both")):
@@ -383,6 +396,7 @@ ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "clip_memory": _clip_memory,
     "deaths": _deaths,
     "outage": _outage,
+    "webhooks": _webhooks,
     "command_line": _command_line,
 }
 

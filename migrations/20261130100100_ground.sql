@@ -17,7 +17,7 @@ begin
   select string_agg(format('public.%s', name), ', ')
     into taken
     from unnest(array[
-           'video_generation_tasks', 'video_generation_gates',
+           'video_generation_tasks', 'video_generation_gates', 'video_presets', 'video_renditions',
            'credit_prices', 'user_credits', 'credit_entries'
          ]) as name
    where to_regclass(format('public.%I', name)) is not null;
@@ -76,9 +76,10 @@ begin
            c.relnamespace = 'vidgen'::regnamespace
            or c.oid = any (array[
              to_regclass('public.video_generation_tasks'),
-             to_regclass('public.video_generation_gates'), to_regclass('public.credit_prices'),
+             to_regclass('public.video_generation_gates'), to_regclass('public.video_presets'),
+             to_regclass('public.video_renditions'), to_regclass('public.credit_prices'),
              to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
-             to_regclass('public.credit_entries_id_seq')
+             to_regclass('public.credit_entries_id_seq'), to_regclass('public.video_webhooks')
            ])
            -- These two only where they are ours, as their policies show.
            or c.oid in (
@@ -99,7 +100,12 @@ begin
             to_regprocedure('public.delete_video_scene(uuid)'),
             to_regprocedure('public.cancel_video_generation_task(uuid)'),
             to_regprocedure('public.retry_video_generation_task(uuid)'),
-            to_regprocedure('public.grant_video_credits(uuid, integer, text)')
+            to_regprocedure('public.grant_video_credits(uuid, integer, text)'),
+            to_regprocedure('public.create_video_webhook(text, text[])'),
+            to_regprocedure('public.rotate_video_webhook_secret(uuid)'),
+            to_regprocedure('public.test_video_webhook(uuid)'),
+            to_regprocedure('public.resend_video_deliveries(uuid, timestamptz)'),
+            to_regprocedure('public.delete_video_webhook(uuid)')
           ])
     )
     select distinct ours.kind, ours.name, coalesce(quote_ident(r.rolname), 'public') as grantee
@@ -148,6 +154,9 @@ create table vidgen.settings (
   rejection_pause interval not null default '1 minute',
   rejection_stop interval not null default '1 day',
   rejection_memory interval not null default '1 day',
+  auto_cut jsonb,
+  user_webhooks boolean not null default false,
+  keep_deliveries interval not null default '30 days',
   constraint there_is_one_row check (only_row),
   constraint limits_are_positive check (
     max_unfinished_per_user > 0 and max_unbilled_cost_per_user > 0 and max_retries >= 0
@@ -163,7 +172,18 @@ create table vidgen.settings (
     rejections_to_slow > 0 and rejections_to_stop > rejections_to_slow
     and rejection_pause >= interval '0' and rejection_stop > interval '0'
     and rejection_memory >= interval '0'
-  )
+  ),
+  -- Its part is the completed task. 32,000 bytes: with that part it is still a cut.
+  constraint auto_cut_has_outputs_and_no_parts check (
+    case
+      when auto_cut is null then true
+      when jsonb_typeof(auto_cut) <> 'object' then false
+      when jsonb_typeof(auto_cut -> 'outputs') is distinct from 'array' then false
+      else jsonb_array_length(auto_cut -> 'outputs') > 0
+           and not auto_cut ?| array['parts', 'scenario'] and octet_length(auto_cut::text) <= 32000
+    end
+  ),
+  constraint deliveries_are_kept_for_a_day check (keep_deliveries >= interval '1 day')
 );
 
 comment on column vidgen.settings.max_unbilled_cost_per_user is
@@ -188,6 +208,12 @@ comment on column vidgen.settings.rejections_to_stop is
   'After this many rejections in a row they stop, for rejection_stop or until an operator lifts the limit.';
 comment on column vidgen.settings.rejection_memory is
   'The time for which an input that content rules rejected is not sent again for the same user.';
+comment on column vidgen.settings.auto_cut is
+  'A cut without parts: a film with these outputs is ordered of each completed clip, for its owner. Null: none is.';
+comment on column vidgen.settings.user_webhooks is
+  'Whether signed-in users may have webhooks of their own, for their own tasks.';
+comment on column vidgen.settings.keep_deliveries is
+  'The time for which a delivery that has ended can be sent again.';
 
 insert into vidgen.settings (schema_version, oldest_program) values ('20261130100100', '20261130100100');
 
@@ -680,6 +706,39 @@ begin
 end
 $$;
 
+-- What a scene shows of its tasks: the status of the newest that runs or has stored a clip, and the clip of
+-- the newest that has one.
+create function vidgen.shown_status(of_scene uuid, owner uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (
+    select t.status
+      from public.video_generation_tasks as t
+     where t.scene_id = of_scene and t.user_id = owner and t.status in ('processing', 'completed')
+     order by t.created_at desc, t.id desc
+     limit 1
+  );
+end
+$$;
+
+create function vidgen.shown_clip(of_scene uuid, owner uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (
+    select t.video_url
+      from public.video_generation_tasks as t
+     where t.scene_id = of_scene and t.user_id = owner
+       and t.status = 'completed' and t.video_url is not null
+     order by t.created_at desc, t.id desc
+     limit 1
+  );
+end
+$$;
+
 -- Owe a write to a scene that another transaction holds. A write that is owed already is not added: else
 -- each attempt would add a row for a locked scene.
 create function vidgen.owe_scene(
@@ -733,14 +792,7 @@ begin
   end if;
   update public.video_scenes as s
      set status = coalesce(
-           case when write_scene.status is not null then (
-             select t.status
-               from public.video_generation_tasks as t
-              where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                and t.status in ('processing', 'completed')
-              order by t.created_at desc, t.id desc
-              limit 1
-           ) end,
+           case when write_scene.status is not null then vidgen.shown_status(s.id, s.user_id) end,
            write_scene.status, s.status
          ),
          -- The row of the still's task may show the still already. If not, that task is the newest that
@@ -758,17 +810,7 @@ begin
          end,
          generated_video_url = case
            when write_scene.video_url is null then s.generated_video_url
-           else coalesce(
-             (
-               select t.video_url
-                 from public.video_generation_tasks as t
-                where t.scene_id = write_scene.scene_id and t.user_id = write_scene.user_id
-                  and t.status = 'completed' and t.video_url is not null
-                order by t.created_at desc, t.id desc
-                limit 1
-             ),
-             write_scene.video_url
-           )
+           else coalesce(vidgen.shown_clip(s.id, s.user_id), write_scene.video_url)
          end,
          updated_at = now()
    where s.id = write_scene.scene_id and s.user_id = write_scene.user_id
@@ -834,6 +876,7 @@ revoke all on function
   vidgen.acts_for_all(), vidgen.signed_in_user(), vidgen.is_operator(), vidgen.may_act_on(uuid),
   vidgen.settings_change(), vidgen.share_buckets(text, text), vidgen.our_buckets(),
   vidgen.read_column(regclass, name, name, regtype, text), vidgen.read_scene(uuid, uuid),
+  vidgen.shown_status(uuid, uuid), vidgen.shown_clip(uuid, uuid),
   vidgen.owe_scene(uuid, uuid, text, text, text),
   vidgen.write_scene(uuid, uuid, text, text, text), vidgen.owns_scene(uuid),
   vidgen.delete_scene(uuid), public.delete_video_scene(uuid), vidgen.scene_digest(uuid, uuid)
@@ -843,9 +886,9 @@ grant update (images_bucket, videos_bucket) on vidgen.settings to vidgen_worker;
 grant select on vidgen.duties, vidgen.settings, vidgen.stages to vidgen_worker;
 grant insert (name, began_at) on vidgen.duties to vidgen_worker;
 grant update (began_at) on vidgen.duties to vidgen_worker;
-grant execute on function
-  vidgen.signed_in_user(), vidgen.owns_scene(uuid)
-  to authenticated;
+grant execute on function vidgen.owns_scene(uuid) to authenticated;
+-- A policy that restricts every role asks it.
+grant execute on function vidgen.signed_in_user() to public;
 grant execute on function
   vidgen.wake(text, text), vidgen.is_operator(), vidgen.share_buckets(text, text),
   vidgen.our_buckets(), vidgen.read_scene(uuid, uuid),

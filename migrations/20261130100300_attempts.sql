@@ -29,6 +29,8 @@ create table vidgen.workers (
   -- names none. And the scopes of the gates that concern the worker.
   account text not null default 'default',
   scopes text[] not null,
+  renders smallint not null default 0,
+  constraint renders_are_not_negative check (renders >= 0),
   constraint lease_is_positive check (lease > interval '0'),
   constraint times_can_be_read check (
     greatest(started_at, heartbeat_at, steady_since, dead_at, left_at) < '9999-01-02 00:00:00+00'
@@ -44,6 +46,8 @@ comment on column vidgen.workers.account is
   'The label of the provider''s account (VIDGEN_ACCOUNT) whose key this worker uses.';
 comment on column vidgen.workers.scopes is
   'Scopes of the gates that concern this worker.';
+comment on column vidgen.workers.renders is
+  'How many films with outputs it works on at once (VIDGEN_RENDERS); 0: none.';
 
 -- The last sign of life of each key. A worker's row says it while the row exists; this row outlives it.
 create table vidgen.keys (
@@ -129,7 +133,7 @@ comment on column vidgen.submissions.late_at is
 -- The history of generations for the whole fleet: one row per kind (a model, and the seconds of the clip; 0
 -- for a still), with its last 24 ends. A poll sees an end after it happened. So each end has two
 -- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
--- after it. There are as many rows as models and durations in use.
+-- after it. There are as many rows as models and durations in use, 200 at the most.
 create table vidgen.generation_times (
   provider text not null,
   model text not null,
@@ -137,7 +141,9 @@ create table vidgen.generation_times (
   ended_after real[] not null,
   ended_by real[] not null,
   primary key (provider, model, seconds),
-  constraint seconds_are_not_negative check (seconds >= 0),
+  constraint a_kind_is_short_and_of_seconds check (
+    octet_length(provider) <= 200 and octet_length(model) <= 200 and seconds between 0 and 3600
+  ),
   constraint the_last_24_are_kept check (
     cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
   ),
@@ -267,11 +273,16 @@ as $$
 #variable_conflict use_variable
 declare
   name text := split_part(path, '/', 3);
+  in_film text := split_part(path, '/', 4);
 begin
-  return path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
-         and length(name) between 1 and 100
+  return (
+           path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
+           -- A rendition, in the folder of its film.
+           or (in_film <> '' and path = 'video-files/' || owner || '/' || name || '/' || in_film)
+         )
+         and length(name) between 1 and 100 and length(in_film) <= 100
          and translate(
-           name, '-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
+           name || in_film, '-_.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
          ) = '';
 end
 $$;
@@ -281,7 +292,7 @@ create table vidgen.uploads (
   id uuid primary key,
   task_id uuid not null,
   user_id uuid not null,
-  stage text not null,
+  stage text,
   attempt integer not null,
   worker_id uuid not null,
   bucket text not null,
@@ -298,6 +309,7 @@ create table vidgen.uploads (
 
 comment on table vidgen.uploads is
   'Uploads that have begun and are neither charged nor removed: their objects may be in Storage.';
+comment on column vidgen.uploads.stage is 'Null: a rendition.';
 comment on column vidgen.uploads.taken_at is 'The time since which a worker removes the object.';
 comment on column vidgen.uploads.removed_at is
   'The first removal. The janitor looks for the object again for a day: an upload of a worker that was frozen '
@@ -415,10 +427,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  if not exists (
-    select from public.video_generation_tasks as t
-     where t.id = new.task_id and t.user_id = new.user_id and t.status = 'processing'
-  ) and not vidgen.is_operator() then
+  if not vidgen.is_operator() then
     perform vidgen.check_running(new.task_id, new.user_id);
   end if;
   return new;
@@ -428,6 +437,24 @@ $$;
 create trigger submission_is_due
   before insert on vidgen.submissions
   for each row execute function vidgen.submission_is_due();
+
+-- Kinds are few, even if the worker's role is stolen: the whole fleet reads them. Beyond that a new one is
+-- left out, since the end of a generation is a fact that must be written.
+create function vidgen.kinds_are_few() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if (select count(*) from vidgen.generation_times) >= 200 then
+    return null;
+  end if;
+  return new;
+end
+$$;
+
+create trigger kinds_are_few
+  before insert on vidgen.generation_times
+  for each row execute function vidgen.kinds_are_few();
 
 -- The provider's answer never changes. A stolen worker role must not give the generation of one submission
 -- to another: an honest worker would store one user's output as another's.
@@ -578,6 +605,9 @@ as $$
          )
       or exists (
            select from public.video_generation_tasks as t where t.image_path = is_charged.of_path
+         )
+      or exists (
+           select from public.video_renditions as r where r.path = is_charged.of_path
          );
 $$;
 
@@ -677,14 +707,7 @@ begin
     if found then
       update public.video_scenes as s
          set status = coalesce(
-               case when owed_status is not null then (
-                 select t.status
-                   from public.video_generation_tasks as t
-                  where t.scene_id = of_scene and t.user_id = owner
-                    and t.status in ('processing', 'completed')
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ) end,
+               case when owed_status is not null then vidgen.shown_status(of_scene, owner) end,
                owed_status, s.status
              ),
              image_url = case when owed_image is null then s.image_url else coalesce(
@@ -697,17 +720,10 @@ begin
                ),
                owed_image
              ) end,
-             generated_video_url = case when owed_video is null then s.generated_video_url else coalesce(
-               (
-                 select t.video_url
-                   from public.video_generation_tasks as t
-                  where t.scene_id = of_scene and t.user_id = owner
-                    and t.status = 'completed' and t.video_url is not null
-                  order by t.created_at desc, t.id desc
-                  limit 1
-               ),
-               owed_video
-             ) end,
+             generated_video_url = case
+               when owed_video is null then s.generated_video_url
+               else coalesce(vidgen.shown_clip(of_scene, owner), owed_video)
+             end,
              updated_at = now()
        where s.id = of_scene and s.user_id = owner;
       set constraints all immediate;
@@ -825,7 +841,15 @@ begin
      set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
          stage_progress = null, current_step = 'Completed',
          message = 'Video generation completed successfully',
-         video_url = signed_url, video_url_expires_at = now() + good_for
+         video_url = signed_url, video_url_expires_at = now() + good_for,
+         -- Of a film: its first rendition that plays as a video, or else its first.
+         video_path = coalesce(t.video_path, (
+           select r.path
+             from public.video_renditions as r
+            where r.film_id = of_task
+            order by starts_with(r.media_type, 'video/') desc, r.position
+            limit 1
+         ))
    where t.id = of_task
   returning t.status, t.user_id, t.scene_id, extract(epoch from now() - t.started_at)::float as seconds
        into ended;
@@ -839,6 +863,47 @@ begin
     );
   end if;
   return jsonb_build_object('seconds', ended.seconds, 'scene_refused', scene_refused);
+end
+$$;
+
+-- The end of a task that can't go on: row, hold and scene. Returns the scene's error. The caller holds its
+-- row, and has checked the fence. Rejected content is retried only when the scene has changed.
+create function vidgen.fail_task(
+  of_task uuid, code text, of_message text, more_failures integer, visible jsonb, scene_updates boolean
+) returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  ended record;
+begin
+  if code = 'CONTENT_REJECTED' then
+    insert into vidgen.budgets as b (task_id, rejected_inputs)
+    values (of_task, (
+      select c.inputs
+        from vidgen.checkpoints as c
+        join vidgen.stages as st on st.name = c.stage
+       where c.task_id = of_task and c.state <> 'done'
+       order by st.place desc
+       limit 1
+    ))
+        on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs;
+  end if;
+  update public.video_generation_tasks as t
+     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
+         failures = least(t.failures + more_failures, 100)::smallint,
+         current_step = 'Failed', message = of_message, error_code = code, error_message = of_message,
+         error = jsonb_build_object(
+           'error', 'Video generation failed', 'details', of_message, 'code', code, 'timestamp', now()
+         ) || visible
+   where t.id = of_task
+  returning t.user_id, t.scene_id into ended;
+  perform vidgen.check_taken(of_task, 'failed', null);
+  perform vidgen.release_credits(of_task);
+  if scene_updates then
+    return vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
+  end if;
+  return null;
 end
 $$;
 
@@ -906,11 +971,11 @@ begin
                started_at = coalesce(t.started_at, now()), stage_progress = null,
                progress = case when to_cancel then t.progress else greatest(t.progress, 5) end,
                current_step = case
-                 when to_cancel or t.lane = 0 then t.current_step
+                 when to_cancel or t.lane <= 0 then t.current_step
                  else 'Initializing video generation pipeline'
                end,
                message = case
-                 when to_cancel or t.lane = 0 then t.message else 'Video generation started'
+                 when to_cancel or t.lane <= 0 then t.message else 'Video generation started'
                end
          where t.id = any (waiting);
         set constraints all immediate;
@@ -1042,7 +1107,7 @@ begin
   if clock_timestamp() > statement_timestamp() + interval '2 seconds' then
     return;
   end if;
-  select t.id, t.attempt, t.user_id, t.scene_id, t.lane into task
+  select t.id, t.attempt, t.lane into task
     from public.video_generation_tasks as t
    where t.id = of_task and t.worker_id = from_worker and t.status = 'processing'
      for no key update skip locked;
@@ -1065,20 +1130,7 @@ begin
   );
 
   if died >= max_crashes then
-    update public.video_generation_tasks as t
-       set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-           error_code = 'WORKER_LOST', error_message = lost_message, message = lost_message,
-           current_step = 'Failed',
-           error = jsonb_build_object(
-             'error', 'Video generation failed', 'details', lost_message,
-             'code', 'WORKER_LOST', 'timestamp', now()
-           )
-     where t.id = of_task;
-    perform vidgen.check_taken(of_task, 'failed', null);
-    perform vidgen.release_credits(of_task);
-    if scene_updates then
-      perform vidgen.write_scene(task.scene_id, task.user_id, 'failed', null, null);
-    end if;
+    perform vidgen.fail_task(of_task, 'WORKER_LOST', lost_message, 0, '{}', scene_updates);
     kind := 'lost';
     id := of_task;
     attempt := task.attempt;
@@ -1117,33 +1169,14 @@ returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 as $$
 #variable_conflict use_variable
-declare
-  ended record;
 begin
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         error_code = 'ROW_REFUSED', error_message = of_message, message = of_message,
-         current_step = 'Failed',
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', of_message,
-           'code', 'ROW_REFUSED', 'timestamp', now()
-         )
-    from (
-      select l.id
-        from public.video_generation_tasks as l
-       where l.id = of_task and l.status in ('pending', 'processing')
-         for no key update skip locked
-    ) as open
-   where t.id = open.id
-  returning t.id, t.user_id, t.scene_id into ended;
+  perform from public.video_generation_tasks as t
+    where t.id = of_task and t.status in ('pending', 'processing')
+      for no key update skip locked;
   if not found then
     return false;
   end if;
-  perform vidgen.check_taken(of_task, 'failed', null);
-  perform vidgen.release_credits(of_task);
-  if scene_updates then
-    perform vidgen.write_scene(ended.scene_id, ended.user_id, 'failed', null, null);
-  end if;
+  perform vidgen.fail_task(of_task, 'ROW_REFUSED', of_message, 0, '{}', scene_updates);
   return true;
 exception
   when others or assert_failure or query_canceled then
@@ -1271,7 +1304,7 @@ begin
   if found and task.status = 'pending' then
     insert into vidgen.arrivals (user_id, lane, due_at)
     values (task.user_id, task.lane, task.run_after);
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(task.lane);
   end if;
   return task.status;
 exception
@@ -1298,6 +1331,9 @@ begin
   delete from vidgen.checkpoints as c
    where c.task_id = new.id and c.state in ('submitting', 'generating');
   perform vidgen.tell_films(new.id);
+  if new.status = 'completed' and new.cut is null and new.film_id is null then
+    perform vidgen.want_film(new.id);
+  end if;
   return null;
 end
 $$;
@@ -1363,7 +1399,7 @@ call vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.is_in_folder(text, uuid), vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
-  vidgen.check_running(uuid, uuid), vidgen.submission_is_due(), vidgen.generation_is_final(),
+  vidgen.check_running(uuid, uuid), vidgen.kinds_are_few(), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
   vidgen.artifact_is_ours(), vidgen.upload_is_due(), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
@@ -1371,6 +1407,7 @@ revoke all on function
   vidgen.complete_task(
     uuid, text, interval, boolean, text, double precision, text, text
   ),
+  vidgen.fail_task(uuid, text, text, integer, jsonb, boolean),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),
@@ -1381,7 +1418,7 @@ revoke all on function
   from public, anon, authenticated, service_role;
 
 grant insert (
-  id, host, pid, version, provider, key_fingerprint, concurrency, lease, account, scopes
+  id, host, pid, version, provider, key_fingerprint, concurrency, lease, account, scopes, renders
 ) on vidgen.workers to vidgen_worker;
 grant update (
   running, heartbeat_at, steady_since, dead_at, left_at
@@ -1422,6 +1459,7 @@ grant update (
 grant insert (
   id, task_id, user_id, stage, attempt, worker_id, bucket, path
 ) on vidgen.uploads to vidgen_worker;
+grant update (attempt, worker_id, taken_at, removed_at) on vidgen.uploads to vidgen_worker;
 grant insert (task_id, until, statement, error, verdict) on vidgen.refusals to vidgen_worker;
 grant update (
   tries, until, statement, error, verdict, attempt
@@ -1433,6 +1471,7 @@ grant execute on function
   vidgen.complete_task(
     uuid, text, interval, boolean, text, double precision, text, text
   ),
+  vidgen.fail_task(uuid, text, text, integer, jsonb, boolean),
   vidgen.begin_attempts(uuid[], uuid, boolean),
   vidgen.note_event(uuid, text, integer, text, text, timestamptz),
   vidgen.hand_back_task(uuid, uuid, integer),

@@ -423,7 +423,7 @@ begin
   elsif missing > 0 then
     insert into vidgen.slots (provider, account, model)
     select of_provider, of_account, of_model from generate_series(1, missing);
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(1);
   end if;
 end
 $$;
@@ -461,7 +461,7 @@ begin
      or exists (select from vidgen.turns where waiting_since is null and due_at <= now())
      or exists (select from vidgen.arrivals)
      or exists (select from vidgen.resumes where resume_at <= now()) then
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(1);
   end if;
 end
 $$;
@@ -515,15 +515,24 @@ create trigger task_leaves
   when (old.status <> new.status)
   execute function vidgen.task_leaves();
 
--- The user's own statements run one after the other. The wait is limited, because another statement of the
--- same user may take any time.
-create function vidgen.lock_user(owner uuid) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
+-- The user's own statements run one after the other.
+create function vidgen.take_user_lock(owner uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
   insert into vidgen.user_locks (user_id) values (owner) on conflict do nothing;
   perform from vidgen.user_locks as l where l.user_id = owner for no key update;
+end
+$$;
+
+-- The same for a client. The wait is limited, because another statement of the same user may take any time.
+create function vidgen.lock_user(owner uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '5s'
+as $$
+#variable_conflict use_variable
+begin
+  perform vidgen.take_user_lock(owner);
 exception
   when lock_not_available then
     raise exception 'another request of yours is still under way'
@@ -531,12 +540,9 @@ exception
 end
 $$;
 
--- Lock a user's limits for the statement that will check them. The statement calls this before it locks rows
--- of other users: an application's slow trigger on this user's task may hold the lock, and other users must
--- not wait for that. The wait ends after a moment and the statement is repeated: a worker has few
--- connections.
-create function vidgen.lock_limits(of_user uuid) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
+-- Lock a user's limits.
+create function vidgen.take_limits_lock(of_user uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
@@ -545,6 +551,18 @@ begin
     insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
     perform from vidgen.user_limits as u where u.user_id = of_user for no key update;
   end if;
+end
+$$;
+
+-- The same for the statement that will check them. The statement calls this before it locks rows of other
+-- users: an application's slow trigger on this user's task may hold the lock, and other users must not wait
+-- for that. The wait ends after a moment and the statement is repeated: a worker has few connections.
+create function vidgen.lock_limits(of_user uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
+as $$
+#variable_conflict use_variable
+begin
+  perform vidgen.take_limits_lock(of_user);
 end
 $$;
 
@@ -705,7 +723,10 @@ begin
      where r.task_id = waiting.task_id;
     insert into vidgen.arrivals (user_id, lane, due_at)
     select t.user_id, t.lane, now() from vidgen.turns as t where t.user_id = of_user;
-    perform vidgen.wake('vidgen_tasks', '');
+    perform vidgen.wake_lane(1);
+    if exists (select from vidgen.turns as t where t.user_id = of_user and t.lane = 0) then
+      perform vidgen.wake_lane(0);
+    end if;
   end if;
 end
 $$;
@@ -734,11 +755,8 @@ declare
   until_then timestamptz;
   why text;
 begin
-  select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
-  if not found then
-    insert into vidgen.user_limits (user_id) values (of_user) on conflict do nothing;
-    select u.* into mine from vidgen.user_limits as u where u.user_id = of_user for no key update;
-  end if;
+  perform vidgen.take_limits_lock(of_user);
+  select u.* into mine from vidgen.user_limits as u where u.user_id = of_user;
   select s.* into limits from vidgen.settings as s;
 
   select exists (select from vidgen.submissions as s where s.id = of_submission),
@@ -1118,7 +1136,8 @@ revoke all on function
   vidgen.room_before(text, text, text), vidgen.count_slots(text, text, text),
   vidgen.set_limit(text, text, text, integer, boolean),
   vidgen.free_slot(bigint, uuid, uuid), vidgen.submission_ends(), vidgen.task_leaves(),
-  vidgen.lock_user(uuid), vidgen.lock_limits(uuid), vidgen.count_user(uuid, bigint, bigint),
+  vidgen.take_user_lock(uuid), vidgen.lock_user(uuid), vidgen.take_limits_lock(uuid),
+  vidgen.lock_limits(uuid), vidgen.count_user(uuid, bigint, bigint),
   vidgen.unbilled(uuid, timestamptz), vidgen.unbilled_cost(uuid),
   vidgen.pause_user(uuid, timestamptz, text), vidgen.unpause_user(uuid),
   vidgen.refuse_submission(uuid, uuid, uuid, text, text, text, interval),

@@ -49,7 +49,8 @@ $$;
 --
 -- A film's row is locked first, then those of its parts by id, all of them before the first one changes: in
 -- that order they are locked wherever both are. It takes along what it has ordered, unless another
--- unfinished film needs that as well.
+-- unfinished film needs that as well: whether one does is asked after the locks, since an order of that film
+-- may have held them.
 create function vidgen.cancel_task(task_id uuid) returns public.video_generation_tasks
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -80,27 +81,29 @@ begin
     parts := array(
       select t.id
         from public.video_generation_tasks as t
-       where t.status in ('pending', 'processing')
-         -- What it has ordered, and what a film had ordered that is cancelled by now.
-         and (
-           t.film_id = task.id
-           or t.id in (
-             select p.task_id
-               from vidgen.parts as p
-               join public.video_generation_tasks as part on part.id = p.task_id
-               join public.video_generation_tasks as first on first.id = part.film_id
-              where p.film_id = task.id and first.status = 'cancelled'
-           )
-         )
-         and not exists (
-           select
-             from vidgen.parts as p
-             join public.video_generation_tasks as film on film.id = p.film_id
-            where p.task_id = t.id and film.id <> task.id
-              and film.status in ('pending', 'processing')
-         )
+       where t.id in (
+               select p.task_id from vidgen.parts as p where p.film_id = task.id
+               union all
+               select o.id from public.video_generation_tasks as o where o.film_id = task.id
+             )
+         and t.status in ('pending', 'processing')
        order by t.id
          for no key update of t
+    );
+    -- What it has ordered, and what a film had ordered that is cancelled by now.
+    parts := array(
+      select t.id
+        from public.video_generation_tasks as t
+       where t.id = any (parts)
+         and (
+           t.film_id = task.id
+           or exists (
+             select from public.video_generation_tasks as first
+              where first.id = t.film_id and first.status = 'cancelled'
+           )
+         )
+         and not vidgen.is_needed(t.id, task.id)
+       order by t.id
     );
   end if;
   changed := vidgen.cancel_locked(task.id);
@@ -304,38 +307,45 @@ begin
 end
 $$;
 
+-- Raises where one of these scenes has too many tasks. The caller holds the lock of the scenes' owner: no
+-- other user may order videos of them.
+create function vidgen.check_scenes(scenes uuid[]) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  most integer := (select s.max_tasks_per_scene from vidgen.settings as s);
+  crowded uuid;
+begin
+  select scene.id into crowded
+    from (select distinct one.id from unnest(scenes) as one (id) where one.id is not null) as scene
+   where (
+     select count(*)
+       from (
+         select from public.video_generation_tasks as t where t.scene_id = scene.id limit most + 1
+       ) as tasks
+   ) > most
+   limit 1;
+  if found then
+    raise exception 'limit reached: scene % has % tasks', crowded, most
+      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
+  end if;
+end
+$$;
+
 create function vidgen.limit_inserts() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  limits vidgen.settings;
   of_user record;
-  crowded uuid;
 begin
-  select s.* into limits from vidgen.settings as s;
   for of_user in select i.user_id, count(*) as rows from inserted as i group by i.user_id order by i.user_id
   loop
     perform vidgen.count_user(of_user.user_id, of_user.rows, 0);
     perform vidgen.check_limits(of_user.user_id);
   end loop;
-  -- The lock is that of the scenes' owner: no other user may order videos of them.
-  select mine.scene_id into crowded
-    from (select distinct i.scene_id from inserted as i where i.scene_id is not null) as mine
-   where (
-     select count(*)
-       from (
-         select
-           from public.video_generation_tasks as t
-          where t.scene_id = mine.scene_id
-          limit limits.max_tasks_per_scene + 1
-       ) as tasks
-   ) > limits.max_tasks_per_scene
-   limit 1;
-  if crowded is not null then
-    raise exception 'limit reached: scene % has % tasks', crowded, limits.max_tasks_per_scene
-      using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
-  end if;
+  perform vidgen.check_scenes(array(select i.scene_id from inserted as i));
   return null;
 end
 $$;
@@ -466,6 +476,73 @@ as $$
    order by named.place
 $$;
 
+-- The outputs that a cut asks for, each with its number from 0 on.
+create function vidgen.wanted_outputs(cut jsonb) returns table (number bigint, name text, preset text)
+language sql immutable set search_path = pg_catalog, pg_temp
+as $$
+  select one.place - 1,
+         case jsonb_typeof(one.output)
+           when 'string' then one.output #>> '{}'
+           else coalesce(one.output ->> 'name', one.output ->> 'preset')
+         end,
+         case jsonb_typeof(one.output)
+           when 'string' then one.output #>> '{}' else one.output ->> 'preset'
+         end
+    from jsonb_array_elements(wanted_outputs.cut -> 'outputs') with ordinality as one (output, place)
+$$;
+
+-- How many seconds a clip is ordered for: as its request was frozen, or as its scene says now. Null: nobody
+-- can know, because the scene is gone or says no number.
+create function vidgen.ordered_seconds(of_task uuid, of_scene uuid, owner uuid) returns numeric
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  scene jsonb;
+  frozen text := (
+    select c.request ->> 'seconds'
+      from vidgen.checkpoints as c
+     where c.task_id = of_task and c.request ->> 'seconds' <> '0'
+     limit 1
+  );
+begin
+  if frozen is null then
+    scene := vidgen.read_scene(
+      coalesce(
+        of_scene, (select t.scene_id from public.video_generation_tasks as t where t.id = of_task)
+      ),
+      owner
+    );
+    frozen := coalesce(scene ->> 'duration', case when scene is not null then '5' end);
+  end if;
+  return case when frozen ~ '^[0-9]{1,3}$' then frozen::numeric end;
+end
+$$;
+
+-- The ordered seconds of each part of a film, before it is ordered too.
+create function vidgen.seconds_of_parts(of_film uuid) returns table (place smallint, seconds numeric)
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  film record;
+begin
+  select t.user_id, t.cut into film
+    from public.video_generation_tasks as t where t.id = of_film and t.cut is not null;
+  if exists (select from vidgen.films as f where f.film_id = of_film) then
+    return query
+      select p.position, vidgen.ordered_seconds(p.task_id, null, film.user_id)
+        from vidgen.parts as p
+       where p.film_id = of_film
+       order by p.position;
+  else
+    return query
+      select w.place, vidgen.ordered_seconds(w.of_task, w.of_scene, film.user_id)
+        from vidgen.wanted_parts(of_film, film.user_id, film.cut) as w;
+  end if;
+end
+$$;
+
 -- Raises what keeps a film from being ordered: as a value it comes out of order_parts, which takes back
 -- everything that was done before.
 create function vidgen.refuse_film(of_code text, of_field text, of_message text) returns void
@@ -524,22 +601,21 @@ declare
   part record;
 begin
   for part in
-    select t.id, due.prices, due.missing
+    select one.task_id as id, due.prices, due.missing
       from (select distinct p.task_id from vidgen.parts as p where p.film_id = of_film) as one
-      join public.video_generation_tasks as t on t.id = one.task_id
      cross join lateral (
-       select coalesce(jsonb_object_agg(st.name, c.credits), '{}') as prices,
-              coalesce(bool_or(c.credits is null), false) as missing
-         from vidgen.stages as st
-         left join public.credit_prices as c on c.action = st.action
-        where not exists (
-          select from vidgen.checkpoints as k
-           where k.task_id = t.id and k.stage = st.name and k.state = 'done'
-        )
-     ) as due
-     where t.status in ('pending', 'processing')
-       and not exists (select from vidgen.holds as h where h.task_id = t.id and h.closed_at is null)
-     order by t.id
+       -- One probe each: no plan reads all tasks or all open holds.
+       select (
+                select t.status from public.video_generation_tasks as t where t.id = one.task_id
+              ) as status,
+              (
+                select h.id from vidgen.holds as h where h.task_id = one.task_id and h.closed_at is null
+              ) as hold
+       offset 0
+     ) as found
+     cross join lateral vidgen.due_prices(one.task_id) as due
+     where found.status in ('pending', 'processing') and found.hold is null
+     order by one.task_id
   loop
     if part.missing then
       perform vidgen.refuse_film(
@@ -558,35 +634,57 @@ begin
 end
 $$;
 
--- Refuse what a film orders beyond its owner's limits, as limit_inserts does.
-create function vidgen.limit_parts(owner uuid, tasks uuid[], rows bigint) returns void
+-- Note what the outputs of a film cost, and hold it: for each of them the whole length of the film, as its
+-- parts and its end card are ordered. The prices stay with the order.
+create function vidgen.order_outputs(of_film uuid, owner uuid, cut jsonb, with_credits boolean) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
-  most integer;
-  crowded uuid;
+  longest constant integer := 180;  -- seconds: no film is longer
+  wrong record;
+  length numeric;
+  prices jsonb;
 begin
-  if rows > 0 then
-    perform vidgen.count_user(owner, rows, 0);
-    select s.max_tasks_per_scene into most from vidgen.settings as s;
-    select mine.scene_id into crowded
-      from (
-        select distinct t.scene_id from public.video_generation_tasks as t where t.id = any (tasks)
-      ) as mine
-     where (
-       select count(*)
-         from (
-           select from public.video_generation_tasks as t where t.scene_id = mine.scene_id limit most + 1
-         ) as of_scene
-     ) > most
-     limit 1;
-    if crowded is not null then
-      raise exception 'limit reached: scene % has % tasks', crowded, most
-        using errcode = 'PT429', detail = 'USER_LIMIT', hint = 'Make a copy of the scene and use that.';
-    end if;
+  select w.number, w.preset into wrong
+    from vidgen.wanted_outputs(cut) as w
+   where not exists (
+     select from public.video_presets as p
+      where p.name = w.preset and p.kind = 'output' and p.retired_at is null
+   )
+   order by w.number
+   limit 1;
+  if found then
+    perform vidgen.refuse_film(
+      'INVALID_REQUEST', format('/outputs/%s', wrong.number),
+      format('/outputs/%s: the preset %s is not offered here', wrong.number, wrong.preset)
+    );
   end if;
-  perform vidgen.check_limits(owner);
+  select sum(greatest(
+           coalesce((part.one ->> 'to')::numeric, s.seconds, longest)
+           - coalesce((part.one ->> 'from')::numeric, 0), 0
+         )) + coalesce((cut -> 'end' ->> 'seconds')::numeric, case when cut ? 'end' then 2 end, 0)
+    into length
+    from vidgen.seconds_of_parts(of_film) as s
+    left join jsonb_array_elements(cut -> 'parts') with ordinality as part (one, place)
+      on part.place = s.place;
+  update vidgen.films as f
+     set seconds = least(ceil(length), longest)::integer,
+         second_credits = (
+           select coalesce(jsonb_object_agg(w.name, p.film_second_credits), '{}')
+             from vidgen.wanted_outputs(cut) as w
+             join public.video_presets as p on p.name = w.preset
+            where p.film_second_credits > 0 and with_credits
+         )
+   where f.film_id = of_film;
+  prices := vidgen.render_prices(of_film);
+  if prices <> '{}' and not vidgen.hold_credits(of_film, owner, prices) then
+    perform vidgen.refuse_film(
+      'INSUFFICIENT_CREDITS', null,
+      'There are not enough credits for all scenes and outputs of this film, so none was begun. '
+      'Add credits, then retry.'
+    );
+  end if;
 end
 $$;
 
@@ -600,6 +698,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
+  most constant integer := case when cut ? 'outputs' then 50 else 500 end;
   places smallint[];
   scenes uuid[];
   tasks uuid[];
@@ -615,9 +714,10 @@ begin
       'INVALID_REQUEST', '/scenario',
       format('/scenario: there is no scene of yours in scenario %s', cut ->> 'scenario')
     );
-  elsif cardinality(places) > 500 then
+  elsif cardinality(places) > most then
     perform vidgen.refuse_film(
-      'INVALID_REQUEST', '/scenario', '/scenario: it has more than 500 scenes, the most of a film'
+      'INVALID_REQUEST', '/scenario',
+      format('/scenario: it has more than %s scenes, the most of a film', most)
     );
   end if;
   perform from public.video_generation_tasks as t
@@ -670,12 +770,19 @@ begin
       from unnest(places, scenes, tasks) as w (place, scene, task)
       left join ordered on w.task is null and ordered.scene_id = w.scene
   )
-  select coalesce(array_agg(ordered.id), '{}') into made from ordered;
+  select coalesce(array_agg(ordered.scene_id), '{}') into made from ordered;
   if retried + cardinality(made) > 0 then
-    perform vidgen.limit_parts(owner, made, cardinality(made));
+    -- As limit_inserts and retry_task, whoever inserted the film.
+    perform vidgen.count_user(owner, cardinality(made), retried);
+    perform vidgen.check_limits(owner);
+    perform vidgen.check_scenes(made);
   end if;
   if with_credits then
     perform vidgen.hold_parts(of_film, owner);
+  end if;
+  insert into vidgen.films (film_id) values (of_film);
+  if cut ? 'outputs' then
+    perform vidgen.order_outputs(of_film, owner, cut, with_credits);
   end if;
 end
 $$;
@@ -688,6 +795,8 @@ create function vidgen.order_parts(
   of_film uuid, of_attempt integer, of_worker uuid, with_credits boolean
 ) returns table (refused text, said text, field text)
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+-- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
+set enable_seqscan = off
 as $$
 #variable_conflict use_variable
 declare
@@ -702,8 +811,7 @@ begin
   if owner is null then
     return;
   end if;
-  insert into vidgen.user_locks (user_id) values (owner) on conflict do nothing;
-  perform from vidgen.user_locks as l where l.user_id = owner for no key update;
+  perform vidgen.take_user_lock(owner);
   select t.cut, t.priority, t.cancel_requested_at into film
     from public.video_generation_tasks as t
    where t.id = of_film and t.attempt = of_attempt and t.worker_id = of_worker
@@ -717,7 +825,6 @@ begin
   elsif not exists (select from vidgen.films as f where f.film_id = of_film) then
     begin
       perform vidgen.order_wanted(of_film, owner, film.cut, film.priority, with_credits);
-      insert into vidgen.films (film_id) values (of_film);
     exception
       when sqlstate 'VG007' or sqlstate 'PT429' then
         get stacked diagnostics
@@ -791,6 +898,12 @@ as $$
             cross join vidgen.settings as s
             where t.image_path = is_paid.of_path and t.user_id = (select vidgen.signed_in_user())
               and s.images_bucket = is_paid.of_bucket
+         )
+      or exists (
+           select
+             from public.video_renditions as r
+            where r.path = is_paid.of_path and r.bucket = is_paid.of_bucket
+              and r.user_id = (select vidgen.signed_in_user())
          );
 $$;
 
@@ -811,12 +924,13 @@ call vidgen.revoke_from_strangers();
 revoke all on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
   public.retry_video_generation_task(uuid), public.grant_video_credits(uuid, integer, text),
-  vidgen.check_limits(uuid), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
+  vidgen.check_limits(uuid), vidgen.check_scenes(uuid[]), vidgen.limit_inserts(), vidgen.begin_to_count(), vidgen.count_row(),
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text),
   vidgen.cancel_locked(uuid), vidgen.retry_locked(uuid), vidgen.scenes_of(uuid, text),
   vidgen.wanted_parts(uuid, uuid, jsonb), vidgen.refuse_film(text, text, text),
-  vidgen.retry_parts(uuid[], boolean), vidgen.hold_parts(uuid, uuid),
-  vidgen.limit_parts(uuid, uuid[], bigint),
+  vidgen.retry_parts(uuid[], boolean), vidgen.hold_parts(uuid, uuid), vidgen.wanted_outputs(jsonb),
+  vidgen.ordered_seconds(uuid, uuid, uuid), vidgen.seconds_of_parts(uuid),
+  vidgen.order_outputs(uuid, uuid, jsonb, boolean),
   vidgen.order_wanted(uuid, uuid, jsonb, smallint, boolean),
   vidgen.order_parts(uuid, integer, uuid, boolean)
   from public, anon, authenticated, service_role;
@@ -833,7 +947,8 @@ grant execute on function
   to service_role;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
-  public.retry_video_generation_task(uuid), vidgen.order_parts(uuid, integer, uuid, boolean)
+  public.retry_video_generation_task(uuid), vidgen.order_parts(uuid, integer, uuid, boolean),
+  vidgen.seconds_of_parts(uuid)
   to vidgen_worker;
 
 -- Owners sign their own files. Only policies: `alter table storage.objects` fails on hosted Supabase.
@@ -854,6 +969,28 @@ begin
         bucket_id <> all ((select vidgen.our_buckets())::text[])
         or not vidgen.is_unpaid(bucket_id, name)
       );
+    -- What the owners of films bring (music, voices, logos, end cards): each in a folder of his own.
+    create policy "owners keep the assets of their films" on storage.objects
+      for all to authenticated
+      using (
+        bucket_id = 'film-assets'
+        and split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      )
+      with check (
+        bucket_id = 'film-assets'
+        and split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      );
+    -- An application's policy may let users read or write all buckets.
+    create policy "nobody else touches the assets of a film" on storage.objects
+      as restrictive for all to public
+      using (
+        bucket_id <> 'film-assets'
+        or split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      )
+      with check (
+        bucket_id <> 'film-assets'
+        or split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      );
   else
     raise notice 'no storage schema here: clients can''t sign their own video_path';
   end if;
@@ -871,6 +1008,7 @@ begin
   ) then
     alter publication supabase_realtime add table public.video_generation_tasks;
     alter publication supabase_realtime add table public.video_generation_gates;
+    alter publication supabase_realtime add table public.video_renditions;
   end if;
 end
 $$;

@@ -175,11 +175,27 @@ declare
   before timestamptz := now() - greatest(older_than, interval '32 days');
 begin
   return query
-  with old as materialized (
-    select s.task_id, s.sent_at
-      from vidgen.submissions as s
-     where s.sent_at < before and s.sent_at > coalesce(after, '-infinity')
-     order by s.sent_at
+  with named as materialized (
+    select n.task_id from vidgen.named_tasks as n
+  ),
+  old as materialized (
+    select o.task_id, o.sent_at
+      from (
+        (select s.task_id, s.sent_at
+           from vidgen.submissions as s
+          where s.sent_at < before and s.sent_at > coalesce(after, '-infinity')
+          order by s.sent_at
+          limit batch)
+        union all
+        -- Films: they have charges, and no submissions.
+        (select c.task_id, c.charged_at
+           from vidgen.charges as c
+          where starts_with(c.stage, 'render:')
+            and c.charged_at < before and c.charged_at > coalesce(after, '-infinity')
+          order by c.charged_at
+          limit batch)
+      ) as o
+     order by o.sent_at
      limit batch
   ),
   ended as materialized (
@@ -187,12 +203,8 @@ begin
       from public.video_generation_tasks as t
      where t.id in (select old.task_id from old)
        and t.status in ('completed', 'failed', 'cancelled') and t.completed_at < before
-       and not exists (
-         select
-           from vidgen.parts as p
-           join public.video_generation_tasks as film on film.id = p.film_id
-          where p.task_id = t.id and film.status in ('pending', 'processing')
-       )
+       and not vidgen.is_needed(t.id, null)
+       and not exists (select from named as n where n.task_id = t.id)
        -- A retry or a deletion may hold the row: a later batch takes it.
        for no key update skip locked
   ),
@@ -271,8 +283,6 @@ create trigger refuse_forgotten_retries
 -- Rights.
 
 call vidgen.revoke_from_strangers();
--- squawk-ignore ban-drop-function
-drop procedure vidgen.revoke_from_strangers();
 
 revoke all on function
   vidgen.refuse_pruned_ids(), vidgen.forget_tasks(interval, timestamptz, integer),

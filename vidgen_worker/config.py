@@ -7,6 +7,7 @@ depend on each other are computed at the end of `Settings`.
 
 import ast
 import difflib
+import importlib.util
 import inspect
 import itertools
 import os
@@ -70,6 +71,8 @@ class Settings(Environment):
     """A label for the key's Runway account, where workers of one database use several accounts"""
     vidgen_concurrency: int = Field(20, ge=1, le=5000)
     """Tasks at once in this process"""
+    vidgen_renders: int | None = Field(None, ge=0, le=100)
+    """Films cut at once in this process; unset: half of the cores, with the extra films; 0: none"""
     vidgen_lease: Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(hours=1))] = (
         timedelta(seconds=15)
     )
@@ -138,6 +141,10 @@ class Settings(Environment):
     """What is logged"""
     vidgen_log_format: Literal["auto", "json", "console"] = "auto"
     """auto: readable on a terminal, JSON elsewhere"""
+    vidgen_webhook_proxy: SecretStr | None = None
+    """Proxy (http://host:port) for webhooks, which then decides what they may reach"""
+    vidgen_webhook_allow_loopback: bool = False
+    """true: webhooks may lead to this machine, by http and to any port; only for the sandbox"""
     vidgen_metrics_port: int | None = Field(None, ge=0, le=65535)
     """Loopback port of /metrics, /healthz and /readyz"""
 
@@ -155,9 +162,17 @@ class Settings(Environment):
                 )
         if self.vidgen_stage_hard_deadline < self.vidgen_stage_deadline:
             problems.append("VIDGEN_STAGE_HARD_DEADLINE: it can't be below VIDGEN_STAGE_DEADLINE")
+        proxy = self.vidgen_webhook_proxy
+        if proxy and (said := proxies.wrong_with(proxy.get_secret_value())):
+            problems.append(f"VIDGEN_WEBHOOK_PROXY: {said}")
         if self.storage_bucket_images == self.storage_bucket_videos:
             problems.append(
                 "STORAGE_BUCKET_VIDEOS: it can't be the bucket of the stills, which is public"
+            )
+        if self.vidgen_renders and not can_render():
+            problems.append(
+                "VIDGEN_RENDERS: films can't be cut here, because an extra is not installed: "
+                "pip install 'vidgen-worker[films]', or leave this setting out"
             )
         if problems:
             raise ValueError("\n".join(problems))
@@ -186,9 +201,27 @@ class Settings(Environment):
         return 3 * self.vidgen_submit_timeout
 
     @property
+    def renders(self) -> int:
+        """How many films are cut at once in this process."""
+        if self.vidgen_renders is not None:
+            return self.vidgen_renders
+        return max(1, cores() // 2) if can_render() else 0
+
+    @property
     def credits(self) -> bool:
         """Whether users pay with credits."""
         return self.vidgen_credits == "on"
+
+
+def can_render() -> bool:
+    """Whether what films are cut with is installed: the extra `films`."""
+    return all(importlib.util.find_spec(name) is not None for name in ("PIL", "fontTools"))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 Loaded = TypeVar("Loaded", bound=Environment)

@@ -91,7 +91,14 @@ def test_no_table_breaks_a_word(
     )
     complete("gate", "close", "gen4_turbo", "--message", LONG_MESSAGE, "--yes")
     complete("reconcile")  # the first reading has nothing to be compared with
+    complete("webhooks", "add", "http://127.0.0.1:9/hook", "--event", "video.*")
+    world.sql("update public.video_webhooks set enabled = true, disabled_reason = null")
+    world.sql("select vidgen.deliver('video.failed', null, null, 'one', '{}')")
+    world.sql(
+        "update public.video_webhooks set enabled = false, disabled_reason = 'It answered 410.'"
+    )
     verbs: list[list[object]] = [
+        ["webhooks", "list"], ["webhooks", "deliveries"],
         ["tasks", "list"], ["tasks", "show", done], ["tasks", "show", rejected],
         ["tasks", "show", later], ["stats"],
         ["workers"], ["gate", "list"], ["credits", "show", user], ["limits", "list"],

@@ -21,9 +21,8 @@ select t.cancel_requested_at is not null as cancel_requested,
          end,
          c.verdict
        ) as verdict,
-       coalesce(
-         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       ) as followed_here
+       -- use followed_here --
+       as followed_here
   from public.video_generation_tasks as t
  -- `offset 0`: it is read once, though it is named twice.
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
@@ -44,15 +43,7 @@ with mine as materialized (
      for no key update
 ),
 due as materialized (
-  select coalesce(jsonb_object_agg(st.name, p.credits), '{}') as prices,
-         coalesce(bool_or(p.credits is null), false) as missing
-    from mine
-   cross join vidgen.stages as st
-    left join public.credit_prices as p on p.action = st.action
-   where not exists (
-     select from vidgen.checkpoints as c
-      where c.task_id = mine.id and c.stage = st.name and c.state = 'done'
-   )
+  select d.prices, d.missing from mine cross join lateral vidgen.due_prices(mine.id) as d
 ),
 hold as materialized (
   select mine.id, mine.user_id, mine.scene_id,
@@ -98,11 +89,7 @@ with mine as materialized (
      for no key update
 ),
 begun as (
-  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
-  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
-         %(path)s
-    from mine
-   where not mine.cancel
+  -- use upload --
   on conflict (id) do nothing
 )
 select mine.cancel from mine
@@ -269,8 +256,7 @@ places as materialized (
   select greatest(least(%(slots)s, place.images), 0)::integer as most
     from place, ready, vidgen.workers as me
    -- A worker declared dead claims nothing.
-   where me.id = %(worker_id)s and me.dead_at is null
-     and (%(resumed)s or not (ready.suspects or ready.living or ready.clips))
+   where me.id = %(worker_id)s and me.dead_at is null and (%(resumed)s or not ready.resumable)
 ),
 line as materialized (
   -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
@@ -293,38 +279,21 @@ waiting as materialized (
          coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap
     from line
    cross join lateral (
-     -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
-     select case when %(max_running_per_user)s::integer is not null then (
-              select count(*) from public.video_generation_tasks as t
-               where t.user_id = line.user_id and t.status = 'processing'
-            ) + (select count(*) from vidgen.resumes as r where r.user_id = line.user_id) end as tasks
+     -- Null where there is no cap.
+     select case when %(max_running_per_user)s::integer is not null then
+              -- use begun_of_user --
+            end as tasks
      offset 0
    ) as begun
    cross join lateral (
-     -- One probe per priority: rows for later, however many, are never walked.
-     select found.id,
-            row_number() over (order by found.priority desc, found.run_after, found.created_at) as rank
-       from generate_series(10, -10, -1) as p (priority)
-      cross join lateral (
-        select t.id, t.priority, t.run_after, t.created_at
-          from public.video_generation_tasks as t
-         where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
-           and t.status = 'pending' and t.run_after <= now()
-           and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-           -- A suspect waits for no turn, and takes none from its user's other tasks. One probe a row.
-           and not coalesce((select b.suspect from vidgen.budgets as b where b.task_id = t.id), false)
-         order by t.run_after, t.created_at
-         limit (select rows + 1 from share)
-      ) as found
-      order by found.priority desc, found.run_after, found.created_at
-      limit (select rows + 1 from share)
+     -- use due_of_user --
    ) as due
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.account = %(account)s
-     and s.model = %(image_model)s and s.task_id is null
+   where (s.provider, s.account, s.model) = (%(provider)s, %(account)s, %(image_model)s)
+     and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
 ),
@@ -359,64 +328,17 @@ reserved as (
              select id from begun
               where refused is null and not exists (
                 select from vidgen.checkpoints as c
-                 where c.task_id = begun.id and c.stage = 'image' and c.state = 'done'
+                 where c.task_id = begun.id and c.stage = %(image_stage)s and c.state = 'done'
               )
            ),
            array(select id from image_slots)
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
-taken as materialized (
-  select array(select id from begun where refused is null) as ids
-),
-left_over as materialized (
-  select line.user_id, row_number() over (order by line.waiting_since) as place,
-         count(*) filter (where waiting.id = any (taken.ids)) as taken,
-         -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(*) filter (where waiting.id = any (taken.ids))
-         or line.arrivals is distinct from (
-           select t.arrivals from vidgen.turns as t where t.user_id = line.user_id and t.lane = %(lane)s
-         ) as more,
-         bool_or(waiting.at_cap) as at_cap,
-         -- Had its turn and could not use it (a client holds the row): it must not stand in
-         -- everybody's way.
-         bool_or(waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
-           as passed
-    from line
-   cross join taken
-    left join waiting on waiting.user_id = line.user_id
-   group by line.user_id, line.waiting_since, line.arrivals
-),
-moved as (
-  update vidgen.turns as t
-     set waiting_since = case
-           when o.more and o.at_cap then null
-           when o.more and o.taken = 0 and o.passed is not true then t.waiting_since
-           when o.more then clock_timestamp() + o.place * interval '1 microsecond'
-         end,
-         due_at = case
-           when o.more and o.at_cap then now() + interval '1 second'
-           when o.more then 'infinity'
-           else
-             -- use next_due --
-         end
-    from left_over as o
-   where t.user_id = o.user_id and t.lane = %(lane)s
-  returning t.waiting_since
-),
-rest as materialized (
-  select exists (select from moved where waiting_since is not null)
-         or exists (
-           select from vidgen.turns as t
-            where t.lane = %(lane)s and t.waiting_since is not null
-              and t.user_id <> all (array(select user_id from line))
-         ) as in_line,
-         -- Also what line_up left: another claim holds that user's turn.
-         exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as mail
-)
+-- use turns --
 select c.*, rest.mail, rest.in_line or rest.mail as more,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
-       ready.suspects or ready.living or ready.clips as resumable,
+       ready.resumable,
        not gate.closed and (
          (ready.clips and free.videos is not null)
          or (coalesce(place.images > 0, true) and (rest.in_line or rest.mail))
@@ -435,33 +357,25 @@ select c.*, rest.mail, rest.in_line or rest.mail as more,
 with
 -- use concern --
 ,
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.account = %(account)s
-     and l.max_generations is not null
-),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.account = %(account)s
-     and s.model = %(image_model)s and s.task_id is null
-     and %(idle)s and exists (select from suspect where stage = 'image')
+   where (s.provider, s.account, s.model) = (%(provider)s, %(account)s, %(image_model)s)
+     and s.task_id is null and %(idle)s
+     and exists (select from suspect where stage = %(image_stage)s)
    limit 1
      for update skip locked
 ),
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.account = %(account)s
-     and s.model = %(video_model)s and s.task_id is null
-     and not (select videos from gate)
+   where (s.provider, s.account, s.model) = (%(provider)s, %(account)s, %(video_model)s)
+     and s.task_id is null and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
    -- places: it may be the one that is left for a suspect.
    limit (
      select count(*) from (
-       select from vidgen.resumes where lane = %(lane)s and stage = 'video' limit %(slots)s + 1
+       select from vidgen.resumes where lane = %(lane)s and stage = %(video_stage)s limit %(slots)s + 1
      ) as waiting
    )
      for update skip locked
@@ -472,13 +386,14 @@ alone as materialized (
   select begun.*, first.stage
     from (
       select suspect.task_id, suspect.stage
-        from suspect, gate, limited
+        from suspect, gate, free
        where %(idle)s
          and case
                when suspect.stage is null then not gate.aside
                when gate.closed then false
-               when suspect.stage = 'video' then not limited.videos or exists (select from video_slots)
-               else not limited.images or exists (select from image_slots)
+               when suspect.stage = %(video_stage)s
+                 then free.videos is null or exists (select from video_slots)
+               else free.images is null or exists (select from image_slots)
              end
        order by suspect.run_after
       offset 0
@@ -489,13 +404,10 @@ alone as materialized (
 living as materialized (
   select begun.*
     from (
-      select r.task_id
-        from vidgen.due_resumes as r
-       where r.stage is null and (r.followers is null or r.followers && %(scopes)s::text[])
-         and not exists (select from suspect where suspect.task_id = r.task_id)
-         and not exists (select from alone)
-         and not (select aside from gate)
-       order by r.resume_at
+      select due.task_id
+        from due
+       where due.stage is null and not exists (select from alone) and not (select aside from gate)
+       order by due.resume_at
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempts(array[first.task_id], %(worker_id)s, false) as begun
@@ -504,13 +416,11 @@ living as materialized (
 clips as materialized (
   select begun.*
     from (
-      select r.task_id
-        from vidgen.due_resumes as r
-       where r.lane = %(lane)s and r.stage = 'video'
-         and not (select videos from gate)
-         and not exists (select from suspect where suspect.task_id = r.task_id)
-         and not exists (select from alone)
-       order by r.resume_at
+      select due.task_id
+        from due
+       where due.lane = %(lane)s and due.stage = %(video_stage)s
+         and not exists (select from alone) and not (select videos from gate)
+       order by due.resume_at
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempts(array[first.task_id], %(worker_id)s, false) as begun
@@ -518,29 +428,31 @@ clips as materialized (
      select greatest(least(
               %(slots)s - (select count(*) from living),
               -- One is left for a suspect.
-              case when limited.videos then (select count(*) from video_slots)
-                - (exists (select from suspect where stage = 'video') and not gate.images)::integer end
+              case when free.videos is not null then (select count(*) from video_slots)
+                - (
+                  exists (select from suspect where stage = %(video_stage)s) and not gate.images
+                )::integer end
             ), 0)
-       from limited, gate
+       from free, gate
    )
 ),
 begun as materialized (
   select alone.*, true as alone from alone
   union all select living.*, null, false from living
-  union all select clips.*, 'video', false from clips
+  union all select clips.*, %(video_stage)s::text, false from clips
 ),
 reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from (
            select * from unnest(
-             array(select id from begun where stage = 'video' and refused is null),
+             array(select id from begun where stage = %(video_stage)s and refused is null),
              array(select id from video_slots)
            ) as of_videos (task_id, slot_id)
            union all
            select alone.id, image_slots.id
              from alone, image_slots
-            where alone.stage = 'image' and alone.refused is null
+            where alone.stage = %(image_stage)s and alone.refused is null
          ) as given
    where s.id = given.slot_id and given.task_id is not null
 )
@@ -557,12 +469,9 @@ select begun.*
   from (
     select t.id
       from public.video_generation_tasks as t
-     where t.status = 'pending' and t.cancel_requested_at is not null and t.lane > 0
-       and not exists (
-         select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-       )
+     where
+       -- use to_cancel --
        and not vidgen.stands_aside(%(worker_id)s)
-       and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
        -- Only its account can end what lives of it.
        and not exists (
          select
@@ -570,8 +479,8 @@ select begun.*
            join vidgen.submissions as s on s.id = c.submission_id
           where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
             and (s.answer is null or s.answer = 'generation')
-            and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                    && %(scopes)s::text[]
+            and not
+              -- use followed_here --
        )
      order by t.cancel_requested_at
     offset 0
@@ -648,47 +557,17 @@ select extract(epoch from now() - b.waiting_since)::float as seconds
 -- fail --
 -- The end of a task that can't go on, with the reason in the row; the hold is released.
 with mine as materialized (
-  select t.id, t.user_id, t.scene_id
+  select t.id
     from public.video_generation_tasks as t
    where
      -- use fence --
      for no key update
-),
-rejected as (
-  -- Rejected content is retried only when the scene has changed.
-  insert into vidgen.budgets as b (task_id, rejected_inputs)
-  select mine.id, (
-           select c.inputs
-             from vidgen.checkpoints as c
-             join vidgen.stages as st on st.name = c.stage
-            where c.task_id = mine.id and c.state <> 'done' order by st.place desc limit 1
-         )
-    from mine
-   where %(code)s = 'CONTENT_REJECTED'
-  on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs
-),
-ended as (
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         failures = least(t.failures + %(failures)s, 100)::smallint,
-         current_step = 'Failed', message = %(message)s,
-         error_code = %(code)s, error_message = %(message)s,
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', %(message)s::text,
-           'code', %(code)s::text, 'timestamp', now()
-         ) || %(visible)s::jsonb
-    from mine
-   where t.id = mine.id
-  returning t.id, t.status
 )
-select case when ended.status is distinct from 'failed' then vidgen.row_stays(mine.id) end as stays,
-       vidgen.release_credits(mine.id),
-       vidgen.note_event(mine.id, 'failed', %(attempt)s, %(code)s, %(details)s, null) as noted,
-       case when %(scene_updates)s
-         then vidgen.write_scene(mine.scene_id, mine.user_id, 'failed', null, null)
-       end as scene_refused
+select vidgen.fail_task(
+         mine.id, %(code)s, %(message)s, %(failures)s, %(visible)s, %(scene_updates)s
+       ) as scene_refused,
+       vidgen.note_event(mine.id, 'failed', %(attempt)s, %(code)s, %(details)s, null) as noted
   from mine
-  left join ended on ended.id = mine.id
 
 -- cancel --
 -- The end its owner asked for: what is stored and settled stays, the rest of the hold goes back.
@@ -749,17 +628,39 @@ select owed.scene_id
 -- write_owed_scene --
 -- Make the owed writes of one scene, where its lock has gone.
 select vidgen.write_owed_scene(%(scene_id)s) as refused
+-- Deliveries: named blocks, one statement each (see database/statements.py).
+
+-- take_deliveries --
+-- Take what is due, webhooks by turns; each row is leased to this worker (see the function). It is sent once:
+-- what a lost answer has taken comes back after its lease.
+select webhook_id, id, try, event, url, body, secrets, waited
+  from vidgen.take_deliveries(%(worker_id)s, %(places)s, %(lease)s)
+
+-- book_delivery --
+-- What came of one try (see the function).
+select vidgen.book_delivery(
+         %(webhook_id)s, %(id)s, %(try_number)s::smallint, %(worker_id)s, %(arrived)s, %(status)s::smallint, %(error)s,
+         %(pause)s, %(gone)s
+       ) as follows
+
+-- return_deliveries --
+-- The leases of a worker that stops: another one may send at once.
+select vidgen.return_deliveries(%(worker_id)s, %(ids)s::uuid[])
+
+-- forget_deliveries --
+-- One batch of deliveries that ended long ago.
+select vidgen.forget_deliveries(%(batch)s) as deliveries
 -- Films: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
 -- `mine` is the fence: see checkpoints.sql.
 
 -- wake_films --
 -- Take the mail about parts that have ended: films that wait for nothing more are due (see the function).
-select film_id, refused, more, due from vidgen.wake_films(1000)
+select film_id, refused, more, due, renders_due from vidgen.wake_films(1000)
 
 -- claim_films --
--- Begin an attempt on up to 20 films by turns, as `claim` does for tasks of lane 1: no model, slot or gate
--- concerns a film. A suspect runs alone, on an idle worker, before anything else. Each row says whether there
+-- Begin an attempt on up to `most` films of one lane by turns, as `claim` does for tasks of lane 1: no model,
+-- slot or gate concerns a film. A suspect runs alone, on an idle worker, before anything else. Each row says whether there
 -- is more; where nothing began there is one row that says only this.
 with me as materialized (
   -- A worker declared dead claims nothing.
@@ -770,7 +671,7 @@ alone as materialized (
     from (
       select s.task_id
         from me, vidgen.suspects as s
-       where s.lane = 0 and %(idle)s
+       where s.lane = %(lane)s and %(idle)s
        order by s.run_after
       offset 0
     ) as first
@@ -780,43 +681,28 @@ alone as materialized (
 line as materialized (
   select user_id, waiting_since, arrivals
     from vidgen.turns
-   where lane = 0 and waiting_since is not null
+   where lane = %(lane)s and waiting_since is not null
      and exists (select from me) and not exists (select from alone)
    order by waiting_since
-   limit 20
+   limit %(most)s
      for update skip locked
 ),
 share as materialized (
   -- Orders of one user wait for his lock, one after the other: more of his at once would only wait.
-  select least(ceil(20::numeric / greatest(count(*), 1)), 4)::integer as rows from line
+  select least(ceil(%(most)s::numeric / greatest(count(*), 1)), 4)::integer as rows from line
 ),
 waiting as materialized (
-  select line.user_id, line.waiting_since, due.id, due.rank
+  select line.user_id, line.waiting_since, false as at_cap, due.id, due.rank
     from line
    cross join lateral (
-     -- One probe per priority: films for later, however many, are never walked.
-     select found.id,
-            row_number() over (order by found.priority desc, found.run_after, found.created_at) as rank
-       from generate_series(10, -10, -1) as p (priority)
-      cross join lateral (
-        select t.id, t.priority, t.run_after, t.created_at
-          from public.video_generation_tasks as t
-         where t.user_id = line.user_id and t.lane = 0 and t.priority = p.priority
-           and t.status = 'pending' and t.run_after <= now()
-           and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-           and not coalesce((select b.suspect from vidgen.budgets as b where b.task_id = t.id), false)
-         order by t.run_after, t.created_at
-         limit (select rows + 1 from share)
-      ) as found
-      order by found.priority desc, found.run_after, found.created_at
-      limit (select rows + 1 from share)
+     -- use due_of_user --
    ) as due
 ),
 chosen as materialized (
   select w.id from waiting as w
    where w.rank <= (select rows from share)
    order by w.rank, w.waiting_since
-   limit 20
+   limit %(most)s
 ),
 begun as materialized (
   select b.*, false as alone
@@ -824,42 +710,8 @@ begun as materialized (
   union all
   select alone.*, true from alone
 ),
-left_over as materialized (
-  select line.user_id, row_number() over (order by line.waiting_since) as place,
-         count(waiting.id) filter (where begun.id is null or begun.refused is not null) > 0
-         -- Films that came in after this statement's snapshot.
-         or line.arrivals is distinct from (
-           select t.arrivals from vidgen.turns as t where t.user_id = line.user_id and t.lane = 0
-         ) as more
-    from line
-    left join waiting on waiting.user_id = line.user_id
-    left join begun on begun.id = waiting.id
-   group by line.user_id, line.waiting_since, line.arrivals
-),
-moved as (
-  update vidgen.turns as t
-     -- Whoever had his turn goes to the end of the line, also one whose film a client holds.
-     set waiting_since = case
-           when o.more then clock_timestamp() + o.place * interval '1 microsecond'
-         end,
-         due_at = case
-           when o.more then 'infinity'
-           else
-             -- use next_due --
-         end
-    from left_over as o
-   where t.user_id = o.user_id and t.lane = 0
-  returning t.waiting_since
-),
-rest as materialized (
-  select exists (select from moved where waiting_since is not null)
-         or exists (
-           select from vidgen.turns as t
-            where t.lane = 0 and t.waiting_since is not null
-              and t.user_id <> all (array(select user_id from line))
-         ) as more
-)
-select c.*, rest.more, true as film,
+-- use turns --
+select c.*, rest.in_line as more, true as film, %(lane)s = -1 as renders,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited
   from rest
   left join begun as c on true
@@ -867,14 +719,19 @@ select c.*, rest.more, true as film,
 
 -- load_film --
 -- What an attempt at a film starts from: its cut, how many of its parts there are and how many have not
--- ended, the first that ended without a clip, and how the film is to end where that is known already.
-select t.cut, t.cancel_requested_at is not null as cancel_requested,
+-- ended, the first that ended without a clip, and how the film is to end where that is known already. Of a
+-- film with outputs also the clip of each part, and the renditions that are stored.
+select t.cut, t.user_id, t.cancel_requested_at is not null as cancel_requested,
        exists (select from vidgen.films as f where f.film_id = t.id) as ordered,
        counted.parts, counted.unfinished, counted.completed,
        bad.position as bad_position, bad.task_id as bad_task, bad.code as bad_code,
        case
          when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
-       end as verdict
+       end as verdict,
+       coalesce(clips.found, '[]') as clips,
+       coalesce((
+         select jsonb_object_agg(r.name, r.path) from public.video_renditions as r where r.film_id = t.id
+       ), '{}') as stored
   from public.video_generation_tasks as t
  cross join lateral (
    select count(*) as parts,
@@ -902,6 +759,25 @@ select t.cut, t.cancel_requested_at is not null as cancel_requested,
      order by p.position
      limit 1
   ) as bad on true
+  left join lateral (
+    select jsonb_agg(clip.found order by p.position) as found
+      from vidgen.parts as p
+     cross join lateral (
+       select (
+         -- The checkpoint of a task of long ago is gone: then nobody knows its size and digest.
+         select jsonb_build_object(
+                  'bucket', coalesce(c.bucket, s.videos_bucket), 'path', one.video_path, 'size', c.size,
+                  'sha256', c.sha256
+                )
+           from public.video_generation_tasks as one
+          cross join vidgen.settings as s
+           left join vidgen.checkpoints as c on c.task_id = one.id and c.path = one.video_path
+          where one.id = p.task_id and one.status = 'completed' and one.video_path is not null
+       ) as found
+       offset 0
+     ) as clip
+     where p.film_id = t.id
+  ) as clips on t.lane = -1
   left join vidgen.refusals as refusal on refusal.task_id = t.id
  where
    -- use fence --
@@ -910,6 +786,20 @@ select t.cut, t.cancel_requested_at is not null as cancel_requested,
 -- Order the parts of a film, all or none, with their credits held (see the function).
 select refused, said, field
   from vidgen.order_parts(%(task_id)s, %(attempt)s, %(worker_id)s, %(credits)s)
+
+-- seconds_of_parts --
+-- The ordered seconds of each part, before they are ordered too (see the function).
+with mine as materialized (
+  select t.id
+    from public.video_generation_tasks as t
+   where
+     -- use fence --
+     and t.lane = -1
+)
+select coalesce(array_agg(part.seconds::float order by part.place), '{}') as seconds
+  from mine
+  left join lateral vidgen.seconds_of_parts(mine.id) as part on true
+having count(*) > 0
 
 -- wait_for_parts --
 -- The end of an attempt whose film waits for its parts: pending, and due when the last of them ends. It leaves
@@ -949,6 +839,139 @@ select mine.cancel,
        case when not mine.cancel then vidgen.wake('vidgen_tasks', 'film') end as woken
   from mine
   left join put_back on put_back.id = mine.id
+
+-- begin_rendering --
+-- All parts have ended, and the film's files are made: its row says so. Not where its owner has asked to
+-- cancel.
+with mine as materialized (
+  select t.id, t.cancel_requested_at is not null as cancel
+    from public.video_generation_tasks as t
+   where
+     -- use fence --
+     and t.lane = -1
+     for no key update
+),
+shown as (
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
+         message = %(message)s, stage_progress = null
+    from mine
+   where t.id = mine.id and not mine.cancel
+)
+select mine.cancel from mine
+
+-- begin_rendition --
+-- Before the upload of a rendition: its place in Storage, so that what is not recorded after all is removed
+-- there. The place follows from what is in the file, so a later attempt comes to the same one: it takes over
+-- the earlier record, unless the object is being removed just now (`busy`). Not where the film's owner has
+-- asked to cancel.
+with mine as materialized (
+  select t.id, t.user_id, t.attempt, t.worker_id, t.cancel_requested_at is not null as cancel
+    from public.video_generation_tasks as t
+   where
+     -- use fence --
+     and t.lane = -1
+     for no key update
+),
+begun as (
+  insert into vidgen.uploads as u (id, task_id, user_id, attempt, worker_id, bucket, path)
+  select gen_random_uuid(), mine.id, mine.user_id, mine.attempt, mine.worker_id, %(bucket)s, %(path)s
+    from mine
+   where not mine.cancel
+  on conflict on constraint a_place_is_used_once do update
+     set attempt = excluded.attempt, worker_id = excluded.worker_id, taken_at = null, removed_at = null
+   where u.task_id = excluded.task_id
+     and (u.taken_at is null or u.taken_at not between now() - interval '5 minutes' and now())
+  returning u.id
+)
+select mine.cancel, not mine.cancel and not exists (select from begun) as busy
+  from mine
+
+-- finish_rendition --
+-- A rendition is stored: its row, the charge of the output that it is (written first; its primary key lets an
+-- output be charged once), the settle from the film's hold, and the film's row. A repeat finds the rendition
+-- and charges nothing. One that was made before of other clips or assets is replaced, and its object left to
+-- whoever removes uploads. Not where the upload was removed meanwhile: `recorded` is false then.
+with mine as materialized (
+  select t.id, t.user_id, t.attempt, t.worker_id
+    from public.video_generation_tasks as t
+   where
+     -- use fence --
+     and t.lane = -1
+     for no key update
+),
+uploaded as materialized (
+  select u.id
+    from vidgen.uploads as u
+    join mine on mine.id = u.task_id
+     and u.attempt = mine.attempt and u.worker_id = mine.worker_id
+   where u.bucket = %(bucket)s and u.path = %(path)s
+     and u.taken_at is null and u.removed_at is null
+     for update of u
+),
+before as materialized (
+  select r.bucket, r.path
+    from public.video_renditions as r
+    join mine on mine.id = r.film_id
+   where r.name = %(rendition)s
+),
+stored as (
+  insert into public.video_renditions as r (
+    film_id, name, user_id, position, preset, media_type, bucket, path, size, width, height, seconds, sha256,
+    quality
+  )
+  select mine.id, %(rendition)s, mine.user_id, %(position)s, %(preset)s, %(media_type)s, %(bucket)s, %(path)s,
+         %(size)s, %(width)s, %(height)s, %(seconds)s, %(sha256)s, %(quality)s
+    from mine, uploaded
+  on conflict (film_id, name) do update
+     set position = excluded.position, preset = excluded.preset, media_type = excluded.media_type,
+         bucket = excluded.bucket, path = excluded.path, size = excluded.size, width = excluded.width,
+         height = excluded.height, seconds = excluded.seconds, sha256 = excluded.sha256,
+         quality = excluded.quality, public_url = null
+  returning r.film_id, r.user_id, r.name
+),
+charged as (
+  insert into vidgen.charges (task_id, stage, user_id)
+  select stored.film_id, 'render:' || stored.name, stored.user_id
+    from stored
+    join vidgen.films as f on f.film_id = stored.film_id and f.second_credits ? stored.name
+   where %(credits)s
+     and not exists (
+       select from vidgen.charges as c
+        where c.task_id = stored.film_id and c.stage = 'render:' || stored.name
+     )
+  returning task_id
+),
+settled as materialized (
+  select vidgen.settle_render(charged.task_id, %(rendition)s) as credits from charged
+),
+kept as (
+  delete from vidgen.uploads as u using uploaded, stored where u.id = uploaded.id
+),
+left_behind as (
+  insert into vidgen.uploads (id, task_id, user_id, attempt, worker_id, bucket, path)
+  select gen_random_uuid(), mine.id, mine.user_id, mine.attempt, mine.worker_id, before.bucket, before.path
+    from mine, before, stored
+   where before.path <> %(path)s
+  on conflict on constraint a_place_is_used_once do nothing
+),
+further as (
+  -- It has come further than where workers died.
+  update vidgen.budgets as b
+     set crashes = 0, suspect = false, waiting_since = null
+    from stored
+   where b.task_id = stored.film_id
+),
+shown as (
+  update public.video_generation_tasks as t
+     set progress = greatest(t.progress, %(progress)s), message = %(message)s, stage_progress = null
+    from mine
+   where t.id = mine.id
+)
+select coalesce((select settled.credits from settled), 0) as charged,
+       exists (select from stored)
+       or exists (select from before where before.path = %(path)s) as recorded
+  from mine
 -- Parts of statements, which use them by a line `-- use name --`. None holds a lock.
 
 -- fragment fence --
@@ -971,8 +994,52 @@ coalesce((
    ) as later
 ), 'infinity')
 
+-- fragment to_cancel --
+-- Task t waits, and its owner has asked to cancel; not one that the provider could not be asked for just now.
+t.status = 'pending' and t.cancel_requested_at is not null and t.lane > 0
+and not exists (select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now())
+and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+
+-- fragment possibly_paid --
+-- Submission s of the stage may have been paid: unknown, under way, gone, or ended with a cost.
+s.stage = %(stage)s and s.counted
+and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
+      s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
+      or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+
+-- fragment followed_here --
+-- This worker may follow the generation of submission s.
+coalesce(vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true)
+
+-- fragment cost_to_read --
+-- The generation of submission s ended some minutes ago, and its cost was not read since.
+s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
+and s.cost_read_at < s.ended_at + interval '5 minutes'
+and s.provider = %(provider)s and
+  -- use followed_here --
+
+-- fragment give_up --
+-- Paid POSTs whose answer is lost.
+update vidgen.submissions as s
+   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
+  from lost
+ where s.id = lost.id
+
+-- fragment upload_left --
+-- Upload u began long ago, and is neither charged nor removed.
+u.removed_at is null and u.since < now() - interval '1 hour'
+
+-- fragment upload --
+-- The place of an output, unless the owner of its task has asked to cancel.
+insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
+select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
+       %(path)s
+  from mine
+ where not mine.cancel
+
 -- fragment concern --
--- The suspects that this worker may take, and the gates that keep it from something.
+-- The suspects that this worker may take, the gates that keep it from something, what may go on, and the
+-- free slots of the lane's models; null: no limit.
 suspect as materialized (
   select s.task_id, s.run_after, s.stage
     from vidgen.suspects as s
@@ -987,22 +1054,28 @@ gate as materialized (
     from vidgen.gates as g
    where g.provider = %(provider)s and g.scope = any (%(scopes)s::text[])
      and g.model in ('*', %(image_model)s, %(video_model)s)
+),
+due as not materialized (
+  -- A generation of another account is its workers' to follow: it isn't seen here.
+  select r.task_id, r.lane, r.stage, r.resume_at
+    from vidgen.due_resumes as r
+   where (r.followers is null or r.followers && %(scopes)s::text[])
+     and not exists (select from suspect where suspect.task_id = r.task_id)
+),
+free as materialized (
+  select max(f.free) filter (where f.model = %(image_model)s) as images,
+         max(f.free) filter (where f.model = %(video_model)s) as videos
+    from vidgen.free_slots as f
+   where f.provider = %(provider)s and f.account = %(account)s
 )
 
 -- fragment opening --
 -- What this worker may begin now, and what goes first: docs/claim.md.
 alone as materialized (
-  select coalesce(bool_or(stage = 'image'), false) as images,
-         coalesce(bool_or(stage = 'video'), false) as videos,
+  select coalesce(bool_or(stage = %(image_stage)s), false) as images,
+         coalesce(bool_or(stage = %(video_stage)s), false) as videos,
          coalesce(bool_or(stage is null), false) as living
     from suspect
-),
-free as materialized (
-  -- Free slots; null: no limit.
-  select max(f.free) filter (where f.model = %(image_model)s) as images,
-         max(f.free) filter (where f.model = %(video_model)s) as videos
-    from vidgen.free_slots as f
-   where f.provider = %(provider)s and f.account = %(account)s
 ),
 place as materialized (
   -- How many new tasks and how many clips may begin; null: any number. One slot of a model is left for
@@ -1018,25 +1091,99 @@ place as materialized (
     from gate, alone, free
 ),
 ready as materialized (
-  -- A generation of another account is its workers' to follow: it isn't seen here.
-  select %(idle)s and case
-           when alone.living and not gate.aside then true
-           -- For a suspect, the slot that is left for it counts.
-           when gate.closed then false
-           else (alone.images and free.images is distinct from 0)
-                or (alone.videos and free.videos is distinct from 0)
-         end as suspects,
-         not gate.aside and exists (
-           select from vidgen.due_resumes as r
-            where r.stage is null and (r.followers is null or r.followers && %(scopes)s::text[])
-              and not exists (select from suspect where suspect.task_id = r.task_id)
-         ) as living,
-         coalesce(place.videos > 0, true) and exists (
-           select from vidgen.due_resumes as r
-            where r.lane = %(lane)s and r.stage = 'video'
-              and not exists (select from suspect where suspect.task_id = r.task_id)
-         ) as clips
+  select going.clips,
+         going.clips
+         or (not gate.aside and exists (select from due where due.stage is null))
+         or (%(idle)s and case
+               when alone.living and not gate.aside then true
+               -- For a suspect, the slot that is left for it counts.
+               when gate.closed then false
+               else (alone.images and free.images is distinct from 0)
+                    or (alone.videos and free.videos is distinct from 0)
+             end) as resumable
     from gate, alone, free, place
+   cross join lateral (
+     select coalesce(place.videos > 0, true) and exists (
+              select from due where due.lane = %(lane)s and due.stage = %(video_stage)s
+            ) as clips
+     offset 0
+   ) as going
+)
+
+-- fragment begun_of_user --
+-- How many places the user of this line takes (VIDGEN_MAX_RUNNING_PER_USER): what runs, and what waits to go
+-- on. A film takes none: its parts do.
+((select count(*) from public.video_generation_tasks as t
+   where t.user_id = line.user_id and t.status = 'processing' and t.lane > 0)
+ + (select count(*) from vidgen.resumes as r where r.user_id = line.user_id and r.lane > 0))
+
+-- fragment due_of_user --
+-- What is due of the user of this line, in the user's own order: the rows of one share, and one more. One
+-- probe per priority: rows for later, however many, are never walked.
+select found.id,
+       row_number() over (order by found.priority desc, found.run_after, found.created_at) as rank
+  from generate_series(10, -10, -1) as p (priority)
+ cross join lateral (
+   select t.id, t.priority, t.run_after, t.created_at
+     from public.video_generation_tasks as t
+    where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
+      and t.status = 'pending' and t.run_after <= now()
+      and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+      -- A suspect waits for no turn, and takes none from its user's other tasks. One probe a row.
+      and not coalesce((select b.suspect from vidgen.budgets as b where b.task_id = t.id), false)
+    order by t.run_after, t.created_at
+    limit (select rows + 1 from share)
+ ) as found
+ order by found.priority desc, found.run_after, found.created_at
+ limit (select rows + 1 from share)
+
+-- fragment turns --
+-- Who had a turn, and has more, goes to the end of the line; who has no more, leaves it.
+taken as materialized (select array(select id from begun where refused is null) as ids),
+left_over as materialized (
+  select line.user_id, row_number() over (order by line.waiting_since) as place,
+         count(*) filter (where waiting.id = any (taken.ids)) as taken,
+         -- Rows beyond those taken; or rows that came in after this statement's snapshot.
+         count(waiting.id) > count(*) filter (where waiting.id = any (taken.ids))
+         or line.arrivals is distinct from (
+           select t.arrivals from vidgen.turns as t where t.user_id = line.user_id and t.lane = %(lane)s
+         ) as more,
+         bool_or(waiting.at_cap) as at_cap,
+         -- Had its turn and could not use it (a client holds the row): it must not stand in
+         -- everybody's way.
+         bool_or(waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
+           as passed
+    from line
+   cross join taken
+    left join waiting on waiting.user_id = line.user_id
+   group by line.user_id, line.waiting_since, line.arrivals
+),
+moved as (
+  update vidgen.turns as t
+     set waiting_since = case
+           when o.more and o.at_cap then null
+           when o.more and o.taken = 0 and o.passed is not true then t.waiting_since
+           when o.more then clock_timestamp() + o.place * interval '1 microsecond'
+         end,
+         due_at = case
+           when o.more and o.at_cap then now() + interval '1 second'
+           when o.more then 'infinity'
+           else
+             -- use next_due --
+         end
+    from left_over as o
+   where t.user_id = o.user_id and t.lane = %(lane)s
+  returning t.waiting_since
+),
+rest as materialized (
+  select exists (select from moved where waiting_since is not null)
+         or exists (
+           select from vidgen.turns as t
+            where t.lane = %(lane)s and t.waiting_since is not null
+              and t.user_id <> all (array(select user_id from line))
+         ) as in_line,
+         -- Also what line_up left: another claim holds that user's turn.
+         exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as mail
 )
 -- The leases of workers: named blocks, one statement each (see database/statements.py).
 -- Every statement may be sent twice: a lost acknowledgement changes nothing.
@@ -1044,10 +1191,10 @@ ready as materialized (
 -- register_worker --
 -- A worker's row, once per id: a repeated INSERT finds its own.
 insert into vidgen.workers
-  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)
+  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease, renders)
 values
   (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s, %(account)s,
-   %(scopes)s::text[], %(concurrency)s, %(lease)s)
+   %(scopes)s::text[], %(concurrency)s, %(lease)s, %(renders)s)
 on conflict (id) do nothing
 
 -- share_buckets --
@@ -1097,11 +1244,8 @@ select 'cancel_waiting', null, null
  where exists (
    select
      from public.video_generation_tasks as t
-    where t.status = 'pending' and t.cancel_requested_at is not null and t.lane > 0
-      and not exists (
-        select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-      )
-      and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
+    where
+      -- use to_cancel --
  )
 
 -- heartbeats --
@@ -1159,8 +1303,8 @@ victims as materialized (
                 or (c.state = 'submitting' and s.ended_at is null
                     and (s.answer is null or s.answer = 'generation'))
               )
-              and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                      && %(scopes)s::text[]
+              and not
+                -- use followed_here --
          ) as elsewhere
     from holders as h
     join public.video_generation_tasks as t
@@ -1179,13 +1323,16 @@ ranked as materialized (
     ) as v
 ),
 asked as materialized (
-  select me.id
+  -- Whether it is asked for a film with outputs, which not every worker renders, or for any other task.
+  select me.id, kind.renders
     from vidgen.workers as me
-   where me.id = %(worker_id)s and not %(idle)s
+   cross join (values (false), (true)) as kind (renders)
+   where me.id = %(worker_id)s and not %(idle)s and (me.renders > 0 or not kind.renders)
      -- The first of those who could take it: none of them behind a closed gate.
      and not exists (
        select from vidgen.workers as w
         where w.id < me.id and w.dead_at is null and w.concurrency > 0
+          and (w.renders > 0 or not kind.renders)
           and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
           and not exists (
             select from vidgen.gates as g
@@ -1217,7 +1364,7 @@ suspects as materialized (
         )
         for no key update of t skip locked
    ) as t
-   where s.followers is null or s.followers && %(scopes)s::text[]
+   where (s.followers is null or s.followers && %(scopes)s::text[]) and asked.renders = (s.lane = -1)
    limit 1
 ),
 moved as materialized (
@@ -1394,10 +1541,8 @@ with mine as materialized (
 paid as materialized (
   select count(*) as submissions
     from vidgen.submissions as s, mine
-   where s.task_id = mine.id and s.stage = %(stage)s and s.counted and s.id <> %(submission_id)s
-     and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
-           s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
-           or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+   where s.task_id = mine.id and s.id <> %(submission_id)s and
+     -- use possibly_paid --
 ),
 gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
@@ -1638,13 +1783,11 @@ select (select count(*) from mine) = 1 as mine,
 
 -- paid_submissions --
 -- How many submissions of a stage may have been paid for nothing: the number that
--- VIDGEN_MAX_SUBMISSIONS caps. The same rule as in begin_submission.
+-- VIDGEN_MAX_SUBMISSIONS caps.
 select count(*) as submissions
   from vidgen.submissions as s
- where s.task_id = %(task_id)s and s.stage = %(stage)s and s.counted
-   and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
-         s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
-         or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+ where s.task_id = %(task_id)s and
+   -- use possibly_paid --
 
 -- read_submission --
 -- What has become of a submission whose answer another worker waits for. `late`: it came after
@@ -1748,11 +1891,8 @@ shown as (
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 ),
 begun as (
-  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
-  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
-         %(path)s
-    from mine
-   where %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded' and not mine.cancel
+  -- use upload --
+  and %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded'
   on conflict (id) do nothing
 )
 select mine.cancel from mine
@@ -1867,10 +2007,8 @@ with strays as materialized (
      -- The worker that records a late answer ends its generation itself; and the provider wants 5 s between
      -- two polls.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and s.provider = %(provider)s and
+       -- use followed_here --
    order by s.looked_at nulls first, s.sent_at
    limit 50
      for no key update of s skip locked
@@ -1890,12 +2028,8 @@ with failed as materialized (
   select s.task_id, s.generation_id, false as given_up
     from vidgen.submissions as s
    where s.ended_state in ('failed', 'cancelled')
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by s.ended_at
    limit 20
      for no key update of s skip locked
@@ -1904,12 +2038,8 @@ given_up as materialized (
   select s.task_id, s.generation_id, true as given_up
     from vidgen.submissions as s
    where s.ended_state = 'given up'
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by random()
    limit 20
      for no key update of s skip locked
@@ -1991,10 +2121,7 @@ lost as materialized (
 ),
 -- An answer that comes after this is late: the worker that records it ends the generation.
 given_up as (
-  update vidgen.submissions as sent
-     set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-    from lost
-   where sent.id = lost.id
+  -- use give_up --
 )
 select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id)
   from stale
@@ -2022,10 +2149,7 @@ with lost as materialized (
    order by s.id
      for no key update of s skip locked
 )
-update vidgen.submissions as s
-   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-  from lost
- where s.id = lost.id
+-- use give_up --
 
 -- fleet --
 -- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
@@ -2035,7 +2159,8 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
        (select count(*) from vidgen.set_aside) as tasks_set_aside,
        (
          select count(*) from vidgen.uploads as u
-          where u.removed_at is null and u.since < now() - interval '1 hour'
+          where
+            -- use upload_left --
        ) as uploads_left,
        (select coalesce(jsonb_agg(jsonb_build_object(
                  'scope', g.scope, 'model', g.model, 'reason', g.reason
@@ -2084,7 +2209,8 @@ select vidgen.uploads_removed(%(upload_ids)s)
 select count(*) as uploads,
        coalesce(extract(epoch from now() - min(u.since)), 0)::float as oldest_seconds
   from vidgen.uploads as u
- where u.removed_at is null and u.since < now() - interval '1 hour'
+ where
+   -- use upload_left --
 
 -- forget_tasks --
 -- Remove the private rows of a batch of tasks that ended long ago (see the function).
@@ -2184,6 +2310,16 @@ select exists (
    where t.provider = %(provider)s and t.scope = %(scope)s and t.reason = %(reason)s
 ) as troubled
 
+-- fragment first_of_user --
+-- The first of what is due of the user of this line.
+select t.id, t.failures, t.created_at
+  from public.video_generation_tasks as t
+ where t.user_id = line.user_id and t.lane = line.lane
+   and t.status = 'pending' and t.run_after <= now()
+   and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+ order by t.priority desc, t.run_after, t.created_at
+ limit 1
+
 -- try_rows --
 -- Is it all rows that refuse? A waiting task of up to six users, of whom none is set aside, says so for
 -- free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
@@ -2222,13 +2358,7 @@ chosen as materialized (
   select line.user_id, first.id
     from line
    cross join lateral (
-     select t.id
-       from public.video_generation_tasks as t
-      where t.user_id = line.user_id and t.lane = line.lane
-        and t.status = 'pending' and t.run_after <= now()
-        and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-      order by t.priority desc, t.run_after, t.created_at
-      limit 1
+     -- use first_of_user --
    ) as first
 ),
 tried as materialized (
@@ -2238,6 +2368,13 @@ select (select count(*) from tried where refused is distinct from '') as tried,
        (select count(*) from tried where refused is null) as taken,
        (select min(refused) from tried where refused <> '') as refused,
        (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
+
+-- fragment shows_a_trouble --
+-- The output of checkpoint c is of a model with a trouble in this scope.
+exists (
+  select from vidgen.troubles as tr
+   where tr.provider = %(provider)s and tr.scope = %(scope)s and tr.model = c.request ->> 'model'
+)
 
 -- try_kept --
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
@@ -2252,14 +2389,9 @@ with kept as materialized (
    where r.stage is null
      and (r.followers is null or r.followers && %(scopes)s::text[])
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
-     and not exists (
-       select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
-     )
-     and exists (
-       select from vidgen.troubles as t
-        where t.provider = %(provider)s and t.scope = %(scope)s
-          and c.request ->> 'model' = t.model
-     )
+     and not exists (select from vidgen.passed_now as p where p.task_id = r.task_id)
+     and
+       -- use shows_a_trouble --
    order by r.resume_at
    limit 1
      for update of r skip locked
@@ -2278,11 +2410,8 @@ select exists (select from kept)
            join vidgen.workers as w on w.id = t.worker_id and %(scope)s = any (w.scopes)
           where t.status = 'processing'
             and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-            and exists (
-              select from vidgen.troubles as tr
-               where tr.provider = %(provider)s and tr.scope = %(scope)s
-                 and c.request ->> 'model' = tr.model
-            )
+            and
+              -- use shows_a_trouble --
        ) as kept
 
 -- take_probe --
@@ -2323,7 +2452,7 @@ with gate as materialized (
      for update of g
 ),
 line as materialized (
-  select user_id
+  select user_id, lane
     from vidgen.turns
    where lane = %(lane)s and waiting_since is not null
    order by waiting_since
@@ -2346,22 +2475,12 @@ waiting as materialized (
   (select ready.id, ready.failures, 2, ready.created_at
      from line
     cross join lateral (
-      select t.id, t.failures, t.created_at
-        from public.video_generation_tasks as t
-       where t.user_id = line.user_id and t.lane = %(lane)s
-         and t.status = 'pending' and t.run_after <= now()
-         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-       order by t.priority desc, t.run_after, t.created_at
-       limit 1
+      -- use first_of_user --
     ) as ready
     -- While the gate is closed no claim begins anything: nothing races with this count.
-    where %(max_running_per_user)s::integer is null
-       or (
-            select count(*) from public.video_generation_tasks as t
-             where t.user_id = line.user_id and t.status = 'processing'
-          ) + (
-            select count(*) from vidgen.resumes as r where r.user_id = line.user_id
-          ) < %(max_running_per_user)s::integer)
+    where %(max_running_per_user)s::integer is null or
+          -- use begun_of_user --
+          < %(max_running_per_user)s::integer)
 ),
 begun as materialized (
   select attempt.*

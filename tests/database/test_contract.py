@@ -354,6 +354,7 @@ def test_realtime_publishes_what_clients_watch_and_nothing_else(ground: Ground) 
     )
     assert {(row["schemaname"], row["tablename"]) for row in rows} == {
         ("public", "video_generation_tasks"), ("public", "video_generation_gates"),
+        ("public", "video_renditions"),
     }  # fmt: skip
 
 

@@ -77,6 +77,29 @@ async def test_an_error_in_either_of_a_pair_is_raised_as_it_is(ground: Ground, l
         assert len(await claim(database, worker)) == 1
 
 
+@pytest.mark.parametrize("prepared", [True, False])
+async def test_an_error_at_the_end_of_a_pair_is_raised_as_it_is(
+    ground: Ground, prepared: bool
+) -> None:
+    """An application's deferred trigger refuses the line when its transaction ends."""
+    ground.order(ground.user())
+    worker = ground.worker()
+    ground.sql(
+        "create function vidgen.refuse() returns trigger language plpgsql"
+        " as $$ begin raise 'not today' using errcode = '23514'; end $$"
+    )
+    ground.sql(
+        "create constraint trigger refuse after insert on vidgen.turns"
+        " deferrable initially deferred for each row execute function vidgen.refuse()"
+    )
+    async with opened(ground.database.url) as database:
+        database._prepare = prepared
+        with pytest.raises(psycopg.errors.CheckViolation, match="not today"):
+            await claim(database, worker)
+        ground.sql("drop trigger refuse on vidgen.turns")
+        assert len(await claim(database, worker)) == 1
+
+
 def test_a_claim_that_finds_nothing_writes_nothing(ground: Ground) -> None:
     """A transaction without an id of its own is not flushed to the disk."""
     worker = ground.worker()

@@ -52,7 +52,9 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     TASKS: {
         "authenticated": Rights(
             select=ALL,
-            insert=frozenset({"id", "scene_id", "cut", "user_id", "priority", "run_after"}),
+            insert=frozenset({
+                "id", "scene_id", "cut", "user_id", "priority", "run_after", "reference",
+            }),
         ),
         "service_role": WRITE,
         # The columns that a worker writes. No role changes owner, scene and place.
@@ -66,6 +68,12 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     },
     "public.video_generation_gates": {
         "authenticated": READ, "service_role": READ, "vidgen_worker": READ,
+    },
+    "public.video_presets": {
+        "authenticated": READ, "service_role": WRITE, "vidgen_worker": READ,
+    },
+    "public.video_renditions": {
+        "authenticated": READ, "service_role": READ, "vidgen_worker": OF_ITS_STATEMENTS,
     },
     "public.video_scenes": {
         "authenticated": Rights(
@@ -84,6 +92,10 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "public.credit_entries": {
         "authenticated": READ, "service_role": READ, "vidgen_worker": READ,
     },
+    # Written by functions only, which check whose it is.
+    "public.video_webhooks": {
+        "authenticated": READ, "service_role": READ, "vidgen_worker": READ,
+    },
     # A worker of the version before asks for it; a trigger refuses the change (settings_change).
     "vidgen.settings": {
         "vidgen_worker": Rights(select=ALL, update=frozenset({"images_bucket", "videos_bucket"})),
@@ -94,9 +106,16 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.arrivals": WORKER_ONLY,
     "vidgen.endings": WORKER_ONLY,
     "vidgen.films": {"vidgen_worker": READ},
+    # Taken and booked by functions only: a worker reads no secret but what it has to sign with.
+    "vidgen.deliveries": {"vidgen_worker": READ},
+    "vidgen.webhook_secrets": {},
+    "vidgen.webhook_turns": {},
     "vidgen.parts": {"vidgen_worker": READ},
+    "vidgen.wanted_films": {"vidgen_worker": READ},
+    "vidgen.named_tasks": {},
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.passed_over": WORKER_ONLY,
+    "vidgen.passed_now": {"vidgen_worker": READ},
     "vidgen.due_resumes": {"vidgen_worker": READ},
     "vidgen.gates": WORKER_ONLY,
     "vidgen.keys": {"vidgen_worker": READ},
@@ -137,6 +156,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
 
 CLIENTS = frozenset({"authenticated", "service_role", "vidgen_worker"})
 WORKER = frozenset({"vidgen_worker"})
+WEBHOOKS = frozenset({"authenticated", "service_role"})
 EVERYBODY = frozenset(ROLES)
 FUNCTIONS: Mapping[str, frozenset[str]] = {
     "public.cancel_video_generation_task(uuid)": CLIENTS,
@@ -151,7 +171,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.grant_credits(uuid,integer,text)": frozenset({"service_role"}),
     # Functions of the policies.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
-    "vidgen.signed_in_user()": frozenset({"authenticated"}),
+    "vidgen.signed_in_user()": frozenset(ROLES),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
     # By a policy that binds every role.
     "vidgen.our_buckets()": frozenset(ROLES),
@@ -236,6 +256,16 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.retry_locked(uuid)": NONE,
     "vidgen.tell_films(uuid)": NONE,
     "vidgen.wake_films(integer)": WORKER,
+    "vidgen.is_lane_due(smallint)": WORKER,
+    "vidgen.want_film(uuid)": NONE,
+    "vidgen.order_wanted_films(integer)": WORKER,
+    "vidgen.rendition_is_ours()": NONE,
+    "vidgen.render_prices(uuid)": NONE,
+    "vidgen.settle_render(uuid,text)": WORKER,
+    "vidgen.seconds_of_parts(uuid)": WORKER,
+    "vidgen.ordered_seconds(uuid,uuid,uuid)": NONE,
+    "vidgen.wanted_outputs(jsonb)": NONE,
+    "vidgen.order_outputs(uuid,uuid,jsonb,boolean)": NONE,
     "vidgen.order_parts(uuid,integer,uuid,boolean)": WORKER,
     "vidgen.order_wanted(uuid,uuid,jsonb,smallint,boolean)": NONE,
     "vidgen.wanted_parts(uuid,uuid,jsonb)": NONE,
@@ -243,7 +273,34 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.refuse_film(text,text,text)": NONE,
     "vidgen.retry_parts(uuid[],boolean)": NONE,
     "vidgen.hold_parts(uuid,uuid)": NONE,
-    "vidgen.limit_parts(uuid,uuid[],bigint)": NONE,
+    "vidgen.check_scenes(uuid[])": NONE,
+    "vidgen.due_prices(uuid)": WORKER,
+    "vidgen.fail_task(uuid,text,text,integer,jsonb,boolean)": WORKER,
+    "vidgen.is_needed(uuid,uuid)": NONE,
+    "vidgen.kinds_are_few()": NONE,
+    "vidgen.shown_clip(uuid,uuid)": NONE,
+    "vidgen.shown_status(uuid,uuid)": NONE,
+    "vidgen.take_limits_lock(uuid)": NONE,
+    "vidgen.take_user_lock(uuid)": NONE,
+    "vidgen.wake_lane(integer)": WORKER,
+    "public.create_video_webhook(text,text[])": WEBHOOKS,
+    "public.rotate_video_webhook_secret(uuid)": WEBHOOKS,
+    "public.test_video_webhook(uuid)": WEBHOOKS,
+    "public.resend_video_deliveries(uuid,timestamp with time zone)": WEBHOOKS,
+    "public.delete_video_webhook(uuid)": WEBHOOKS,
+    "vidgen.take_deliveries(uuid,integer,interval)": WORKER,
+    "vidgen.book_delivery(uuid,uuid,smallint,uuid,boolean,smallint,text,interval,boolean)": WORKER,
+    "vidgen.return_deliveries(uuid,uuid[])": WORKER,
+    "vidgen.forget_deliveries(integer)": WORKER,
+    "vidgen.are_webhook_events(text[])": NONE,
+    "vidgen.delivery_id(uuid,text)": NONE,
+    "vidgen.deliver(text,uuid,uuid,text,jsonb)": NONE,
+    "vidgen.tell_webhooks()": NONE,
+    "vidgen.tell_of_gates()": NONE,
+    "vidgen.hold_deliveries(uuid)": NONE,
+    "vidgen.begin_test(uuid)": NONE,
+    "vidgen.new_webhook_secret(uuid)": NONE,
+    "vidgen.lock_webhook(uuid)": NONE,
     "vidgen.limit_inserts()": NONE,
     "vidgen.refuse_pruned_ids()": NONE,
     "vidgen.ledger_is_append_only()": NONE,
@@ -274,6 +331,12 @@ POLICIES = {
     ("public.video_generation_gates", "signed-in users see closed gates", "SELECT",
      "authenticated"),
     ("public.video_generation_gates", "the worker sees closed gates", "SELECT", "vidgen_worker"),
+    ("public.video_presets", "signed-in users see presets", "SELECT", "authenticated"),
+    ("public.video_presets", "the worker sees all presets", "SELECT", "vidgen_worker"),
+    ("public.video_renditions", "owners see their renditions", "SELECT", "authenticated"),
+    ("public.video_renditions", "the worker sees all renditions", "SELECT", "vidgen_worker"),
+    ("public.video_renditions", "the worker records renditions", "INSERT", "vidgen_worker"),
+    ("public.video_renditions", "the worker records renditions anew", "UPDATE", "vidgen_worker"),
     ("public.video_scenarios", "signed-in users read scenarios", "SELECT", "authenticated"),
     ("public.video_scenes", "owners read their scenes", "SELECT", "authenticated"),
     ("public.video_scenes", "owners add scenes", "INSERT", "authenticated"),
@@ -284,8 +347,12 @@ POLICIES = {
     ("public.user_credits", "the worker sees balances", "SELECT", "vidgen_worker"),
     ("public.credit_entries", "owners see their entries", "SELECT", "authenticated"),
     ("public.credit_entries", "the worker sees entries", "SELECT", "vidgen_worker"),
+    ("public.video_webhooks", "owners see their webhooks", "SELECT", "authenticated"),
+    ("public.video_webhooks", "the worker sees all webhooks", "SELECT", "vidgen_worker"),
     ("storage.objects", "owners read what they have paid for", "SELECT", "authenticated"),
     ("storage.objects", "nobody reads what is not paid for", "SELECT", "public"),
+    ("storage.objects", "owners keep the assets of their films", "ALL", "authenticated"),
+    ("storage.objects", "nobody else touches the assets of a film", "ALL", "public"),
 }  # fmt: skip
 
 TO_CHECK_THE_CALLER: Mapping[str, str] = {
@@ -293,6 +360,11 @@ TO_CHECK_THE_CALLER: Mapping[str, str] = {
     "vidgen.retry_task(uuid)": "vidgen.may_act_on(task.user_id)",
     "vidgen.owns_scene(uuid)": "vidgen.signed_in_user()",
     "vidgen.delete_scene(uuid)": "vidgen.signed_in_user()",
+    "public.create_video_webhook(text,text[])": "vidgen.signed_in_user() end",
+    "public.rotate_video_webhook_secret(uuid)": "vidgen.lock_webhook(webhook)",
+    "public.test_video_webhook(uuid)": "vidgen.lock_webhook(webhook)",
+    "public.resend_video_deliveries(uuid,timestamp with time zone)": "vidgen.lock_webhook(webhook)",
+    "public.delete_video_webhook(uuid)": "vidgen.lock_webhook(webhook)",
     # It returns only the caller's identity.
     "vidgen.signed_in_user()": "pg_has_role(session_user, 'service_role', 'member')",
     # A bucket's name is the same for everybody.
@@ -692,12 +764,25 @@ def both(ground: Ground) -> Both:
             "update public.video_generation_tasks set video_path = %s where id = %s",
             f"video-files/{user}/clip.mp4", tasks[user],
         )  # fmt: skip
+        ground.sql(
+            "insert into public.video_renditions (film_id, name, user_id, position, preset,"
+            " media_type, bucket, path, size, sha256) values"
+            " (%s, 'web', %s, 1, 'web', 'video/mp4', 'video-files', %s, 1, 'ab')",
+            tasks[user], user, f"video-files/{user}/{tasks[user]}/web-1.mp4",
+        )  # fmt: skip
+    ground.sql("update vidgen.settings set user_webhooks = true")
+    for user in users:
+        as_user(
+            ground, user,
+            "select public.create_video_webhook('https://example.com', array['video.*'])",
+        )  # fmt: skip
     return Both(ground, *users, scenes, tasks)
 
 
 OWNED = (
     (TASKS, "user_id"), ("public.video_scenes", "user_id"), ("public.user_credits", "user_id"),
-    ("public.credit_entries", "user_id"),
+    ("public.credit_entries", "user_id"), ("public.video_renditions", "user_id"),
+    ("public.video_webhooks", "user_id"),
 )  # fmt: skip
 
 

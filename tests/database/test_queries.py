@@ -1,6 +1,7 @@
 """Every named query: used, prepared without hints, allowed to its role, harmless when repeated."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ PACKAGE = Path(vidgen_worker.__file__).parent
 def test_every_query_of_the_worker_is_used_in_its_box() -> None:
     for box in ("queue", "admission"):
         text = "".join(path.read_text() for path in (PACKAGE / box).glob("*.py"))
-        assert [name for name in load_queries(box) if f'"{name}"' not in text] == []
+        blocks = "".join(path.read_text() for path in (PACKAGE / box).glob("*.sql"))
+        names = set(re.findall(r"^-- (\w+) --$", blocks, re.MULTILINE))
+        assert names <= set(QUERIES)
+        assert [name for name in sorted(names) if f'"{name}"' not in text] == []
 
 
 def test_a_name_that_stands_in_two_files_is_refused() -> None:
@@ -72,8 +76,8 @@ def test_the_worker_s_own_role_may_run_it(ground: Ground, name: str) -> None:
 
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
-    "heartbeats", "load_task", "load_film", "paid_submissions", "read_submission",
-    "generation_times",
+    "heartbeats", "load_task", "load_film", "seconds_of_parts", "paid_submissions",
+    "read_submission", "generation_times",
     "costs_to_read_again", "waited", "read_gates", "stands_aside", "fleet", "read_audit",
     "is_troubled", "try_rows", "uploads_left", "owed_scenes",
 )  # fmt: skip

@@ -15,6 +15,8 @@ TASKS = "public.video_generation_tasks"
 CROWD, FILMS = 30_000, 5
 MOST_BLOCKS = {"wake_films": 500, "claim_films": 300, "load_film": 50}
 """Of one film: its row, its parts, the turn of its user, and what its change writes."""
+BLOCKS_OF_A_CANCEL = 600
+"""Of a film and its two parts, with what a cancel counts and releases."""
 
 
 @pytest.mark.slow
@@ -23,7 +25,13 @@ def test_plans_made_while_there_was_nothing_stay_good(ground: Ground) -> None:
     for table in (TASKS, "vidgen.parts", "vidgen.turns", "vidgen.endings", "vidgen.films"):
         ground.sql(f"alter table {table} set (autovacuum_enabled = false)")
     hand = ground.worker()
-    values = {**USUAL, "worker_id": hand.worker_id, "task_id": hand.worker_id, "attempt": 1}
+    values = {
+        **USUAL,
+        "worker_id": hand.worker_id,
+        "task_id": hand.worker_id,
+        "attempt": 1,
+        "lane": 0,
+    }
     with psycopg.connect(ground.database.url, cursor_factory=ClientCursor, autocommit=True) as conn:
         conn.execute(PLANNED_ONCE)
         execute = {name: prepared(conn, name) for name in MOST_BLOCKS}
@@ -41,6 +49,8 @@ def test_plans_made_while_there_was_nothing_stay_good(ground: Ground) -> None:
         film = hand.claim_films()[0]
         values |= {"task_id": film.id, "attempt": film.attempt}
         read["load_film"] = blocks(conn, execute["load_film"], values)
+        cancel = b"select vidgen.cancel_task(%(task_id)s)"
+        assert blocks(conn, cancel, values) <= BLOCKS_OF_A_CANCEL
     most = {"wake_films": FILMS, "claim_films": FILMS, "load_film": 1}
     assert {name: n for name, n in read.items() if n > most[name] * MOST_BLOCKS[name]} == {}
 

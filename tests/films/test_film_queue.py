@@ -1,9 +1,13 @@
 """Films in the queue's statements: ordered, held, claimed, taken over, deleted and pruned."""
 
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
 import psycopg
 import pytest
 
-from tests.support.hands import Ground, Hand, Held, aged
+from tests.support.hands import Ground, Hand, Held, aged, completed, let_go, refuse
+from vidgen_worker.client.database import QUERIES
 
 TASKS = "public.video_generation_tasks"
 PRICE = 30
@@ -207,6 +211,108 @@ def taken(hand: Hand) -> Held:
 def hand_back(ground: Ground, hand: Hand) -> None:
     hand("hand_back", task_ids=None)
     ground.sql(f"update {TASKS} set run_after = now() + interval '1 day' where lane > 0")
+
+
+def test_a_film_takes_no_place_of_its_user_and_each_part_takes_one(ground: Ground) -> None:
+    """At VIDGEN_MAX_RUNNING_PER_USER; at the limit of unfinished tasks each row counts."""
+    hand, user = ground.worker(), ground.user()
+    film = ground.held_film(hand, "order_parts", user_id=user, parts=3)
+    assert len(hand.claim(max_running_per_user=2)) == 2
+    assert hand.claim(max_running_per_user=2) == []
+    another = ground.held_film(hand, user_id=user, parts=1)
+    ground.sql("update vidgen.settings set max_unfinished_per_user = 5")
+    assert "5 unfinished tasks" in str(order(hand, another)[1])
+    ground.sql("update vidgen.settings set max_unfinished_per_user = 6")
+    assert order(hand, another) == (None, None)
+    assert hand.about(film, "wait_for_parts")
+
+
+TO_COME = {"parts": [{"task": "00000000-0000-4000-8000-00000000000A"}]}
+
+
+def test_what_a_film_tries_again_counts_as_its_user_s_retries(ground: Ground) -> None:
+    """Else a film would be the way around the limit of retries an hour."""
+    hand, user = ground.worker(), ground.user()
+    tasks = [ground.held(hand, user_id=user) for _ in range(3)]
+    for held in tasks:
+        hand.about(held, "fail")
+    cut = {"parts": [{"task": str(held.id)} for held in tasks]}
+    film = ground.held_film(hand, user_id=user, cut=cut)
+    ground.sql("update vidgen.settings set max_changes_per_hour = 2")
+    code, said = order(hand, film)
+    assert (code, ground.task(tasks[0].id)["status"]) == ("USER_LIMIT", "failed")
+    assert "2 cancels and retries an hour" in str(said)
+    ground.sql("update vidgen.settings set max_changes_per_hour = 3")
+    assert order(hand, film) == (None, None)
+    assert ground.one("select changes, inserts from vidgen.user_locks") == {
+        "changes": 3, "inserts": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ["retry_refused", "unpaused"])
+def test_a_film_that_comes_back_into_the_line_wakes_the_claim_of_films(
+    ground: Ground, act: str
+) -> None:
+    hand, listener, user = ground.worker(), ground.hand(), ground.user()
+    film = ground.film(user)
+    if act == "retry_refused":
+        refuse(ground, film)
+        assert hand.claim_films() == []
+        let_go(ground)
+        ground.sql("update vidgen.refusals set until = now()")
+    else:
+        hand("line_up")
+        ground.sql("select vidgen.lock_limits(%s)", user)
+        ground.sql("select vidgen.pause_user(%s, now() + interval '1 hour', 'slowly')", user)
+    listener.conn.execute("listen vidgen_tasks")
+    if act == "retry_refused":
+        assert [row["became"] for row in hand("retry_refused")] == ["pending"]
+    else:
+        ground.sql("select vidgen.unpause_user(%s)", user)
+    words = {notify.payload for notify in listener.conn.notifies(timeout=1, stop_after=1)}
+    words |= {notify.payload for notify in listener.conn.notifies(timeout=0)}
+    assert "film" in words
+
+
+@pytest.mark.parametrize("named", ["waiting", "for later", "at work"])
+def test_a_task_that_a_film_names_is_not_pruned_before_it_is_ordered(
+    ground: Ground, named: str
+) -> None:
+    """By its owner's film only; and whatever else stands in a cut, prune goes on."""
+    hand, user, stranger = ground.worker(), ground.user(), ground.user()
+    tasks = [completed(ground, hand, user).id for _ in range(3)]
+    aged(ground)
+    ground.film(stranger, cut={"parts": [{"task": str(tasks[0])}]})
+    for odd in ({}, {"parts": {"task": 3}}, {"parts": [7, {"task": "-" * 36}, {"task": None}]}):
+        ground.film(stranger, cut=odd)
+    cut = {"parts": [{"task": str(tasks[1]).upper()}]}
+    if named == "at work":
+        film = ground.held_film(hand, user_id=user, cut=cut)
+    else:
+        film_id = ground.film(user, cut=cut)
+        if named == "for later":
+            ground.sql(f"update {TASKS} set run_after = '9999-01-01' where id = %s", film_id)
+    assert pruned(ground) == {tasks[0], tasks[2]}
+    if named == "at work":
+        assert order(hand, film) == (None, None)
+        hand.about(film, "complete")
+        assert pruned(ground) == {tasks[1]}
+
+
+def test_a_film_whose_named_task_is_gone_says_so(ground: Ground) -> None:
+    hand, user = ground.worker(), ground.user()
+    film = ground.held_film(hand, user_id=user, cut=TO_COME)
+    code, said = order(hand, film)
+    assert code == "INVALID_REQUEST"
+    assert str(said).startswith("/parts/0/task: there is no task 00000000-0000-4000-8000-")
+
+
+def pruned(ground: Ground) -> set[UUID]:
+    """What a batch of `prune` removes."""
+    before = {row["id"] for row in ground.sql(f"select id from {TASKS}")}
+    values = {"before": datetime.now(UTC) - timedelta(days=1), "batch": 10, "left": []}
+    ground.admin.execute(QUERIES["prune_tasks"], values)
+    return before - {row["id"] for row in ground.sql(f"select id from {TASKS}")}
 
 
 def test_a_task_that_an_unfinished_film_needs_is_not_pruned(ground: Ground) -> None:

@@ -140,6 +140,43 @@ def test_race_of_a_cancel_and_an_order_of_one_film(ground: Ground, first: str) -
     assert worker.about(film, "wait_for_parts")[0]["cancel"]
 
 
+def test_race_of_a_cancel_and_the_order_of_another_film_that_takes_its_part(ground: Ground) -> None:
+    """An operator takes no lock of the user: his cancel asks who needs a part once it holds it."""
+    worker, user = ground.worker(), ground.user()
+    first = ground.held_film(worker, "order_parts", "wait_for_parts", user_id=user, parts=2)
+    own, shared = (part["id"] for part in ground.parts(first.id))
+    second = ground.held_film(worker, user_id=user, cut={"parts": [{"task": str(shared)}]})
+    client = ground.hand()
+    cancel = "select vidgen.cancel_task(%s)"
+    with worker.holding():
+        worker.about(second, "order_parts")
+        late = client.later(lambda: client.conn.execute(cancel, [first.id]))
+        assert ground.waits(late)
+    late.result()
+    assert ground.task(first.id)["status"] == ground.task(own)["status"] == "cancelled"
+    assert ground.task(shared)["status"] == "pending"
+    worker.about(second, "wait_for_parts")
+    client.conn.execute(cancel, [second.id])
+    assert ground.task(shared)["status"] == "cancelled"
+
+
+def test_race_of_the_cancels_of_two_films_with_one_part(ground: Ground) -> None:
+    """Each still sees the other film at work: the second asks again, and takes the part along."""
+    worker, user = ground.worker(), ground.user()
+    first = ground.held_film(worker, "order_parts", "wait_for_parts", user_id=user, parts=1)
+    (shared,) = (part["id"] for part in ground.parts(first.id))
+    cut = {"parts": [{"task": str(shared)}]}
+    second = ground.held_film(worker, "order_parts", "wait_for_parts", user_id=user, cut=cut)
+    one, other = ground.hand(), ground.hand()
+    cancel = "select vidgen.cancel_task(%s)"
+    with one.holding():
+        one.conn.execute(cancel, [first.id])
+        late = other.later(lambda: other.conn.execute(cancel, [second.id]))
+        assert ground.waits(late)
+    late.result()
+    assert ground.task(shared)["status"] == "cancelled"
+
+
 def test_no_wake_up_is_lost_and_nothing_deadlocks(ground: Ground) -> None:
     """Films begin to wait while their last parts end; each second film has a part of another one.
 

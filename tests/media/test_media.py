@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.media import children as media_children
+from vidgen_worker.media import warm_up
 from vidgen_worker.media.downloads import Downloaded
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.sandbox.control import RunwayControl
@@ -428,6 +429,17 @@ def started(media: Media) -> int:
 
 def move(file: Path, target: Path) -> None:
     file.rename(target)
+
+
+async def test_a_child_has_warmed_up_with_a_film_that_is_stored_as_it_comes(
+    media: Media, tmp_path: Path
+) -> None:
+    (ours := tmp_path / "ours.mp4").write_bytes(warm_up.film())
+    clip = await media.check_video(ours, f"{warm_up.SIZE}:{warm_up.SIZE}", 1)
+    assert not clip.conformed  # what the child has read is read in the way of most clips
+    [pid] = media.child_pids
+    # A thread of an encoder that was left there would not be forked, and stay without walls.
+    assert psutil.Process(pid).num_threads() == 1
 
 
 async def test_a_child_killed_in_mid_job_is_replaced_and_the_file_looked_at_again(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vidgen_worker.media import plain_png as reader
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.plain_png import OVERHEAD, plain_png
 
@@ -17,6 +18,8 @@ RGB = (8, 2, 0, 0, 0)
 ROWS = b"".join(
     bytes([filter_]) + bytes(range(3 * WIDTH)) for filter_ in (0, 1, 2, 3, 4, 0, 1, 2, 3)
 )
+LAST = len(ROWS) - len(ROWS) // HEIGHT
+"""Where the last row begins."""
 PACKED = zlib.compress(ROWS)
 
 
@@ -65,10 +68,11 @@ def exif(way: int) -> bytes:
 
 
 NEARLY = {
-    "a row short": png(zlib.compress(ROWS[: -len(ROWS) // HEIGHT])),
+    "a row short": png(zlib.compress(ROWS[:LAST])),
     "a byte too many": png(zlib.compress(ROWS + b"\0")),
     "pixels without end": png(zlib.compress(bytes(50 * MEGABYTE))),
     "a filter that is none": png(zlib.compress(b"\5" + ROWS[1:])),
+    "a last filter that is none": png(zlib.compress(ROWS[:LAST] + b"\5" + ROWS[LAST + 1 :])),
     "a wrong checksum of the pixels": png(PACKED[:-1] + bytes([PACKED[-1] ^ 1])),
     "no end of the pixels": png(PACKED[:-6]),
     "bytes behind the pixels": png(PACKED + b"more"),
@@ -94,6 +98,15 @@ NEARLY = {
 @pytest.mark.parametrize("content", NEARLY.values(), ids=NEARLY.keys())
 def test_whatever_is_odd_about_a_png_is_left_to_libav(tmp_path: Path, content: bytes) -> None:
     assert looked_at(tmp_path, content) is None
+
+
+def test_what_is_odd_about_a_png_is_found_in_each_of_its_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "UNPACKED_AT_ONCE", 1)  # a row at a time
+    assert looked_at(tmp_path, png()) is not None
+    for name, content in NEARLY.items():
+        assert looked_at(tmp_path, content) is None, name
 
 
 def test_a_plain_png_above_the_limit_is_left_to_who_says_so(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -270,6 +271,33 @@ async def test_a_statement_that_never_passes_while_others_do_is_given_up(
         await database.close()
 
 
+async def test_a_trouble_that_can_not_be_relieved_changes_no_end(world: World) -> None:
+    """The clip is stored and charged by then, and its task completed: that is what is told."""
+    with world.admin() as conn:
+        conn.execute(
+            "create function public.refuse() returns trigger language plpgsql as"
+            " $$ begin raise exception 'made by the test' using errcode = 'P0001'; end $$"
+        )
+        conn.execute(
+            "create trigger refuse before delete on vidgen.troubles"
+            " for each row execute function public.refuse()"
+        )
+        conn.execute(
+            "insert into vidgen.troubles (provider, scope, part, model, reason, message, details,"
+            " tasks, proven_users, new_users)"
+            " select 'runway', 'default', 'storage', %s, 'TEST', '', '', '{}', '{}', '{}'",
+            (world.settings().vidgen_video_model,),
+        )  # fmt: skip
+    (task,) = many(world, 1)
+    with recorded() as heard:
+        async with world.worker(), hearing(events.TaskCompleted) as completed:
+            assert (await world.until(task))["status"] == "completed"
+            async with asyncio.timeout(PATIENCE):
+                await completed.wait()
+    assert [e.query for e in heard if isinstance(e, events.DatabaseTrouble)] == ["relieve"]
+    assert not any(isinstance(e, events.UnexpectedError | events.LeaseLost) for e in heard)
+
+
 # Outages.
 
 
@@ -323,6 +351,30 @@ async def test_a_connection_that_broke_in_an_outage_is_no_news_when_it_is_over(
                 await left.run("read_audit")
     said = [type(e) for e in heard if isinstance(e, events.DatabaseAway | events.DatabaseBack)]
     assert said == [events.DatabaseAway, events.DatabaseBack]
+
+
+async def test_a_connection_that_has_answered_since_an_outage_is_news_again(world: World) -> None:
+    """Else a statement that timed out once would silence its connection for good."""
+    outage, second = Outage(world.database.url), timedelta(seconds=0.5)
+    database = Database(
+        world.database.url, size=1, outage=outage, deadline=second, lock_timeout=10 * second
+    )
+    async with opened(database):
+        with recorded() as heard:
+            await database.once("read_audit")
+            for _ in range(2):
+                with world.admin() as holding:
+                    holding.autocommit = False
+                    holding.execute("lock table vidgen.audited")
+                    with pytest.raises(DatabaseUnavailableError) as met:
+                        await database.once("read_audit")
+                    assert met.value.told
+                    holding.rollback()
+                for _ in range(2):
+                    await database.run("read_audit")
+                assert not outage.away
+    said = [type(e) for e in heard if isinstance(e, events.DatabaseAway | events.DatabaseBack)]
+    assert said == 2 * [events.DatabaseAway, events.DatabaseBack]
 
 
 @asynccontextmanager

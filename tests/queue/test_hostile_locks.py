@@ -19,11 +19,13 @@ from tests.support.clients import acting
 from tests.support.hands import STAGE, Ground, Hand, Held, refuse
 from tests.support.states import STATES
 from tests.support.watching import until_true, watch
-from tests.support.world import World, hearing, recorded, told, vidgen
+from tests.support.world import PATIENCE, World, hearing, recorded, told, vidgen
 from vidgen_worker.database.pool import Databases
 from vidgen_worker.database.trouble import DatabaseUnavailableError, LockedError
+from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.keys import Key, Scopes
-from vidgen_worker.domain.task import Answer, Fence, GenerationEnd, StageName
+from vidgen_worker.domain.task import Answer, Completed, Fence, GenerationEnd, StageName
+from vidgen_worker.queue import checkpoints
 from vidgen_worker.queue.caller import Caller
 from vidgen_worker.queue.checkpoints import Step
 from vidgen_worker.queue.errors import RowRefusedError
@@ -678,6 +680,34 @@ def queue_of(world: World, worker_id: UUID) -> Iterator[tuple[Queue, Databases]]
     )  # fmt: skip
     queue = Queue(Caller(databases, world.settings(), key, lambda: False, worker_id))
     yield queue, databases
+
+
+async def test_an_address_is_good_for_what_is_left_at_the_try_that_writes_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the first try, which an outage or a lock may have kept away for long."""
+    with world.ground() as ground:
+        hand = ground.worker()
+        held = ground.prepared(hand, "complete")
+        outcome = Completed("https://storage.test/signed", boot_time() + 3600)
+        fence = Fence(held.id, held.attempt, held.worker_id)
+        with queue_of(world, hand.worker_id) as (queue, databases):
+            await databases.open()
+            try:
+                async with hearing(events.DatabaseTrouble) as tried:
+                    with locked(ground, "select from video_generation_tasks for update"):
+                        completing = asyncio.create_task(queue.conclusions.complete(fence, outcome))
+                        async with asyncio.timeout(PATIENCE):
+                            await tried.wait()
+                        monkeypatch.setattr(checkpoints, "boot_time", lambda: boot_time() + 600)
+                    await completing
+            finally:
+                await databases.close()
+        assert ground.one(
+            "select video_url_expires_at - completed_at between interval '49 minutes'"
+            "       and interval '50 minutes' as told from video_generation_tasks where id = %s",
+            held.id,
+        ) == {"told": True}  # fmt: skip
 
 
 async def test_an_answer_is_recorded_while_its_task_is_locked(world: World) -> None:

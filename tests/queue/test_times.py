@@ -79,6 +79,23 @@ def test_an_expected_time_that_has_passed_is_unknown_until_the_next_write(ground
     assert left(ground, held) == pytest.approx(20, abs=2)
 
 
+def test_a_stolen_worker_adds_no_kinds_without_end(ground: Ground) -> None:
+    """Nor does the end of a generation fail once there are too many."""
+    hand = ground.worker()
+    held = generating(ground, hand)
+    add = (
+        "insert into vidgen.generation_times (provider, model, seconds, ended_after, ended_by)"
+        " select 'runway', {model}, mod(n, 100), array[1], array[2]"
+        " from generate_series(1, 5000) as n"
+    )
+    with pytest.raises(psycopg.errors.CheckViolation):
+        ground.sql(add.format(model="repeat('m', 1000)"))
+    ground.sql(add.format(model="'of ' || n"))
+    assert ground.one("select count(*) as n from vidgen.generation_times")["n"] == 200
+    assert hand.about(held, "end_generation")
+    assert ground.none("select from vidgen.generation_times where model = 'gen4_image'")
+
+
 @pytest.mark.parametrize("end", ["requeue", "fail", "cancel"])
 def test_a_task_that_does_not_run_has_no_expected_end(ground: Ground, end: str) -> None:
     hand = ground.worker()

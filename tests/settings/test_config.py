@@ -1,6 +1,7 @@
 """Settings: where they come from, what is refused, what is shown."""
 
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.settings import MANDATORY
-from vidgen_worker.config import Settings, effective, load
+from vidgen_worker.config import Settings, cores, effective, load
 from vidgen_worker.domain.durations import format_duration, parse_duration
 from vidgen_worker.settings.environment import SettingsError
 from vidgen_worker.settings.looks import mask
@@ -54,6 +55,20 @@ def test_four_settings_are_enough() -> None:
     assert settings.vidgen_concurrency == 20
     assert settings.vidgen_lease == timedelta(seconds=15)
     assert settings.heartbeat == settings.vidgen_lease / 4
+
+
+@pytest.mark.usefixtures("mandatory")
+def test_films_are_cut_where_their_extra_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().renders == max(1, cores() // 2)
+    monkeypatch.setenv("VIDGEN_RENDERS", "0")
+    assert load().renders == 0
+    monkeypatch.setitem(sys.modules, "fontTools", None)
+    assert load().renders == 0
+    said = problems(monkeypatch, VIDGEN_RENDERS="2")
+    assert "VIDGEN_RENDERS" in said
+    assert "pip install 'vidgen-worker[films]'" in said
+    monkeypatch.delenv("VIDGEN_RENDERS")
+    assert load().renders == 0
 
 
 @pytest.mark.usefixtures("mandatory")

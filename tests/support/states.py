@@ -21,13 +21,34 @@ def nothing(_: Ground, __: Hand) -> Parameters:
 def a_film_to_claim(ground: Ground, hand: Hand) -> Parameters:
     ground.film(ground.user())
     hand("line_up")
-    return {}
+    return {"lane": 0}
 
 
 def a_film_whose_part_has_ended(ground: Ground, hand: Hand) -> Parameters:
     held = ground.held_film(hand, "order_parts", "wait_for_parts")
     first = ground.parts(held.id)[0]["id"]
     ground.sql("select public.cancel_video_generation_task(%s)", first)
+    return {}
+
+
+def a_delivery(ground: Ground, _: Hand) -> Parameters:
+    (row,) = ground.sql(
+        "select public.create_video_webhook('https://example.com', array['video.*']) ->> 'id' as id"
+    )
+    return {"webhook_id": row["id"]}
+
+
+def a_taken_delivery(ground: Ground, hand: Hand) -> Parameters:
+    a_delivery(ground, hand)
+    (row,) = hand("take_deliveries")
+    return {"webhook_id": row["webhook_id"], "id": row["id"], "try_number": row["try"],
+            "ids": [row["id"]]}  # fmt: skip
+
+
+def a_delivery_of_long_ago(ground: Ground, hand: Hand) -> Parameters:
+    given = a_taken_delivery(ground, hand)
+    hand("book_delivery", **given)
+    ground.sql("update vidgen.deliveries set created_at = now() - interval '40 days'")
     return {}
 
 
@@ -292,6 +313,10 @@ STATES: Mapping[str, Prepare] = {
     "resume": tasks_to_go_on,
     "claim_films": a_film_to_claim,
     "wake_films": a_film_whose_part_has_ended,
+    "take_deliveries": a_delivery,
+    "book_delivery": a_taken_delivery,
+    "return_deliveries": a_taken_delivery,
+    "forget_deliveries": a_delivery_of_long_ago,
     "clear_line": a_line_of_cancelled_tasks,
     "claim_cancelled": a_waiting_cancel,
     "claim_trial": a_storm,

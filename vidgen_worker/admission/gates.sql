@@ -73,6 +73,16 @@ select exists (
    where t.provider = %(provider)s and t.scope = %(scope)s and t.reason = %(reason)s
 ) as troubled
 
+-- fragment first_of_user --
+-- The first of what is due of the user of this line.
+select t.id, t.failures, t.created_at
+  from public.video_generation_tasks as t
+ where t.user_id = line.user_id and t.lane = line.lane
+   and t.status = 'pending' and t.run_after <= now()
+   and not exists (select from vidgen.resumes as r where r.task_id = t.id)
+ order by t.priority desc, t.run_after, t.created_at
+ limit 1
+
 -- try_rows --
 -- Is it all rows that refuse? A waiting task of up to six users, of whom none is set aside, says so for
 -- free (vidgen.try_row). `refusing` is of how many users tasks are set aside now, of those
@@ -111,13 +121,7 @@ chosen as materialized (
   select line.user_id, first.id
     from line
    cross join lateral (
-     select t.id
-       from public.video_generation_tasks as t
-      where t.user_id = line.user_id and t.lane = line.lane
-        and t.status = 'pending' and t.run_after <= now()
-        and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-      order by t.priority desc, t.run_after, t.created_at
-      limit 1
+     -- use first_of_user --
    ) as first
 ),
 tried as materialized (
@@ -127,6 +131,13 @@ select (select count(*) from tried where refused is distinct from '') as tried,
        (select count(*) from tried where refused is null) as taken,
        (select min(refused) from tried where refused <> '') as refused,
        (select count(distinct aside.user_id) from aside where aside.of_late) as refusing
+
+-- fragment shows_a_trouble --
+-- The output of checkpoint c is of a model with a trouble in this scope.
+exists (
+  select from vidgen.troubles as tr
+   where tr.provider = %(provider)s and tr.scope = %(scope)s and tr.model = c.request ->> 'model'
+)
 
 -- try_kept --
 -- Before a gate opens that closed while outputs are kept: does one of those try it? Storing it costs
@@ -141,14 +152,9 @@ with kept as materialized (
    where r.stage is null
      and (r.followers is null or r.followers && %(scopes)s::text[])
      and not exists (select from vidgen.set_aside as a where a.task_id = r.task_id)
-     and not exists (
-       select from vidgen.passed_over as p where p.task_id = r.task_id and p.until > now()
-     )
-     and exists (
-       select from vidgen.troubles as t
-        where t.provider = %(provider)s and t.scope = %(scope)s
-          and c.request ->> 'model' = t.model
-     )
+     and not exists (select from vidgen.passed_now as p where p.task_id = r.task_id)
+     and
+       -- use shows_a_trouble --
    order by r.resume_at
    limit 1
      for update of r skip locked
@@ -167,11 +173,8 @@ select exists (select from kept)
            join vidgen.workers as w on w.id = t.worker_id and %(scope)s = any (w.scopes)
           where t.status = 'processing'
             and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
-            and exists (
-              select from vidgen.troubles as tr
-               where tr.provider = %(provider)s and tr.scope = %(scope)s
-                 and c.request ->> 'model' = tr.model
-            )
+            and
+              -- use shows_a_trouble --
        ) as kept
 
 -- take_probe --
@@ -212,7 +215,7 @@ with gate as materialized (
      for update of g
 ),
 line as materialized (
-  select user_id
+  select user_id, lane
     from vidgen.turns
    where lane = %(lane)s and waiting_since is not null
    order by waiting_since
@@ -235,22 +238,12 @@ waiting as materialized (
   (select ready.id, ready.failures, 2, ready.created_at
      from line
     cross join lateral (
-      select t.id, t.failures, t.created_at
-        from public.video_generation_tasks as t
-       where t.user_id = line.user_id and t.lane = %(lane)s
-         and t.status = 'pending' and t.run_after <= now()
-         and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-       order by t.priority desc, t.run_after, t.created_at
-       limit 1
+      -- use first_of_user --
     ) as ready
     -- While the gate is closed no claim begins anything: nothing races with this count.
-    where %(max_running_per_user)s::integer is null
-       or (
-            select count(*) from public.video_generation_tasks as t
-             where t.user_id = line.user_id and t.status = 'processing'
-          ) + (
-            select count(*) from vidgen.resumes as r where r.user_id = line.user_id
-          ) < %(max_running_per_user)s::integer)
+    where %(max_running_per_user)s::integer is null or
+          -- use begun_of_user --
+          < %(max_running_per_user)s::integer)
 ),
 begun as materialized (
   select attempt.*

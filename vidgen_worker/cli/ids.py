@@ -17,6 +17,7 @@ FEWEST_LETTERS = 4
 KINDS = {
     "task": ("tasks_between", " Look: vidgen-worker tasks list"),
     "user": ("users_between", ""),
+    "webhook": ("webhooks_between", " Look: vidgen-worker webhooks list"),
     "worker": ("workers_between", " Look: vidgen-worker workers"),
 }
 """For each kind of id: the statement that finds it, and the remedy where it finds none."""
@@ -24,7 +25,7 @@ _LETTERS = re.compile(r"[0-9a-f-]*")
 
 
 def find_id(database: Database, kind: str, text: str) -> UUID:
-    """Return the id of a task, user or worker (`kind`) that `text` is, or begins.
+    """Return the id of a task, user, webhook or worker (`kind`) that `text` is, or begins.
 
     A whole id is returned as it is, known or not. Otherwise ends the process with a sentence.
     """

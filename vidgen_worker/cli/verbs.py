@@ -67,6 +67,15 @@ VERBS: Mapping[str, Verb | Family] = {
         "close": Verb("Close a gate for every worker.", "gate.close"),
         "open": Verb("Open a gate, whoever closed it.", "gate.open_gate"),
     }),
+    "webhooks": Family("Addresses that are told of ends by signed requests.", {
+        "list": Verb("List every webhook, and its last answer.", "webhooks.list_webhooks"),
+        "add": Verb("Add a webhook; shows its secret once.", "webhooks.add"),
+        "test": Verb("Send a test, which enables a webhook.", "webhooks.send_test"),
+        "rotate": Verb("Make a new secret.", "webhooks.rotate"),
+        "resend": Verb("Send again what has ended since a time.", "webhooks.resend"),
+        "remove": Verb("Remove a webhook.", "webhooks.remove"),
+        "deliveries": Verb("List the newest deliveries.", "webhooks.deliveries"),
+    }),
     "reconcile": Verb("Compare the provider's counters with ours.", "reconcile.reconcile"),
     "prune": Verb("Remove tasks that ended long ago.", "prune.prune"),
 }  # fmt: skip

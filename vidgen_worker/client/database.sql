@@ -1,5 +1,5 @@
 -- The statements of the Python service and the command line, one named block each.
--- Up to 750 lines: a catalogue of short statements, which are independent of each other.
+-- Up to 770 lines: a catalogue of short statements, which are independent of each other.
 
 -- act_as --
 -- Take the identity that PostgREST would give these claims, for the rest of the transaction.
@@ -635,12 +635,9 @@ select coalesce(t.tasks, 0) as tasks, coalesce(t.completed, 0) as completed,
 -- The tasks t that may be removed, the oldest first.
 where t.completed_at < %(before)s and t.status in ('completed', 'failed', 'cancelled')
   and t.id <> all (%(left)s::uuid[])
-  -- A film that has not ended needs its parts.
-  and not exists (
-    select from vidgen.parts as p
-      join public.video_generation_tasks as film on film.id = p.film_id
-     where p.task_id = t.id and film.status in ('pending', 'processing')
-  )
+  -- A film that has not ended needs its parts, and what it names as such.
+  and not vidgen.is_needed(t.id, null)
+  and not exists (select from named as n where n.task_id = t.id)
   -- A generation that still runs is ended first, by a worker that finds its row.
   and not exists (
     select from vidgen.submissions as s
@@ -653,7 +650,8 @@ order by t.completed_at
 -- names their files. Submissions, charges and holds stay until the janitor forgets them; the ledger is
 -- permanent. For a forgotten task the row itself names the files. Locked rows are skipped, and so are those of
 -- `left`, whose deletion was refused.
-with old as materialized (
+with named as materialized (select n.task_id from vidgen.named_tasks as n),
+old as materialized (
   select t.id, t.image_path, t.video_path
     from public.video_generation_tasks as t
    -- use prunable --
@@ -664,11 +662,14 @@ buried as (
   insert into vidgen.pruned (task_id, objects)
   select old.id, coalesce(
            (
-             select jsonb_agg(
-                      jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage
-                    )
-               from vidgen.checkpoints as c
-              where c.task_id = old.id and c.path is not null
+             -- Of a film not the files of its parts, which are tasks of their own.
+             select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path) order by f.name)
+               from (
+                 select c.bucket, c.path, c.stage as name from vidgen.checkpoints as c where c.task_id = old.id
+                 union all
+                 select r.bucket, r.path, r.name from public.video_renditions as r where r.film_id = old.id
+               ) as f
+              where f.path is not null
            ),
            (
              select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path))
@@ -691,6 +692,7 @@ select count(*) as tasks from gone;
 
 -- next_to_prune --
 -- The task that the next batch of one would take.
+with named as materialized (select n.task_id from vidgen.named_tasks as n)
 select t.id
   from public.video_generation_tasks as t
  -- use prunable --

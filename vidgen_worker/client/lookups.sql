@@ -38,14 +38,11 @@ select case
 -- Tasks that match every filter, the oldest first, with the users' price of the stages that are not done.
 select t.id, t.user_id, t.status, t.error_code, t.current_step,
        (
-         select coalesce(sum(p.credits), 0)::bigint
-           from vidgen.stages as st
-           join public.credit_prices as p on p.action = st.action
+         select coalesce(sum(p.credits::integer), 0)::bigint
+           from vidgen.due_prices(t.id) as due
+          cross join lateral jsonb_each_text(due.prices) as p (stage, credits)
           -- A film has no price of its own: its parts are listed beside it.
-          where t.lane > 0 and not exists (
-            select from vidgen.checkpoints as c
-             where c.task_id = t.id and c.stage = st.name and c.state = 'done'
-          )
+          where t.lane > 0
        ) as credits
   from public.video_generation_tasks as t
  where t.status = any(%(statuses)s::text[])
@@ -139,3 +136,9 @@ select g.model, g.reason, g.scope, g.message, g.until
          )
        )
  order by g.closed_at;
+
+-- films_to_cut --
+-- Whether films with outputs wait for a worker, and whether one that lives cuts any.
+select exists (select from vidgen.turns as n where n.lane = -1 and n.waiting_since is not null)
+       or exists (select from vidgen.arrivals as a where a.lane = -1 and a.due_at <= now()) as waiting,
+       exists (select from vidgen.workers as w where w.renders > 0 and w.dead_at is null) as cut;

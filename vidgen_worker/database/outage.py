@@ -32,9 +32,9 @@ class Outage:
     def told(self, begun: float) -> bool:
         """Whether a failure of what began at `begun` belongs to an outage that was logged.
 
-        That outage lasts, or is over. A connection that was made before the end of an outage may
-        have broken in it, and whoever uses it next finds it broken. In a new outage, the next
-        connection fails as well.
+        That outage lasts, or is over. A connection that has answered nothing since the end of an
+        outage may have broken in it, and whoever uses it next finds it broken: `begun` is the time
+        of its last answer. In a new outage, the next connection fails as well.
         """
         return self.away or begun <= self._back_at
 

@@ -81,8 +81,8 @@ class Rows(list[Row]):
 class _Connection(psycopg.AsyncConnection[Any]):
     """A connection that reports its failure to the outage: the pool would only log it."""
 
-    begun: float = 0.0
-    """When it began to be made."""
+    proved: float = 0.0
+    """When it began to be made, or answered last."""
 
     @classmethod
     async def connect(  # type: ignore[override]
@@ -98,7 +98,7 @@ class _Connection(psycopg.AsyncConnection[Any]):
         except (psycopg.Error, OSError) as error:
             outage.met(error, begun=begun)
             raise
-        made.begun = begun
+        made.proved = begun
         return made
 
 
@@ -153,7 +153,7 @@ class Database:
         try:
             await self._set_up(conn)
         except Exception as error:
-            self.outage.met(error, begun=conn.begun)
+            self.outage.met(error, begun=conn.proved)
             raise
 
     async def _set_up(self, conn: psycopg.AsyncConnection[Any]) -> None:
@@ -191,7 +191,7 @@ class Database:
         try:
             async with asyncio.timeout(self._deadline):
                 conn = await self._pool.getconn()
-                sent, begun = boot_time(), conn.begun
+                sent, begun = boot_time(), conn.proved
                 try:
                     rows = await self._answer(conn, names, parameters)
                 finally:
@@ -205,6 +205,7 @@ class Database:
                     self.outage.met(error, begun=begun)
                 elif isinstance(error, psycopg.Error) and error.sqlstate is not None:
                     self.outage.answered(sent, well=False)
+                    conn.proved = boot_time()
             if trouble is Trouble.UNKNOWN:
                 raise
             if isinstance(
@@ -220,6 +221,8 @@ class Database:
             told = sent is not None and trouble is Trouble.AWAY and self.outage.told(begun)
             raise kind(f"{names[-1]}: {one_line(error)}", trouble, told=told) from error
         self.outage.answered(sent)
+        # What it meets from now on is no part of an outage that is over.
+        conn.proved = boot_time()
         rows.sent = sent
         return rows
 
@@ -251,7 +254,8 @@ class Database:
             if whole:
                 await conn.execute(sessions.COMMIT)
             if pipe is not None:
-                # Otherwise an error of COMMIT comes from the pipeline's end, without its SQLSTATE.
+                # Otherwise an error of COMMIT comes from the pipeline's end, without its SQLSTATE;
+                # and one of a deferred trigger breaks the connection.
                 await pipe.sync()
         return Rows(await cursor.fetchall() if cursor.description else [])
 

@@ -32,8 +32,8 @@ def load_queries(*boxes: str) -> Mapping[str, LiteralString]:
 def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
     """Parse the text of such a file.
 
-    A block `-- fragment name --` replaces each line `-- use name --` of the statements. A fragment
-    takes no lock, and reads in its statement's snapshot.
+    A block `-- fragment name --` replaces each line `-- use name --` of the statements and of other
+    fragments. A fragment takes no lock, and reads in its statement's snapshot.
     """
     parts = _BLOCK.split(text)[1:]
     blocks: dict[str, str] = {}
@@ -45,7 +45,8 @@ def read_queries(text: str, file: str) -> Mapping[str, LiteralString]:
 
     def use(line: re.Match[str]) -> str:
         indent, name = line.groups()
-        return "\n".join(indent + part for part in blocks[f"fragment {name}"].splitlines())
+        text = _USE.sub(use, blocks[f"fragment {name}"])
+        return "\n".join(indent + part for part in text.splitlines())
 
     return MappingProxyType({
         # As safe as a literal in this file: the text ships in the package.
@@ -85,5 +86,6 @@ class Block:
         return cls(_PARAMETER.sub(numbered, text), tuple(names))
 
     def values(self, parameters: Mapping[str, object]) -> list[object]:
-        """The parameters in the order of their numbers."""
-        return [parameters[name] for name in self.names]
+        """The parameters in the order of their numbers; a function is asked now, for each try."""
+        values = (parameters[name] for name in self.names)
+        return [value() if callable(value) else value for value in values]

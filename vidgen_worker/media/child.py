@@ -31,6 +31,7 @@ from vidgen_worker.media.formats import NoOutputError, TooLargeError, Undecodabl
 from vidgen_worker.media.plain_png import plain_png
 from vidgen_worker.media.still import check_image
 from vidgen_worker.media.walls import give_up_rights, raise_walls
+from vidgen_worker.media.warm_up import warm_up
 
 MEMORY_BYTES = 2 * 2**30
 """Address space of a child: 720p needs a fifth of it, a decompression bomb more."""
@@ -155,7 +156,7 @@ def _write(descriptor: int, said: bytes) -> None:
 
 
 class _Template:
-    """Has all code loaded, and libav has seen no file in it: it forks a process for each one."""
+    """Has all code loaded, and has seen no foreign file: it forks a process for each one."""
 
     def __init__(self, jobs: int, answers: int) -> None:
         self._jobs = jobs
@@ -282,6 +283,7 @@ def main(max_bytes: int) -> None:
         _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     _limit(resource.RLIMIT_FSIZE, max_bytes)
     _limit(resource.RLIMIT_CORE, 0)
+    warm_up()
     gc.freeze()  # what is loaded stays: a process of a job then shares its memory
     gc.set_threshold(GARBAGE)
     _Template(0, answers).serve()

@@ -17,6 +17,8 @@ from vidgen_worker.media.pictures import UPRIGHT, png_chunks, still
 
 OVERHEAD = 64 * 1024
 """Bytes by which an honest file may be larger than its pixels: headers, profile, stored blocks."""
+UNPACKED_AT_ONCE = 64 * 1024
+"""Bytes of pixels that are looked at together."""
 LAST_FILTER = 4
 """Filters of a row are numbered from 0 to this (PNG specification, 9.2)."""
 _COLOURS = (8, 2, 0, 0, 0)
@@ -57,11 +59,22 @@ def _is_whole(data: bytes, width: int, height: int, row: int) -> bool:
     header = struct.pack(">IIBBBBB", width, height, *_COLOURS)
     if chunks[0] != (b"IHDR", header) or kinds.count(b"IHDR") > 1 or b"tRNS" in kinds:
         return False
-    unpacker = zlib.decompressobj()
     packed = b"".join(content for kind, content in chunks if kind == b"IDAT")
-    # One byte more than there may be: it shows what has too many, and bounds the memory.
-    pixels = unpacker.decompress(packed, row * height + 1)
-    return (
-        len(pixels) == row * height and unpacker.eof and not unpacker.unused_data
-        and max(pixels[::row]) <= LAST_FILTER
-    )  # fmt: skip
+    return _unpacks_to(packed, row, height)
+
+
+def _unpacks_to(packed: bytes, row: int, height: int) -> bool:
+    """Whether these are so many rows of pixels, each with a filter. Raises zlib.error.
+
+    Some rows at once: all pixels together are six megabytes, whose memory costs more than zlib.
+    """
+    unpacker, step = zlib.decompressobj(), row * max(UNPACKED_AT_ONCE // row, 1)
+    left, size = packed, row * height
+    while size > 0:
+        # What was asked for, or all that there is.
+        pixels = unpacker.decompress(left, min(step, size))
+        if len(pixels) < min(step, size) or max(pixels[::row]) > LAST_FILTER:
+            return False
+        left, size = unpacker.unconsumed_tail, size - len(pixels)
+    # One byte more than there may be: it shows what has too many, and reads the checksum.
+    return not unpacker.decompress(left, 1) and unpacker.eof and not unpacker.unused_data

@@ -23,7 +23,7 @@ def problems(environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each variable with which httpx would fail."""
     found = [*_certificates(environment)]
     for name, value in _set(environment, _PROXIES):
-        if said := _proxy(value):
+        if said := wrong_with(value):
             found.append(f"{name}: {said}; correct it, or unset it")
     if not found and environment is os.environ:
         found += _the_rest(environment)
@@ -56,7 +56,7 @@ def _set(environment: Mapping[str, str], names: tuple[str, ...]) -> Iterator[tup
             yield name, value.strip()
 
 
-def _proxy(value: str) -> str | None:
+def wrong_with(value: str) -> str | None:
     """Return what is wrong with a proxy's URL."""
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")

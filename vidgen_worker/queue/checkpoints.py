@@ -3,9 +3,8 @@
 Paid requests are written in `submissions`, the task's end in `conclusions`.
 """
 
-import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -13,8 +12,13 @@ from uuid import UUID
 
 import psycopg
 
-from vidgen_worker.database.pool import LOCK_PATIENCE, Row
-from vidgen_worker.database.trouble import LockedError, StatementStuckError
+from vidgen_worker.database.pool import Row
+from vidgen_worker.database.trouble import (
+    DatabaseUnavailableError,
+    LockedError,
+    StatementStuckError,
+    one_line,
+)
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import (
@@ -33,7 +37,7 @@ from vidgen_worker.queue.caller import Caller, scene_said
 from vidgen_worker.queue.errors import RowRefusedError
 from vidgen_worker.queue.verdicts import verdict_of
 from vidgen_worker.telemetry.bus import emit
-from vidgen_worker.telemetry.events import RowRefused
+from vidgen_worker.telemetry.events import DatabaseTrouble, RowRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ class Checkpoints:
             scene_updates=self._caller.settings.vidgen_scene_updates, upload_id=upload_id,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_path=columns.image_path,
-            image_url=columns.image_url, video_path=columns.video_path, **_shown(step),
+            image_url=columns.image_url, video_path=columns.video_path, **shown(step),
         )  # fmt: skip
         try:
             rows = await finish(paid=completed is None, **signed(completed))
@@ -171,13 +175,24 @@ class Checkpoints:
         scene_said(fence, rows[0])
         seconds = seconds_of(fence, rows[0]["completed"]) if rows[0]["completed"] else None
         if rows[0]["troubled"]:
-            with contextlib.suppress(LockedError):  # the next stage that is stored does it
-                await self._caller.run(
-                    "relieve", lock_patience=LOCK_PATIENCE,
-                    provider=self._caller.key.provider, scopes=self._caller.key.scopes.all(),
-                    model=model,
-                )  # fmt: skip
+            await self._relieve(model)
         return Finished(int(rows[0]["charged"]), rows[0]["inputs"] or "", seconds)
+
+    async def _relieve(self, model: str) -> None:
+        """End what went wrong with this model in a row: a stage went well.
+
+        The stage is stored and charged, and the task may have ended with it: what fails here must
+        not change what is told of it, or keep its slot. The next stage that goes well comes again.
+        """
+        try:
+            await self._caller.once(
+                "relieve", provider=self._caller.key.provider,
+                scopes=self._caller.key.scopes.all(), model=model,
+            )  # fmt: skip
+        except LockedError:
+            pass  # another stage does it now
+        except (DatabaseUnavailableError, psycopg.Error) as error:
+            emit(DatabaseTrouble(query="relieve", error=one_line(error), tries=1))
 
     async def report(self, reports: Sequence[Reported]) -> list[UUID]:
         """Write the progress of many tasks in one statement; tasks with a lost fence are skipped.
@@ -215,11 +230,18 @@ def signed(completed: Completed | None) -> dict[str, Any]:
     return {"signed_url": completed.video_url, "good_for": good_for(completed)}
 
 
-def good_for(completed: Completed) -> timedelta | None:
-    """How long the address still works; None: there is none."""
-    if completed.good_until is None:
-        return None
-    return timedelta(seconds=completed.good_until - boot_time())
+def good_for(completed: Completed) -> Callable[[], timedelta | None]:
+    """How long the address still works when it is asked; None: there is none.
+
+    Each try of a statement asks again: a try after an outage must not promise the time before it.
+    """
+
+    def left() -> timedelta | None:
+        if completed.good_until is None:
+            return None
+        return timedelta(seconds=completed.good_until - boot_time())
+
+    return left
 
 
 def seconds_of(fence: Fence, completed: Row) -> float:
@@ -228,7 +250,8 @@ def seconds_of(fence: Fence, completed: Row) -> float:
     return float(completed["seconds"])
 
 
-def _shown(step: Step) -> dict[str, Any]:
+def shown(step: Step) -> dict[str, Any]:
+    """What the task's row shows of a step."""
     return {
         "progress": step.progress,
         "current_step": step.current_step,

@@ -21,9 +21,8 @@ select t.cancel_requested_at is not null as cancel_requested,
          end,
          c.verdict
        ) as verdict,
-       coalesce(
-         vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-       ) as followed_here
+       -- use followed_here --
+       as followed_here
   from public.video_generation_tasks as t
  -- `offset 0`: it is read once, though it is named twice.
  cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
@@ -44,15 +43,7 @@ with mine as materialized (
      for no key update
 ),
 due as materialized (
-  select coalesce(jsonb_object_agg(st.name, p.credits), '{}') as prices,
-         coalesce(bool_or(p.credits is null), false) as missing
-    from mine
-   cross join vidgen.stages as st
-    left join public.credit_prices as p on p.action = st.action
-   where not exists (
-     select from vidgen.checkpoints as c
-      where c.task_id = mine.id and c.stage = st.name and c.state = 'done'
-   )
+  select d.prices, d.missing from mine cross join lateral vidgen.due_prices(mine.id) as d
 ),
 hold as materialized (
   select mine.id, mine.user_id, mine.scene_id,
@@ -98,11 +89,7 @@ with mine as materialized (
      for no key update
 ),
 begun as (
-  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
-  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
-         %(path)s
-    from mine
-   where not mine.cancel
+  -- use upload --
   on conflict (id) do nothing
 )
 select mine.cancel from mine

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidgen_worker.database.pool import Row
-from vidgen_worker.domain.task import Fence, Task
+from vidgen_worker.domain.task import Fence, StageName, Task
 from vidgen_worker.queue.caller import Caller
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import RowRefused
 
 LANE = 1
 """The lane of the two models in the settings."""
+IMAGE, VIDEO = StageName("image"), StageName("video")
+"""The stages of the two models: the claim reserves slots for them (see vidgen.stages)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class Claims:
         key = self._caller.key
         return {
             **key.names(), "worker_id": self._caller.worker_id, "idle": idle, "lane": LANE,
-            "image_model": key.image_model, "video_model": key.video_model,
+            "image_model": key.image_model, "image_stage": IMAGE,
+            "video_model": key.video_model, "video_stage": VIDEO,
         }  # fmt: skip
 
 
@@ -119,4 +122,5 @@ def task_of(row: Row) -> Task:
         cancel_requested=row["cancel_requested"],
         alone=row.get("alone", False),
         film=row.get("film", False),
+        renders=row.get("renders", False),
     )

@@ -22,8 +22,7 @@ places as materialized (
   select greatest(least(%(slots)s, place.images), 0)::integer as most
     from place, ready, vidgen.workers as me
    -- A worker declared dead claims nothing.
-   where me.id = %(worker_id)s and me.dead_at is null
-     and (%(resumed)s or not (ready.suspects or ready.living or ready.clips))
+   where me.id = %(worker_id)s and me.dead_at is null and (%(resumed)s or not ready.resumable)
 ),
 line as materialized (
   -- Of a user whose submissions come with pauses one task at a time begins: the others would only be
@@ -46,38 +45,21 @@ waiting as materialized (
          coalesce(begun.tasks >= %(max_running_per_user)s::integer, false) as at_cap
     from line
    cross join lateral (
-     -- What the cap counts: what runs, and what waits to go on. Null where there is no cap.
-     select case when %(max_running_per_user)s::integer is not null then (
-              select count(*) from public.video_generation_tasks as t
-               where t.user_id = line.user_id and t.status = 'processing'
-            ) + (select count(*) from vidgen.resumes as r where r.user_id = line.user_id) end as tasks
+     -- Null where there is no cap.
+     select case when %(max_running_per_user)s::integer is not null then
+              -- use begun_of_user --
+            end as tasks
      offset 0
    ) as begun
    cross join lateral (
-     -- One probe per priority: rows for later, however many, are never walked.
-     select found.id,
-            row_number() over (order by found.priority desc, found.run_after, found.created_at) as rank
-       from generate_series(10, -10, -1) as p (priority)
-      cross join lateral (
-        select t.id, t.priority, t.run_after, t.created_at
-          from public.video_generation_tasks as t
-         where t.user_id = line.user_id and t.lane = %(lane)s and t.priority = p.priority
-           and t.status = 'pending' and t.run_after <= now()
-           and not exists (select from vidgen.resumes as r where r.task_id = t.id)
-           -- A suspect waits for no turn, and takes none from its user's other tasks. One probe a row.
-           and not coalesce((select b.suspect from vidgen.budgets as b where b.task_id = t.id), false)
-         order by t.run_after, t.created_at
-         limit (select rows + 1 from share)
-      ) as found
-      order by found.priority desc, found.run_after, found.created_at
-      limit (select rows + 1 from share)
+     -- use due_of_user --
    ) as due
 ),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.account = %(account)s
-     and s.model = %(image_model)s and s.task_id is null
+   where (s.provider, s.account, s.model) = (%(provider)s, %(account)s, %(image_model)s)
+     and s.task_id is null
    limit (select least(count(*), (select most from places)) from waiting)
      for update skip locked
 ),
@@ -112,64 +94,17 @@ reserved as (
              select id from begun
               where refused is null and not exists (
                 select from vidgen.checkpoints as c
-                 where c.task_id = begun.id and c.stage = 'image' and c.state = 'done'
+                 where c.task_id = begun.id and c.stage = %(image_stage)s and c.state = 'done'
               )
            ),
            array(select id from image_slots)
          ) as given (task_id, slot_id)
    where s.id = given.slot_id and given.task_id is not null
 ),
-taken as materialized (
-  select array(select id from begun where refused is null) as ids
-),
-left_over as materialized (
-  select line.user_id, row_number() over (order by line.waiting_since) as place,
-         count(*) filter (where waiting.id = any (taken.ids)) as taken,
-         -- Rows beyond those taken; or rows that came in after this statement's snapshot.
-         count(waiting.id) > count(*) filter (where waiting.id = any (taken.ids))
-         or line.arrivals is distinct from (
-           select t.arrivals from vidgen.turns as t where t.user_id = line.user_id and t.lane = %(lane)s
-         ) as more,
-         bool_or(waiting.at_cap) as at_cap,
-         -- Had its turn and could not use it (a client holds the row): it must not stand in
-         -- everybody's way.
-         bool_or(waiting.id = any (array(select id from chosen)) and waiting.id <> all (taken.ids))
-           as passed
-    from line
-   cross join taken
-    left join waiting on waiting.user_id = line.user_id
-   group by line.user_id, line.waiting_since, line.arrivals
-),
-moved as (
-  update vidgen.turns as t
-     set waiting_since = case
-           when o.more and o.at_cap then null
-           when o.more and o.taken = 0 and o.passed is not true then t.waiting_since
-           when o.more then clock_timestamp() + o.place * interval '1 microsecond'
-         end,
-         due_at = case
-           when o.more and o.at_cap then now() + interval '1 second'
-           when o.more then 'infinity'
-           else
-             -- use next_due --
-         end
-    from left_over as o
-   where t.user_id = o.user_id and t.lane = %(lane)s
-  returning t.waiting_since
-),
-rest as materialized (
-  select exists (select from moved where waiting_since is not null)
-         or exists (
-           select from vidgen.turns as t
-            where t.lane = %(lane)s and t.waiting_since is not null
-              and t.user_id <> all (array(select user_id from line))
-         ) as in_line,
-         -- Also what line_up left: another claim holds that user's turn.
-         exists (select from vidgen.arrivals as a where a.lane = %(lane)s) as mail
-)
+-- use turns --
 select c.*, rest.mail, rest.in_line or rest.mail as more,
        extract(epoch from clock_timestamp() - greatest(c.run_after, c.created_at))::float as waited,
-       ready.suspects or ready.living or ready.clips as resumable,
+       ready.resumable,
        not gate.closed and (
          (ready.clips and free.videos is not null)
          or (coalesce(place.images > 0, true) and (rest.in_line or rest.mail))
@@ -188,33 +123,25 @@ select c.*, rest.mail, rest.in_line or rest.mail as more,
 with
 -- use concern --
 ,
-limited as materialized (
-  select coalesce(bool_or(l.model = %(image_model)s), false) as images,
-         coalesce(bool_or(l.model = %(video_model)s), false) as videos
-    from vidgen.limits as l
-   where l.provider = %(provider)s and l.account = %(account)s
-     and l.max_generations is not null
-),
 image_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.account = %(account)s
-     and s.model = %(image_model)s and s.task_id is null
-     and %(idle)s and exists (select from suspect where stage = 'image')
+   where (s.provider, s.account, s.model) = (%(provider)s, %(account)s, %(image_model)s)
+     and s.task_id is null and %(idle)s
+     and exists (select from suspect where stage = %(image_stage)s)
    limit 1
      for update skip locked
 ),
 video_slots as materialized (
   select s.id
     from vidgen.slots as s
-   where s.provider = %(provider)s and s.account = %(account)s
-     and s.model = %(video_model)s and s.task_id is null
-     and not (select videos from gate)
+   where (s.provider, s.account, s.model) = (%(provider)s, %(account)s, %(video_model)s)
+     and s.task_id is null and not (select videos from gate)
    -- No more than wait for one, or a submission that goes straight on finds none free. One more than
    -- places: it may be the one that is left for a suspect.
    limit (
      select count(*) from (
-       select from vidgen.resumes where lane = %(lane)s and stage = 'video' limit %(slots)s + 1
+       select from vidgen.resumes where lane = %(lane)s and stage = %(video_stage)s limit %(slots)s + 1
      ) as waiting
    )
      for update skip locked
@@ -225,13 +152,14 @@ alone as materialized (
   select begun.*, first.stage
     from (
       select suspect.task_id, suspect.stage
-        from suspect, gate, limited
+        from suspect, gate, free
        where %(idle)s
          and case
                when suspect.stage is null then not gate.aside
                when gate.closed then false
-               when suspect.stage = 'video' then not limited.videos or exists (select from video_slots)
-               else not limited.images or exists (select from image_slots)
+               when suspect.stage = %(video_stage)s
+                 then free.videos is null or exists (select from video_slots)
+               else free.images is null or exists (select from image_slots)
              end
        order by suspect.run_after
       offset 0
@@ -242,13 +170,10 @@ alone as materialized (
 living as materialized (
   select begun.*
     from (
-      select r.task_id
-        from vidgen.due_resumes as r
-       where r.stage is null and (r.followers is null or r.followers && %(scopes)s::text[])
-         and not exists (select from suspect where suspect.task_id = r.task_id)
-         and not exists (select from alone)
-         and not (select aside from gate)
-       order by r.resume_at
+      select due.task_id
+        from due
+       where due.stage is null and not exists (select from alone) and not (select aside from gate)
+       order by due.resume_at
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempts(array[first.task_id], %(worker_id)s, false) as begun
@@ -257,13 +182,11 @@ living as materialized (
 clips as materialized (
   select begun.*
     from (
-      select r.task_id
-        from vidgen.due_resumes as r
-       where r.lane = %(lane)s and r.stage = 'video'
-         and not (select videos from gate)
-         and not exists (select from suspect where suspect.task_id = r.task_id)
-         and not exists (select from alone)
-       order by r.resume_at
+      select due.task_id
+        from due
+       where due.lane = %(lane)s and due.stage = %(video_stage)s
+         and not exists (select from alone) and not (select videos from gate)
+       order by due.resume_at
       offset 0
     ) as first
    cross join lateral vidgen.begin_attempts(array[first.task_id], %(worker_id)s, false) as begun
@@ -271,29 +194,31 @@ clips as materialized (
      select greatest(least(
               %(slots)s - (select count(*) from living),
               -- One is left for a suspect.
-              case when limited.videos then (select count(*) from video_slots)
-                - (exists (select from suspect where stage = 'video') and not gate.images)::integer end
+              case when free.videos is not null then (select count(*) from video_slots)
+                - (
+                  exists (select from suspect where stage = %(video_stage)s) and not gate.images
+                )::integer end
             ), 0)
-       from limited, gate
+       from free, gate
    )
 ),
 begun as materialized (
   select alone.*, true as alone from alone
   union all select living.*, null, false from living
-  union all select clips.*, 'video', false from clips
+  union all select clips.*, %(video_stage)s::text, false from clips
 ),
 reserved as (
   update vidgen.slots as s
      set task_id = given.task_id, taken_at = now()
     from (
            select * from unnest(
-             array(select id from begun where stage = 'video' and refused is null),
+             array(select id from begun where stage = %(video_stage)s and refused is null),
              array(select id from video_slots)
            ) as of_videos (task_id, slot_id)
            union all
            select alone.id, image_slots.id
              from alone, image_slots
-            where alone.stage = 'image' and alone.refused is null
+            where alone.stage = %(image_stage)s and alone.refused is null
          ) as given
    where s.id = given.slot_id and given.task_id is not null
 )
@@ -310,12 +235,9 @@ select begun.*
   from (
     select t.id
       from public.video_generation_tasks as t
-     where t.status = 'pending' and t.cancel_requested_at is not null and t.lane > 0
-       and not exists (
-         select from vidgen.budgets as b where b.task_id = t.id and b.cancel_after > now()
-       )
+     where
+       -- use to_cancel --
        and not vidgen.stands_aside(%(worker_id)s)
-       and not exists (select from vidgen.set_aside as a where a.task_id = t.id)
        -- Only its account can end what lives of it.
        and not exists (
          select
@@ -323,8 +245,8 @@ select begun.*
            join vidgen.submissions as s on s.id = c.submission_id
           where c.task_id = t.id and c.state <> 'done' and s.ended_at is null
             and (s.answer is null or s.answer = 'generation')
-            and not vidgen.followers(s.account, s.key_fingerprint, s.followed_by)
-                    && %(scopes)s::text[]
+            and not
+              -- use followed_here --
        )
      order by t.cancel_requested_at
     offset 0

@@ -68,47 +68,17 @@ select extract(epoch from now() - b.waiting_since)::float as seconds
 -- fail --
 -- The end of a task that can't go on, with the reason in the row; the hold is released.
 with mine as materialized (
-  select t.id, t.user_id, t.scene_id
+  select t.id
     from public.video_generation_tasks as t
    where
      -- use fence --
      for no key update
-),
-rejected as (
-  -- Rejected content is retried only when the scene has changed.
-  insert into vidgen.budgets as b (task_id, rejected_inputs)
-  select mine.id, (
-           select c.inputs
-             from vidgen.checkpoints as c
-             join vidgen.stages as st on st.name = c.stage
-            where c.task_id = mine.id and c.state <> 'done' order by st.place desc limit 1
-         )
-    from mine
-   where %(code)s = 'CONTENT_REJECTED'
-  on conflict (task_id) do update set rejected_inputs = excluded.rejected_inputs
-),
-ended as (
-  update public.video_generation_tasks as t
-     set status = 'failed', worker_id = null, completed_at = now(), stage_progress = null,
-         failures = least(t.failures + %(failures)s, 100)::smallint,
-         current_step = 'Failed', message = %(message)s,
-         error_code = %(code)s, error_message = %(message)s,
-         error = jsonb_build_object(
-           'error', 'Video generation failed', 'details', %(message)s::text,
-           'code', %(code)s::text, 'timestamp', now()
-         ) || %(visible)s::jsonb
-    from mine
-   where t.id = mine.id
-  returning t.id, t.status
 )
-select case when ended.status is distinct from 'failed' then vidgen.row_stays(mine.id) end as stays,
-       vidgen.release_credits(mine.id),
-       vidgen.note_event(mine.id, 'failed', %(attempt)s, %(code)s, %(details)s, null) as noted,
-       case when %(scene_updates)s
-         then vidgen.write_scene(mine.scene_id, mine.user_id, 'failed', null, null)
-       end as scene_refused
+select vidgen.fail_task(
+         mine.id, %(code)s, %(message)s, %(failures)s, %(visible)s, %(scene_updates)s
+       ) as scene_refused,
+       vidgen.note_event(mine.id, 'failed', %(attempt)s, %(code)s, %(details)s, null) as noted
   from mine
-  left join ended on ended.id = mine.id
 
 -- cancel --
 -- The end its owner asked for: what is stored and settled stays, the rest of the hold goes back.

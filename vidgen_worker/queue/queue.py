@@ -7,6 +7,7 @@ from vidgen_worker.queue.caller import Caller
 from vidgen_worker.queue.checkpoints import Checkpoints
 from vidgen_worker.queue.claims import Claims
 from vidgen_worker.queue.conclusions import Conclusions
+from vidgen_worker.queue.deliveries import Deliveries
 from vidgen_worker.queue.films import Films
 from vidgen_worker.queue.leases import Leases
 from vidgen_worker.queue.line import Line
@@ -27,6 +28,7 @@ class Queue:
         self.checkpoints = Checkpoints(caller)
         self.submissions = Submissions(caller)
         self.films = Films(caller)
+        self.deliveries = Deliveries(caller)
         self.times = Times(caller)
         self.conclusions = Conclusions(caller)
         self.upkeep = Upkeep(caller)

@@ -21,10 +21,8 @@ with mine as materialized (
 paid as materialized (
   select count(*) as submissions
     from vidgen.submissions as s, mine
-   where s.task_id = mine.id and s.stage = %(stage)s and s.counted and s.id <> %(submission_id)s
-     and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
-           s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
-           or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+   where s.task_id = mine.id and s.id <> %(submission_id)s and
+     -- use possibly_paid --
 ),
 gate as materialized (
   select min(g.reason) filter (where g.trial is distinct from %(task_id)s) as reason,
@@ -265,13 +263,11 @@ select (select count(*) from mine) = 1 as mine,
 
 -- paid_submissions --
 -- How many submissions of a stage may have been paid for nothing: the number that
--- VIDGEN_MAX_SUBMISSIONS caps. The same rule as in begin_submission.
+-- VIDGEN_MAX_SUBMISSIONS caps.
 select count(*) as submissions
   from vidgen.submissions as s
- where s.task_id = %(task_id)s and s.stage = %(stage)s and s.counted
-   and (s.answer is null or s.answer = 'unknown' or (s.answer = 'generation' and (
-         s.ended_at is null or s.ended_state in ('gone', 'cancelled', 'succeeded')
-         or coalesce(s.cost, s.estimated_cost, 1) > 0)))
+ where s.task_id = %(task_id)s and
+   -- use possibly_paid --
 
 -- read_submission --
 -- What has become of a submission whose answer another worker waits for. `late`: it came after
@@ -375,11 +371,8 @@ shown as (
    where t.id = mine.id and %(ended_state)s = 'succeeded' and %(show)s
 ),
 begun as (
-  insert into vidgen.uploads (id, task_id, user_id, stage, attempt, worker_id, bucket, path)
-  select %(upload_id)s, mine.id, mine.user_id, %(stage)s, mine.attempt, mine.worker_id, %(bucket)s,
-         %(path)s
-    from mine
-   where %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded' and not mine.cancel
+  -- use upload --
+  and %(upload_id)s::uuid is not null and %(ended_state)s = 'succeeded'
   on conflict (id) do nothing
 )
 select mine.cancel from mine
@@ -494,10 +487,8 @@ with strays as materialized (
      -- The worker that records a late answer ends its generation itself; and the provider wants 5 s between
      -- two polls.
      and greatest(s.answered_at, s.looked_at) < now() - interval '10 seconds'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and s.provider = %(provider)s and
+       -- use followed_here --
    order by s.looked_at nulls first, s.sent_at
    limit 50
      for no key update of s skip locked
@@ -517,12 +508,8 @@ with failed as materialized (
   select s.task_id, s.generation_id, false as given_up
     from vidgen.submissions as s
    where s.ended_state in ('failed', 'cancelled')
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by s.ended_at
    limit 20
      for no key update of s skip locked
@@ -531,12 +518,8 @@ given_up as materialized (
   select s.task_id, s.generation_id, true as given_up
     from vidgen.submissions as s
    where s.ended_state = 'given up'
-     and s.ended_at between now() - interval '1 day' and now() - interval '5 minutes'
-     and s.cost_read_at < s.ended_at + interval '5 minutes'
-     and s.provider = %(provider)s
-     and coalesce(
-           vidgen.followers(s.account, s.key_fingerprint, s.followed_by) && %(scopes)s::text[], true
-         )
+     and
+       -- use cost_to_read --
    order by random()
    limit 20
      for no key update of s skip locked

@@ -74,10 +74,7 @@ lost as materialized (
 ),
 -- An answer that comes after this is late: the worker that records it ends the generation.
 given_up as (
-  update vidgen.submissions as sent
-     set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-    from lost
-   where sent.id = lost.id
+  -- use give_up --
 )
 select stale.model, vidgen.free_slot(stale.id, stale.task_id, stale.submission_id)
   from stale
@@ -105,10 +102,7 @@ with lost as materialized (
    order by s.id
      for no key update of s skip locked
 )
-update vidgen.submissions as s
-   set answer = 'unknown', answered_at = now(), details = 'nobody recorded an answer'
-  from lost
- where s.id = lost.id
+-- use give_up --
 
 -- fleet --
 -- For /metrics: what waits, what runs, who works, what is closed, what the provider is full of.
@@ -118,7 +112,8 @@ select q.pending as queue_pending, q.scheduled as queue_scheduled, q.processing 
        (select count(*) from vidgen.set_aside) as tasks_set_aside,
        (
          select count(*) from vidgen.uploads as u
-          where u.removed_at is null and u.since < now() - interval '1 hour'
+          where
+            -- use upload_left --
        ) as uploads_left,
        (select coalesce(jsonb_agg(jsonb_build_object(
                  'scope', g.scope, 'model', g.model, 'reason', g.reason
@@ -167,7 +162,8 @@ select vidgen.uploads_removed(%(upload_ids)s)
 select count(*) as uploads,
        coalesce(extract(epoch from now() - min(u.since)), 0)::float as oldest_seconds
   from vidgen.uploads as u
- where u.removed_at is null and u.since < now() - interval '1 hour'
+ where
+   -- use upload_left --
 
 -- forget_tasks --
 -- Remove the private rows of a batch of tasks that ended long ago (see the function).

@@ -117,6 +117,7 @@ class Sandbox(Stoppable):
             "VIDGEN_POLL_INTERVAL": POLL_INTERVAL,
             # Its pictures are on http://127.0.0.1, which the worker refuses elsewhere.
             "VIDGEN_ALLOW_LOOPBACK_ASSETS": "true",
+            "VIDGEN_WEBHOOK_ALLOW_LOOPBACK": "true",
         }
 
     def user_token(self, user_id: UUID | str, *, seconds: float = WEEK_SECONDS) -> str:

@@ -188,8 +188,9 @@ class Janitor:
         for _ in range(MOST_BATCHES):
             some, after = await queue.upkeep.forget_tasks(after, FORGET_BATCH)
             gone = await queue.upkeep.forget_holds(FORGET_BATCH)
+            told = await queue.deliveries.forget(FORGET_BATCH)
             tasks, holds = tasks + some, holds + gone
-            if after is None and gone < FORGET_BATCH:
+            if after is None and max(gone, told) < FORGET_BATCH:
                 break
             await asyncio.sleep(BETWEEN_BATCHES.total_seconds())
         if tasks or holds:

@@ -15,6 +15,8 @@ class Wakes:
         """A waiting task is to be cancelled: a claim of its own does that."""
         self.films = asyncio.Event()
         """A film may be due, or a part of one has ended: a claim of their own looks."""
+        self.deliveries = asyncio.Event()
+        """A webhook is to be told of something, or a request to one has ended."""
         self.beat = asyncio.Event()
         self.mail = True
         """Somebody may have come for the line since a claim looked."""
@@ -23,6 +25,9 @@ class Wakes:
 
     def heard(self, payload: str) -> None:
         """Take in a NOTIFY."""
+        if payload == "webhook":
+            self.deliveries.set()
+            return
         if payload == "gate":
             self.gates = True
         if payload == "cancel":

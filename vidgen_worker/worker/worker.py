@@ -26,6 +26,7 @@ from vidgen_worker.telemetry.events import (
 )
 from vidgen_worker.telemetry.metrics import Metrics, serving
 from vidgen_worker.worker.claiming import Claiming
+from vidgen_worker.worker.delivering import Delivering
 from vidgen_worker.worker.draining import drain
 from vidgen_worker.worker.ending import EXIT_OK, LOOPS_END, end_all
 from vidgen_worker.worker.heartbeat import Heartbeat
@@ -55,6 +56,7 @@ class Worker:
         self.claiming = Claiming(self.process, proofs, self._reports)
         self.heartbeat = Heartbeat(self.process, self.claiming.lock)
         self.janitor = Janitor(self.process, proofs, self.claiming.try_gate)
+        self._delivering = Delivering(self.process)
 
     async def run(self) -> int:
         """Work until told to stop, then drain."""
@@ -80,6 +82,7 @@ class Worker:
             finally:
                 returning = self.heartbeat.returning
                 await end_all({*loops, *filter(None, [returning])}, LOOPS_END)
+                await self._delivering.end()
                 await process.media.aclose()
                 await process.storage.aclose()
                 await process.provider.aclose()
@@ -123,7 +126,7 @@ class Worker:
             await self.process.sleep(timedelta(seconds=min(2.0 ** min(tries, 10), REGISTER_SELDOM)))
         emit(WorkerStarted(
             worker=self.process.life.queue.worker_id, concurrency=self.settings.vidgen_concurrency,
-            enabled=self.settings.runwayml_enabled,
+            renders=self.settings.renders, enabled=self.settings.runwayml_enabled,
             listening=self.settings.vidgen_listen != "off",
         ))  # fmt: skip
         if not self.settings.runwayml_enabled:
@@ -147,6 +150,7 @@ class Worker:
             "claim": self.claiming.loop(),
             "report": self._reports.loop(),
             "heartbeat": self.heartbeat.loop(),
+            "deliver": self._delivering.loop(),
             "watchdog": self._watchdog_loop(),
         }
         for duty in self.janitor.duties():
