@@ -56,6 +56,7 @@ class Dashboard:
         self._read_only = read_only
         self._templates = environment()
         self._ahead = Ahead(self._reads)
+        self.has_read_ahead = self._ahead.has_read
         self._templates.globals.update(
             read_only=read_only, version=__version__, pictures=self._store.origin is not None
         )
