@@ -116,7 +116,7 @@ define make_venv
 endef
 
 $(STAMP): requirements.lock pyproject.toml
-	@echo "Setting up .venv (once; a minute or two)"
+	@echo "Setting up .venv (once; one to three minutes)"
 	$(call make_venv,.venv)
 	@$(BIN)/python -m pip install -q -r requirements.lock
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .

@@ -2,19 +2,22 @@
 
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.clocks import moved_clock
 from tests.support.commands import Cli, cli, connected
-from tests.support.world import World
+from tests.support.world import World, vidgen
 from vidgen_worker.cli import dashboard
 from vidgen_worker.cli.dashboard import dashboard_beside
 from vidgen_worker.sandbox.control import StorageControl
@@ -23,9 +26,11 @@ __all__ = ["cli", "connected"]
 
 
 @contextmanager
-def running(database_url: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """The verb as a process, and the link that it prints."""
-    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url}
+def running(
+    database_url: str, *arguments: str, **more: str
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The verb as a process, and the link that it prints; `more` is of its environment."""
+    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url, **more}
     with subprocess.Popen(
         [sys.executable, "-m", "vidgen_worker", "dashboard", "--port", "0", *arguments],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -51,6 +56,30 @@ def test_it_prints_its_link_serves_and_ends_with_ctrl_c(database_url: str) -> No
         assert "Whoever has it may do what you can" in err
         assert "The dashboard is stopped." in err
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_ages_are_by_the_databases_clock_where_this_machines_is_wrong(
+    world: World, tmp_path: Path, hours: int
+) -> None:
+    user = world.user()
+    world.order(user, world.scene(user))
+    wrong = moved_clock(tmp_path, hours)
+    listed = vidgen(world, "tasks", "list", **wrong)
+    assert re.search(r"pending +0 +\d+[sm]", listed.stdout), listed.stdout + listed.stderr
+    with (
+        running(world.database.url, **wrong) as (_, link),
+        httpx.Client(follow_redirects=True) as client,
+    ):
+        client.get(link)
+        url = link.partition("/?")[0]
+        page = client.get(f"{url}/tasks").text
+        now = world.one("select now() as now")["now"]
+        read_at = re.findall(r'id="read-at" data-live datetime="([^"]+)"', page)
+        hour = re.findall(r'<td class="key">(.+?)</td>', client.get(f"{url}/numbers").text)
+    assert re.search(r">(now|\d+ [sm] ago)</time>", page), page
+    assert abs(datetime.fromisoformat(read_at[0]) - now) < timedelta(hours=1)
+    assert f"{now - timedelta(minutes=2):%Y-%m-%d %H:00}" in hour
 
 
 def test_the_link_that_a_browser_is_started_with_is_of_no_use_to_who_sees_it(

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.support.hands import STAGE, Ground
+from tests.support.hands import STAGE, Ground, Held
 from tests.support.world import World, told, vidgen
 from vidgen_worker.cli.exit_codes import ExitCode
 
@@ -91,6 +91,38 @@ def test_stats_name_closed_gates(world: World) -> None:
     unknown = vidgen(world, "gate", "open", "gen4_turb", "--yes")
     assert unknown.returncode == ExitCode.USAGE
     assert unknown.stderr == "There is no model 'gen4_turb'. Did you mean gen4_turbo?\n"
+
+
+def test_a_waiting_task_names_the_gates_that_it_may_meet_and_no_others(
+    ground: Ground, world: World
+) -> None:
+    hand = ground.worker()
+    user = ground.user()
+    before = ground.held(hand, "start_task", *STAGE, user_id=user)
+    clip = Held(before.id, before.attempt, before.worker_id)
+    hand.walk(clip, *STAGE[:2], stage="video")
+    task = ground.order(user)
+    for scope, model in (("*", "gen4_turbo"), ("key:key", "*"), ("*", "veo3.1"),
+                         ("key:another", "gen4_turbo")):  # fmt: skip
+        ground.sql(
+            "insert into vidgen.gates (provider, scope, model, reason, message)"
+            " values ('runway', %s, %s, 'OPERATOR', 'x')", scope, model,
+        )  # fmt: skip
+
+    def named(task_id: object) -> list[tuple[str, str]]:
+        waits = told(world, "tasks", "show", str(task_id))["waits"]
+        return [re.findall(r"closed: (.+?), OPERATOR, scope (\S+)", one)[0] for one in waits]
+
+    assert named(task) == [("gen4_turbo", "*"), ("all models", "key:key")]
+    # Its clip is under way: it has nothing left to submit.
+    ground.sql("delete from vidgen.gates where model = '*'")
+    ground.sql("alter table public.video_generation_tasks disable trigger user")
+    ground.sql(
+        "update public.video_generation_tasks set status = 'pending', worker_id = null,"
+        " expected_at = null"
+        " where id = %s", before.id,
+    )  # fmt: skip
+    assert named(before.id) == []
 
 
 def test_what_nobody_reads_or_can_be_written_nowhere_is_no_failed_check(world: World) -> None:

@@ -110,6 +110,14 @@ def test_the_readmes_clients_order_and_get_their_videos(running: Running, home: 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"^completed http://\S+\.mp4\?token=", done.stdout, re.MULTILINE)) == 2
+    (prompt,) = re.findall(r"image_prompt: '(.+)'", script)
+    with psycopg.connect(running.settings["DATABASE_URL"]) as connection:
+        rows = connection.execute(
+            "select t.status, t.video_path is not null from public.video_generation_tasks as t"
+            "  join public.video_scenes as s on s.id = t.scene_id where s.image_prompt = %s",
+            [prompt],
+        ).fetchall()
+    assert rows == [("completed", True)]
     assert re.search(r"^\d+ % [A-Z]\w+", done.stdout, re.MULTILINE)
 
 

@@ -25,6 +25,7 @@ from playwright.sync_api import (
     Locator,
     Page,
     Route,
+    WebSocketRoute,
     expect,
     sync_playwright,
 )
@@ -74,6 +75,14 @@ it => new Promise((plays, fails) => {
 """
 """Waits until a clip has played for a moment; gives its readyState."""
 HAVE_CURRENT_DATA = 2
+EXPIRED = """
+changed => {
+  const name = Object.keys(localStorage).find(name => name.endsWith('-auth-token'))
+  const expired = { ...JSON.parse(localStorage[name]), expires_at: Date.now() / 1000 - 1 }
+  localStorage[name] = JSON.stringify({ ...expired, ...changed })
+}
+"""
+"""What supabase-js keeps of a session, an hour later."""
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
@@ -470,6 +479,103 @@ def test_changes_while_offline_are_shown_and_an_expired_clip_is_signed_again(
             seen.complaints = [one for one in seen.complaints if not broken.search(one)]
     finally:
         app.sql("drop function public.late_in_the_hour() cascade")
+
+
+def test_one_order_of_two_clicks_is_seen_in_two_tabs_and_after_going_back(app: App) -> None:
+    with visit(app) as seen:
+        page = seen.page
+        join(app, seen, 2 * PRICE)
+        with seen.context.expect_page() as opened:
+            page.evaluate("open(location.href)")
+        fill(app, seen, "A bottle that is clicked twice")
+        page.get_by_role("button", name="Order for").dblclick()
+        expect(opened.value.locator(".card")).to_have_attribute("data-state", "completed")
+        expect(opened.value.locator("#credits")).to_have_text(str(PRICE))
+        opened.value.close()
+        ((tasks, path),) = app.sql(
+            "select count(*), min(video_path) from video_generation_tasks as t"
+            "  join auth.users as u on u.id = t.user_id where u.email = %s", seen.email,
+        )  # fmt: skip
+        assert tasks == 1
+
+        fill(app, seen, "What is half written")
+        page.goto("about:blank")
+        page.go_back()
+        seen.is_in("completed")
+        expect(page.get_by_label("What the still shows")).to_have_value("What is half written")
+        expect(page.get_by_alt_text("The picture you have chosen")).to_be_visible()
+
+        key = app.settings["SUPABASE_SERVICE_ROLE_KEY"]
+        page.request.delete(
+            f"{app.settings['SUPABASE_URL']}/storage/v1/object/video-files/{path}",
+            headers={"apikey": key, "authorization": f"Bearer {key}"},
+        )
+        seen.card.locator("video").evaluate("it => { it.play().catch(() => undefined) }")
+        expect(seen.card.locator(".standing")).to_contain_text("The clip is not there any more.")
+        seen.complaints = [one for one in seen.complaints if "status of 40" not in one]
+
+
+def test_a_session_outlives_its_token_and_a_service_that_is_away_is_said(app: App) -> None:
+    with visit(app) as seen:
+        page, banner = seen.page, seen.page.locator("#banner")
+        join(app, seen, 0)
+
+        def an_hour_later(**changed: str) -> None:
+            page.evaluate(EXPIRED, changed)
+            look_again(seen)
+
+        with page.expect_response(lambda answer: "refresh_token" in answer.url) as renewed:
+            an_hour_later()
+        assert renewed.value.ok
+        expect(banner).to_be_empty()
+        # A gateway's own page, in place of PostgREST's answer.
+        page.route("**/rest/v1/**", lambda route: route.fulfill(status=502, body="<html>"))
+        look_again(seen)
+        expect(banner).to_have_text(
+            "The service has a problem at the moment. Wait a minute, then try again."
+        )
+        page.unroute_all()
+        look_again(seen)
+        expect(banner).to_be_empty()
+        an_hour_later(refresh_token="revoked")
+        expect(page.locator("#door-note")).to_contain_text("Your session is over.")
+        seen.complaints = [
+            one for one in seen.complaints if not re.search("status of (400|502)|^{message", one)
+        ]
+
+
+def test_realtime_alone_is_lost_while_the_scene_of_a_video_is_deleted(app: App) -> None:
+    with visit(app) as seen:
+        page, banner = seen.page, seen.page.locator("#banner")
+        live: list[WebSocketRoute] = []
+        is_down = False
+
+        def reach(socket: WebSocketRoute) -> None:
+            if is_down:
+                socket.close(code=1011)
+            else:
+                live.append(socket)
+                socket.connect_to_server()
+
+        page.route_web_socket(re.compile("/realtime/"), reach)
+        page.reload()
+        join(app, seen, PRICE)
+        fill(app, seen, "A bottle whose scene goes [[slow 3s]]")
+        send(seen)
+        # Now its request is frozen.
+        expect(seen.card.locator(".standing")).to_have_text("Creating video from generated image")
+        app.sql("delete from video_scenes where image_prompt like %s", "A bottle whose scene goes%")
+        is_down = True
+        for socket in live:
+            socket.close(code=1011)
+        expect(banner).to_have_text("Reconnecting …")
+        seen.is_in("completed")
+        expect(seen.card.get_by_role("heading")).to_contain_text("A bottle whose scene goes")
+        is_down = False
+        expect(banner).to_be_empty()
+        page.reload()
+        expect(seen.card.get_by_role("heading")).to_have_text("A scene that was deleted")
+        seen.complaints = [one for one in seen.complaints if "WebSocket" not in one]
 
 
 def test_the_page_is_given_two_settings_and_no_secret(app: App) -> None:

@@ -15,7 +15,9 @@ from tests.support.panel import Panel, browser, dashboard_of, form_token, panel,
 from tests.support.proxy import proxy
 from vidgen_worker.client.database import TookTooLongError
 from vidgen_worker.dashboard import pages
+from vidgen_worker.dashboard.ahead import Ahead
 from vidgen_worker.dashboard.numbers import SPANS, numbers
+from vidgen_worker.dashboard.pages import USERS
 from vidgen_worker.dashboard.reads import PAGE, QUERIES, Reads, tasks
 from vidgen_worker.database.statements import load_queries
 
@@ -143,11 +145,46 @@ def test_the_numbers_are_those_of_the_tables(panel: Panel) -> None:
     assert made["completed"], "there is nothing to add up"
     for span in SPANS:
         values = numbers(reads, {"span": span}).values
-        assert values["total"] == made
+        assert values["total"] == made, "what is over, and the running hour, each once"
         assert [row["code"] for row in values["codes"]] == ["CONTENT_REJECTED"]
         assert sum(row["submissions"] for row in values["models"]) == made["submissions"]
         assert "1 completed</title>" in values["made"]
     reads.close()
+
+
+def test_what_is_over_is_read_before_somebody_looks(panel: Panel) -> None:
+    reads = Reads(panel.world.database.url)
+    ahead = Ahead(reads)
+    ahead.start()
+    assert ahead.has_read.wait(20)
+    ahead.stop()
+    fresh = Reads(panel.world.database.url)
+    move = "update vidgen.submissions set sent_at = sent_at %s interval '1 day'"
+    panel.world.sql(move % "-")
+    try:
+        sent = [numbers(one, {"span": "7d"}).values["steps"][1]["submissions"]
+                for one in (reads, fresh)]  # fmt: skip
+    finally:
+        panel.world.sql(move % "+")
+    assert sent[0] == 0, "it was read again"
+    assert sent[1] > 0
+    reads.close()
+    fresh.close()
+
+
+def test_of_many_users_the_first_are_shown_and_the_page_says_so(
+    panel: Panel,
+) -> None:
+    panel.world.sql(
+        "insert into public.video_generation_tasks (user_id)"
+        " select gen_random_uuid() from generate_series(1, %s)", USERS + 50,
+    )  # fmt: skip
+    with dashboard_of(panel.world) as link, httpx.Client(follow_redirects=True) as client:
+        client.get(link)
+        page = client.get(f"{link.partition('/?')[0]}/users").text
+    assert page.count('<td class="key"><a class="id"') == USERS + 1  # one of them is kept back
+    assert f"The first {USERS}, by what they have running and waiting." in page
+    panel.world.sql("delete from public.video_generation_tasks where scene_id is null")
 
 
 # What they change.

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -21,8 +22,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from typer.main import get_command
 
 from tests.support.world import PATIENCE, World
+from vidgen_worker.cli import app
 from vidgen_worker.config import Settings
 from vidgen_worker.telemetry.metrics import Metrics, serving
 
@@ -124,9 +127,45 @@ def test_what_is_copied_exists_and_is_let_into_the_build() -> None:
     assert not let_in("tests/conftest.py")
 
 
+def test_the_wheel_is_built_from_what_is_copied_and_from_nothing_else(tmp_path: Path) -> None:
+    """The recipe's own command, in a folder that holds what the recipe copies."""
+    (build,) = re.findall(r"RUN python (-m pip wheel .+?) && ", RECIPE.replace("\\\n  ", ""))
+    for word, rest in instructions():
+        if word == "COPY" and not rest.startswith("--from"):
+            *sources, target = rest.split()
+            for source in sources:
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, tmp_path / target / ("" if copy is shutil.copy else "."))
+    subprocess.run(
+        [sys.executable, *build.split()], cwd=tmp_path, check=True, capture_output=True, timeout=120
+    )
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    packaged = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "vidgen_worker").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }  # fmt: skip
+    assert packaged <= held, packaged - held
+    assert len([name for name in held if name.endswith(".sql") and "migrations" in name]) == len(
+        list((ROOT / "migrations").glob("*.sql"))
+    )
+
+
 def test_compose_migrates_first_and_lets_the_worker_drain() -> None:
     """Read as YAML: there may be no Docker here. With one, Compose reads it as well."""
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    text = (ROOT / "compose.yaml").read_text()
+    services = yaml.safe_load(text)["services"]
+    assert services.keys() == {"migrate", "worker"}
+    verbs = getattr(get_command(app), "commands", {})
+    typed = re.findall(r"docker compose run (?:--\S+ )*(\w+) (\w+)", text)
+    assert typed
+    for service, verb in [*typed, *((name, services[name].get("command", ["run"])[0])
+                                    for name in services)]:  # fmt: skip
+        assert service in services
+        assert verb in verbs, verb
+    for setting in re.findall(r"\b[A-Z]+_[A-Z_]+\b", text):
+        assert setting.lower() in Settings.model_fields, setting
     assert services["migrate"]["command"] == ["migrate"]
     assert "command" not in services["worker"], "the image's own: run"
     assert services["worker"]["depends_on"] == {
@@ -136,7 +175,8 @@ def test_compose_migrates_first_and_lets_the_worker_drain() -> None:
     drain = Settings.model_fields["vidgen_drain_timeout"].default.total_seconds()
     assert int(services["worker"]["stop_grace_period"].removesuffix("s")) > drain
     for service in services.values():
-        assert service["build"] == "."
+        assert service["build"] == ".", "our Dockerfile, beside this file"
+        assert service["image"] == "vidgen-worker", "no registry's: it is built here"
         assert "environment" not in service, "secrets come from the file that env_file names"
         assert service["read_only"] is True
         assert service["tmpfs"] == [last("WORKDIR")], "where outputs are kept while they are stored"

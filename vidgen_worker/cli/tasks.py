@@ -226,7 +226,7 @@ def _waits(database: Database, row: Row, refusal: Row | None, limits: Row) -> It
             f"for an idle worker, on which it runs alone: {budget['crashes']} worker(s) died under "
             "it, and one more ends it"
         )
-    for gate in database.rows("gates"):
+    for gate in database.rows("gates_of_task", {"task_id": row["id"]}):
         yield f"{_closed(gate)}; no new paid submission of that model begins"
     if not any(one["state"] in ("steady", "settling") for one in database.rows("workers")):
         yield "no worker is running. Start one: vidgen-worker run"

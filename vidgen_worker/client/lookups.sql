@@ -115,6 +115,49 @@ select name, preset, media_type, bucket, path, size, width, height, seconds, sha
  where film_id = %(task_id)s
  order by position, name;
 
+-- gates_of_task --
+-- The closed gates that a task may meet: in a scope of a living worker, and of all models or of the model of a
+-- stage that it has still to submit. That is the model of the task's own submission, else of the last one of this
+-- stage by any task; any model where there is none. A film submits nothing: its parts do.
+with missing as (
+  select coalesce(own.model, latest.model) as model
+    from public.video_generation_tasks as t
+   cross join vidgen.stages as st
+    left join lateral (
+      select s.model
+        from vidgen.submissions as s
+       where s.task_id = t.id and s.stage = st.name
+       order by s.sent_at desc
+       limit 1
+    ) as own on true
+    left join lateral (
+      select s.model from vidgen.submissions as s where s.stage = st.name order by s.sent_at desc limit 1
+    ) as latest on own.model is null
+   where t.id = %(task_id)s and t.lane > 0
+     and not exists (
+       select from vidgen.checkpoints as c
+        where c.task_id = t.id and c.stage = st.name and c.state in ('generating', 'storing', 'done')
+     )
+),
+working as (
+  select w.provider, w.scopes from vidgen.workers as w where w.dead_at is null
+)
+select g.model, g.reason, g.scope, g.message, g.until
+  from vidgen.gates as g
+ where (
+         g.model = '*' and exists (
+           select from public.video_generation_tasks as t where t.id = %(task_id)s and t.lane > 0
+         )
+         or exists (select from missing as m where m.model is null or m.model = g.model)
+       )
+   and (
+         not exists (select from working)
+         or exists (
+           select from working as w where w.provider = g.provider and g.scope = any (w.scopes)
+         )
+       )
+ order by g.closed_at;
+
 -- films_to_cut --
 -- Whether films with outputs wait for a worker, and whether one that lives cuts any.
 select exists (select from vidgen.turns as n where n.lane = -1 and n.waiting_since is not null)

@@ -6,9 +6,10 @@ It wires reads, pages, actions and pictures together behind the door. It opens n
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -28,6 +29,7 @@ from vidgen_worker.client.database import (
 )
 from vidgen_worker.dashboard import actions, pages
 from vidgen_worker.dashboard.access import Door, Keys, RefusedRequestError, read_form
+from vidgen_worker.dashboard.ahead import Ahead
 from vidgen_worker.dashboard.numbers import numbers
 from vidgen_worker.dashboard.pages import Page
 from vidgen_worker.dashboard.reads import Reads
@@ -41,6 +43,7 @@ log = logging.getLogger("vidgen_worker.dashboard")
 STATIC = Path(__file__).parent / "static"
 Endpoint = Callable[[Request], Awaitable[Response]]
 Read = Callable[[Reads, pages.Asked], Page]
+T = TypeVar("T")
 
 
 class Dashboard:
@@ -52,6 +55,8 @@ class Dashboard:
         self._keys = keys
         self._read_only = read_only
         self._templates = environment()
+        self._ahead = Ahead(self._reads)
+        self.has_read_ahead = self._ahead.has_read
         self._templates.globals.update(
             read_only=read_only, version=__version__, pictures=self._store.origin is not None
         )
@@ -96,9 +101,13 @@ class Dashboard:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        self._ahead.start()
+        for name in self._templates.list_templates():
+            self._templates.get_template(name)  # compiled, before somebody waits for it
         try:
             yield
         finally:
+            await run_in_threadpool(self._ahead.stop)
             await self._store.aclose()
             self._reads.close()
 
@@ -107,7 +116,7 @@ class Dashboard:
     def _page(self, read: Read) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             asked = {**request.query_params, **request.path_params}
-            return self._shown(await run_in_threadpool(read, self._reads, asked), request)
+            return await self._read(request, read, asked)
 
         return endpoint
 
@@ -138,21 +147,17 @@ class Dashboard:
 
     async def _preview_tasks(self, request: Request) -> Response:
         form = _listed(request)
-        return self._shown(
-            await run_in_threadpool(actions.preview_tasks, self._reads, form), request
-        )
+        return await self._read(request, actions.preview_tasks, form)
 
     async def _change_tasks(self, request: Request) -> Response:
         form = await read_form(request, self._keys)
-        return self._shown(
-            await run_in_threadpool(actions.change_tasks, self._reads, form), request
-        )
+        page = await run_in_threadpool(actions.change_tasks, self._reads, form)
+        # Without a time: what was changed is said even where the database has gone away meanwhile.
+        return self._shown(page, request.url.path)
 
     async def _preview_gate(self, request: Request) -> Response:
         form = _listed(request)
-        return self._shown(
-            await run_in_threadpool(actions.preview_gate, self._reads, form), request
-        )
+        return await self._read(request, actions.preview_gate, form)
 
     async def _change_gate(self, request: Request) -> Response:
         form = await read_form(request, self._keys)
@@ -161,14 +166,15 @@ class Dashboard:
 
     # Answers.
 
-    def _shown(self, page: Page, request: Request | None = None) -> Response:
+    async def _read(self, request: Request, read: Callable[[Reads, T], Page], asked: T) -> Response:
+        """Answer with a page, whose times are told by the database's clock."""
+        page = await run_in_threadpool(read, self._reads, asked)
+        now = await run_in_threadpool(self._reads.clock)
+        return self._shown(page, request.url.path, now)
+
+    def _shown(self, page: Page, path: str = "", now: datetime | None = None) -> Response:
         template = self._templates.get_template(page.template)
-        text = template.render(
-            page.values,
-            path=request.url.path if request else "",
-            form_token=self._keys.form,
-            read_at=datetime.now(UTC),
-        )
+        text = template.render(page.values, path=path, form_token=self._keys.form, now=now)
         return HTMLResponse(text, page.status)
 
     def _refusal(self, status: HTTPStatus, sentence: str) -> Response:

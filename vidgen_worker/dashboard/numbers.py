@@ -1,9 +1,10 @@
 """The page of numbers: what was made, what failed, how long it took, what it cost and earned.
 
-What is over is read once and kept for an hour; only the hour or the day that runs is read again. It
-counts what ended, was submitted and was charged in a stretch of time, and nothing before it.
+What is over is read once and kept for an hour; only the hour that runs is read again. It counts
+what ended, was submitted and was charged in a stretch of time, and nothing before it.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from vidgen_worker.dashboard.pages import Asked, Page, not_found
 from vidgen_worker.dashboard.reads import Reads, Row
 
 COUNTS = ("completed", "failed", "cancelled", "submissions", "provider_cost", "credits_charged")
-MOST_TIMED = 5_000
+MOST_TIMED = 2_000
 """Percentiles are taken of this many that came last: enough for two digits."""
 READ_DAY = timedelta(days=1)
 """One statement reads this much: it has two seconds."""
+HOUR = timedelta(hours=1)
+COUNTED = ("ended_by_step", "submitted_by_step", "charged_by_step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,9 @@ def numbers(reads: Reads, asked: Asked) -> Page:
         raise not_found(f"There is no span {name[:40]!r}. Choose one of the page.")
     span = SPANS[name]
     since = span.length * span.steps
-    starts = _starts(span, datetime.now(UTC))
-    ended = _read(reads, "ended_by_step", span, starts)
-    submitted = _read(reads, "submitted_by_step", span, starts)
-    charged = _read(reads, "charged_by_step", span, starts)
+    hour = _hour(reads)
+    starts = _starts(span, hour)
+    ended, submitted, charged = (_read(reads, one, span, hour) for one in COUNTED)
     steps = _steps(starts, ended, submitted, charged)
     total = {count: sum(row[count] for row in steps) for count in COUNTS}
     decided = total["completed"] + total["failed"]
@@ -72,24 +74,42 @@ def numbers(reads: Reads, asked: Asked) -> Page:
     return Page("numbers.html", values)
 
 
-def _starts(span: Span, now: datetime) -> list[datetime]:
+def read_ahead(reads: Reads) -> Iterator[None]:
+    """Read what is over of every span, and yield after each statement. Raises ClientError."""
+    for span in SPANS.values():
+        hour = _hour(reads)
+        for name in COUNTED:
+            for since, until in _over(span, hour):
+                reads.ahead(name, length=span.length, since=since, until=until)
+                yield
+
+
+def _hour(reads: Reads) -> datetime:
+    """When the running hour began, by UTC."""
+    return reads.clock().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _starts(span: Span, hour: datetime) -> list[datetime]:
     """When each hour or day began, by UTC."""
-    last = now.replace(minute=0, second=0, microsecond=0)
-    if span.step == "day":
-        last = last.replace(hour=0)
+    last = hour.replace(hour=0) if span.step == "day" else hour
     return [last - span.length * back for back in reversed(range(span.steps))]
 
 
-def _read(reads: Reads, name: str, span: Span, starts: list[datetime]) -> list[Row]:
-    """Read a span: past days one by one, kept for an hour; the running hour or day by itself."""
-    *past, running = starts
-    found: list[Row] = []
-    since = past[0]
-    while since < running:
-        until = min(since + READ_DAY, running)
-        found += reads.of_the_past(name, length=span.length, since=since, until=until)
+def _over(span: Span, hour: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """The stretches of a span, a day at the most, that are over."""
+    since = _starts(span, hour)[0]
+    while since < hour:
+        until = min(since + READ_DAY, hour)
+        yield since, until
         since = until
-    return found + reads.rows(name, length=span.length, since=running, until=running + span.length)
+
+
+def _read(reads: Reads, name: str, span: Span, hour: datetime) -> list[Row]:
+    """Read a span: what is over, kept for an hour; the running hour by itself."""
+    found: list[Row] = []
+    for since, until in _over(span, hour):
+        found += reads.of_the_past(name, length=span.length, since=since, until=until)
+    return found + reads.rows(name, length=span.length, since=hour, until=hour + HOUR)
 
 
 def _steps(
@@ -99,13 +119,18 @@ def _steps(
     steps: dict[datetime, Row] = {
         start: {"began_at": start, **dict.fromkeys(COUNTS, 0)} for start in starts
     }
+
+    def step_of(row: Row) -> Row:
+        """The running hour is read by itself, also where it is a part of a day."""
+        return steps[starts[bisect_right(starts, row["began_at"]) - 1]]
+
     for row in ended:
-        steps[row["began_at"]][row["status"]] += row["tasks"]
+        step_of(row)[row["status"]] += row["tasks"]
     for row in submitted:
         for count in ("submissions", "provider_cost"):
-            steps[row["began_at"]][count] += row[count]
+            step_of(row)[count] += row[count]
     for row in charged:
-        steps[row["began_at"]]["credits_charged"] += row["credits_charged"]
+        step_of(row)["credits_charged"] += row["credits_charged"]
     return list(steps.values())
 
 

@@ -28,6 +28,8 @@ Asked = Mapping[str, str]
 LAST_FAILURES = 8
 FOR_EVER = 9999
 """The year until which a film waits whose parts have not ended."""
+MOST_CODES = 5_000
+"""The codes that the filter offers are those of this many tasks that ended last."""
 USERS = 100
 ALIVE = ("steady", "settling")
 ENTRIES = 50
@@ -102,7 +104,7 @@ def task_list(reads: Reads, asked: Asked) -> Page:
         "statuses": list(Status),
         "sinces": list(SINCE),
         "codes": [
-            row["code"] for row in reads.rows("codes_since", since=SINCE["7d"], most=MOST_ENDED)
+            row["code"] for row in reads.rows("codes_since", since=SINCE["7d"], most=MOST_CODES)
         ],
         "bound": MOST_OF_USER if user else MOST_ENDED,
     }
@@ -145,9 +147,14 @@ def file(reads: Reads, asked: Asked) -> tuple[str, str] | None:
 
 def user_list(reads: Reads, _: Asked) -> Page:
     """Users who have something waiting or running, or had lately."""
+    users = reads.rows("users_now", limit=USERS + 1)
+    limited = reads.rows("limited_users", limit=USERS + 1)
     values = {
-        "users": reads.rows("users_now", limit=USERS),
-        "limited": reads.rows("limited_users", limit=USERS),
+        "users": users[:USERS],
+        "limited": limited[:USERS],
+        "more_users": len(users) > USERS,
+        "more_limited": len(limited) > USERS,
+        "most": USERS,
     }
     return Page("users.html", values)
 

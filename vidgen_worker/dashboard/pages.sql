@@ -206,7 +206,7 @@ select steps.began_at, ended.*
  cross join lateral (
    select t.status, t.error_code as code, count(*) as tasks, max(t.completed_at) as last
      from public.video_generation_tasks as t
-    where t.completed_at >= steps.began_at and t.completed_at < steps.began_at + %(length)s::interval
+    where t.completed_at >= steps.began_at and t.completed_at < least(steps.began_at + %(length)s::interval, %(until)s)
     group by t.status, t.error_code
  ) as ended;
 
@@ -222,7 +222,7 @@ select steps.began_at, submitted.*
           count(*) filter (where s.answer = 'unknown') as unknown,
           coalesce(sum(coalesce(s.cost, s.estimated_cost)), 0) as provider_cost
      from vidgen.submissions as s
-    where s.sent_at >= steps.began_at and s.sent_at < steps.began_at + %(length)s::interval
+    where s.sent_at >= steps.began_at and s.sent_at < least(steps.began_at + %(length)s::interval, %(until)s)
     group by s.stage, s.model
  ) as submitted;
 
@@ -235,7 +235,7 @@ select steps.began_at, charged.credits_charged
  cross join lateral (
    select coalesce(-sum(e.amount), 0)::bigint as credits_charged
      from public.credit_entries as e
-    where e.created_at >= steps.began_at and e.created_at < steps.began_at + %(length)s::interval
+    where e.created_at >= steps.began_at and e.created_at < least(steps.began_at + %(length)s::interval, %(until)s)
       and e.kind = 'charge'
  ) as charged;
 

@@ -7,7 +7,7 @@ action has changed is read again at once. Only `act` changes anything.
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from vidgen_worker.client.database import Database
@@ -18,6 +18,7 @@ STATEMENT_TIMEOUT = timedelta(seconds=2)
 KEPT_SECONDS = 10.0
 PAST_KEPT_SECONDS = 3600.0
 """For a day that is over: only a cost that is told late, or a pruned task, changes it."""
+AHEAD_KEPT_SECONDS = PAST_KEPT_SECONDS - 900.0
 MOST_KEPT = 500
 """The most answers that are kept; a page has some ten of them."""
 
@@ -51,7 +52,7 @@ class Reads:
 
     def rows(self, name: str, **parameters: object) -> list[Row]:
         """Return what a statement answers, or answered within ten seconds. Raises ClientError."""
-        return self._read(name, parameters, KEPT_SECONDS)
+        return self._read(name, parameters, KEPT_SECONDS)[0]
 
     def row(self, name: str, **parameters: object) -> Row | None:
         """Return the only row, or None."""
@@ -60,9 +61,20 @@ class Reads:
 
     def of_the_past(self, name: str, **parameters: object) -> list[Row]:
         """Return what a statement answers, or answered within the hour."""
-        return self._read(name, parameters, PAST_KEPT_SECONDS)
+        return self._read(name, parameters, PAST_KEPT_SECONDS)[0]
 
-    def _read(self, name: str, parameters: Parameters, kept: float) -> list[Row]:
+    def ahead(self, name: str, **parameters: object) -> None:
+        """Read for `of_the_past` what is not there, or soon too old."""
+        self._read(name, parameters, AHEAD_KEPT_SECONDS)
+
+    def clock(self) -> datetime:
+        """Return the time by the database's clock, as all times of its rows are."""
+        rows, read_at = self._read("clock", {}, KEPT_SECONDS)
+        now: datetime = rows[0]["now"]
+        return now + timedelta(seconds=self._now() - read_at)
+
+    def _read(self, name: str, parameters: Parameters, kept: float) -> tuple[list[Row], float]:
+        """Return the rows, and when they were read."""
         key = (name, *sorted(parameters.items()))
         with self._lock:
             if key not in self._entries and len(self._entries) >= MOST_KEPT:
@@ -73,7 +85,7 @@ class Reads:
                 entry.rows = None
                 entry.rows = self._database.rows(name, parameters)
                 entry.read_at = self._now()
-            return entry.rows
+            return entry.rows, entry.read_at
 
     def fresh(self, name: str, **parameters: object) -> list[Row]:
         """Return what a statement answers now."""

@@ -27,8 +27,11 @@ class DashboardServer(ThreadedServer):
                 "with --port, or stop what uses it; --port 0 takes a free one."
             ) from error
         self._keys = Keys(listening.getsockname()[1])
+        dashboard = Dashboard(settings, self._keys, read_only=read_only)
+        self.has_read_ahead = dashboard.has_read_ahead
+        """Set once what is over has been read (`ahead.py`)."""
         super().__init__(
-            Dashboard(settings, self._keys, read_only=read_only).app, listening,
+            dashboard.app, listening,
             http="h11", ws="none", timeout_graceful_shutdown=ENDING_SECONDS,
         )  # fmt: skip
 

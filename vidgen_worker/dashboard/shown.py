@@ -10,7 +10,8 @@ from decimal import Decimal
 from types import MappingProxyType
 from urllib.parse import urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 
 from vidgen_worker.domain.foreign_text import json_text, printable
 
@@ -46,11 +47,12 @@ def length(seconds: float | timedelta | None) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def ago(moment: datetime | None) -> str:
-    """Write how long ago something was, or in how long it will be, by this machine's clock."""
+@pass_context
+def ago(context: Context, moment: datetime | None) -> str:
+    """Write how long ago something was, or in how long it will be, at the page's `now`."""
     if moment is None:
         return NONE
-    past = round((datetime.now(UTC) - moment).total_seconds())
+    past = round((context["now"] - moment).total_seconds())
     if past == 0:
         return "now"
     # Seconds only while they matter: a number that changes all the time draws attention.

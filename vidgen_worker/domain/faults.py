@@ -223,8 +223,7 @@ _RULES = (
     FaultRule(
         FaultName.SCENE_NOT_FOUND, "scene", "absent, or owned by another user",
         "SCENE_NOT_FOUND", _FAIL, Hold.NONE,
-        "The scene of this task does not exist, or is not yours. "
-        "Create the scene first, then insert a new task with its id.",
+        "The scene of this video was deleted, or is not yours. Order a video of another scene.",
         unbraked="about the scene; nothing is paid",
     ),
     FaultRule(

@@ -31,8 +31,12 @@ export class Card {
     this.#button.addEventListener('click', () => this.#act())
   }
 
-  /** What the video is of, and its size, "width:height", which keeps the place of its picture. */
-  describe(title: string, resolution: string | null, createdAt: string): void {
+  /**
+   * What the video is of; null: as before. And its size, "width:height", which keeps the place of its
+   * picture.
+   */
+  describe(what: string | null, resolution: string | null, createdAt: string): void {
+    const title = what ?? this.#title
     this.#title = title
     this.element.style.setProperty('--ratio', String(ratioOf(resolution)))
     inside(this.element, 'h3', HTMLElement).textContent = title

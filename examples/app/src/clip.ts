@@ -6,6 +6,9 @@ const CLIPS = 'video-files' // the worker's STORAGE_BUCKET_VIDEOS
 const HOUR = 3600
 const EARLY_MS = 5 * 60_000 // sign again so long before the end
 
+/** Storage's answer where an operator has pruned the file. */
+const isAbsent = (error: object) => 'statusCode' in error && error.statusCode === '404'
+
 /**
  * Keeps a <video> playable. `show` with each state of the task, however often; `close` at the end.
  * `failed` is called with an error, and with null when there is an address to try again.
@@ -56,7 +59,7 @@ export class Clip {
     this.#signing = true
     const { data, error } = await supabase.storage.from(CLIPS).createSignedUrl(this.#path, HOUR)
     this.#signing = false
-    if (error) return this.failed(error)
+    if (error) return this.failed(isAbsent(error) ? { code: 'clip_gone' } : error)
     if (this.#refused) this.failed(null)
     if (this.#path) this.#use(data.signedUrl, Date.now() + HOUR * 1000)
   }

@@ -52,7 +52,8 @@ export class Feed {
     const before = card.task
     // Events and reads may overtake each other: the row's clock decides.
     if (before && before.updated_at > task.updated_at) return
-    const title = this.#texts.get(task.scene_id ?? '') ?? 'A scene that was deleted'
+    const title = this.#texts.get(task.scene_id ?? '')
+      ?? (card.element.dataset.state ? null : 'A scene that was deleted')
     if (!before || before.resolution !== task.resolution) {
       if (task.resolution || !card.element.dataset.state) {
         card.describe(title, task.resolution, task.created_at)

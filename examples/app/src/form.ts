@@ -30,6 +30,8 @@ let looked = Promise.resolve('') // what is wrong with the picture
 export function onOrder(order: (wanted: Wanted) => void): void {
   let isLooking = false
   picture.addEventListener('change', () => { looked = lookAtPicture() })
+  // Who goes back to the page finds what was written, and the picture that was chosen.
+  addEventListener('pageshow', () => { looked = lookAtPicture() })
   form.addEventListener('submit', async (event) => {
     event.preventDefault()
     const values = new FormData(form)

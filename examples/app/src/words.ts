@@ -19,15 +19,25 @@ const SENTENCES: Record<string, string> = {
   PT409: 'This video can’t be tried again as it is. Order a new one, with another text or picture.',
   PT429: 'A limit is reached. Try again later.',
   // Storage
+  clip_gone: 'The clip is not there any more. Order the video again to have another one.',
   clip_not_loaded: 'The clip can’t be loaded now. Check your connection; the page tries again by itself.',
   413: 'The picture is too large: 16 MB at most. Choose a smaller one.',
   415: 'This is not a JPEG, PNG or WebP picture. Choose another one.',
   picture_not_read: 'This picture can’t be read. Choose another one.',
 }
 const OFFLINE = 'The service could not be reached. Check your connection, then try again.'
+const AWAY = 'The service has a problem at the moment. Wait a minute, then try again.'
 const UNKNOWN = 'That did not work. Try again; if it happens again, tell us what you did.'
 
-type Answer = { code?: string; statusCode?: string; status?: number; message?: string; hint?: string | null }
+type Answer = {
+  name?: string; code?: string; statusCode?: string; status?: number; message?: string
+  hint?: string | null
+}
+
+/** Whether nobody behind the address could answer: the database is away, or a gateway spoke for it. */
+const isAway = ({ code, statusCode, status, name }: Answer) =>
+  /^(PGRST00\d|08...|53...|57...)$/.test(code ?? '') || Number(statusCode ?? status) >= 500
+  || (!name || name === 'PostgrestError') && !code
 
 /** What happened and what now. The error itself goes to the console, for developers. */
 export function sentence(error: unknown): string {
@@ -37,6 +47,7 @@ export function sentence(error: unknown): string {
   if (known) return known
   if (!navigator.onLine || !status && /fetch|network/i.test(message ?? '')) return OFFLINE
   console.warn(error)
+  if (isAway((error ?? {}) as Answer)) return AWAY
   return UNKNOWN
 }
 
