@@ -32,7 +32,7 @@ LEASE_SECONDS = 15.0
 
 # What a worker of the defaults sends with line_up and claim.
 _USUAL: Mapping[str, object] = MappingProxyType({
-    "host": "bench", "pid": 1, "version": "0", "concurrency": 20,
+    "host": "bench", "pid": 1, "version": "0", "concurrency": 20, "renders": 0,
     "lease": timedelta(seconds=LEASE_SECONDS), "provider": "runway", "key_fingerprint": "key",
     "account": "default", "scopes": ["*", "default", "key:key"],
     "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": 20, "idle": True,

@@ -24,7 +24,7 @@ PROMPT = "A glass bottle stands on a wet stone by the sea, in the light of the l
 
 # What a worker of the defaults sends; addresses and prompts are as long as real ones.
 USUAL: dict[str, Any] = {
-    "host": "bench", "pid": os.getpid(), "version": "0", "concurrency": SLOTS,
+    "host": "bench", "pid": os.getpid(), "version": "0", "concurrency": SLOTS, "renders": 0,
     "lease": timedelta(minutes=10), "provider": "runway", "key_fingerprint": "key",
     "account": "default", "scopes": ["*", "default", "key:key"],
     "image_model": "gen4_image", "video_model": "gen4_turbo", "slots": SLOTS, "idle": True,

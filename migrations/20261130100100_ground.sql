@@ -17,7 +17,7 @@ begin
   select string_agg(format('public.%s', name), ', ')
     into taken
     from unnest(array[
-           'video_generation_tasks', 'video_generation_gates',
+           'video_generation_tasks', 'video_generation_gates', 'video_presets', 'video_renditions',
            'credit_prices', 'user_credits', 'credit_entries'
          ]) as name
    where to_regclass(format('public.%I', name)) is not null;
@@ -76,7 +76,8 @@ begin
            c.relnamespace = 'vidgen'::regnamespace
            or c.oid = any (array[
              to_regclass('public.video_generation_tasks'),
-             to_regclass('public.video_generation_gates'), to_regclass('public.credit_prices'),
+             to_regclass('public.video_generation_gates'), to_regclass('public.video_presets'),
+             to_regclass('public.video_renditions'), to_regclass('public.credit_prices'),
              to_regclass('public.user_credits'), to_regclass('public.credit_entries'),
              to_regclass('public.credit_entries_id_seq'), to_regclass('public.video_webhooks')
            ])
@@ -153,6 +154,7 @@ create table vidgen.settings (
   rejection_pause interval not null default '1 minute',
   rejection_stop interval not null default '1 day',
   rejection_memory interval not null default '1 day',
+  auto_cut jsonb,
   user_webhooks boolean not null default false,
   keep_deliveries interval not null default '30 days',
   constraint there_is_one_row check (only_row),
@@ -170,6 +172,16 @@ create table vidgen.settings (
     rejections_to_slow > 0 and rejections_to_stop > rejections_to_slow
     and rejection_pause >= interval '0' and rejection_stop > interval '0'
     and rejection_memory >= interval '0'
+  ),
+  -- Its part is the completed task. 32,000 bytes: with that part it is still a cut.
+  constraint auto_cut_has_outputs_and_no_parts check (
+    case
+      when auto_cut is null then true
+      when jsonb_typeof(auto_cut) <> 'object' then false
+      when jsonb_typeof(auto_cut -> 'outputs') is distinct from 'array' then false
+      else jsonb_array_length(auto_cut -> 'outputs') > 0
+           and not auto_cut ?| array['parts', 'scenario'] and octet_length(auto_cut::text) <= 32000
+    end
   ),
   constraint deliveries_are_kept_for_a_day check (keep_deliveries >= interval '1 day')
 );
@@ -196,6 +208,8 @@ comment on column vidgen.settings.rejections_to_stop is
   'After this many rejections in a row they stop, for rejection_stop or until an operator lifts the limit.';
 comment on column vidgen.settings.rejection_memory is
   'The time for which an input that content rules rejected is not sent again for the same user.';
+comment on column vidgen.settings.auto_cut is
+  'A cut without parts: a film with these outputs is ordered of each completed clip, for its owner. Null: none is.';
 comment on column vidgen.settings.user_webhooks is
   'Whether signed-in users may have webhooks of their own, for their own tasks.';
 comment on column vidgen.settings.keep_deliveries is
@@ -878,9 +892,9 @@ grant update (images_bucket, videos_bucket) on vidgen.settings to vidgen_worker;
 grant select on vidgen.duties, vidgen.settings, vidgen.stages to vidgen_worker;
 grant insert (name, began_at) on vidgen.duties to vidgen_worker;
 grant update (began_at) on vidgen.duties to vidgen_worker;
-grant execute on function
-  vidgen.signed_in_user(), vidgen.owns_scene(uuid)
-  to authenticated;
+grant execute on function vidgen.owns_scene(uuid) to authenticated;
+-- A policy that restricts every role asks it.
+grant execute on function vidgen.signed_in_user() to public;
 grant execute on function
   vidgen.wake(text, text), vidgen.is_operator(), vidgen.share_buckets(text, text),
   vidgen.our_buckets(), vidgen.read_scene(uuid, uuid),

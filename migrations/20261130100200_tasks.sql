@@ -5,76 +5,44 @@
 
 set local search_path = '';
 
--- The rules of one row of a task, as one CHECK. Each statement that writes a table parses the text of each of
--- its CHECKs anew (for twenty, a tenth of all CPU of a task), but a function only once per session. Every role
--- that may write the table calls it, an application's own role too. The error names the broken rule, as that
--- of a CHECK does: its message and its field for the constraint.
-create function vidgen.task_is_valid(
-  status text, lane smallint, priority smallint, failures smallint, max_failures smallint,
-  attempt integer, progress double precision, stage_progress double precision, current_step text,
-  message text, error_code text, error_message text, error jsonb, resolution text,
-  video_ratio text, image_ratio text, image_path text, image_url text, video_path text,
-  video_url text, video_url_expires_at timestamptz, worker_id uuid,
-  cancel_requested_at timestamptz, run_after timestamptz, expected_at timestamptz,
-  created_at timestamptz, started_at timestamptz, completed_at timestamptz, scene_id uuid, cut jsonb,
-  reference text
+-- The two longest CHECKs of a task's row call functions: each statement that writes the table parses the
+-- text of every CHECK anew, but a function only once per session. Every role that may write the table calls
+-- them, an application's own role too.
+create function vidgen.times_can_be_read(
+  run_after timestamptz, expected_at timestamptz, created_at timestamptz, started_at timestamptz,
+  completed_at timestamptz, cancel_requested_at timestamptz, video_url_expires_at timestamptz
 ) returns boolean
 language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
-declare
-  broken text := case
-    when status not in ('pending', 'processing', 'completed', 'failed', 'cancelled')
-      then 'status_is_known'
-    when priority not between -10 and 10 then 'priority_is_from_minus_10_to_10'
-    when failures < 0 or max_failures not between 1 and 100
-      then 'failures_are_within_their_limit'
-    when attempt < 0 then 'attempt_is_not_negative'
-    when progress not between 0 and 100 then 'progress_is_a_percentage'
-    when stage_progress not between 0 and 100 then 'stage_progress_is_a_percentage'
-    when expected_at is not null and status <> 'processing' then 'only_a_running_task_is_expected'
-    when status = 'processing' and worker_id is null then 'processing_has_a_worker'
-    when status = 'pending' and worker_id is not null then 'waiting_has_no_worker'
-    when status = 'completed' and video_path is null and cut is null
-      then 'completed_has_a_video_path_or_is_a_film'
-    when status = 'completed' and progress <> 100 then 'completed_is_at_100_percent'
-    when (status = 'failed') <> (error_code is not null) then 'failed_has_an_error_code'
-    when (error_code is null) <> (error is null) or (error_code is null) <> (error_message is null)
-      then 'error_goes_with_its_code'
-    when (status in ('completed', 'failed', 'cancelled')) <> (completed_at is not null)
-      then 'ended_has_completed_at'
-    when cut is not null and scene_id is not null then 'a_film_has_no_scene'
-    when jsonb_typeof(cut) <> 'object' or octet_length(cut::text) > 32768
-      then 'a_cut_is_an_object_of_32_kilobytes'
-    -- Then no statement about the models of lane 1 ever meets a film.
-    when (cut is not null) <> (lane = 0) then 'a_film_has_lane_0'
-    when length(reference) > 200 then 'a_reference_has_at_most_200_characters'
-    when attempt > 0 and started_at is null then 'claimed_has_started_at'
-    -- Most programs can't read years above 9999: one such row makes every list with it fail.
-    when greatest(
+begin
+  -- Most programs can't read years above 9999: one such row makes every list with it fail.
+  return greatest(
            run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
            video_url_expires_at
-         ) >= '9999-01-02 00:00:00+00'
-      or least(
+         ) < '9999-01-02 00:00:00+00'
+     and least(
            run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
            video_url_expires_at
-         ) <= '1900-01-01 00:00:00+00'
-      then 'times_can_be_read'
-    when greatest(
+         ) > '1900-01-01 00:00:00+00';
+end
+$$;
+
+create function vidgen.texts_are_at_most_40000_bytes(
+  current_step text, message text, error_code text, error_message text, resolution text,
+  video_ratio text, image_ratio text, image_path text, image_url text, video_path text,
+  video_url text, error jsonb
+) returns boolean
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return greatest(
            octet_length(current_step), octet_length(message), octet_length(error_code),
            octet_length(error_message), octet_length(resolution), octet_length(video_ratio),
            octet_length(image_ratio), octet_length(image_path), octet_length(image_url),
            octet_length(video_path), octet_length(video_url), pg_column_size(error)
-         ) > 40000
-      then 'texts_are_at_most_40000_bytes'
-  end;
-begin
-  if broken is not null then
-    raise exception 'new row for relation "video_generation_tasks" violates check constraint "%"', broken
-      using errcode = 'check_violation', schema = 'public', table = 'video_generation_tasks',
-            constraint = broken;
-  end if;
-  return true;
+         ) <= 40000;
 end
 $$;
 
@@ -115,13 +83,47 @@ create table public.video_generation_tasks (
   film_id uuid references public.video_generation_tasks (id) on delete set null,
   reference text,
 
-  constraint task_is_valid check (
-    vidgen.task_is_valid(
-      status, lane, priority, failures, max_failures, attempt, progress, stage_progress,
-      current_step, message, error_code, error_message, error, resolution, video_ratio,
-      image_ratio, image_path, image_url, video_path, video_url, video_url_expires_at, worker_id,
-      cancel_requested_at, run_after, expected_at, created_at, started_at, completed_at, scene_id,
-      cut, reference
+  constraint status_is_known
+    check (status in ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+  constraint priority_is_from_minus_10_to_10 check (priority between -10 and 10),
+  constraint failures_are_within_their_limit
+    check (failures >= 0 and max_failures between 1 and 100),
+  constraint attempt_is_not_negative check (attempt >= 0),
+  constraint progress_is_a_percentage check (progress between 0 and 100),
+  constraint stage_progress_is_a_percentage check (stage_progress between 0 and 100),
+  constraint only_a_running_task_is_expected check (expected_at is null or status = 'processing'),
+  constraint processing_has_a_worker check (status <> 'processing' or worker_id is not null),
+  constraint waiting_has_no_worker check (status <> 'pending' or worker_id is null),
+  constraint completed_has_a_video_path_or_is_a_film
+    check (status <> 'completed' or video_path is not null or cut is not null),
+  constraint completed_is_at_100_percent check (status <> 'completed' or progress = 100),
+  constraint failed_has_an_error_code check ((status = 'failed') = (error_code is not null)),
+  constraint error_goes_with_its_code check (
+    (error_code is null) = (error is null) and (error_code is null) = (error_message is null)
+  ),
+  constraint ended_has_completed_at check (
+    (status in ('completed', 'failed', 'cancelled')) = (completed_at is not null)
+  ),
+  constraint a_film_has_no_scene check (cut is null or scene_id is null),
+  constraint a_cut_is_an_object_of_32_kilobytes
+    check (jsonb_typeof(cut) = 'object' and octet_length(cut::text) <= 32768),
+  -- Then no statement about the models of lane 1 ever meets a film, and only workers that render meet one
+  -- that has outputs.
+  constraint a_film_has_lane_0_or_with_outputs_minus_1 check (
+    (cut is not null) = (lane <= 0) and coalesce(cut ? 'outputs', false) = (lane = -1) and lane >= -1
+  ),
+  constraint a_reference_has_at_most_200_characters check (length(reference) <= 200),
+  constraint claimed_has_started_at check (attempt = 0 or started_at is not null),
+  constraint times_can_be_read check (
+    vidgen.times_can_be_read(
+      run_after, expected_at, created_at, started_at, completed_at, cancel_requested_at,
+      video_url_expires_at
+    )
+  ),
+  constraint texts_are_at_most_40000_bytes check (
+    vidgen.texts_are_at_most_40000_bytes(
+      current_step, message, error_code, error_message, resolution, video_ratio, image_ratio,
+      image_path, image_url, video_path, video_url, error
     )
   )
 ) with (
@@ -139,7 +141,7 @@ alter table public.video_generation_tasks enable row level security;
 comment on table public.video_generation_tasks is
   'One order of one user for one video of one scene, or for a film of several. Insert a row, then watch it.';
 comment on column public.video_generation_tasks.lane is
-  'Which pair of models makes it; 0: none, it is a film.';
+  'Which pair of models makes it; 0: none, it is a film; -1: a film with outputs.';
 comment on column public.video_generation_tasks.cut is
   'A film: which scenes it is made of. Null: the task of one scene. It never changes.';
 comment on column public.video_generation_tasks.reference is
@@ -200,7 +202,10 @@ begin
             hint = 'Insert id, scene_id or cut, user_id, priority and run_after only.';
   end if;
   if new.cut is not null then
-    new.lane := 0;
+    new.lane := case when new.cut ? 'outputs' then -1 else 0 end;
+    if new.lane = -1 then
+      new.message := 'Waiting for a worker that cuts films';
+    end if;
   end if;
   new.run_after := least(greatest(new.run_after, now()), '9999-01-01 00:00:00+00');
   return new;
@@ -349,32 +354,182 @@ create trigger path_stays
   )
   execute function vidgen.path_stays();
 
+-- Presets: what an output costs and looks like, by name. Of kind 'output' each is made as the worker's own
+-- table says (vidgen_worker/films/presets.py): its row shows that, and sets the price.
+create table public.video_presets (
+  name text primary key,
+  kind text not null,
+  title text not null,
+  description text not null,
+  spec jsonb not null,
+  image_credits integer,
+  second_credits integer,
+  film_second_credits integer,
+  position smallint not null,
+  retired_at timestamptz,
+  constraint kind_is_known check (kind in ('clip', 'output')),
+  constraint spec_is_an_object check (jsonb_typeof(spec) = 'object'),
+  constraint prices_go_with_the_kind check (
+    case kind
+      when 'clip' then film_second_credits is null
+      else film_second_credits is not null and image_credits is null and second_credits is null
+    end
+  ),
+  constraint prices_are_from_0_to_100000 check (
+    image_credits between 0 and 100000 and second_credits between 0 and 100000
+    and film_second_credits between 0 and 100000
+  )
+);
+
+alter table public.video_presets enable row level security;
+
+comment on table public.video_presets is
+  'Named specifications with their prices: of clips, and of the outputs of films.';
+comment on column public.video_presets.film_second_credits is
+  'Credits for each second of an output; a begun second and a still count as one.';
+comment on column public.video_presets.retired_at is
+  'Since when it is no longer offered; what was ordered before is still made.';
+
+insert into public.video_presets (name, kind, title, description, spec, film_second_credits, position) values
+  ('web', 'output', 'Web', 'MP4 for every player, as filmed',
+   '{"formats": [{"name": "mp4", "media_type": "video/mp4"}], "usual": 1}', 0, 1),
+  ('av1', 'output', 'Web, AV1', 'AV1 for a second <source>',
+   '{"formats": [{"name": "mp4", "media_type": "video/mp4"}], "usual": 1, "target": "good"}', 0, 2),
+  ('vertical', 'output', 'Vertical', '9:16, cropped',
+   '{"formats": [{"name": "mp4", "media_type": "video/mp4"}],
+     "usual": 1, "box": [1080, 1920], "fit": "cover", "target": "good"}', 0, 3),
+  ('square', 'output', 'Square', '1:1, cropped',
+   '{"formats": [{"name": "mp4", "media_type": "video/mp4"}],
+     "usual": 1, "box": [1080, 1080], "fit": "cover", "target": "good"}', 0, 4),
+  ('story', 'output', 'Story', '9:16, whole, before a blurred picture of itself',
+   '{"formats": [{"name": "mp4", "media_type": "video/mp4"}],
+     "usual": 1, "box": [1080, 1920], "fit": "blur", "target": "good"}', 0, 5),
+  ('small', 'output', 'Small', 'MP4 of 2 MB at most, for chat and mail',
+   '{"formats": [{"name": "mp4", "media_type": "video/mp4"}],
+     "usual": 1, "box": [854, 854], "target": "small", "most_bytes": 2000000}', 0, 6),
+  ('poster', 'output', 'Poster', 'Still for the <video> tag',
+   '{"formats": [{"name": "jpeg", "media_type": "image/jpeg"}, {"name": "avif", "media_type": "image/avif"}],
+     "usual": 2, "overlays": false}', 0, 7),
+  ('preview', 'output', 'Preview', 'Three silent seconds',
+   '{"formats": [{"name": "mp4", "media_type": "video/mp4"}, {"name": "avif", "media_type": "image/avif"},
+                 {"name": "gif", "media_type": "image/gif"}],
+     "usual": 2, "box": [480, 480], "most_fps": 12, "seconds": 3, "silent": true, "target": "good"}', 0, 8),
+  ('captions', 'output', 'Captions', 'WebVTT',
+   '{"formats": [{"name": "vtt", "media_type": "text/vtt"}], "usual": 1}', 0, 9),
+  ('audio', 'output', 'Audio', 'The sound alone, as AAC',
+   '{"formats": [{"name": "m4a", "media_type": "audio/mp4"}], "usual": 1}', 0, 10),
+  ('prores', 'output', 'ProRes', 'ProRes 422 for editors',
+   '{"formats": [{"name": "mov", "media_type": "video/quicktime"}], "usual": 1}', 0, 11);
+
+-- The stored outputs of films. An object never changes: its path has a part of its content's key in it.
+create table public.video_renditions (
+  film_id uuid not null references public.video_generation_tasks (id) on delete cascade,
+  name text not null,
+  -- The film's: neither a policy nor Realtime has to look it up.
+  user_id uuid not null,
+  position smallint not null,
+  preset text not null,
+  media_type text not null,
+  bucket text not null,
+  path text not null,
+  size bigint not null,
+  width integer,
+  height integer,
+  seconds double precision,
+  sha256 text not null,
+  quality jsonb,
+  public_url text,
+  created_at timestamptz not null default now(),
+  primary key (film_id, name),
+  constraint a_place_has_one_rendition unique (path, bucket),
+  constraint numbers_are_not_negative check (
+    position >= 0 and size >= 0 and width > 0 and height > 0 and seconds >= 0
+  ),
+  -- The path opens an object to its owner, and names what is deleted with the film.
+  constraint path_is_in_the_film_s_folder check (
+    starts_with(path, 'video-files/' || user_id || '/' || film_id || '/' || name || '-')
+    and length(path) <= 300
+    and translate(
+      split_part(path, '/', 4), '-_.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
+    ) = ''
+    and split_part(path, '/', 5) = ''
+  )
+);
+
+alter table public.video_renditions enable row level security;
+
+comment on table public.video_renditions is
+  'The stored outputs of a film, in the order of its cut. Sign `path` in the videos bucket.';
+comment on column public.video_renditions.seconds is 'How long it plays; null: a still.';
+comment on column public.video_renditions.quality is
+  'What was measured where the output has a target of quality; else null.';
+
+-- Only a worker's attempt at the film records one, and only in the videos bucket: the objects are signed for
+-- the film's owner and removed with the film, with the service key.
+create function vidgen.rendition_is_ours() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  if not exists (
+    select
+      from public.video_generation_tasks as t
+     cross join vidgen.settings as s
+     where t.id = new.film_id and t.user_id = new.user_id and t.status = 'processing' and t.lane = -1
+       and s.videos_bucket = new.bucket
+  ) and not vidgen.is_operator() then
+    raise exception 'film %: no worker is about to record % in bucket %', new.film_id, new.path, new.bucket
+      using errcode = 'insufficient_privilege';
+  end if;
+  return new;
+end
+$$;
+
+create trigger rendition_is_ours
+  before insert or update on public.video_renditions
+  for each row execute function vidgen.rendition_is_ours();
+
 -- Rights.
 
 call vidgen.revoke_from_strangers();
 
 grant execute on function
-  vidgen.task_is_valid(
-    text, smallint, smallint, smallint, smallint, integer, double precision, double precision, text,
-    text, text, text, jsonb, text, text, text, text, text, text, text, timestamptz, uuid,
-    timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, uuid, jsonb, text
+  vidgen.times_can_be_read(
+    timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz
+  ),
+  vidgen.texts_are_at_most_40000_bytes(
+    text, text, text, text, text, text, text, text, text, text, text, jsonb
   )
   to public;
 
 revoke all on
-  public.video_generation_tasks
+  public.video_generation_tasks, public.video_presets, public.video_renditions
   from public, anon, authenticated, service_role, vidgen_worker;
 
 revoke all on function
-  vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays()
+  vidgen.task_is_born(), vidgen.task_changes(), vidgen.path_stays(), vidgen.rendition_is_ours()
   from public, anon, authenticated, service_role;
 
-grant select on public.video_generation_tasks to authenticated;
+grant select on
+  public.video_generation_tasks, public.video_presets, public.video_renditions
+  to authenticated;
 grant insert (
   id, user_id, scene_id, cut, priority, run_after, reference
 ) on public.video_generation_tasks to authenticated;
-grant select, insert, update, delete on public.video_generation_tasks to service_role;
-grant select on public.video_generation_tasks to vidgen_worker;
+grant select, insert, update, delete on
+  public.video_generation_tasks, public.video_presets
+  to service_role;
+grant select on public.video_renditions to service_role;
+grant select on
+  public.video_generation_tasks, public.video_presets, public.video_renditions
+  to vidgen_worker;
+grant insert (
+  film_id, name, user_id, position, preset, media_type, bucket, path, size, width, height, seconds, sha256,
+  quality
+) on public.video_renditions to vidgen_worker;
+grant update (
+  position, preset, media_type, bucket, path, size, width, height, seconds, sha256, quality, public_url
+) on public.video_renditions to vidgen_worker;
 grant update (
   status, failures, attempt, progress, stage_progress, current_step, message, error_code,
   error_message, error, resolution, video_ratio, image_ratio, image_path, image_url, video_path,
@@ -389,6 +544,18 @@ create policy "owners order videos of their scenes" on public.video_generation_t
   with check (
     (select vidgen.signed_in_user()) = user_id and (cut is not null or vidgen.owns_scene(scene_id))
   );
+create policy "signed-in users see presets" on public.video_presets
+  for select to authenticated using (true);
+create policy "owners see their renditions" on public.video_renditions
+  for select to authenticated using ((select vidgen.signed_in_user()) = user_id);
+create policy "the worker sees all presets" on public.video_presets
+  for select to vidgen_worker using (true);
+create policy "the worker sees all renditions" on public.video_renditions
+  for select to vidgen_worker using (true);
+create policy "the worker records renditions" on public.video_renditions
+  for insert to vidgen_worker with check (true);
+create policy "the worker records renditions anew" on public.video_renditions
+  for update to vidgen_worker using (true) with check (true);
 create policy "the worker sees all tasks" on public.video_generation_tasks
   for select to vidgen_worker using (true);
 create policy "the worker writes all tasks" on public.video_generation_tasks

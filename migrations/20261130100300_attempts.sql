@@ -29,6 +29,8 @@ create table vidgen.workers (
   -- names none. And the scopes of the gates that concern the worker.
   account text not null default 'default',
   scopes text[] not null,
+  renders smallint not null default 0,
+  constraint renders_are_not_negative check (renders >= 0),
   constraint lease_is_positive check (lease > interval '0'),
   constraint times_can_be_read check (
     greatest(started_at, heartbeat_at, steady_since, dead_at, left_at) < '9999-01-02 00:00:00+00'
@@ -44,6 +46,8 @@ comment on column vidgen.workers.account is
   'The label of the provider''s account (VIDGEN_ACCOUNT) whose key this worker uses.';
 comment on column vidgen.workers.scopes is
   'Scopes of the gates that concern this worker.';
+comment on column vidgen.workers.renders is
+  'How many films with outputs it works on at once (VIDGEN_RENDERS); 0: none.';
 
 -- The last sign of life of each key. A worker's row says it while the row exists; this row outlives it.
 create table vidgen.keys (
@@ -56,36 +60,6 @@ create table vidgen.keys (
 
 comment on table vidgen.keys is
   'Keys that workers have used here, with the last account label of each and the last sign of life.';
-
--- The rules of one row, in a function: see vidgen.task_is_valid.
-create function vidgen.submission_is_valid(
-  answer text, answered_at timestamptz, generation_id uuid, ended_state text, late_at timestamptz,
-  followed_by text
-) returns boolean
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  broken text := case
-    when answer not in ('generation', 'refused', 'unknown') then 'answer_is_known'
-    when (answer is null) <> (answered_at is null) then 'answer_has_its_time'
-    when answer = 'generation' and generation_id is null then 'a_generation_has_an_id'
-    -- 'refused' is the end of a submission that began no generation.
-    when ended_state not in (
-      'succeeded', 'failed', 'cancelled', 'gone', 'undecodable', 'given up', 'refused'
-    ) then 'ended_state_is_known'
-    when late_at is not null and answer is distinct from 'generation'
-      then 'only_a_generation_is_late'
-    when followed_by not in ('account', 'key', 'anyone') then 'followed_by_is_known'
-  end;
-begin
-  if broken is not null then
-    raise exception 'new row for relation "submissions" violates check constraint "%"', broken
-      using errcode = 'check_violation', schema = 'vidgen', table = 'submissions', constraint = broken;
-  end if;
-  return true;
-end
-$$;
 
 -- Append-only: one row per paid POST, written before it and completed after it. Without a foreign key,
 -- because this record of money outlives the task.
@@ -126,11 +100,17 @@ create table vidgen.submissions (
   met_gate text,
   late_at timestamptz,
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
-  constraint submission_is_valid check (
-    vidgen.submission_is_valid(
-      answer, answered_at, generation_id, ended_state, late_at, followed_by
+  constraint answer_is_known check (answer in ('generation', 'refused', 'unknown')),
+  constraint answer_has_its_time check ((answer is null) = (answered_at is null)),
+  constraint a_generation_has_an_id check (answer is distinct from 'generation' or generation_id is not null),
+  -- 'refused' is the end of a submission that began no generation.
+  constraint ended_state_is_known check (
+    ended_state in (
+      'succeeded', 'failed', 'cancelled', 'gone', 'undecodable', 'given up', 'refused'
     )
-  )
+  ),
+  constraint only_a_generation_is_late check (late_at is null or answer = 'generation'),
+  constraint followed_by_is_known check (followed_by in ('account', 'key', 'anyone'))
 ) with (fillfactor = 80);
 
 comment on column vidgen.submissions.counted is
@@ -150,35 +130,6 @@ comment on column vidgen.submissions.met_gate is
 comment on column vidgen.submissions.late_at is
   'The time of a late answer, after a worker had counted it as unknown: no task follows its generation.';
 
-create function vidgen.times_are_valid(
-  provider text, model text, seconds smallint, ended_after real[], ended_by real[]
-) returns boolean
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  broken text := case
-    when octet_length(provider) > 200 or octet_length(model) > 200 or seconds not between 0 and 3600
-      then 'a_kind_is_short_and_of_seconds'
-    when cardinality(ended_after) <> cardinality(ended_by) or cardinality(ended_by) not between 1 and 24
-      then 'the_last_24_are_kept'
-    -- The whole fleet computes with them: NULL, NaN or Infinity would stop its polls.
-    when not (
-      array_ndims(ended_after) = 1 and array_ndims(ended_by) = 1
-      and array_position(ended_after, null) is null and array_position(ended_by, null) is null
-      and 0 <= all (ended_after) and 0 <= all (ended_by)
-      and 86400 >= all (ended_after) and 86400 >= all (ended_by)
-    ) then 'times_are_seconds_of_a_day'
-  end;
-begin
-  if broken is not null then
-    raise exception 'new row for relation "generation_times" violates check constraint "%"', broken
-      using errcode = 'check_violation', schema = 'vidgen', table = 'generation_times', constraint = broken;
-  end if;
-  return true;
-end
-$$;
-
 -- The history of generations for the whole fleet: one row per kind (a model, and the seconds of the clip; 0
 -- for a still), with its last 24 ends. A poll sees an end after it happened. So each end has two
 -- times, in seconds since the provider accepted the generation: the last poll before the end, and the first
@@ -190,8 +141,18 @@ create table vidgen.generation_times (
   ended_after real[] not null,
   ended_by real[] not null,
   primary key (provider, model, seconds),
-  constraint times_are_valid check (
-    vidgen.times_are_valid(provider, model, seconds, ended_after, ended_by)
+  constraint a_kind_is_short_and_of_seconds check (
+    octet_length(provider) <= 200 and octet_length(model) <= 200 and seconds between 0 and 3600
+  ),
+  constraint the_last_24_are_kept check (
+    cardinality(ended_after) = cardinality(ended_by) and cardinality(ended_by) between 1 and 24
+  ),
+  -- The whole fleet computes with them: NULL, NaN or Infinity would stop its polls.
+  constraint times_are_seconds_of_a_day check (
+    array_ndims(ended_after) = 1 and array_ndims(ended_by) = 1
+    and array_position(ended_after, null) is null and array_position(ended_by, null) is null
+    and 0 <= all (ended_after) and 0 <= all (ended_by)
+    and 86400 >= all (ended_after) and 86400 >= all (ended_by)
   )
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 
@@ -218,33 +179,6 @@ create index submissions_met_gate on vidgen.submissions (user_id, sent_at) where
 create unique index a_generation_belongs_to_one_submission on vidgen.submissions (generation_id)
  where generation_id is not null;
 
-create function vidgen.checkpoint_is_valid(
-  state text, submission_id uuid, generation_id uuid, bucket text, path text, size bigint,
-  sha256 text
-) returns boolean
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp
-as $$
-#variable_conflict use_variable
-declare
-  broken text := case
-    when state not in ('submitting', 'generating', 'storing', 'done') then 'state_is_known'
-    when state <> 'submitting' and generation_id is null and submission_id is not null
-      then 'a_generation_is_followed_by_id'
-    when submission_id is null and (generation_id is not null or state not in ('storing', 'done'))
-      then 'without_a_submission_nothing_is_generated'
-    when (state = 'done') <> (path is not null) or (path is null) <> (bucket is null)
-      or (path is null) <> (sha256 is null) or (path is null) <> (size is null)
-      then 'done_has_an_artifact'
-  end;
-begin
-  if broken is not null then
-    raise exception 'new row for relation "checkpoints" violates check constraint "%"', broken
-      using errcode = 'check_violation', schema = 'vidgen', table = 'checkpoints', constraint = broken;
-  end if;
-  return true;
-end
-$$;
-
 create table vidgen.checkpoints (
   task_id uuid not null references public.video_generation_tasks (id) on delete cascade,
   stage text not null,
@@ -266,10 +200,16 @@ create table vidgen.checkpoints (
   -- answer and the task's end must not pay for the same input again.
   verdict jsonb,
   constraint stage_is_known foreign key (stage) references vidgen.stages (name),
-  constraint checkpoint_is_valid check (
-    vidgen.checkpoint_is_valid(
-      state, submission_id, generation_id, bucket, path, size, sha256
-    )
+  constraint state_is_known check (state in ('submitting', 'generating', 'storing', 'done')),
+  constraint a_generation_is_followed_by_id check (
+    state = 'submitting' or generation_id is not null or submission_id is null
+  ),
+  constraint without_a_submission_nothing_is_generated check (
+    submission_id is not null or (generation_id is null and state in ('storing', 'done'))
+  ),
+  constraint done_has_an_artifact check (
+    (state = 'done') = (path is not null) and (path is null) = (bucket is null)
+    and (path is null) = (sha256 is null) and (path is null) = (size is null)
   )
 ) with (fillfactor = 70);
 
@@ -333,11 +273,16 @@ as $$
 #variable_conflict use_variable
 declare
   name text := split_part(path, '/', 3);
+  in_film text := split_part(path, '/', 4);
 begin
-  return path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
-         and length(name) between 1 and 100
+  return (
+           path in ('generated_images/' || owner || '/' || name, 'video-files/' || owner || '/' || name)
+           -- A rendition, in the folder of its film.
+           or (in_film <> '' and path = 'video-files/' || owner || '/' || name || '/' || in_film)
+         )
+         and length(name) between 1 and 100 and length(in_film) <= 100
          and translate(
-           name, '-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
+           name || in_film, '-_.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
          ) = '';
 end
 $$;
@@ -347,7 +292,7 @@ create table vidgen.uploads (
   id uuid primary key,
   task_id uuid not null,
   user_id uuid not null,
-  stage text not null,
+  stage text,
   attempt integer not null,
   worker_id uuid not null,
   bucket text not null,
@@ -364,6 +309,7 @@ create table vidgen.uploads (
 
 comment on table vidgen.uploads is
   'Uploads that have begun and are neither charged nor removed: their objects may be in Storage.';
+comment on column vidgen.uploads.stage is 'Null: a rendition.';
 comment on column vidgen.uploads.taken_at is 'The time since which a worker removes the object.';
 comment on column vidgen.uploads.removed_at is
   'The first removal. The janitor looks for the object again for a day: an upload of a worker that was frozen '
@@ -659,6 +605,9 @@ as $$
          )
       or exists (
            select from public.video_generation_tasks as t where t.image_path = is_charged.of_path
+         )
+      or exists (
+           select from public.video_renditions as r where r.path = is_charged.of_path
          );
 $$;
 
@@ -892,7 +841,15 @@ begin
      set status = 'completed', worker_id = null, completed_at = now(), progress = 100,
          stage_progress = null, current_step = 'Completed',
          message = 'Video generation completed successfully',
-         video_url = signed_url, video_url_expires_at = now() + good_for
+         video_url = signed_url, video_url_expires_at = now() + good_for,
+         -- Of a film: its first rendition that plays as a video, or else its first.
+         video_path = coalesce(t.video_path, (
+           select r.path
+             from public.video_renditions as r
+            where r.film_id = of_task
+            order by starts_with(r.media_type, 'video/') desc, r.position
+            limit 1
+         ))
    where t.id = of_task
   returning t.status, t.user_id, t.scene_id, extract(epoch from now() - t.started_at)::float as seconds
        into ended;
@@ -1014,11 +971,11 @@ begin
                started_at = coalesce(t.started_at, now()), stage_progress = null,
                progress = case when to_cancel then t.progress else greatest(t.progress, 5) end,
                current_step = case
-                 when to_cancel or t.lane = 0 then t.current_step
+                 when to_cancel or t.lane <= 0 then t.current_step
                  else 'Initializing video generation pipeline'
                end,
                message = case
-                 when to_cancel or t.lane = 0 then t.message else 'Video generation started'
+                 when to_cancel or t.lane <= 0 then t.message else 'Video generation started'
                end
          where t.id = any (waiting);
         set constraints all immediate;
@@ -1374,6 +1331,9 @@ begin
   delete from vidgen.checkpoints as c
    where c.task_id = new.id and c.state in ('submitting', 'generating');
   perform vidgen.tell_films(new.id);
+  if new.status = 'completed' and new.cut is null and new.film_id is null then
+    perform vidgen.want_film(new.id);
+  end if;
   return null;
 end
 $$;
@@ -1438,9 +1398,6 @@ $$;
 call vidgen.revoke_from_strangers();
 
 revoke all on function
-  vidgen.submission_is_valid(text, timestamptz, uuid, text, timestamptz, text),
-  vidgen.times_are_valid(text, text, smallint, real[], real[]),
-  vidgen.checkpoint_is_valid(text, uuid, uuid, text, text, bigint, text),
   vidgen.is_in_folder(text, uuid), vidgen.worker_comes_or_goes(), vidgen.followers(text, text, text),
   vidgen.check_running(uuid, uuid), vidgen.kinds_are_few(), vidgen.submission_is_due(), vidgen.generation_is_final(),
   vidgen.checkpoint_follows_its_own(), vidgen.request_is_its_submissions(),
@@ -1461,7 +1418,7 @@ revoke all on function
   from public, anon, authenticated, service_role;
 
 grant insert (
-  id, host, pid, version, provider, key_fingerprint, concurrency, lease, account, scopes
+  id, host, pid, version, provider, key_fingerprint, concurrency, lease, account, scopes, renders
 ) on vidgen.workers to vidgen_worker;
 grant update (
   running, heartbeat_at, steady_since, dead_at, left_at
@@ -1502,14 +1459,12 @@ grant update (
 grant insert (
   id, task_id, user_id, stage, attempt, worker_id, bucket, path
 ) on vidgen.uploads to vidgen_worker;
+grant update (attempt, worker_id, taken_at, removed_at) on vidgen.uploads to vidgen_worker;
 grant insert (task_id, until, statement, error, verdict) on vidgen.refusals to vidgen_worker;
 grant update (
   tries, until, statement, error, verdict, attempt
 ) on vidgen.refusals to vidgen_worker;
 grant execute on function
-  vidgen.submission_is_valid(text, timestamptz, uuid, text, timestamptz, text),
-  vidgen.times_are_valid(text, text, smallint, real[], real[]),
-  vidgen.checkpoint_is_valid(text, uuid, uuid, text, text, bigint, text),
   vidgen.is_in_folder(text, uuid), vidgen.followers(text, text, text), vidgen.check_running(uuid, uuid), vidgen.is_charged(text),
   vidgen.take_uploads(integer), vidgen.uploads_removed(uuid[]), vidgen.write_owed_scene(uuid),
   vidgen.note_refusal(uuid, text, text, jsonb), vidgen.row_stays(uuid), vidgen.check_taken(uuid, text, uuid),

@@ -44,11 +44,21 @@ create index parts_by_task on vidgen.parts (task_id);
 
 create table vidgen.films (
   film_id uuid primary key references public.video_generation_tasks (id) on delete cascade,
-  ordered_at timestamptz not null default now()
+  ordered_at timestamptz not null default now(),
+  -- What its outputs cost, as it was when they were ordered: a later price changes no order.
+  seconds integer not null default 0,
+  second_credits jsonb not null default '{}',
+  constraint seconds_are_from_0_to_180 check (seconds between 0 and 180),
+  constraint second_credits_are_an_object check (jsonb_typeof(second_credits) = 'object')
 );
 
 comment on table vidgen.films is
   'Films whose parts are ordered: each is completed, or was begun with its credits held. A retry deletes the row.';
+
+comment on column vidgen.films.seconds is
+  'The most seconds that are charged for an output: the ordered length of the parts and of the end card.';
+comment on column vidgen.films.second_credits is
+  'Credits for each second of an output, by its name. An output that is not named costs nothing.';
 
 -- The mailbox of films: a part's end only ever appends here, so it never waits for a film's row, runs no
 -- trigger of an application's on it, and can't deadlock. No foreign key: its check would lock the film.
@@ -60,6 +70,90 @@ create table vidgen.endings (
 create index endings_of_film on vidgen.endings (film_id);
 
 comment on table vidgen.endings is 'Films of which a part has ended, or that have begun to wait.';
+
+-- Completed tasks of which a film is to be ordered (vidgen.settings.auto_cut). The end of a task only writes
+-- here: whatever refuses the film never meets that end.
+create table vidgen.wanted_films (
+  task_id uuid primary key,
+  tries integer not null default 0,
+  due_at timestamptz not null default now(),
+  constraint tries_are_not_negative check (tries >= 0)
+) with (autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
+
+comment on table vidgen.wanted_films is
+  'Completed tasks of which a film with the outputs of vidgen.settings.auto_cut is to be ordered.';
+comment on column vidgen.wanted_films.tries is
+  'How often the insert of the film was refused; after vidgen.settings.max_refusals it is given up.';
+
+create index wanted_films_due on vidgen.wanted_films (due_at);
+
+-- Leave word that a film is to be ordered of a completed task, where the operator wants one of each.
+create function vidgen.want_film(of_task uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  insert into vidgen.wanted_films (task_id)
+  select of_task from vidgen.settings as s where s.auto_cut is not null
+      on conflict do nothing;
+  if found then
+    perform vidgen.wake('vidgen_tasks', 'film');
+  end if;
+end
+$$;
+
+-- Order the films that completed tasks are owed, for their owners: each once, because its id follows from the
+-- task's. An application's trigger may refuse one: it is tried again after a pause that doubles, and given up
+-- after max_refusals. A row names a task whose film was refused.
+create function vidgen.order_wanted_films(batch integer)
+returns table (task_id uuid, refused text)
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+as $$
+#variable_conflict use_variable
+declare
+  until timestamptz := statement_timestamp() + interval '2 seconds';
+  limits vidgen.settings;
+  wanted record;
+begin
+  select s.* into limits from vidgen.settings as s;
+  for wanted in
+    select w.task_id as id, w.tries
+      from vidgen.wanted_films as w
+     where w.due_at <= now()
+     order by w.due_at
+     limit batch
+       for update skip locked
+  loop
+    exit when clock_timestamp() > until;
+    begin
+      insert into public.video_generation_tasks (id, user_id, cut, priority)
+      select md5('film of ' || t.id)::uuid, t.user_id,
+             limits.auto_cut || jsonb_build_object('parts', jsonb_build_array(jsonb_build_object('task', t.id))),
+             t.priority
+        from public.video_generation_tasks as t
+       where t.id = wanted.id and limits.auto_cut is not null
+          on conflict (id) do nothing;
+      set constraints all immediate;
+      delete from vidgen.wanted_films as w where w.task_id = wanted.id;
+    exception
+      when others or assert_failure or query_canceled then
+        task_id := wanted.id;
+        refused := format('%s %s', sqlstate, left(sqlerrm, 500));
+        if wanted.tries + 1 >= limits.max_refusals then
+          refused := refused || '; no film is ordered of it any more';
+          delete from vidgen.wanted_films as w where w.task_id = wanted.id;
+        else
+          update vidgen.wanted_films as w
+             set tries = wanted.tries + 1,
+                 due_at = clock_timestamp()
+                          + least(limits.refusal_pause * 2 ^ wanted.tries, interval '10 minutes')
+           where w.task_id = wanted.id;
+        end if;
+        return next;
+    end;
+  end loop;
+end
+$$;
 
 -- Whether an unfinished film has this task as a part; another one than `but_of`.
 create function vidgen.is_needed(of_task uuid, but_of uuid) returns boolean
@@ -85,11 +179,11 @@ select t.id as task_id, film.id as film_id
   from (
     select w.id, w.user_id, w.cut
       from public.video_generation_tasks as w
-     where w.status = 'pending' and w.lane = 0
+     where w.status = 'pending' and w.lane <= 0
     union all
     select r.id, r.user_id, r.cut
       from public.video_generation_tasks as r
-     where r.status = 'processing' and r.lane = 0
+     where r.status = 'processing' and r.lane <= 0
   ) as film
  cross join lateral jsonb_path_query(
    film.cut,
@@ -231,7 +325,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
-  perform vidgen.wake('vidgen_tasks', case lane when 0 then 'film' else '' end);
+  perform vidgen.wake('vidgen_tasks', case when lane <= 0 then 'film' else '' end);
 end
 $$;
 
@@ -249,7 +343,7 @@ begin
     select user_id, lane, min(run_after) from inserted group by user_id, lane
     returning lane, due_at
   )
-  select bool_or(due_at <= now() and lane > 0), bool_or(due_at <= now() and lane = 0)
+  select bool_or(due_at <= now() and lane > 0), bool_or(due_at <= now() and lane <= 0)
     into due, films_due
     from arrived;
   if due then
@@ -387,15 +481,29 @@ as $$
          )
 $$;
 
+-- Whether something in a lane of films may be due.
+create function vidgen.is_lane_due(of_lane smallint) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from vidgen.turns as n where n.lane = of_lane and n.waiting_since is not null)
+      or exists (
+        select from vidgen.turns as n
+         where n.lane = of_lane and n.waiting_since is null and n.due_at <= now()
+      )
+      or exists (select from vidgen.arrivals as a where a.lane = of_lane)
+      or exists (select from vidgen.suspects as s where s.lane = of_lane)
+$$;
+
 -- Take the mail of films, and look at the parts of each: how many have ended shows in its progress, and a
 -- film that waits for nothing more is due now. The look comes after the mail was taken, in a snapshot of
 -- its own: it sees the end that the mail is about. Of two workers that have mail of one film, one holds its
 -- row; the other leaves its mail where it is. The mail of a film that is at work is of no use: its attempt
 -- ends with mail of its own (see wait_for_parts). A row that refuses is noted, and its mail waits for the end
--- of the pause. A row says which film became due or refused; the last one, without a film, whether there is
--- more mail that may be taken now, and whether a film is due.
+-- of the pause. Completed tasks that are owed a film get theirs first. A row says which film became due, or
+-- which task's row refused; the last one, without either, whether there is more mail that may be taken now,
+-- and whether a film without outputs, and one with outputs, is due.
 create function vidgen.wake_films(batch integer)
-returns table (film_id uuid, refused text, more boolean, due boolean)
+returns table (film_id uuid, refused text, more boolean, due boolean, renders_due boolean)
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
 -- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
 set enable_seqscan = off
@@ -412,6 +520,9 @@ declare
   locked uuid[] := '{}';
   noted vidgen.refusals;
 begin
+  for film_id, refused in select w.task_id, w.refused from vidgen.order_wanted_films(batch) as w loop
+    return next;
+  end loop;
   -- All mail of the films that have waited longest: one look at a film answers all of it.
   mail := array(
     select e.id
@@ -434,7 +545,7 @@ begin
   foreach film in array films loop
     exit when clock_timestamp() > until;
     begin
-      select t.status, t.run_after into waits
+      select t.status, t.run_after, t.lane into waits
         from public.video_generation_tasks as t
        where t.id = film
          for no key update skip locked;
@@ -458,6 +569,10 @@ begin
                message = format(
                  'Scenes ready: %s of %s', parts.all_of_them - parts.unfinished, parts.all_of_them
                ),
+               current_step = case
+                 when parts.unfinished = 0 and waits.lane = -1 then 'Waiting to be rendered'
+                 else t.current_step
+               end,
                run_after = case when parts.unfinished = 0 then now() else t.run_after end
          where t.id = film;
         perform vidgen.check_taken(film, 'pending', null);
@@ -494,14 +609,9 @@ begin
     select from vidgen.endings as e
      where e.film_id <> all (locked)
        and not exists (select from vidgen.set_aside as a where a.task_id = e.film_id)
-  );
-  due := exists (select from vidgen.turns as n where n.lane = 0 and n.waiting_since is not null)
-         or exists (
-           select from vidgen.turns as n
-            where n.lane = 0 and n.waiting_since is null and n.due_at <= now()
-         )
-         or exists (select from vidgen.arrivals as a where a.lane = 0)
-         or exists (select from vidgen.suspects as s where s.lane = 0);
+  ) or exists (select from vidgen.wanted_films as w where w.due_at <= now());
+  due := vidgen.is_lane_due(0::smallint);
+  renders_due := vidgen.is_lane_due((-1)::smallint);
   return next;
 end
 $$;
@@ -511,8 +621,10 @@ $$;
 call vidgen.revoke_from_strangers();
 
 revoke all on function
-  vidgen.is_needed(uuid, uuid), vidgen.pass_over(uuid), vidgen.wake_lane(integer), vidgen.tasks_arrive(), vidgen.task_moves(), vidgen.tell_films(uuid),
-  vidgen.wake_films(integer), vidgen.is_left_alone(text, text, text, text, interval)
+  vidgen.is_needed(uuid, uuid), vidgen.pass_over(uuid), vidgen.wake_lane(integer), vidgen.tasks_arrive(),
+  vidgen.task_moves(), vidgen.tell_films(uuid), vidgen.wake_films(integer),
+  vidgen.is_left_alone(text, text, text, text, interval), vidgen.is_lane_due(smallint),
+  vidgen.want_film(uuid), vidgen.order_wanted_films(integer)
   from public, anon, authenticated, service_role;
 
 grant insert (user_id, lane, waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
@@ -520,7 +632,7 @@ grant update (waiting_since, due_at, arrivals) on vidgen.turns to vidgen_worker;
 grant select, delete on
   vidgen.arrivals, vidgen.endings, vidgen.passed_over, vidgen.resumes, vidgen.turns
   to vidgen_worker;
-grant select on vidgen.films, vidgen.parts to vidgen_worker;
+grant select on vidgen.films, vidgen.parts, vidgen.wanted_films to vidgen_worker;
 grant insert (film_id) on vidgen.endings to vidgen_worker;
 grant update (film_id) on vidgen.endings to vidgen_worker;
 grant select on vidgen.passed_now, vidgen.suspects to vidgen_worker;
@@ -533,6 +645,7 @@ grant update (times, until) on vidgen.passed_over to vidgen_worker;
 grant select on vidgen.due_resumes to vidgen_worker;
 grant execute on function
   vidgen.pass_over(uuid), vidgen.wake_lane(integer), vidgen.wake_films(integer),
+  vidgen.is_lane_due(smallint), vidgen.order_wanted_films(integer),
   vidgen.is_left_alone(text, text, text, text, interval)
   to vidgen_worker;
 

@@ -74,7 +74,7 @@ create table vidgen.holds (
 );
 
 comment on column vidgen.holds.prices is
-  'Credits by stage at the time of the hold. A stage that is not named costs nothing.';
+  'Credits by stage at the time of the hold (of a film by output). A stage that is not named costs nothing.';
 
 create unique index holds_one_open_per_task on vidgen.holds (task_id) where closed_at is null;
 create index holds_closed on vidgen.holds (closed_at) where closed_at is not null;
@@ -88,9 +88,14 @@ create table vidgen.charges (
   charged_at timestamptz not null default now(),
   primary key (task_id, stage),
   -- When the charge was taken from its hold, which happens once.
-  settled_at timestamptz,
-  constraint stage_is_known foreign key (stage) references vidgen.stages (name)
+  settled_at timestamptz
 );
+
+comment on column vidgen.charges.stage is
+  'A stage, or ''render:'' and the name of a film''s output: charge_is_due admits no other.';
+
+-- The charges of films, which have no submissions: forget_tasks finds them by their age.
+create index charges_of_renders on vidgen.charges (charged_at) where starts_with(stage, 'render:');
 
 comment on column vidgen.charges.settled_at is
   'The time when vidgen.settle_credits took the charge from the hold; an application''s own function leaves it null.';
@@ -134,6 +139,20 @@ create trigger ledger_is_append_only
   before update or delete on public.credit_entries
   for each row execute function vidgen.ledger_is_append_only();
 
+-- What the outputs of a film cost at the most, by 'render:' and their names: those that are ordered, have a
+-- price and are not charged yet.
+create function vidgen.render_prices(of_film uuid) returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(jsonb_object_agg('render:' || o.name, o.credits::integer * f.seconds), '{}')
+    from vidgen.films as f
+   cross join jsonb_each_text(f.second_credits) as o (name, credits)
+   where f.film_id = render_prices.of_film
+     and not exists (
+       select from vidgen.charges as c where c.task_id = f.film_id and c.stage = 'render:' || o.name
+     )
+$$;
+
 -- What the stages of a task cost that are not stored: credits by stage. `missing`: one of them has no price.
 create function vidgen.due_prices(of_task uuid, out prices jsonb, out missing boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp
@@ -170,6 +189,13 @@ begin
        and film.user_id = of_user and film.status = 'processing'
   ) then
     perform vidgen.check_running(of_task, of_user);
+  end if;
+  if exists (select from vidgen.films as f where f.film_id = of_task) then
+    if prices is distinct from vidgen.render_prices(of_task) then
+      raise exception 'film %: % is not what its outputs cost', of_task, coalesce(prices::text, 'null')
+        using errcode = 'VG002', hint = 'See vidgen.films.';
+    end if;
+    return;
   end if;
   select d.prices, d.missing into due from vidgen.due_prices(of_task) as d;
   if due.missing or prices is distinct from due.prices then
@@ -216,7 +242,8 @@ begin
 end
 $$;
 
--- A charge is only for a generated stage of a running task of this user. This is checked when the charge is
+-- A charge is only for a generated stage of a running task of this user, or for an output of a film that is
+-- recorded. This is checked when the charge is
 -- written, even if an application replaces the functions.
 create function vidgen.charge_is_due() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -228,6 +255,12 @@ begin
       from vidgen.checkpoints as c
       join public.video_generation_tasks as t on t.id = c.task_id
      where c.task_id = new.task_id and c.stage = new.stage and c.generation_id is not null
+       and t.user_id = new.user_id and t.status = 'processing'
+  ) and not exists (
+    select
+      from public.video_renditions as r
+      join public.video_generation_tasks as t on t.id = r.film_id
+     where r.film_id = new.task_id and 'render:' || r.name = new.stage
        and t.user_id = new.user_id and t.status = 'processing'
   ) then
     perform vidgen.check_running(new.task_id, new.user_id);
@@ -355,6 +388,35 @@ as $$
       end if;
     end
     $$;
+
+-- Settle the charge of a recorded output: its whole seconds, a begun one counts, at the price of its order and
+-- never above what was held for it. The rest stays held until the film's end. Returns the credits.
+create function vidgen.settle_render(of_film uuid, of_output text) returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  of_stage text := 'render:' || of_output;
+  price integer;
+begin
+  select (f.second_credits ->> of_output)::integer
+         * least(greatest(ceil(coalesce(r.seconds, 0)), 1), f.seconds)::integer
+    into price
+    from vidgen.films as f
+    join public.video_renditions as r on r.film_id = f.film_id and r.name = of_output
+   where f.film_id = of_film;
+  if price is null then
+    raise exception 'film %: its output % is not recorded, or has no price', of_film, of_output
+      using errcode = 'VG003';
+  end if;
+  update vidgen.holds as h
+     set prices = h.prices
+                  || jsonb_build_object(of_stage, least(price, (h.prices ->> of_stage)::integer))
+   where h.task_id = of_film and h.closed_at is null and h.prices ? of_stage;
+  perform vidgen.settle_credits(of_film, of_stage);
+  return price;
+end
+$$;
 
 create function vidgen.release_credits(task_id uuid) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -616,6 +678,7 @@ revoke all on function
   vidgen.ledger_is_append_only(), vidgen.due_prices(uuid), vidgen.check_hold(uuid, uuid, jsonb),
   vidgen.take_charge(uuid, text, uuid), vidgen.check_release(uuid), vidgen.charge_is_due(),
   vidgen.restore_credits(uuid), vidgen.try_to_restore_credits(uuid),
+  vidgen.render_prices(uuid), vidgen.settle_render(uuid, text),
   vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
   vidgen.release_credits(uuid), vidgen.grant_credits(uuid, integer, text), vidgen.task_goes(),
   vidgen.audit_entries(integer), vidgen.audit_users(uuid, integer), vidgen.note_audit(bigint),
@@ -635,7 +698,8 @@ grant select on
 grant insert (task_id, stage, user_id) on vidgen.charges to vidgen_worker;
 grant execute on function vidgen.grant_credits(uuid, integer, text) to service_role;
 grant execute on function
-  vidgen.due_prices(uuid), vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
+  vidgen.settle_render(uuid, text), vidgen.due_prices(uuid),
+  vidgen.hold_credits(uuid, uuid, jsonb), vidgen.settle_credits(uuid, text),
   vidgen.release_credits(uuid), vidgen.audit_entries(integer), vidgen.audit_users(uuid, integer),
   vidgen.note_audit(bigint), vidgen.forget_holds(interval, integer)
   to vidgen_worker;

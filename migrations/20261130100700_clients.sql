@@ -476,6 +476,73 @@ as $$
    order by named.place
 $$;
 
+-- The outputs that a cut asks for, each with its number from 0 on.
+create function vidgen.wanted_outputs(cut jsonb) returns table (number bigint, name text, preset text)
+language sql immutable set search_path = pg_catalog, pg_temp
+as $$
+  select one.place - 1,
+         case jsonb_typeof(one.output)
+           when 'string' then one.output #>> '{}'
+           else coalesce(one.output ->> 'name', one.output ->> 'preset')
+         end,
+         case jsonb_typeof(one.output)
+           when 'string' then one.output #>> '{}' else one.output ->> 'preset'
+         end
+    from jsonb_array_elements(wanted_outputs.cut -> 'outputs') with ordinality as one (output, place)
+$$;
+
+-- How many seconds a clip is ordered for: as its request was frozen, or as its scene says now. Null: nobody
+-- can know, because the scene is gone or says no number.
+create function vidgen.ordered_seconds(of_task uuid, of_scene uuid, owner uuid) returns numeric
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  scene jsonb;
+  frozen text := (
+    select c.request ->> 'seconds'
+      from vidgen.checkpoints as c
+     where c.task_id = of_task and c.request ->> 'seconds' <> '0'
+     limit 1
+  );
+begin
+  if frozen is null then
+    scene := vidgen.read_scene(
+      coalesce(
+        of_scene, (select t.scene_id from public.video_generation_tasks as t where t.id = of_task)
+      ),
+      owner
+    );
+    frozen := coalesce(scene ->> 'duration', case when scene is not null then '5' end);
+  end if;
+  return case when frozen ~ '^[0-9]{1,3}$' then frozen::numeric end;
+end
+$$;
+
+-- The ordered seconds of each part of a film, before it is ordered too.
+create function vidgen.seconds_of_parts(of_film uuid) returns table (place smallint, seconds numeric)
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  film record;
+begin
+  select t.user_id, t.cut into film
+    from public.video_generation_tasks as t where t.id = of_film and t.cut is not null;
+  if exists (select from vidgen.films as f where f.film_id = of_film) then
+    return query
+      select p.position, vidgen.ordered_seconds(p.task_id, null, film.user_id)
+        from vidgen.parts as p
+       where p.film_id = of_film
+       order by p.position;
+  else
+    return query
+      select w.place, vidgen.ordered_seconds(w.of_task, w.of_scene, film.user_id)
+        from vidgen.wanted_parts(of_film, film.user_id, film.cut) as w;
+  end if;
+end
+$$;
+
 -- Raises what keeps a film from being ordered: as a value it comes out of order_parts, which takes back
 -- everything that was done before.
 create function vidgen.refuse_film(of_code text, of_field text, of_message text) returns void
@@ -534,13 +601,21 @@ declare
   part record;
 begin
   for part in
-    select t.id, due.prices, due.missing
+    select one.task_id as id, due.prices, due.missing
       from (select distinct p.task_id from vidgen.parts as p where p.film_id = of_film) as one
-      join public.video_generation_tasks as t on t.id = one.task_id
-     cross join lateral vidgen.due_prices(t.id) as due
-     where t.status in ('pending', 'processing')
-       and not exists (select from vidgen.holds as h where h.task_id = t.id and h.closed_at is null)
-     order by t.id
+     cross join lateral (
+       -- One probe each: no plan reads all tasks or all open holds.
+       select (
+                select t.status from public.video_generation_tasks as t where t.id = one.task_id
+              ) as status,
+              (
+                select h.id from vidgen.holds as h where h.task_id = one.task_id and h.closed_at is null
+              ) as hold
+       offset 0
+     ) as found
+     cross join lateral vidgen.due_prices(one.task_id) as due
+     where found.status in ('pending', 'processing') and found.hold is null
+     order by one.task_id
   loop
     if part.missing then
       perform vidgen.refuse_film(
@@ -559,6 +634,60 @@ begin
 end
 $$;
 
+-- Note what the outputs of a film cost, and hold it: for each of them the whole length of the film, as its
+-- parts and its end card are ordered. The prices stay with the order.
+create function vidgen.order_outputs(of_film uuid, owner uuid, cut jsonb, with_credits boolean) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  longest constant integer := 180;  -- seconds: no film is longer
+  wrong record;
+  length numeric;
+  prices jsonb;
+begin
+  select w.number, w.preset into wrong
+    from vidgen.wanted_outputs(cut) as w
+   where not exists (
+     select from public.video_presets as p
+      where p.name = w.preset and p.kind = 'output' and p.retired_at is null
+   )
+   order by w.number
+   limit 1;
+  if found then
+    perform vidgen.refuse_film(
+      'INVALID_REQUEST', format('/outputs/%s', wrong.number),
+      format('/outputs/%s: the preset %s is not offered here', wrong.number, wrong.preset)
+    );
+  end if;
+  select sum(greatest(
+           coalesce((part.one ->> 'to')::numeric, s.seconds, longest)
+           - coalesce((part.one ->> 'from')::numeric, 0), 0
+         )) + coalesce((cut -> 'end' ->> 'seconds')::numeric, case when cut ? 'end' then 2 end, 0)
+    into length
+    from vidgen.seconds_of_parts(of_film) as s
+    left join jsonb_array_elements(cut -> 'parts') with ordinality as part (one, place)
+      on part.place = s.place;
+  update vidgen.films as f
+     set seconds = least(ceil(length), longest)::integer,
+         second_credits = (
+           select coalesce(jsonb_object_agg(w.name, p.film_second_credits), '{}')
+             from vidgen.wanted_outputs(cut) as w
+             join public.video_presets as p on p.name = w.preset
+            where p.film_second_credits > 0 and with_credits
+         )
+   where f.film_id = of_film;
+  prices := vidgen.render_prices(of_film);
+  if prices <> '{}' and not vidgen.hold_credits(of_film, owner, prices) then
+    perform vidgen.refuse_film(
+      'INSUFFICIENT_CREDITS', null,
+      'There are not enough credits for all scenes and outputs of this film, so none was begun. '
+      'Add credits, then retry.'
+    );
+  end if;
+end
+$$;
+
 -- Make every part of a cut be completed, or unfinished with its credits held; else raises VG007 or PT429.
 -- Parts that are there already are locked by id before one of them changes: the end of one of them is
 -- seen here, or meets the row that names this film.
@@ -569,6 +698,7 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 declare
+  most constant integer := case when cut ? 'outputs' then 50 else 500 end;
   places smallint[];
   scenes uuid[];
   tasks uuid[];
@@ -584,9 +714,10 @@ begin
       'INVALID_REQUEST', '/scenario',
       format('/scenario: there is no scene of yours in scenario %s', cut ->> 'scenario')
     );
-  elsif cardinality(places) > 500 then
+  elsif cardinality(places) > most then
     perform vidgen.refuse_film(
-      'INVALID_REQUEST', '/scenario', '/scenario: it has more than 500 scenes, the most of a film'
+      'INVALID_REQUEST', '/scenario',
+      format('/scenario: it has more than %s scenes, the most of a film', most)
     );
   end if;
   perform from public.video_generation_tasks as t
@@ -649,6 +780,10 @@ begin
   if with_credits then
     perform vidgen.hold_parts(of_film, owner);
   end if;
+  insert into vidgen.films (film_id) values (of_film);
+  if cut ? 'outputs' then
+    perform vidgen.order_outputs(of_film, owner, cut, with_credits);
+  end if;
 end
 $$;
 
@@ -660,6 +795,8 @@ create function vidgen.order_parts(
   of_film uuid, of_attempt integer, of_worker uuid, with_credits boolean
 ) returns table (refused text, said text, field text)
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '100ms'
+-- Each row is found by its id, also by a plan that was made while the table was empty, and is kept.
+set enable_seqscan = off
 as $$
 #variable_conflict use_variable
 declare
@@ -688,7 +825,6 @@ begin
   elsif not exists (select from vidgen.films as f where f.film_id = of_film) then
     begin
       perform vidgen.order_wanted(of_film, owner, film.cut, film.priority, with_credits);
-      insert into vidgen.films (film_id) values (of_film);
     exception
       when sqlstate 'VG007' or sqlstate 'PT429' then
         get stacked diagnostics
@@ -762,6 +898,12 @@ as $$
             cross join vidgen.settings as s
             where t.image_path = is_paid.of_path and t.user_id = (select vidgen.signed_in_user())
               and s.images_bucket = is_paid.of_bucket
+         )
+      or exists (
+           select
+             from public.video_renditions as r
+            where r.path = is_paid.of_path and r.bucket = is_paid.of_bucket
+              and r.user_id = (select vidgen.signed_in_user())
          );
 $$;
 
@@ -786,7 +928,9 @@ revoke all on function
   vidgen.limit_scenes(), vidgen.is_paid(text, text), vidgen.is_unpaid(text, text),
   vidgen.cancel_locked(uuid), vidgen.retry_locked(uuid), vidgen.scenes_of(uuid, text),
   vidgen.wanted_parts(uuid, uuid, jsonb), vidgen.refuse_film(text, text, text),
-  vidgen.retry_parts(uuid[], boolean), vidgen.hold_parts(uuid, uuid),
+  vidgen.retry_parts(uuid[], boolean), vidgen.hold_parts(uuid, uuid), vidgen.wanted_outputs(jsonb),
+  vidgen.ordered_seconds(uuid, uuid, uuid), vidgen.seconds_of_parts(uuid),
+  vidgen.order_outputs(uuid, uuid, jsonb, boolean),
   vidgen.order_wanted(uuid, uuid, jsonb, smallint, boolean),
   vidgen.order_parts(uuid, integer, uuid, boolean)
   from public, anon, authenticated, service_role;
@@ -803,7 +947,8 @@ grant execute on function
   to service_role;
 grant execute on function
   vidgen.cancel_task(uuid), vidgen.retry_task(uuid), public.cancel_video_generation_task(uuid),
-  public.retry_video_generation_task(uuid), vidgen.order_parts(uuid, integer, uuid, boolean)
+  public.retry_video_generation_task(uuid), vidgen.order_parts(uuid, integer, uuid, boolean),
+  vidgen.seconds_of_parts(uuid)
   to vidgen_worker;
 
 -- Owners sign their own files. Only policies: `alter table storage.objects` fails on hosted Supabase.
@@ -824,6 +969,28 @@ begin
         bucket_id <> all ((select vidgen.our_buckets())::text[])
         or not vidgen.is_unpaid(bucket_id, name)
       );
+    -- What the owners of films bring (music, voices, logos, end cards): each in a folder of his own.
+    create policy "owners keep the assets of their films" on storage.objects
+      for all to authenticated
+      using (
+        bucket_id = 'film-assets'
+        and split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      )
+      with check (
+        bucket_id = 'film-assets'
+        and split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      );
+    -- An application's policy may let users read or write all buckets.
+    create policy "nobody else touches the assets of a film" on storage.objects
+      as restrictive for all to public
+      using (
+        bucket_id <> 'film-assets'
+        or split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      )
+      with check (
+        bucket_id <> 'film-assets'
+        or split_part(name, '/', 1) = (select vidgen.signed_in_user())::text
+      );
   else
     raise notice 'no storage schema here: clients can''t sign their own video_path';
   end if;
@@ -841,6 +1008,7 @@ begin
   ) then
     alter publication supabase_realtime add table public.video_generation_tasks;
     alter publication supabase_realtime add table public.video_generation_gates;
+    alter publication supabase_realtime add table public.video_renditions;
   end if;
 end
 $$;

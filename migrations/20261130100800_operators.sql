@@ -179,10 +179,23 @@ begin
     select n.task_id from vidgen.named_tasks as n
   ),
   old as materialized (
-    select s.task_id, s.sent_at
-      from vidgen.submissions as s
-     where s.sent_at < before and s.sent_at > coalesce(after, '-infinity')
-     order by s.sent_at
+    select o.task_id, o.sent_at
+      from (
+        (select s.task_id, s.sent_at
+           from vidgen.submissions as s
+          where s.sent_at < before and s.sent_at > coalesce(after, '-infinity')
+          order by s.sent_at
+          limit batch)
+        union all
+        -- Films: they have charges, and no submissions.
+        (select c.task_id, c.charged_at
+           from vidgen.charges as c
+          where starts_with(c.stage, 'render:')
+            and c.charged_at < before and c.charged_at > coalesce(after, '-infinity')
+          order by c.charged_at
+          limit batch)
+      ) as o
+     order by o.sent_at
      limit batch
   ),
   ended as materialized (

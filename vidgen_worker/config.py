@@ -7,6 +7,7 @@ depend on each other are computed at the end of `Settings`.
 
 import ast
 import difflib
+import importlib.util
 import inspect
 import itertools
 import os
@@ -70,6 +71,8 @@ class Settings(Environment):
     """A label for the key's Runway account, where workers of one database use several accounts"""
     vidgen_concurrency: int = Field(20, ge=1, le=5000)
     """Tasks at once in this process"""
+    vidgen_renders: int | None = Field(None, ge=0, le=100)
+    """Films cut at once in this process; unset: half of the cores, with the extra films; 0: none"""
     vidgen_lease: Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(hours=1))] = (
         timedelta(seconds=15)
     )
@@ -126,6 +129,8 @@ class Settings(Environment):
     """How long a storage request may stand still"""
     vidgen_allow_loopback_assets: bool = False
     """true: accept pictures and outputs from http://127.0.0.1; only for the sandbox"""
+    vidgen_fonts: str | None = None
+    """Fonts of captions: folders or files with : between them; unset: the system's folders"""
     vidgen_database_pool: int = Field(6, ge=2, le=100)
     """Connections to PostgreSQL, besides three: LISTEN, claim, heartbeat"""
     vidgen_drain_timeout: Annotated[Duration, _positive()] = timedelta(seconds=90)
@@ -166,6 +171,11 @@ class Settings(Environment):
             problems.append(
                 "STORAGE_BUCKET_VIDEOS: it can't be the bucket of the stills, which is public"
             )
+        if self.vidgen_renders and not can_render():
+            problems.append(
+                "VIDGEN_RENDERS: films can't be cut here, because an extra is not installed: "
+                "pip install 'vidgen-worker[films]', or leave this setting out"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -193,9 +203,33 @@ class Settings(Environment):
         return 3 * self.vidgen_submit_timeout
 
     @property
+    def renders(self) -> int:
+        """How many films are cut at once in this process."""
+        if self.vidgen_renders is not None:
+            return self.vidgen_renders
+        return max(1, cores() // 2) if can_render() else 0
+
+    @property
     def credits(self) -> bool:
         """Whether users pay with credits."""
         return self.vidgen_credits == "on"
+
+    @property
+    def fonts(self) -> tuple[Path, ...] | None:
+        """The places where fonts are looked for, in their order; None: the system's folders."""
+        places = self.vidgen_fonts
+        return tuple(map(Path, places.split(":"))) if places is not None else None
+
+
+def can_render() -> bool:
+    """Whether what films are cut with is installed: the extra `films`."""
+    return all(importlib.util.find_spec(name) is not None for name in ("PIL", "fontTools"))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 Loaded = TypeVar("Loaded", bound=Environment)

@@ -69,6 +69,12 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "public.video_generation_gates": {
         "authenticated": READ, "service_role": READ, "vidgen_worker": READ,
     },
+    "public.video_presets": {
+        "authenticated": READ, "service_role": WRITE, "vidgen_worker": READ,
+    },
+    "public.video_renditions": {
+        "authenticated": READ, "service_role": READ, "vidgen_worker": OF_ITS_STATEMENTS,
+    },
     "public.video_scenes": {
         "authenticated": Rights(
             select=ALL, insert=SCENE_INPUTS | {"id", "user_id"},
@@ -105,6 +111,7 @@ DECIDED: Mapping[str, Mapping[str, Rights]] = {
     "vidgen.webhook_secrets": {},
     "vidgen.webhook_turns": {},
     "vidgen.parts": {"vidgen_worker": READ},
+    "vidgen.wanted_films": {"vidgen_worker": READ},
     "vidgen.named_tasks": {},
     "vidgen.resumes": WORKER_ONLY,
     "vidgen.passed_over": WORKER_ONLY,
@@ -164,7 +171,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.grant_credits(uuid,integer,text)": frozenset({"service_role"}),
     # Functions of the policies.
     "vidgen.owns_scene(uuid)": frozenset({"authenticated"}),
-    "vidgen.signed_in_user()": frozenset({"authenticated"}),
+    "vidgen.signed_in_user()": frozenset(ROLES),
     "vidgen.is_paid(text,text)": frozenset({"authenticated"}),
     # By a policy that binds every role.
     "vidgen.our_buckets()": frozenset(ROLES),
@@ -234,20 +241,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.acts_for_all()": NONE,
     "vidgen.settings_change()": NONE,
     # Every role that may write a task runs its CHECKs, an application's own role too.
-    "vidgen.task_is_valid(text,"
-    + 4 * "smallint,"
-    + "integer,"
-    + 2 * "double precision,"
-    + 4 * "text,"
-    + "jsonb,"
-    + 7 * "text,"
-    + "timestamp with time zone,uuid,"
-    + 6 * "timestamp with time zone,"
-    + "uuid,jsonb)": EVERYBODY,
-    "vidgen.submission_is_valid(text,timestamp with time zone,uuid,text,"
-    "timestamp with time zone,text)": WORKER,
-    "vidgen.times_are_valid(text,text,smallint,real[],real[])": WORKER,
-    "vidgen.checkpoint_is_valid(text,uuid,uuid,text,text,bigint,text)": WORKER,
+    "vidgen.times_can_be_read(" + ",".join(7 * ["timestamp with time zone"]) + ")": EVERYBODY,
+    "vidgen.texts_are_at_most_40000_bytes(" + 11 * "text," + "jsonb)": EVERYBODY,
     "vidgen.charge_is_due()": NONE,
     "vidgen.submission_is_due()": NONE,
     "vidgen.check_hold(uuid,uuid,jsonb)": NONE,
@@ -261,6 +256,16 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.retry_locked(uuid)": NONE,
     "vidgen.tell_films(uuid)": NONE,
     "vidgen.wake_films(integer)": WORKER,
+    "vidgen.is_lane_due(smallint)": WORKER,
+    "vidgen.want_film(uuid)": NONE,
+    "vidgen.order_wanted_films(integer)": WORKER,
+    "vidgen.rendition_is_ours()": NONE,
+    "vidgen.render_prices(uuid)": NONE,
+    "vidgen.settle_render(uuid,text)": WORKER,
+    "vidgen.seconds_of_parts(uuid)": WORKER,
+    "vidgen.ordered_seconds(uuid,uuid,uuid)": NONE,
+    "vidgen.wanted_outputs(jsonb)": NONE,
+    "vidgen.order_outputs(uuid,uuid,jsonb,boolean)": NONE,
     "vidgen.order_parts(uuid,integer,uuid,boolean)": WORKER,
     "vidgen.order_wanted(uuid,uuid,jsonb,smallint,boolean)": NONE,
     "vidgen.wanted_parts(uuid,uuid,jsonb)": NONE,
@@ -268,7 +273,16 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.refuse_film(text,text,text)": NONE,
     "vidgen.retry_parts(uuid[],boolean)": NONE,
     "vidgen.hold_parts(uuid,uuid)": NONE,
-    "vidgen.limit_parts(uuid,uuid[],bigint)": NONE,
+    "vidgen.check_scenes(uuid[])": NONE,
+    "vidgen.due_prices(uuid)": WORKER,
+    "vidgen.fail_task(uuid,text,text,integer,jsonb,boolean)": WORKER,
+    "vidgen.is_needed(uuid,uuid)": NONE,
+    "vidgen.kinds_are_few()": NONE,
+    "vidgen.shown_clip(uuid,uuid)": NONE,
+    "vidgen.shown_status(uuid,uuid)": NONE,
+    "vidgen.take_limits_lock(uuid)": NONE,
+    "vidgen.take_user_lock(uuid)": NONE,
+    "vidgen.wake_lane(integer)": WORKER,
     "public.create_video_webhook(text,text[])": WEBHOOKS,
     "public.rotate_video_webhook_secret(uuid)": WEBHOOKS,
     "public.test_video_webhook(uuid)": WEBHOOKS,
@@ -317,6 +331,12 @@ POLICIES = {
     ("public.video_generation_gates", "signed-in users see closed gates", "SELECT",
      "authenticated"),
     ("public.video_generation_gates", "the worker sees closed gates", "SELECT", "vidgen_worker"),
+    ("public.video_presets", "signed-in users see presets", "SELECT", "authenticated"),
+    ("public.video_presets", "the worker sees all presets", "SELECT", "vidgen_worker"),
+    ("public.video_renditions", "owners see their renditions", "SELECT", "authenticated"),
+    ("public.video_renditions", "the worker sees all renditions", "SELECT", "vidgen_worker"),
+    ("public.video_renditions", "the worker records renditions", "INSERT", "vidgen_worker"),
+    ("public.video_renditions", "the worker records renditions anew", "UPDATE", "vidgen_worker"),
     ("public.video_scenarios", "signed-in users read scenarios", "SELECT", "authenticated"),
     ("public.video_scenes", "owners read their scenes", "SELECT", "authenticated"),
     ("public.video_scenes", "owners add scenes", "INSERT", "authenticated"),
@@ -331,6 +351,8 @@ POLICIES = {
     ("public.video_webhooks", "the worker sees all webhooks", "SELECT", "vidgen_worker"),
     ("storage.objects", "owners read what they have paid for", "SELECT", "authenticated"),
     ("storage.objects", "nobody reads what is not paid for", "SELECT", "public"),
+    ("storage.objects", "owners keep the assets of their films", "ALL", "authenticated"),
+    ("storage.objects", "nobody else touches the assets of a film", "ALL", "public"),
 }  # fmt: skip
 
 TO_CHECK_THE_CALLER: Mapping[str, str] = {
@@ -742,6 +764,12 @@ def both(ground: Ground) -> Both:
             "update public.video_generation_tasks set video_path = %s where id = %s",
             f"video-files/{user}/clip.mp4", tasks[user],
         )  # fmt: skip
+        ground.sql(
+            "insert into public.video_renditions (film_id, name, user_id, position, preset,"
+            " media_type, bucket, path, size, sha256) values"
+            " (%s, 'web', %s, 1, 'web', 'video/mp4', 'video-files', %s, 1, 'ab')",
+            tasks[user], user, f"video-files/{user}/{tasks[user]}/web-1.mp4",
+        )  # fmt: skip
     ground.sql("update vidgen.settings set user_webhooks = true")
     for user in users:
         as_user(
@@ -753,7 +781,8 @@ def both(ground: Ground) -> Both:
 
 OWNED = (
     (TASKS, "user_id"), ("public.video_scenes", "user_id"), ("public.user_credits", "user_id"),
-    ("public.credit_entries", "user_id"), ("public.video_webhooks", "user_id"),
+    ("public.credit_entries", "user_id"), ("public.video_renditions", "user_id"),
+    ("public.video_webhooks", "user_id"),
 )  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def test_the_worker_s_own_role_may_run_it(ground: Ground, name: str) -> None:
 
 TAKES_WHAT_IS_LEFT = ("claim",)
 READS = (
-    "heartbeats", "load_task", "load_film", "paid_submissions", "read_submission",
-    "generation_times",
+    "heartbeats", "load_task", "load_film", "seconds_of_parts", "paid_submissions",
+    "read_submission", "generation_times",
     "costs_to_read_again", "waited", "read_gates", "stands_aside", "fleet", "read_audit",
     "is_troubled", "try_rows", "uploads_left", "owed_scenes",
 )  # fmt: skip

@@ -47,7 +47,9 @@ def visible(row: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in row.items() if name != "updated_at"}
 
 
-@pytest.mark.parametrize("table", ["video_generation_tasks", "video_generation_gates"])
+@pytest.mark.parametrize(
+    "table", ["video_generation_tasks", "video_generation_gates", "video_renditions"]
+)
 def test_realtime_delivers_updates_to_clients(world: World, table: str) -> None:
     rows = world.sql(
         "select 1 as yes from pg_publication_tables where pubname = 'supabase_realtime'"

@@ -199,9 +199,8 @@ async def test_a_cut_that_can_t_be_ordered_says_where_and_orders_nothing(world: 
         ({"parts": [{"task": str(another_film)}]}, "/parts/0/task", "/parts/0/task: there is no"),
         ({"parts": [{"scene": "no uuid"}]}, "/parts/0/scene", "/parts/0/scene: 'no uuid' is no id"),
         ({"parts": [{"scene": str(mine), "trim": 1}]}, "/parts/0/trim", "/parts/0/trim: there"),
-        ({"parts": [{"scene": str(mine), "to": 1}]}, "/parts/0/to", "/parts/0/to: no worker"),
+        ({"parts": [{"scene": str(mine), "to": 1}]}, "/parts/0/to", "/parts/0/to: a film without"),
         ({"scenario": str(uuid4())}, "/scenario", "/scenario: there is no scene of yours"),
-        ({"parts": [{"scene": str(mine)}], "outputs": []}, "/outputs", "/outputs: no worker"),
         ({"parts": [{"scene": str(mine)}], "on_failure": "sigh"}, "/on_failure", "/on_failure"),
         ({}, "/parts", "/parts: a film needs either parts or a scenario"),
     ]  # fmt: skip

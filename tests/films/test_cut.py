@@ -44,6 +44,7 @@ REFUSED: list[tuple[Any, str, str]] = [
         "/outputs/1",
         "another file 'poster-avif'",
     ),
+    ({"parts": [SCENE], "outputs": []}, "/outputs", "there is no output"),
     ({"parts": [SCENE], "outputs": ["webm"]}, "/outputs/0", "there is no 'webm' here"),
     (
         {"parts": [SCENE], "outputs": [{"preset": "web", "name": "../x"}]},
@@ -170,7 +171,7 @@ CUTS = st.fixed_dictionaries(
                 "loudness": st.none() | st.floats(-40, -5),
             },
         ),
-        "outputs": st.lists(st.sampled_from(sorted(PRESETS)), max_size=8, unique=True),
+        "outputs": st.lists(st.sampled_from(sorted(PRESETS)), min_size=1, max_size=8, unique=True),
         "end": st.fixed_dictionaries({"asset": NAMES, "seconds": st.floats(0.1, 30)}),
         "on_failure": st.sampled_from(["fail", "skip"]),
     },

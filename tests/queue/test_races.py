@@ -17,15 +17,26 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import errors
 
-from tests.support.hands import FENCED, OF_FILMS, UNFENCED_FACTS, Ground, Hand, Held, Row, stage_of
+from tests.support.hands import (
+    FENCED,
+    OF_FILMS,
+    OF_RENDERS,
+    READS,
+    UNFENCED_FACTS,
+    Ground,
+    Hand,
+    Held,
+    Row,
+    stage_of,
+)  # fmt: skip
 
 TASKS = "public.video_generation_tasks"
 LEFT = f"select from {TASKS} where status in ('pending', 'processing')"
 PRICE = 30
 
-LATE = [name for name in FENCED if name not in ("load_task", *OF_FILMS)]
+LATE = [name for name in FENCED if name not in ("load_task", *OF_FILMS, *OF_RENDERS)]
 """What a zombie of the machine's, which has no films, writes late."""
-WRITES = [name for name in FENCED if name not in ("load_task", "load_film")]
+WRITES = [name for name in FENCED if name not in READS]
 
 
 def without_facts(name: str) -> list[str]:
@@ -47,7 +58,7 @@ def test_race_of_a_fence_by_join_on_another_table(ground: Ground, name: str) -> 
     with successor.holding():
         taken = [row["id"] for row in successor("take_over")]
         # Films have a claim of their own.
-        assert taken == ([] if name in OF_FILMS else [held.id])
+        assert taken == ([] if name in (*OF_FILMS, *OF_RENDERS) else [held.id])
         late = zombie.later(lambda: zombie.about(held, name))
         if name == "order_parts":
             # It gives up soon, whoever's lock it is, and comes again.
@@ -353,7 +364,8 @@ class Interleavings:
             "truncate public.video_generation_tasks, vidgen.workers, vidgen.submissions,"
             " vidgen.events, vidgen.turns, vidgen.arrivals, vidgen.resumes, vidgen.budgets,"
             " vidgen.checkpoints, vidgen.holds, vidgen.charges, public.user_credits,"
-            " public.credit_entries, vidgen.parts, vidgen.films, vidgen.endings"
+            " public.credit_entries, vidgen.parts, vidgen.films, vidgen.endings,"
+            " public.video_renditions"
         )
         ground.sql("alter table public.credit_entries enable trigger user")
         self.users = [ground.user(3 * PRICE) for _ in range(2)]

@@ -134,7 +134,7 @@ OF_SEVERAL: dict[str, Case] = {
 }
 OF_ONE = (
     "start_task", "begin_submission", "end_generation", "finish_stage", "complete", "requeue",
-    "fail", "cancel", "set_aside", "wait_for_parts",
+    "fail", "cancel", "set_aside", "wait_for_parts", "begin_rendering", "finish_rendition",
 )  # fmt: skip
 OF_ITS_OWN_TEST = ("report", "retry_refused", "try_rows", "order_parts")
 

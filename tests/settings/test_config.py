@@ -1,6 +1,7 @@
 """Settings: where they come from, what is refused, what is shown."""
 
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.settings import MANDATORY
-from vidgen_worker.config import Settings, effective, load
+from vidgen_worker.config import Settings, cores, effective, load
 from vidgen_worker.domain.durations import format_duration, parse_duration
 from vidgen_worker.settings.environment import SettingsError
 from vidgen_worker.settings.looks import mask
@@ -57,6 +58,20 @@ def test_four_settings_are_enough() -> None:
 
 
 @pytest.mark.usefixtures("mandatory")
+def test_films_are_cut_where_their_extra_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().renders == max(1, cores() // 2)
+    monkeypatch.setenv("VIDGEN_RENDERS", "0")
+    assert load().renders == 0
+    monkeypatch.setitem(sys.modules, "fontTools", None)
+    assert load().renders == 0
+    said = problems(monkeypatch, VIDGEN_RENDERS="2")
+    assert "VIDGEN_RENDERS" in said
+    assert "pip install 'vidgen-worker[films]'" in said
+    monkeypatch.delenv("VIDGEN_RENDERS")
+    assert load().renders == 0
+
+
+@pytest.mark.usefixtures("mandatory")
 def test_a_misspelt_setting_is_refused_with_the_likely_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,6 +102,8 @@ def test_all_mistakes_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         ("SUPABASE_URL", "example.supabase.co", "write a full URL"),
         ("DATABASE_URL", "mysql://nope", "postgresql://"),
         ("VIDGEN_STAGE_HARD_DEADLINE", "1m", "can't be below"),
+        ("VIDGEN_FONTS", "fonts", "is no whole path"),
+        ("VIDGEN_FONTS", "/:/usr/nowhere", "there is no folder or file /usr/nowhere"),
     ],
 )
 def test_a_value_that_can_not_work_is_refused(

@@ -281,7 +281,7 @@ def tools_of(worker: Worker) -> Iterator[Tools]:
             settings=worker.settings, queue=process.life.queue, gates=process.life.gates,
             provider=process.provider, storage=process.storage, media=process.media,
             license=process.license, report=lambda _: None, turns=process.turns, scratch=folder,
-            stages=process.stages,
+            stages=process.stages, fonts=process.fonts,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from supabase import AsyncClientOptions, acreate_client
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.providers.http_client import certificates
 from vidgen_worker.sandbox.control import StorageControl
-from vidgen_worker.storage.buckets import Bucket
+from vidgen_worker.storage.buckets import Bucket, Found
+from vidgen_worker.storage.fetching import AbsentError, TooLargeError
 from vidgen_worker.storage.storage import REMOVE_BATCH, Storage
 
 IMAGES = Bucket("generated-content", public=True, max_bytes=1_000_000, media_types=("image/png",))
@@ -168,6 +170,51 @@ async def test_a_signed_url_is_absolute_and_reads_the_bytes(store: Storage, clip
     response = fetch(url)
     assert hashlib.sha256(response.content).hexdigest() == digest(clip)
     assert response.headers["content-type"] == "video/mp4"
+
+
+async def test_an_object_is_fetched_whole_within_its_bound(
+    store: Storage, bare_storage: StorageControl, clip: Path, tmp_path: Path
+) -> None:
+    await store.put("video-files", CLIP, clip, "video/mp4")
+    target, size = tmp_path / "fetched.mp4", len(b"film") * 50_000
+    bare_storage.fail("download", times=2, status=503)
+    fetched = await store.fetch("video-files", CLIP, target, most=size)
+    assert (fetched.size, fetched.sha256, digest(target)) == (size, digest(clip), digest(clip))
+    with pytest.raises(TooLargeError):
+        await store.fetch("video-files", CLIP, target, most=size - 1)
+    for bucket, path in (("video-files", "u/none.mp4"), ("none", CLIP)):
+        with pytest.raises(AbsentError):
+            await store.fetch(bucket, path, target, most=size)
+    bare_storage.fail("download", times=9, status=503)
+    with pytest.raises(Fault, match="storage_unavailable"):
+        await store.fetch("video-files", CLIP, target, most=size)
+
+
+async def test_a_bucket_that_nothing_paid_needs_stops_no_work(
+    bare_storage: StorageControl,
+) -> None:
+    """It is made where it is missing; what is wrong with it is said and lived with."""
+    extra = Bucket("extra", public=False, max_bytes=9, media_types=("image/*",), vital=False)
+    films = replace(VIDEOS, further_types=("image/avif",), for_films=True)
+    key = bare_storage.keys.service_role
+    storage = Storage(bare_storage.url, key, buckets=(films, extra))
+    try:
+        assert await storage.prove() == []
+        found, _ = await storage.look(extra)
+        assert found == Found(public=False, max_bytes=9, media_types=("image/*",))
+        found, _ = await storage.look(films)
+        assert found is not None
+        assert found.media_types == ("video/mp4", "image/avif")
+        change(f"{bare_storage.url}/storage/v1/bucket/extra", key, public=True)
+        (noted,) = await storage.prove()
+        assert "make it private" in str(noted)
+    finally:
+        await storage.aclose()
+
+
+def change(url: str, key: str, **changed: object) -> None:
+    headers = {"authorization": f"Bearer {key}"}
+    httpx.put(url, json=changed, headers=headers, verify=certificates()).raise_for_status()
 
 
 async def test_signing_an_absent_object_is_refused(store: Storage) -> None:

@@ -22,7 +22,7 @@ from tests.conftest import Database
 from tests.support.application import Application
 from vidgen_worker.database.pool import QUERIES
 from vidgen_worker.queue.claims import Claimed, Claims
-from vidgen_worker.queue.films import Films
+from vidgen_worker.queue.films import Films, Lane
 
 if TYPE_CHECKING:
     from vidgen_worker.queue.caller import Caller
@@ -86,17 +86,26 @@ USUAL: Mapping[str, Any] = MappingProxyType({
     "allowance": 3, "upload_ids": [], "digest": "digest", "rejected": False,
     "places": 20, "arrived": True, "status": 204, "pause": None, "gone": False, "ids": [],
     "seconds_left": 60.0, "clip_seconds": 0, "ended_after": 30.0, "ended_by": 36.0,
+    "renders": 1, "most": 20, "rendition": "web", "position": 1, "preset": "web", "width": 1280,
+    "height": 720, "seconds": 4.2, "quality": None,
 })  # fmt: skip
 
 FENCED = (
     "load_task", "start_task", "begin_submission", "answer_submission", "end_generation",
     "begin_upload", "finish_stage", "report", "complete", "requeue", "fail", "cancel", "set_aside",
-    "load_film", "order_parts", "wait_for_parts",
+    "load_film", "order_parts", "wait_for_parts", "seconds_of_parts", "begin_rendering",
+    "begin_rendition", "finish_rendition",
 )  # fmt: skip
 """The queries about one task, which carry its fence."""
 
+READS = ("load_task", "load_film", "seconds_of_parts")
+"""Those of them that write nothing."""
+
 OF_FILMS = ("load_film", "order_parts", "wait_for_parts")
-"""Those of them that are about a film."""
+"""Those of them that are about any film."""
+
+OF_RENDERS = ("seconds_of_parts", "begin_rendering", "begin_rendition", "finish_rendition")
+"""Those of them that are about a film with outputs."""
 
 UNFENCED_FACTS: Mapping[str, str] = MappingProxyType(
     {"answer_submission": "vidgen.submissions", "end_generation": "vidgen.submissions"}
@@ -189,10 +198,12 @@ class Hand:
         fences = [task.fence for task, _ in claimed.tasks]
         return [Held(fence.task_id, fence.attempt, fence.worker_id) for fence in fences]
 
-    def claim_films(self, *, idle: bool = True) -> list[Held]:
+    def claim_films(
+        self, *, idle: bool = True, lane: Lane = Lane.BATCHES, most: int = 20
+    ) -> list[Held]:
         """Claim films that are due, as a worker does."""
         films = Films(cast("Caller", AtOnce(self, {})))
-        taken, _ = at_once(films.take(idle=idle))
+        taken, _ = at_once(films.take(idle=idle, lane=lane, most=most))
         fences = [task.fence for task, _ in taken]
         return [Held(fence.task_id, fence.attempt, fence.worker_id) for fence in fences]
 
@@ -201,6 +212,8 @@ class Hand:
         more = {"digest": str(held.id), **of_report(name, held)}
         if name in ("end_generation", "begin_upload", "finish_stage"):
             more |= self.place_of(held, str(parameters.get("stage", "image")))
+        if name in OF_RENDERS:
+            more |= self.place_of_rendition(held, str(parameters.get("rendition", "web")))
         return self(name, **{**held.fence, **more, **parameters})
 
     def place_of(self, held: Held, stage: str) -> dict[str, Any]:
@@ -214,6 +227,18 @@ class Hand:
             return {"path": path, "image_path": path, "video_path": None}
         path = f"video-files/{user_id}/{held.upload_id}.mp4"
         return {"path": path, "image_path": None, "video_path": path}
+
+    def place_of_rendition(self, held: Held, name: str) -> dict[str, Any]:
+        """Where a rendition lies, and what kind of file it is."""
+        row = self.conn.execute(
+            "select user_id from public.video_generation_tasks where id = %s", [held.id]
+        ).fetchone()
+        user_id = row["user_id"] if row else uuid4()
+        return {
+            "bucket": "video-files", "media_type": "video/mp4",
+            "path": f"video-files/{user_id}/{held.id}/{name}-0123456789abcdef.mp4",
+            "progress": 85.0, "current_step": "Rendering", "message": "Rendering web (1 of 1)",
+        }  # fmt: skip
 
     def walk(self, held: Held, *steps: str, stage: str = "image") -> None:
         """Run the queries of one stage up to a point; each must find the task its own."""
@@ -367,11 +392,16 @@ class Ground(Application):
             )  # fmt: skip
         return task_id
 
-    def film(self, user_id: UUID, parts: int = 2, cut: Mapping[str, Any] | None = None) -> UUID:
+    def film(
+        self, user_id: UUID, parts: int = 2, cut: Mapping[str, Any] | None = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> UUID:  # fmt: skip
         """Order a film of so many new scenes of the user's, or with this cut."""
         film_id = uuid4()
         if cut is None:
             cut = {"parts": [{"scene": str(self.scene(user_id))} for _ in range(parts)]}
+        if outputs is not None:
+            cut = {**cut, "outputs": list(outputs)}
         self.sql(
             "insert into public.video_generation_tasks (id, user_id, cut) values (%s, %s, %s)",
             film_id, user_id, Jsonb(dict(cut)),
@@ -380,11 +410,28 @@ class Ground(Application):
 
     def held_film(
         self, hand: Hand, *walk: str, user_id: UUID | None = None, parts: int = 2,
-        cut: Mapping[str, Any] | None = None,
+        cut: Mapping[str, Any] | None = None, outputs: Sequence[Any] | None = None,
     ) -> Held:  # fmt: skip
         """Order a film, let this worker claim it, and walk its attempt up to a point."""
-        film_id = self.film(user_id or self.user(), parts, cut)
-        (held,) = (taken for taken in hand.claim_films() if taken.id == film_id)
+        film_id = self.film(user_id or self.user(), parts, cut, outputs)
+        lane = Lane.BATCHES if outputs is None else Lane.RENDERS
+        (held,) = (taken for taken in hand.claim_films(lane=lane) if taken.id == film_id)
+        hand.walk(held, *walk)
+        return held
+
+    def cut_film(
+        self, hand: Hand, *walk: str, user_id: UUID | None = None, parts: int = 2,
+        outputs: Sequence[Any] = ("web",),
+    ) -> Held:  # fmt: skip
+        """Let a film with outputs be claimed again, with all its parts completed."""
+        film = self.held_film(hand, "order_parts", user_id=user_id, parts=parts, outputs=outputs)
+        hand.walk(film, "wait_for_parts")
+        for part in hand.claim():
+            hand.walk(part, "start_task", *STAGE)
+            again = Held(part.id, part.attempt, part.worker_id)
+            hand.walk(again, *STAGE, "complete", stage="video")
+        hand("wake_films")
+        (held,) = (one for one in hand.claim_films(lane=Lane.RENDERS) if one.id == film.id)
         hand.walk(held, *walk)
         return held
 
@@ -414,6 +461,12 @@ class Ground(Application):
 
     def prepared(self, hand: Hand, name: str) -> Held:
         """Make a claimed task in the state in which this fenced query has something to do."""
+        if name == "seconds_of_parts":
+            return self.held_film(hand, outputs=["web"])
+        if name in OF_RENDERS:
+            return self.cut_film(
+                hand, *(("begin_rendition",) if name == "finish_rendition" else ())
+            )
         if name in OF_FILMS:
             return self.held_film(hand, *(("order_parts",) if name == "wait_for_parts" else ()))
         walk = {

@@ -36,6 +36,7 @@ QUICK = {
     "VIDGEN_LEASE": "1s",
     "VIDGEN_SUBMIT_TIMEOUT": "1s",
     "VIDGEN_CONCURRENCY": "1",
+    "VIDGEN_RENDERS": "0",
     "VIDGEN_QUEUE_POLL": "50ms",
     "VIDGEN_GATE_PROBE": "50ms",
     "VIDGEN_RETRY_BACKOFF": "10ms",
@@ -49,7 +50,7 @@ KILLED = -signal.SIGKILL
 CALLS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
     ("provider", Submitter, ("submit",)),
     ("provider", Runway, ("poll", "cancel", "account")),
-    ("storage", Storage, ("put", "sign", "prove")),
+    ("storage", Storage, ("put", "sign", "prove", "fetch")),
     ("media", Media, ("download", "check_image", "check_video")),
 )
 

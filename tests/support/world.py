@@ -94,6 +94,7 @@ class World(Application):
             "VIDGEN_RETRY_BACKOFF": "20ms",
             "VIDGEN_LEASE": "3s",
             "VIDGEN_GATE_PROBE": "300ms",
+            "VIDGEN_RENDERS": "0",
             **self.environment,
             **overrides,
         }

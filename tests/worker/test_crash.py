@@ -56,8 +56,11 @@ class Scenario:
     ends: str = "completed"
     generations: int = 1
     """Per stage, where nothing is left in doubt."""
-    film: bool = False
-    """Ordered as the only part of a film, which is to end as its part does."""
+    film: Mapping[str, Any] | None = None
+    """Ordered as the only part of a film, which is to end as its part does; the rest of its cut."""
+    renditions: int = 0
+    """How many files the film is to have."""
+    price: int = PRICE
 
 
 # What happens besides the worker's own doings.
@@ -226,7 +229,20 @@ SCENARIOS: Mapping[str, Scenario] = {
         {**_both("query wake_films"), **_both("query claim_films"),
          **_both("query load_film"), **_both("query order_parts"),
          **_both("query wait_for_parts"), "event FilmWaits": (1,), "event FilmWoken": (1,)},
-        film=True,
+        film={},
+    ),
+    "a film with outputs": Scenario(
+        {**_both("query seconds_of_parts"), "event FilmChecked": (1,), "event PartsOrdered": (1,),
+         **_both("query begin_rendering"), **_both("call storage.fetch"),
+         **_both("query begin_rendition"), **_both("query finish_rendition"),
+         "event RenditionStored": (1, 2)},
+        film={"outputs": [
+            {"preset": "preview", "format": "mp4"}, {"preset": "poster", "format": "jpeg"},
+        ]},
+        # None of its deaths is about a POST: a slow one is not to be paid again.
+        environment={"VIDGEN_RENDERS": "1", "VIDGEN_SUBMIT_TIMEOUT": "5s"},
+        sql="update public.video_presets set film_second_credits = 2 where name = 'preview'",
+        renditions=2, price=PRICE + 2 * 1,
     ),
     "conformed": Scenario({"event OutputConformed": (1, 2)}, words="[[wrong-size]]"),
     "drained": Scenario(
@@ -423,7 +439,7 @@ async def test_death_at_every_point(
         )  # fmt: skip
         # Whatever a dead worker has uploaded and nobody has charged goes in one round.
         await worker.janitor.remove_uploads()
-    if scenario.film:
+    if scenario.film is not None:
         cases = [_of_its_part(world, case) for case in cases]
     problems = [
         problem for case in cases for problem in await asyncio.to_thread(_audit, world, name, case)
@@ -453,14 +469,19 @@ def _order(world: World, point: str, occurrence: int, scenario: Scenario) -> Cas
         "update video_scenes set image_prompt = %s || image_prompt, "
         "visual_prompt = %s || visual_prompt where id = %s", words, words, scene,
     )  # fmt: skip
-    if not scenario.film:
+    if scenario.film is None:
         return Case(point, occurrence, user, scene, world.order(user, scene))
     film = uuid4()
     world.as_user(
         user, "insert into public.video_generation_tasks (id, user_id, cut) values (%s, %s, %s)",
-        film, user, Jsonb({"parts": [{"scene": str(scene)}]}),
+        film, user, Jsonb(_cut_of(scene, scenario.film)),
     )  # fmt: skip
     return Case(point, occurrence, user, scene, film)
+
+
+def _cut_of(scene: UUID, rest: Mapping[str, Any]) -> dict[str, Any]:
+    part: dict[str, Any] = {"scene": str(scene)}
+    return {"parts": [part | ({"to": 1} if rest else {})], **rest}
 
 
 def _of_its_part(world: World, case: Case) -> Case:
@@ -539,11 +560,11 @@ def _audit(world: World, name: str, case: Case) -> list[str]:
         return problems
     problems += _audit_generations(world, scenario, case)
     charged = world.sql("select stage from vidgen.charges where task_id = %s", case.task)
-    due = {"completed": PRICE, "failed": 0, "cancelled": 0}[scenario.ends]
+    due = {"completed": scenario.price, "failed": 0, "cancelled": 0}[scenario.ends]
     if world.credits(case.user) != (CREDITS - due, 0) or len(charged) != (2 if due else 0):
         problems.append(f"credits {world.credits(case.user)}, charges {charged}")
     if scenario.ends == "completed":
-        problems += _audit_objects(world, case, row)
+        problems += _audit_objects(world, scenario, case, row)
     return [problem if problem.startswith(said) else f"{said}: {problem}" for problem in problems]
 
 
@@ -570,12 +591,19 @@ def _audit_generations(world: World, scenario: Scenario, case: Case) -> list[str
     return problems
 
 
-def _audit_objects(world: World, case: Case, row: Mapping[str, Any]) -> list[str]:
+def _audit_objects(
+    world: World, scenario: Scenario, case: Case, row: Mapping[str, Any]
+) -> list[str]:
     stored = {o["name"] for o in world.storage.objects() if str(case.user) in o["name"]}
     followed = {
         c["path"]
         for c in world.sql("select path from vidgen.checkpoints where task_id = %s", case.task)
     }
-    if stored != followed or stored != {row["image_path"], row["video_path"]}:
-        return [f"objects {stored}, checkpoints {followed}"]
+    made = {
+        r["path"]
+        for r in world.sql("select path from public.video_renditions where user_id = %s", case.user)
+    }
+    wrong = followed != {row["image_path"], row["video_path"]} or len(made) != scenario.renditions
+    if wrong or stored != followed | made:
+        return [f"objects {stored}, checkpoints {followed}, renditions {made}"]
     return []

@@ -221,6 +221,13 @@ def _workers(database: Database, settings: Settings, server: dict[str, Any]) -> 
         yield Finding("Workers", State.NOTE, said, "Wait a lease; then look at database and load.")
     if len(silent) == len(workers):
         yield Finding("Workers", State.NOTE, "none is running", "Start one: vidgen-worker run")
+    films = database.rows("films_to_cut")[0]
+    if films["waiting"] and not films["cut"]:
+        yield Finding(
+            "Films", State.NOTE, "films with outputs wait, and no worker cuts any",
+            "Run a worker with the extra films (pip install 'vidgen-worker[films]'), and not "
+            "with VIDGEN_RENDERS=0.",
+        )  # fmt: skip
 
 
 def _account(settings: Settings, workers: list[dict[str, Any]]) -> Finding:

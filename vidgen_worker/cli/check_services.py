@@ -68,8 +68,10 @@ async def look_at_buckets(settings: Settings) -> list[Finding]:
     )
     findings: list[Finding] = []
     try:
-        for stage, bucket in zip(PIPELINE, wanted, strict=True):
-            findings += await _bucket(storage, f"stage {stage.name}", bucket)
+        purposes = [*(f"stage {stage.name}" for stage in PIPELINE), "the assets of films"]
+        # The last one only where films are cut.
+        for purpose, bucket in zip(purposes, wanted, strict=False):
+            findings += await _bucket(storage, purpose, bucket)
     finally:
         await storage.aclose()
     return findings
@@ -178,7 +180,7 @@ async def _bucket(storage: "Storage", purpose: str, bucket: "Bucket") -> list[Fi
         return [Finding(what, State.OK, f"for {purpose}, {shown}")]
     return [
         Finding(
-            what, State.BAD if one.fatal else State.NOTE,
+            what, State.BAD if one.fatal or not bucket.vital else State.NOTE,
             f"for {purpose}: {one.setting} is {one.value}", one.remedy,
         )
         for one in wrong

@@ -90,6 +90,7 @@ def read(database: Database) -> dict[str, Any]:
         "throughput": database.rows("throughput", {"users_own": sorted(USERS_OWN)}),
         "failures": database.rows("failures_by_code"),
         "set_aside": database.rows("tasks_set_aside")[0]["tasks"],
+        "films_to_cut": database.rows("films_to_cut")[0],
         "limited_users": database.rows("users_limited")[0],
         "slots": database.rows("provider_slots"),
         "gates": database.rows("gates"),
@@ -149,6 +150,8 @@ def _summary(found: Mapping[str, Any]) -> list[tuple[str, object]]:
         pairs.append(("set aside", f"{found['set_aside']}: their rows refuse a change"))
     if found["suspects"]:
         pairs.append(("suspect", f"{found['suspects']}: each waits for an idle worker"))
+    if found["films_to_cut"]["waiting"] and not found["films_to_cut"]["cut"]:
+        pairs.append(("films", "wait, and no worker cuts any: see VIDGEN_RENDERS"))
     return [*pairs, *_limited(found["limited_users"])]
 
 

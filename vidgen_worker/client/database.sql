@@ -1,5 +1,5 @@
 -- The statements of the Python service and the command line, one named block each.
--- Up to 750 lines: a catalogue of short statements, which are independent of each other.
+-- Up to 770 lines: a catalogue of short statements, which are independent of each other.
 
 -- act_as --
 -- Take the identity that PostgREST would give these claims, for the rest of the transaction.
@@ -417,20 +417,6 @@ delete from vidgen.gates
  where model = %(model)s and (%(scope)s::text is null or scope = %(scope)s)
 returning scope, reason;
 
--- find_tasks --
--- The newest tasks that match every given filter.
-select *, now() as database_now, now() - created_at as age,
-       coalesce(completed_at, now()) - started_at as took
-  from public.video_generation_tasks
- where (%(user_id)s::uuid is null or user_id = %(user_id)s)
-   and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
-   and (%(worker_id)s::uuid is null or worker_id = %(worker_id)s)
-   and (%(status)s::text is null or status = %(status)s)
-   and (%(code)s::text is null or error_code = %(code)s)
-   and (%(since)s::interval is null or created_at > now() - %(since)s::interval)
- order by created_at desc, id
- limit %(limit)s;
-
 -- fragment holds_of_task --
 -- The open hold of a task, or the one that closed in the transaction of its end, each by its index. An index
 -- by task_id would cost every claim one more page.
@@ -497,6 +483,9 @@ select at, what, stage, attempt, details
     select 7, updated_at, 'stored', stage, null,
            format('%%s bytes in bucket %%s', size, bucket)
       from vidgen.checkpoints where task_id = %(task_id)s and state = 'done'
+    union all
+    select 7, created_at, 'stored', null, null, format('%%s, %%s bytes in bucket %%s', name, size, bucket)
+      from public.video_renditions where film_id = %(task_id)s
     union all
     select 8, created_at, 'charged', stage, null, format('%%s credits', -amount)
       from (
@@ -662,11 +651,14 @@ buried as (
   insert into vidgen.pruned (task_id, objects)
   select old.id, coalesce(
            (
-             select jsonb_agg(
-                      jsonb_build_object('bucket', c.bucket, 'path', c.path) order by c.stage
-                    )
-               from vidgen.checkpoints as c
-              where c.task_id = old.id and c.path is not null
+             -- Of a film not the files of its parts, which are tasks of their own.
+             select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path) order by f.name)
+               from (
+                 select c.bucket, c.path, c.stage as name from vidgen.checkpoints as c where c.task_id = old.id
+                 union all
+                 select r.bucket, r.path, r.name from public.video_renditions as r where r.film_id = old.id
+               ) as f
+              where f.path is not null
            ),
            (
              select jsonb_agg(jsonb_build_object('bucket', f.bucket, 'path', f.path))

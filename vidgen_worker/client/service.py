@@ -30,7 +30,7 @@ from vidgen_worker.client.database import (
 from vidgen_worker.domain.faults import Fault
 from vidgen_worker.domain.resolution import FALLBACK, look_up
 from vidgen_worker.domain.task import Status
-from vidgen_worker.films.batch import batch_of
+from vidgen_worker.films.refusals import cut_of
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.looks import REMEDIES
 
@@ -128,7 +128,7 @@ class VideoGenerationService:
         """
         user = _uuid("user_id", user_id)
         try:
-            batch_of(dict(cut))
+            cut_of(dict(cut))
         except Fault as fault:
             raise VideoGenerationError(fault.message) from fault
         values = {

@@ -40,6 +40,8 @@ class FaultName(StrEnum):
     RESOLUTION_UNSUPPORTED = "resolution_unsupported"
     CUT_INVALID = "cut_invalid"
     PART_FAILED = "part_failed"
+    PART_UNUSABLE = "part_unusable"
+    RENDER_FAILED = "render_failed"
     INSUFFICIENT_CREDITS = "insufficient_credits"
     PRICE_MISSING = "price_missing"
     REQUEST_REFUSED = "request_refused"
@@ -251,6 +253,21 @@ _RULES = (
         "A part of the film failed. Retry the film: only what is missing is paid.",
         "names position and code; the other parts are kept",
         unbraked="the part's own fault has braked",
+    ),
+    FaultRule(
+        FaultName.PART_UNUSABLE, "film", "a part's clip is gone, was changed, or can't be decoded",
+        "PART_UNUSABLE", _FAIL, Hold.RELEASE,
+        "The clip of a part can't be used. Order its scene again, then a new film.",
+        "points at the part; nothing of it is paid again",
+        unbraked="about one stored clip; films close no gate",
+    ),
+    FaultRule(
+        FaultName.RENDER_FAILED, "film",
+        "two processes died over the same output, or it can't be made as asked",
+        "RENDER_FAILED", _FAIL, Hold.RELEASE,
+        "An output of the film could not be made. Leave it out, and insert a new task.",
+        "names the output; only its process dies, never a worker",
+        unbraked="about one cut; films close no gate",
     ),
     FaultRule(
         FaultName.INSUFFICIENT_CREDITS, "credits", "balance less holds under the price",
@@ -651,6 +668,7 @@ class Fault(Exception):  # noqa: N818 - "fault" is the word of the vocabulary
 USERS_OWN = frozenset({
     "SCENE_NOT_FOUND", "INVALID_REQUEST", "RESOLUTION_UNSUPPORTED", "INSUFFICIENT_CREDITS",
     "CONTENT_REJECTED", "USER_LIMIT", "ASSET_INVALID", "PART_FAILED",
+    "PART_UNUSABLE",
 })  # fmt: skip
 """Codes that say nothing about the service: the user's order can't be fulfilled."""
 

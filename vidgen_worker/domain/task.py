@@ -122,6 +122,8 @@ class Task:
     cancel_requested: bool = False
     alone: bool = False
     film: bool = False
+    renders: bool = False
+    """A film with outputs: its attempts take a render place."""
 
     @property
     def id(self) -> UUID:
@@ -185,8 +187,8 @@ class Completed:
     """The clip is stored: `video_url` is signed and works until `good_until`, in `boot_time`.
 
     The machine's calendar is not used: times of the row come from the database. `seconds` is the
-    time since the first claim, where the last stage has written the end of the task. A film has no
-    clip of its own: both are None.
+    time since the first claim, where the last stage has written the end of the task. A film's clip
+    is its first output with pictures that move; without one both are None.
     """
 
     video_url: str | None

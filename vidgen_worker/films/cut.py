@@ -20,6 +20,8 @@ LONGEST_TEXT = 200
 """Characters of a caption."""
 LONGEST_FILM = 180
 """Seconds."""
+LARGEST_ASSET, LARGEST_SUM = 50 * 2**20, 2**30
+"""Bytes of an asset, and of all that a film is made from."""
 LOUDNESS = -14.0
 """LUFS: what the places that play films bring all sound to."""
 

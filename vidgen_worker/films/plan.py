@@ -7,11 +7,11 @@ reading fonts.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vidgen_worker.films.cut import Cut, CutError, Output
+from vidgen_worker.films.cut import LARGEST_ASSET, LARGEST_SUM, Cut, CutError, Output
 from vidgen_worker.films.fonts import Fonts, MissingGlyphError
 from vidgen_worker.films.job import SAMPLE_RATE, Cue, Job, Mark, Mix, to_json
 from vidgen_worker.films.presets import FORMATS, LARGEST_SIDE, PRESETS, Kind, Preset, files_of
@@ -21,9 +21,8 @@ from vidgen_worker.films.timeline import Timeline, timeline
 RENDERER = 1
 """Goes up whenever the same job makes other bytes: it is part of each object's key."""
 MOST_FPS, USUAL_FPS = 60, 24
-LARGEST_ASSET = 50 * 2**20
-LARGEST_SUM = 2**30
-"""Bytes of an asset, and of all that a film is made from."""
+STAND_IN = (1280, 720)
+"""Width and height of a clip that is not there yet: no refusal depends on them."""
 Runs = tuple[tuple[str, str], ...]
 """A text in pieces, each with the file of its font."""
 
@@ -49,6 +48,29 @@ def plan(film: Film, fonts: Fonts) -> tuple[Job, ...]:
         for output in film.cut.outputs
         for file in files_of(output).items()
     )
+
+
+def check(
+    cut: Cut, lengths: Sequence[float | None], assets: Mapping[str, Source], fonts: Fonts
+) -> None:
+    """Refuse what is known to be wrong before the clips exist. Raises CutError.
+
+    `lengths` are the seconds that the parts' clips are ordered with; None: that is not known, so
+    that the times of the cut are looked at once the clips are there.
+    """
+    clips = tuple(
+        Source(f"clip-{number}.mp4", *STAND_IN, length or 0.0, Fraction(USUAL_FPS))
+        for number, length in enumerate(lengths)
+    )
+    if None not in lengths:
+        plan(Film(cut, clips, assets), fonts)
+        return
+    _check_assets(Film(cut, clips, assets))
+    texts = [(caption.text, f"/captions/{n}/text") for n, caption in enumerate(cut.captions)]
+    texts += [(part.caption or "", f"/parts/{n}/caption") for n, part in enumerate(cut.parts)]
+    for text, pointer in texts:
+        if text:
+            _runs(text, pointer, fonts)
 
 
 def key(job: Job, digests: Mapping[str, str]) -> str:

@@ -214,6 +214,8 @@ def _outputs(at: At) -> tuple[Output, ...]:
                             'Name one of them, as {"preset": "web", "name": "film-2"}')  # fmt: skip
         taken |= set(files_of(output))
         outputs.append(output)
+    if not outputs and "outputs" in at:
+        raise at["outputs"].wrong("there is no output", 'Name one, as "outputs": ["web"]')
     return tuple(outputs)
 
 

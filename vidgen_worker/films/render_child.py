@@ -29,8 +29,6 @@ from vidgen_worker.media.formats import NoOutputError, TooLargeError, Undecodabl
 from vidgen_worker.media.libav import MAX_PIXELS
 from vidgen_worker.media.walls import give_up_rights, raise_walls
 
-NICE = 10
-"""What is paid for goes first."""
 TELL_SHARE = 0.01
 """Progress is told whenever it has grown by so much."""
 # Errors of the machine, not of the file; EIO is left out: libav also reports a damaged file so.
@@ -113,7 +111,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with EFBIG instead
     faulthandler.enable()
-    os.nice(NICE)
     av.logging.set_level(None)
     Image.init()  # its modules are loaded before the walls stand
     features.check("fribidi")

@@ -36,6 +36,8 @@ MEMORY_FOR_A_PIXEL = 1_200
 """Bytes of address space for a pixel of an output, beside the least; SVT-AV1 takes most."""
 WALL_FOR_CPU = 8
 """A child may take so many times its limit of CPU time: it is nice, and others work."""
+NICE = 10
+"""What is paid for goes first: the children are this much nicer than the worker."""
 TRIES = 2
 """A child's death may be the machine's fault; that of a second one over the same job is not."""
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -58,6 +60,11 @@ class Failed:
 
     trouble: Trouble
     details: str
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether it could be made another time, or elsewhere."""
+        return self.trouble is Trouble.MACHINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,8 @@ async def _asked(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, 
         )  # fmt: skip
     except OSError as error:
         return {"short": f"no process can be started: {error.strerror}"}
+    # Here and not in the child: its imports alone take a good part of a second.
+    os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
     try:
         async with asyncio.timeout(WALL_FOR_CPU * job["limits"]["cpu"]):
             return await _talk(process, json.dumps(asked).encode() + b"\n", tell)

@@ -32,6 +32,7 @@ from vidgen_worker.domain.task import (
     SetAside,
 )
 from vidgen_worker.films import walk as films
+from vidgen_worker.films.studio import Studio
 from vidgen_worker.pipeline.concluding import NO_SLOT, USER_LIMIT, conclude, model_of, stage_of
 from vidgen_worker.pipeline.generating import failed
 from vidgen_worker.pipeline.run import Run, Tools
@@ -63,8 +64,11 @@ CANCEL_SELDOM = timedelta(minutes=2)
 async def attempt(tools: Tools, run: Run) -> Outcome:
     """Run one attempt to its end, and conclude it. Only asyncio.CancelledError comes out."""
     try:
-        if run.task.film:
-            outcome = await films.walk(tools.queue.films, run.task)
+        if run.task.renders:
+            # Nothing of it is at the provider: it may be cut anywhere.
+            outcome = await run.unless_cancelled(films.walk(studio_of(tools), run.task))
+        elif run.task.film:
+            outcome = await films.walk(studio_of(tools), run.task)
         else:
             outcome = await Pipeline(tools, run).walk()
     except Exception as error:  # noqa: BLE001 - every way that the walk can end is an outcome
@@ -87,6 +91,14 @@ async def attempt(tools: Tools, run: Run) -> Outcome:
     except LeaseLostError:
         emit(LeaseLost(fence=run.task.fence))
         return Abandoned()
+
+
+def studio_of(tools: Tools) -> Studio:
+    """The tools of an attempt at a film."""
+    return Studio(
+        films=tools.queue.films, storage=tools.storage, scratch=tools.scratch,
+        bucket=tools.settings.storage_bucket_videos, report=tools.report, fonts=tools.fonts,
+    )  # fmt: skip
 
 
 async def set_aside(  # noqa: PLR0913 - what the row keeps of it
@@ -128,8 +140,14 @@ async def decide(  # noqa: PLR0911 - a way that a walk ends each
             return await follow(tools, run, fault)
         case _:  # the table's last row: anything else
             fault = _unexpected(run, error)
-    await storms.watch(tools.gates, run.task, model_of(tools, run), fault)
+    await _watch(tools, run, fault)
     return await follow(tools, run, fault)
+
+
+async def _watch(tools: Tools, run: Run, fault: Fault) -> None:
+    """Note a trouble of paid work; nothing of a film is paid at the provider."""
+    if not run.task.film:
+        await storms.watch(tools.gates, run.task, model_of(tools, run), fault)
 
 
 def _unexpected(run: Run, error: Exception) -> Fault:
@@ -213,15 +231,7 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
         case Disposition.WAIT | Disposition.IN_PLACE:
             return await _wait(tools, run, fault)
         case Disposition.GATE:
-            # The task that met it just waits.
-            gate = _gate(tools, run, fault)
-            await tools.gates.close(gate, fault.code, fault.message, fault.details)
-            # If the trouble is this worker's own, other workers may take the task up at once.
-            aside = await tools.gates.stands_aside()
-            return Requeued(
-                timedelta() if aside else settings.vidgen_gate_probe, failed=False, code=fault.code,
-                details=fault.details, waiting=False,
-            )  # fmt: skip
+            return await _close(tools, run, fault)
         case Disposition.CANCEL:
             return Cancelled()
         case Disposition.HAND_BACK:
@@ -232,6 +242,20 @@ async def follow(tools: Tools, run: Run, fault: Fault) -> Outcome:  # noqa: PLR0
             return SetAside(fault.name, fault.details)
         case _:
             assert_never(fault.disposition)
+
+
+async def _close(tools: Tools, run: Run, fault: Fault) -> Outcome:
+    """Close the fault's gate; the task that met it just waits."""
+    if run.task.film:
+        return await _wait(tools, run, fault)  # what is paid goes on, or meets it itself
+    gate = _gate(tools, run, fault)
+    await tools.gates.close(gate, fault.code, fault.message, fault.details)
+    # If the trouble is this worker's own, other workers may take the task up at once.
+    aside = await tools.gates.stands_aside()
+    return Requeued(
+        timedelta() if aside else tools.settings.vidgen_gate_probe, failed=False, code=fault.code,
+        details=fault.details, waiting=False,
+    )  # fmt: skip
 
 
 async def _wait(tools: Tools, run: Run, fault: Fault) -> Outcome:

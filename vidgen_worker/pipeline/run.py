@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 from vidgen_worker.admission.gates import Gates
@@ -25,6 +25,9 @@ from vidgen_worker.queue.errors import CancelAskedError
 from vidgen_worker.queue.queue import Queue
 from vidgen_worker.storage.storage import Storage
 from vidgen_worker.telemetry.turns import Turns
+
+if TYPE_CHECKING:
+    from vidgen_worker.films.fonts import Fonts
 
 T = TypeVar("T")
 
@@ -105,3 +108,5 @@ class Tools:
     scratch: Scratch
     stages: tuple[Stage, ...]
     """The stages of an attempt, in this order."""
+    fonts: "Fonts | None"
+    """What captions are drawn with; None: no film is cut here."""

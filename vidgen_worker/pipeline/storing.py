@@ -11,14 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
-from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.faults import PROVIDER_STORM, Fault, FaultName, First
 from vidgen_worker.domain.task import Artifact, Completed, GenerationEnd
 from vidgen_worker.pipeline.generating import Generating, Upload
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
 from vidgen_worker.providers.protocol import Generation
-from vidgen_worker.storage.storage import Storage
+from vidgen_worker.storage.signing import completed
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     OutputConformed,
@@ -29,16 +28,9 @@ from vidgen_worker.telemetry.events import (
 )
 
 FETCH_TRIES = 3
-SIGNED_FOR = timedelta(hours=1)
 UPLOAD_BEGINS_WITHIN = timedelta(hours=1)
 """After the record of an upload no try of it begins later than this: the janitor looks for what has
 arrived for a day, and a worker that was frozen for longer must not upload any more."""
-
-
-async def completed(storage: Storage, result: Artifact) -> Completed:
-    """Sign the address of what a task was ordered for. Raises Fault."""
-    good_until = boot_time() + SIGNED_FOR.total_seconds()
-    return Completed(await storage.sign(result.bucket, result.path, SIGNED_FOR), good_until)
 
 
 class Storing:
@@ -105,7 +97,7 @@ class Storing:
         if not self._stage.is_result or self._stage is not self._tools.stages[-1]:
             return None
         try:
-            return await completed(self._tools.storage, artifact)
+            return await completed(self._tools.storage, artifact.bucket, artifact.path)
         except Fault:
             return None  # the walk signs it again once it is charged, and says what is wrong
 

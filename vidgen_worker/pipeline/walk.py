@@ -25,10 +25,11 @@ from vidgen_worker.domain.task import (
 from vidgen_worker.pipeline.generating import Generating
 from vidgen_worker.pipeline.run import Run, Tools
 from vidgen_worker.pipeline.stages import Order, Stage
-from vidgen_worker.pipeline.storing import Storing, completed
+from vidgen_worker.pipeline.storing import Storing
 from vidgen_worker.pipeline.submitting import Submitting
 from vidgen_worker.queue.checkpoints import Loaded
 from vidgen_worker.queue.errors import CancelAskedError, NotOursError
+from vidgen_worker.storage.signing import completed
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import (
     CancelGivenUp,
@@ -195,7 +196,7 @@ class Pipeline:
     async def _complete(self, artifacts: Mapping[StageName, Artifact]) -> Completed:
         """Sign the address of what the task was ordered for."""
         result = next(artifacts[stage.name] for stage in self._stages if stage.is_result)
-        return await completed(self._storage, result)
+        return await completed(self._storage, result.bucket, result.path)
 
     async def _cancel(self, loaded: Loaded) -> Outcome:
         """End what still runs at the provider; what is stored and settled stays."""

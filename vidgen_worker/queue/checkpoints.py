@@ -149,7 +149,7 @@ class Checkpoints:
             scene_updates=self._caller.settings.vidgen_scene_updates, upload_id=upload_id,
             bucket=artifact.bucket, path=artifact.path, media_type=artifact.media_type,
             size=artifact.size, sha256=artifact.sha256, image_path=columns.image_path,
-            image_url=columns.image_url, video_path=columns.video_path, **_shown(step),
+            image_url=columns.image_url, video_path=columns.video_path, **shown(step),
         )  # fmt: skip
         try:
             rows = await finish(paid=completed is None, **signed(completed))
@@ -254,7 +254,8 @@ def seconds_of(fence: Fence, completed: Row) -> float:
     return float(completed["seconds"])
 
 
-def _shown(step: Step) -> dict[str, Any]:
+def shown(step: Step) -> dict[str, Any]:
+    """What the task's row shows of a step."""
     return {
         "progress": step.progress,
         "current_step": step.current_step,

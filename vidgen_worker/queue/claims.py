@@ -122,4 +122,5 @@ def task_of(row: Row) -> Task:
         cancel_requested=row["cancel_requested"],
         alone=row.get("alone", False),
         film=row.get("film", False),
+        renders=row.get("renders", False),
     )

@@ -86,8 +86,11 @@ class Leases:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    async def register(self, host: str, pid: int, version: str) -> None:
-        """Write the worker's row. Raises BucketsNotSharedError where clips could not be signed."""
+    async def register(self, host: str, pid: int, version: str, *, renders: int) -> None:
+        """Write the worker's row; it works on so many films with outputs at once.
+
+        Raises BucketsNotSharedError where clips could not be signed.
+        """
         images = self._caller.settings.storage_bucket_images
         videos = self._caller.settings.storage_bucket_videos
         rows = await self._caller.run("share_buckets", images_bucket=images, videos_bucket=videos)
@@ -104,7 +107,7 @@ class Leases:
             version=version, **self._caller.key.names(),
             # 0: never asked to become idle for a suspect.
             concurrency=settings.vidgen_concurrency if settings.runwayml_enabled else 0,
-            lease=settings.vidgen_lease,
+            lease=settings.vidgen_lease, renders=renders,
         )  # fmt: skip
 
     async def heartbeat(

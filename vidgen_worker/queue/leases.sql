@@ -4,10 +4,10 @@
 -- register_worker --
 -- A worker's row, once per id: a repeated INSERT finds its own.
 insert into vidgen.workers
-  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease)
+  (id, host, pid, version, provider, key_fingerprint, account, scopes, concurrency, lease, renders)
 values
   (%(worker_id)s, %(host)s, %(pid)s, %(version)s, %(provider)s, %(key_fingerprint)s, %(account)s,
-   %(scopes)s::text[], %(concurrency)s, %(lease)s)
+   %(scopes)s::text[], %(concurrency)s, %(lease)s, %(renders)s)
 on conflict (id) do nothing
 
 -- share_buckets --
@@ -136,13 +136,16 @@ ranked as materialized (
     ) as v
 ),
 asked as materialized (
-  select me.id
+  -- Whether it is asked for a film with outputs, which not every worker renders, or for any other task.
+  select me.id, kind.renders
     from vidgen.workers as me
-   where me.id = %(worker_id)s and not %(idle)s
+   cross join (values (false), (true)) as kind (renders)
+   where me.id = %(worker_id)s and not %(idle)s and (me.renders > 0 or not kind.renders)
      -- The first of those who could take it: none of them behind a closed gate.
      and not exists (
        select from vidgen.workers as w
         where w.id < me.id and w.dead_at is null and w.concurrency > 0
+          and (w.renders > 0 or not kind.renders)
           and w.provider = me.provider and w.key_fingerprint = me.key_fingerprint
           and not exists (
             select from vidgen.gates as g
@@ -174,7 +177,7 @@ suspects as materialized (
         )
         for no key update of t skip locked
    ) as t
-   where s.followers is null or s.followers && %(scopes)s::text[]
+   where (s.followers is null or s.followers && %(scopes)s::text[]) and asked.renders = (s.lane = -1)
    limit 1
 ),
 moved as materialized (

@@ -20,7 +20,7 @@ from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import Answer, Failed, Fate, Fence, GenerationEnd, StageName
 from vidgen_worker.providers.protocol import Accepted, Request
 from vidgen_worker.queue.caller import Caller, fenced_by
-from vidgen_worker.queue.checkpoints import Place, Step, _shown
+from vidgen_worker.queue.checkpoints import Place, Step, shown
 from vidgen_worker.queue.errors import (
     BrakedError,
     CancelAskedError,
@@ -85,7 +85,7 @@ class Submissions:
             inputs=post.inputs, request=Jsonb(dict(post.frozen)),
             probe=self._caller.settings.vidgen_gate_probe,
             max_submissions=self._caller.settings.vidgen_max_submissions,
-            seconds_left=post.seconds_left, **_shown(post.step), **_looked_up(post.resolution),
+            seconds_left=post.seconds_left, **shown(post.step), **_looked_up(post.resolution),
         )  # fmt: skip
         if rows[0]["cancel"]:
             raise CancelAskedError
@@ -152,7 +152,7 @@ class Submissions:
         """
         values: dict[str, Any] = {
             "stage": stage, "generation_id": generation_id, "ended_state": end,
-            "cost": cost, "verdict": kept(verdict), "rejected": rejected, **_shown(step),
+            "cost": cost, "verdict": kept(verdict), "rejected": rejected, **shown(step),
             "clip_seconds": took.seconds if took else 0,
             "ended_after": took.ended.after if took else None,
             "ended_by": took.ended.by if took else None,

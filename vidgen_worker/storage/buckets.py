@@ -13,6 +13,12 @@ class Bucket:
     media_types: tuple[str, ...]
     least_bytes: int = 0
     """An existing bucket that takes less would refuse ordinary outputs."""
+    further_types: tuple[str, ...] = ()
+    """What it is created to take as well: only films bring it."""
+    for_films: bool = False
+    """Whether films are cut here: then further types that an existing bucket refuses are said."""
+    vital: bool = True
+    """Whether work that is paid for needs it: else no misfit of it is fatal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +53,22 @@ class Misfit:
 def misfits(wanted: Bucket, found: Found) -> list[Misfit]:
     """Compare a bucket with what the settings ask of it."""
     wrong = []
+    vital = wanted.vital
     if found.public != wanted.public:
         is_, should = ("public", "private") if found.public else ("private", "public")
-        wrong.append(Misfit(wanted.name, "visibility", is_, f"make it {should}"))
+        wrong.append(Misfit(wanted.name, "visibility", is_, f"make it {should}", fatal=vital))
     limit, least = found.max_bytes, min(wanted.least_bytes or wanted.max_bytes, wanted.max_bytes)
     if limit is not None and limit < wanted.max_bytes:
         said = f"raise file_size_limit to {wanted.max_bytes} bytes"
-        fatal = limit < least
+        fatal = vital and limit < least
         wrong.append(Misfit(wanted.name, "file_size_limit", f"{limit} bytes", said, fatal=fatal))
-    refused = [type_ for type_ in wanted.media_types if not _takes(found.media_types, type_)]
-    if refused:
-        value = ", ".join(found.media_types or ())
-        said = f"add {', '.join(refused)} to allowed_mime_types, or allow any"
-        wrong.append(Misfit(wanted.name, "allowed_mime_types", value, said))
+    further = wanted.further_types if wanted.for_films else ()
+    for types, fatal in ((wanted.media_types, vital), (further, False)):
+        refused = [type_ for type_ in types if not _takes(found.media_types, type_)]
+        if refused:
+            value = ", ".join(found.media_types or ())
+            said = f"add {', '.join(refused)} to allowed_mime_types, or allow any"
+            wrong.append(Misfit(wanted.name, "allowed_mime_types", value, said, fatal=fatal))
     return wrong
 
 

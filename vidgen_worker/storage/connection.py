@@ -1,7 +1,8 @@
 """The connection to one project's file store: trouble that passes by itself is retried in place."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -74,6 +75,14 @@ class Connection:
         address = f"{self.url}/storage/v1/{path}"
         answer = await self._http.post(address, json={}, headers={**self._headers, **headers})
         return checked(answer)
+
+    @asynccontextmanager
+    async def stream(self, path: str) -> AsyncIterator[httpx.Response]:
+        """Yield Storage's answer to a GET before its body has come. Raises httpx's errors."""
+        address = f"{self.url}/storage/v1/{path}"
+        headers = {**self._headers, "accept-encoding": "identity"}
+        async with self._http.stream("GET", address, headers=headers) as response:
+            yield response
 
     async def client(self) -> AsyncClient:
         """The library's client. Raises Fault."""

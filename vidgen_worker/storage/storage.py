@@ -21,9 +21,10 @@ from vidgen_worker.domain.faults import Fault, FaultName, First
 from vidgen_worker.storage.answers import status_of
 from vidgen_worker.storage.buckets import Bucket, Found, Misfit, misfits
 from vidgen_worker.storage.connection import Connection
+from vidgen_worker.storage.fetching import Fetched, fetch
 
-CACHE_CONTROL = "3600"
-"""Seconds that browsers and the CDN keep an object: a generation's output never changes."""
+CACHE_CONTROL = "31536000, immutable"
+"""How browsers and the CDN keep an object, in seconds first: no place gets other bytes later."""
 REMOVE_BATCH = 1000
 """Objects per removal: the most that Storage takes in one request."""
 
@@ -104,23 +105,35 @@ class Storage:
 
         await self._connection.persist(f"asking for permission to upload to {bucket}", ask)
 
-    async def prove(self) -> list[Misfit]:
+    async def prove(self) -> list[Misfit | Fault]:
         """Prove, for free, that outputs can be stored here: the buckets exist, fit, and take them.
 
-        Returns what does not fit and may be lived with. Raises Fault `storage_misconfigured`,
-        `storage_denied`, `storage_unavailable` or `storage_refused`.
+        Returns what does not fit and may be lived with, also a fault of a bucket that nothing paid
+        needs. Raises Fault `storage_misconfigured`, `storage_denied`, `storage_unavailable` or
+        `storage_refused`.
         """
-        noted: list[Misfit] = []
-        for bucket in self._buckets.values():
-            found, wrong = await self.look(bucket)
-            if found is None:
-                await self._create(bucket)
-                _, wrong = await self.look(bucket)
-            noted += wrong
-        _raise_if_unfit(noted)
-        for bucket in self._buckets.values():
+        wrong: list[Misfit] = []
+        vital = [bucket for bucket in self._buckets.values() if bucket.vital]
+        for bucket in vital:
+            wrong += await self._made_and_looked_at(bucket)
+        _raise_if_unfit(wrong)
+        for bucket in vital:
             await self.may_store(bucket.name)
+        noted: list[Misfit | Fault] = [*wrong]
+        for bucket in self._buckets.values():
+            if not bucket.vital:
+                try:
+                    noted += await self._made_and_looked_at(bucket)
+                except Fault as fault:
+                    noted.append(fault)
         return noted
+
+    async def _made_and_looked_at(self, bucket: Bucket) -> list[Misfit]:
+        found, wrong = await self.look(bucket)
+        if found is None:
+            await self._create(bucket)
+            _, wrong = await self.look(bucket)
+        return wrong
 
     async def _describe(self, bucket: str) -> Found:
         answer = await self._connection.get(f"bucket/{quote(bucket)}")
@@ -141,7 +154,7 @@ class Storage:
     async def _create(self, bucket: Bucket) -> None:
         await self.ensure_bucket(
             bucket.name, public=bucket.public, max_bytes=bucket.max_bytes,
-            media_types=bucket.media_types,
+            media_types=bucket.media_types + bucket.further_types,
         )  # fmt: skip
 
     async def ensure_bucket(
@@ -251,6 +264,10 @@ class Storage:
             details = f"{fault.details}; {bucket} is not in the settings, so it is not created"
             raise Fault(FaultName.STORAGE_REFUSED, details=details) from fault
         await self._create(known)
+
+    async def fetch(self, bucket: str, path: str, target: Path, *, most: int) -> Fetched:
+        """Download an object of `most` bytes at most (see `fetching.fetch`)."""
+        return await fetch(self._connection, bucket, path, target, most=most)
 
     def public_url(self, bucket: str, path: str) -> str:
         """Return the URL by which anybody may read an object of a public bucket."""

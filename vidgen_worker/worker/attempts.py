@@ -22,7 +22,7 @@ from vidgen_worker.worker.reports import Reports
 class Attempts:
     """`freed` is called when a slot is free again."""
 
-    def __init__(self, process: Process, reports: Reports, freed: Callable[[], None]) -> None:
+    def __init__(self, process: Process, reports: Reports, freed: Callable[[Run], None]) -> None:
         self._process = process
         self._reports = reports
         self._freed = freed
@@ -49,7 +49,7 @@ class Attempts:
             settings=process.settings, queue=process.life.queue, gates=process.life.gates,
             provider=process.provider, storage=process.storage, media=process.media,
             license=process.license, report=self._reports.add, turns=process.turns,
-            scratch=process.scratch, stages=process.stages,
+            scratch=process.scratch, stages=process.stages, fonts=process.fonts,
         )  # fmt: skip
 
     def _ended(self, run: Run, working: "asyncio.Task[Outcome]") -> None:
@@ -73,4 +73,4 @@ class Attempts:
         held.keep_posting(run)
         self._reports.forget(task.id)
         held.free(run)
-        self._freed()
+        self._freed(run)

@@ -11,7 +11,9 @@ from datetime import timedelta
 from vidgen_worker.database.pool import STATEMENT_DEADLINE
 from vidgen_worker.domain.clock import boot_time
 from vidgen_worker.domain.keys import Gate
+from vidgen_worker.pipeline.run import Run
 from vidgen_worker.queue.claims import Claimed
+from vidgen_worker.queue.films import Lane
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import TaskFailed, TaskHandedBack
 from vidgen_worker.worker.attempts import Attempts
@@ -47,7 +49,9 @@ class Claiming:
         self._more = True
         """The last claim left rows."""
         self._more_films = False
-        """The last look at films left some."""
+        """The last look at films left some without outputs."""
+        self._more_renders = False
+        """It met films with outputs: the end of a render is a reason to look again."""
         self._empty, self._patience = 0, MOST_EMPTY_CLAIMS
         """Claims in a row that brought nothing, and how many are allowed before a pause."""
         self._suspect_waits = False
@@ -125,9 +129,10 @@ class Claiming:
             self._attempts.start(claimed, trial=gate)
         return bool(claimed)
 
-    def _freed(self) -> None:
+    def _freed(self, run: Run) -> None:
         """A slot is free: where rows were left, claim with those that come free meanwhile."""
-        if self._more_films or self._suspect_waits:
+        renders = self._more_renders and run.task.renders
+        if renders or self._more_films or self._suspect_waits:
             self._process.wakes.films.set()
             self._process.wakes.claim.set()
         if self._more and self._together is None:
@@ -189,21 +194,37 @@ class Claiming:
     async def _take_films(self) -> None:
         """Wake the films whose parts have ended, and take those that are due: beyond the slots.
 
-        They need none, since nothing of a film itself runs at the provider.
+        They need none, since nothing of a film itself runs at the provider. One with outputs needs
+        a render place.
         """
-        held, films = self._process.held, self._process.life.queue.films
+        films = self._process.life.queue.films
         self._process.wakes.films.clear()
         if not self._begins():
             return
         async with self.lock:
-            more, due = await films.wake()
-            self._more_films = due and sum(run.task.film for run in held.runs()) >= MOST_FILMS
-            if due and not self._more_films:
-                taken, self._more_films = await films.take(idle=not held)
-                self._attempts.start(taken)
-        if more:
+            woken = await films.wake()
+            batches = MOST_FILMS - self._films(renders=False)
+            renders = self._process.settings.renders - self._films(renders=True)
+            self._more_films = await self._take_lane(Lane.BATCHES, batches, due=woken.due)
+            await self._take_lane(Lane.RENDERS, renders, due=woken.renders_due)
+            self._more_renders = woken.renders_due
+        if woken.more:
             self._process.wakes.films.set()
             self._process.wakes.claim.set()
+
+    async def _take_lane(self, lane: Lane, places: int, *, due: bool) -> bool:
+        """Take films of a lane for so many places; whether there are more of them."""
+        if not due or places <= 0 or not self._begins():
+            return due
+        films, idle = self._process.life.queue.films, not self._process.held
+        taken, more = await films.take(idle=idle, lane=lane, most=min(places, MOST_FILMS))
+        self._attempts.start(taken)
+        return more
+
+    def _films(self, *, renders: bool) -> int:
+        """How many films are held that are cut here, or that need no place."""
+        runs = self._process.held.runs()
+        return sum(run.task.film and run.task.renders == renders for run in runs)
 
     async def _take_over(self) -> None:
         """Take the tasks of the dead; once per lease even without a free slot, for others to take.

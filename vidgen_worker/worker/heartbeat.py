@@ -39,7 +39,9 @@ class Heartbeat:
     async def register(self) -> None:
         """Write this life's row."""
         life, sent = self._process.life, boot_time()
-        await life.queue.leases.register(socket.gethostname(), os.getpid(), __version__)
+        await life.queue.leases.register(
+            socket.gethostname(), os.getpid(), __version__, renders=self._process.settings.renders
+        )
         await life.limits.expect()
         life.lease.renewed(sent, boot_time())
         self._process.renewed.set()

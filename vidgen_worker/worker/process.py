@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import socket
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from vidgen_worker.config import Settings
 from vidgen_worker.database.listener import Listener
@@ -25,12 +26,18 @@ from vidgen_worker.worker.life import Life
 from vidgen_worker.worker.scopes import scopes_of
 from vidgen_worker.worker.wakes import Wakes
 
+if TYPE_CHECKING:
+    from vidgen_worker.films.fonts import Fonts
+
 
 class Process:
     """One process of one worker. `life` is replaced when the worker starts over."""
 
     scratch: Scratch
     """The folder for downloads, while the worker runs."""
+
+    fonts: "Fonts | None" = None
+    """What captions of films are drawn with; None: no film is cut here."""
 
     def __init__(
         self, settings: Settings, provider: Provider, storage: Storage, media: Media,

@@ -38,7 +38,14 @@ def build_worker(settings: Settings, stages: tuple[Stage, ...] = PIPELINE) -> Wo
         max_video_bytes=settings.vidgen_max_video_bytes,
         allow_loopback=settings.vidgen_allow_loopback_assets,
     )
-    return Worker(settings, provider, storage, media, stages)
+    worker = Worker(settings, provider, storage, media, stages)
+    if settings.renders:
+        # Here, because they need the extra `films`.
+        from vidgen_worker.films import checking, cutting  # noqa: F401, PLC0415 - loaded at the start
+        from vidgen_worker.films.fonts import Fonts  # noqa: PLC0415
+
+        worker.process.fonts = Fonts(settings.fonts)
+    return worker
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ class Worker:
             await self.process.sleep(timedelta(seconds=min(2.0 ** min(tries, 10), REGISTER_SELDOM)))
         emit(WorkerStarted(
             worker=self.process.life.queue.worker_id, concurrency=self.settings.vidgen_concurrency,
-            enabled=self.settings.runwayml_enabled,
+            renders=self.settings.renders, enabled=self.settings.runwayml_enabled,
             listening=self.settings.vidgen_listen != "off",
         ))  # fmt: skip
         if not self.settings.runwayml_enabled:
