@@ -400,7 +400,9 @@ async def test_two_films_are_cut_at_once_beside_paid_work(world: World) -> None:
         assert "Bucket film-assets" in checked.stdout
     async with world.worker(VIDGEN_RENDERS="2", VIDGEN_CONCURRENCY="1"):
         first = await until_there_is_a_child()
-        await until_there_is_a_child(without=frozenset({first}))
+        second = await until_there_is_a_child(without=frozenset({first}))
+        for child in (first, second):  # stopped, they still hold their places
+            os.kill(child, signal.SIGSTOP)
         assert (await world.until(world.order(user, world.scene(user))))["status"] == "completed"
         assert len(children()) == 2
         for film, owner in zip(films, (user, other), strict=True):
