@@ -5,7 +5,10 @@
 #   docker run --env-file worker.env --read-only --tmpfs /tmp --stop-timeout 110 vidgen-worker
 #
 # Secrets come at run time: by the environment, or as files database_url, runwayml_api_secret and
-# supabase_service_role_key in /run/secrets. The base is yours to say: --build-arg BASE=IMAGE.
+# supabase_service_role_key in /run/secrets. The base is yours to say, a Debian with Python:
+# --build-arg BASE=IMAGE. It renders films. Fonts for captions in Chinese, Japanese and Korean are 90 MB,
+# twice all others together, so they come only where they are asked for:
+# --build-arg FONTS="fonts-noto-core fonts-noto-cjk". Before you hand on an image: docs/licences.md.
 
 ARG BASE=python:3.11-slim
 
@@ -21,9 +24,15 @@ COPY pyproject.toml README.md LICENSE .env.example ./
 COPY migrations migrations
 COPY vidgen_worker vidgen_worker
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
-  && python -m pip --python /opt/vidgen-worker install --constraint requirements.lock dist/*.whl
+  && set -- dist/*.whl \
+  && python -m pip --python /opt/vidgen-worker install --constraint requirements.lock "$1[films]"
 
 FROM ${BASE}
+# Before the program: they change less often than it does.
+ARG FONTS="fonts-noto-core"
+RUN apt-get update \
+  && apt-get install --yes --no-install-recommends libfribidi0 ${FONTS} \
+  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/vidgen-worker /opt/vidgen-worker
 ENV PATH=/opt/vidgen-worker/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -15,7 +15,7 @@ help: ## this list
 	  | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 .PHONY: demo
-demo: $(STAMP) ## a scene becomes a video: no account, no Docker, half a minute; ARGS=--keep shows it in a browser
+demo: $(STAMP) ## a scene becomes a video: no account, no Docker, half a minute; ARGS=--film makes a film, ARGS=--keep shows it in a browser
 	@exec $(BIN)/python -m vidgen_worker demo $(ARGS)
 
 .PHONY: sandbox

@@ -88,7 +88,6 @@ class Hand:
     def task(self, fence: dict[str, Any], *, whole: bool) -> None:
         """One task, from its claim to its end."""
         if whole:
-            self("load_task", **fence)
             self("start_task", **fence)
             for stage in STAGES:
                 self.stage(fence, stage)

@@ -87,6 +87,13 @@ class Process:
                 found.append(line)
         return found
 
+    def rest(self) -> list[Line]:
+        """What a process that has ended said beyond what was heard."""
+        found: list[Line] = []
+        while (line := self._lines.get(timeout=PATIENCE)) is not None:
+            found.append(line)
+        return found
+
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
 

@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import alone, commands, fleet, looks, races, waits, webhooks
+from bench import (
+    alone,
+    commands,
+    film_queue,
+    films,
+    fleet,
+    looks,
+    races,
+    waits,
+    webhooks,
+)
 from bench.contenders import ALL
 from bench.ground import ROOT, Ground
 from bench.lines import BrokenError
@@ -54,6 +64,12 @@ class Sizes:
     video_bytes: int
     clip_seconds: int
     command_rounds: int
+    film_rounds: int
+    film_targets: tuple[str, ...]
+    film_sizes: int
+    queue_films: int
+    queue_kills: int
+    film_ends: int
     events: int
     undelivered: int
 
@@ -64,6 +80,8 @@ FULL = Sizes(
     outage_seconds=45, limited=60, processes=[1, 2, 4, 8], queue_tasks=10_000, database_tasks=1_000,
     disk_tasks=100_000, fleet_tasks=40, flat_tasks=1_000, held_seconds=60, waits=1000,
     real_waits=20, videos=8, video_bytes=100_000_000, clip_seconds=10, command_rounds=9,
+    film_rounds=3, film_targets=("best", "good", "small"), film_sizes=1, queue_films=1_000,
+    queue_kills=8, film_ends=100,
     events=200, undelivered=10_000,
 )  # fmt: skip
 QUICK = Sizes(
@@ -72,6 +90,7 @@ QUICK = Sizes(
     outage_seconds=5, limited=12, processes=[1, 2], queue_tasks=300, database_tasks=60,
     disk_tasks=5_000, fleet_tasks=8, flat_tasks=40, held_seconds=3, waits=200, real_waits=0,
     videos=8, video_bytes=20_000_000, clip_seconds=2, command_rounds=1, events=20, undelivered=500,
+    film_rounds=0, film_targets=(), film_sizes=0, queue_films=40, queue_kills=1, film_ends=20,
 )  # fmt: skip
 
 
@@ -106,6 +125,18 @@ def rows(ground: Ground, sizes: Sizes) -> dict[str, Callable[[], Any]]:
         "clip_memory": lambda: looks.clip_memory(1920, 1080, sizes.clip_seconds),
         "deaths": lambda: [alone.deaths(ground, sizes.deaths) for _ in range(sizes.death_rounds)],
         "outage": lambda: alone.outage(ground, 50, sizes.outage_seconds),
+        "film_cpu": lambda: films.cpu(sizes.film_rounds) if sizes.film_rounds else None,
+        "film_memory": lambda: films.memory() if sizes.film_rounds else None,
+        "film_sizes": lambda: films.sizes(sizes.film_sizes) if sizes.film_sizes else None,
+        "film_targets": lambda: films.targets(sizes.film_targets) if sizes.film_targets else None,
+        "film_queue": lambda: film_queue.drained(
+            ground,
+            sizes.queue_films,
+            film_queue.PARTS,
+            sizes.queue_kills,
+            connections=film_queue.CONNECTIONS if sizes.film_rounds else 4,
+        ),
+        "film_statements": lambda: film_queue.statements(ground, sizes.film_ends),
         "webhooks": lambda: webhooks.webhooks(ground, sizes.events, sizes.undelivered),
         "command_line": lambda: commands.command_line(ground, sizes.command_rounds),
     }

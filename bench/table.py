@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.cells import TIMES, Cells, Row
+from bench.film_table import FILM_ROWS
+
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 HEAD = (
@@ -20,8 +23,6 @@ HEAD = (
     "|---|---|---|---|---|---|\n"
 )
 
-Row = Mapping[str, Any]
-Cells = tuple[str, str, str, str, str, bool | None]
 
 PICK_UP_GOAL, PIPELINES_GOAL, STATEMENTS_GOAL = 0.9, 1.5, 15.0
 HELD_STATEMENTS_GOAL, HELD_KB_GOAL, HELD_CPU_GOAL = 0.5, 60.0, 3.0
@@ -30,7 +31,7 @@ LEVEL_GOAL, INSERT_GOAL, KILL_GOAL, SIGTERM_GOAL = 1.2, 3.0, 17.0, 1.0
 WAIT_P50_GOAL, WAIT_P95_GOAL = 3.0, 6.0
 TOLD_P50_GOAL, TOLD_P99_GOAL = 100, 1000
 HEAD_SECONDS_GOAL, READ_SECONDS_GOAL = 0.15, 0.4
-TIMES, NONE = "×", "–"  # noqa: RUF001 - typography
+NONE = "–"  # noqa: RUF001 - typography
 APART_KILL = "22 s (PgQueuer), 112 s (Chancy), never (Procrastinate), measured apart"
 APART_LIMIT = "4 (PgQueuer), 11 to 35 (pg-boss)"
 APART_OUTAGE = "50 once (Chancy), 50 twice (PgQueuer), 50 stuck (Procrastinate), measured apart"
@@ -396,6 +397,7 @@ ROWS: Mapping[str, Callable[[Any], list[Cells]]] = {
     "clip_memory": _clip_memory,
     "deaths": _deaths,
     "outage": _outage,
+    **FILM_ROWS,
     "webhooks": _webhooks,
     "command_line": _command_line,
 }

@@ -550,12 +550,18 @@ $$;
 
 -- The functions of the policies. They run as the owner, because no client reads private tables. They answer
 -- only about the caller, or about a place that the caller has named. The most expensive condition comes last.
+-- In plpgsql, which keeps its plan: triggers and policies call it for each row.
 create function vidgen.our_buckets() returns text[]
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-  select array[s.images_bucket, s.videos_bucket]
-         || array(select st.bucket from vidgen.stages as st where st.bucket is not null)
-    from vidgen.settings as s
+#variable_conflict use_variable
+begin
+  return (
+    select array[s.images_bucket, s.videos_bucket]
+           || array(select st.bucket from vidgen.stages as st where st.bucket is not null)
+      from vidgen.settings as s
+  );
+end
 $$;
 
 -- Scenes are read column by column. A row with three texts of 40 MB costs a backend 1.4 GB as JSON. The

@@ -279,23 +279,25 @@ begin
     end if;
   end if;
 
+  -- Apart, because the question for the roles reads a catalog: most writes change no status.
   if old.status <> new.status and (
        new.status in ('completed', 'failed', 'cancelled') or old.status in ('failed', 'cancelled')
-     )
-     and not pg_has_role(current_user, 'service_role', 'usage')
-     and not pg_has_role(
-       current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
      ) then
-    if new.status <> 'pending' then
-      -- A worker's role can't set an end in the past, so that a task is not pruned too early.
-      new.completed_at := now();
-    elsif pg_has_role(current_user, 'vidgen_worker', 'usage') then
-      -- Only retry_video_generation_task, which counts retries, or an operator may restart a task that has
-      -- ended: the worker's role can't cause a second charge.
-      raise exception 'task %: it has ended (%), and a worker does not begin it again',
-        old.id, old.status
-        using errcode = 'insufficient_privilege',
-              hint = 'Try again with retry_video_generation_task(id).';
+    if not pg_has_role(current_user, 'service_role', 'usage')
+       and not pg_has_role(
+         current_user, (select c.relowner from pg_class as c where c.oid = tg_relid), 'usage'
+       ) then
+      if new.status <> 'pending' then
+        -- A worker's role can't set an end in the past, so that a task is not pruned too early.
+        new.completed_at := now();
+      elsif pg_has_role(current_user, 'vidgen_worker', 'usage') then
+        -- Only retry_video_generation_task, which counts retries, or an operator may restart a task that has
+        -- ended: the worker's role can't cause a second charge.
+        raise exception 'task %: it has ended (%), and a worker does not begin it again',
+          old.id, old.status
+          using errcode = 'insufficient_privilege',
+                hint = 'Try again with retry_video_generation_task(id).';
+      end if;
     end if;
   end if;
   if old.status in ('pending', 'processing') and new.status in ('pending', 'processing') then

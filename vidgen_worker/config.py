@@ -129,6 +129,8 @@ class Settings(Environment):
     """How long a storage request may stand still"""
     vidgen_allow_loopback_assets: bool = False
     """true: accept pictures and outputs from http://127.0.0.1; only for the sandbox"""
+    vidgen_fonts: str | None = None
+    """Fonts of captions: folders or files with : between them; unset: the system's folders"""
     vidgen_database_pool: int = Field(6, ge=2, le=100)
     """Connections to PostgreSQL, besides three: LISTEN, claim, heartbeat"""
     vidgen_drain_timeout: Annotated[Duration, _positive()] = timedelta(seconds=90)
@@ -211,6 +213,12 @@ class Settings(Environment):
     def credits(self) -> bool:
         """Whether users pay with credits."""
         return self.vidgen_credits == "on"
+
+    @property
+    def fonts(self) -> tuple[Path, ...] | None:
+        """The places where fonts are looked for, in their order; None: the system's folders."""
+        places = self.vidgen_fonts
+        return tuple(map(Path, places.split(":"))) if places is not None else None
 
 
 def can_render() -> bool:

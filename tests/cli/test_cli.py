@@ -23,6 +23,7 @@ from vidgen_worker import __version__
 from vidgen_worker.cli.exit_codes import ExitCode
 from vidgen_worker.config import Settings
 from vidgen_worker.database.remedies import CONNECT_REMEDIES, explain_connect
+from vidgen_worker.films.fonts import Fonts
 from vidgen_worker.sandbox.control import StorageControl
 from vidgen_worker.sandbox.postgres.places import free_port
 
@@ -299,6 +300,23 @@ def test_check_is_green_when_all_is_well(complete: Cli) -> None:
     assert found["Model gen4_turbo"]["state"] == "ok"
     assert list(result.json["settings"]) == [name.upper() for name in Settings.model_fields]
     assert os.environ["RUNWAYML_API_SECRET"] not in result.out
+
+
+def test_check_says_in_which_scripts_captions_can_be_written(
+    complete: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not (fonts := Fonts()).files:
+        pytest.skip("there is no font on this machine")
+    ((_, font),) = fonts.runs("Lamp")
+    monkeypatch.setenv("VIDGEN_FONTS", f"{tmp_path}:{font}")
+    result = complete("check", "--json")
+    assert result.code == ExitCode.OK
+    found = findings(result)["Fonts"]
+    assert found["state"] == "note"
+    assert f"1 file(s) in {tmp_path}:{font} cover Latin" in found["said"]
+    assert "captions in " in found["said"]
+    assert "Japanese" in found["said"].partition("captions in ")[2]
+    assert "VIDGEN_FONTS" in found["remedy"]
 
 
 def test_check_shows_settings_and_findings_to_people(complete: Cli) -> None:

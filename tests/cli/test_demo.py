@@ -9,14 +9,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import av
 import httpx
 import pytest
-from PIL import Image
+from PIL import Image, features
+
+from vidgen_worker.films.fonts import Fonts
 
 GONE_SECONDS = 30.0
 
@@ -36,10 +38,12 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def demo(cwd: Path, scratch: Path, *verb: str) -> Iterator[subprocess.Popen[str]]:
+def demo(
+    cwd: Path, scratch: Path, *verb: str, program: Sequence[str] = ("-m", "vidgen_worker")
+) -> Iterator[subprocess.Popen[str]]:
     environment = {**os.environ, "TMPDIR": str(scratch), "VIDGEN_CREDITS": "off"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "vidgen_worker", *(verb or ["demo"])],
+        [sys.executable, *program, *verb],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
@@ -98,7 +102,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
 def test_the_demo_ends_with_a_playable_video(tmp_path: Path, scratch: Path) -> None:
     modes = {folder: folder.stat().st_mode for folder in (tmp_path, *tmp_path.parents)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with demo(tmp_path, scratch) as process:
+    with demo(tmp_path, scratch, "demo") as process:
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -125,11 +129,24 @@ def test_the_demo_ends_with_a_playable_video(tmp_path: Path, scratch: Path) -> N
     assert {folder: folder.stat().st_mode for folder in modes} == modes
 
 
-def test_a_demo_that_is_kept_is_seen_in_a_browser_until_ctrl_c(
+SHORT_FILM = (
+    "from vidgen_worker.cli import app, demo_film;"
+    " demo_film.SECONDS = 2;"
+    " demo_film.OUTPUTS = [{'preset': 'preview', 'format': 'mp4'}, 'poster'];"
+    " app(['demo', '--film', '--keep'])"
+)
+"""The same film of shorter scenes in two formats: renders are nice, and the suite is not."""
+
+
+def test_a_demo_of_a_film_that_is_kept_is_seen_in_a_browser_until_ctrl_c(
     tmp_path: Path, scratch: Path
 ) -> None:
-    with demo(tmp_path, scratch, "demo", "--keep") as process:
+    draws = features.check("fribidi") and Fonts().files
+    program = ["-c", SHORT_FILM] if draws else ["-m", "vidgen_worker", "demo", "--keep"]
+    with demo(tmp_path, scratch, program=program) as process:
         said = read_until(process, "Ctrl-C stops everything")
+        if draws:
+            _looks_at_the_film(tmp_path / "demo-output", said)
         (link,) = re.findall(r"^See it: (\S+)$", said, re.MULTILINE)
         with httpx.Client(follow_redirects=True) as client:
             assert "steady" in (page := client.get(link).text) or "settling" in page
@@ -140,6 +157,27 @@ def test_a_demo_that_is_kept_is_seen_in_a_browser_until_ctrl_c(
     assert process.returncode == 130
     assert not [pid for pid in family if alive(pid)]
     assert list(scratch.iterdir()) == []
+
+
+def _looks_at_the_film(made: Path, said: str) -> None:
+    """The first three seconds of it, at twelve frames a second: its fade, and a caption."""
+    file = made / "film-preview.mp4"
+    assert str(file) in said
+    with av.open(str(file)) as container:
+        video = container.streams.video[0]
+        assert (video.width, video.height) == (480, 270)
+        frames = [
+            frame.to_image().convert("L")  # type: ignore[no-untyped-call]
+            for frame in container.decode(video)
+        ]
+    assert len(frames) == 3 * 12
+    # A light card fills the left of the picture; the box of the caption lies over its corner.
+    dark, light, box = (frames[n].getpixel((x, 216)) for n, x in ((0, 170), (12, 170), (12, 215)))
+    assert dark + 100 < light, "it comes out of the dark"
+    assert box + 100 < light, "there is no caption"
+    for file in (made / "film-poster.jpg", made / "film-poster-avif.avif"):
+        with Image.open(file) as picture:
+            assert picture.size == (1280, 720)
 
 
 # Each moment once, and two Ctrl-C where least and where most is there to clear away: the way to
@@ -157,7 +195,7 @@ MOMENTS = (
 def test_ctrl_c_leaves_nothing_behind(
     tmp_path: Path, scratch: Path, moment: str, times: int
 ) -> None:
-    with demo(tmp_path, scratch) as process:
+    with demo(tmp_path, scratch, "demo") as process:
         read_until(process, moment)
         family = children(process.pid)
         for _ in range(times):
@@ -172,7 +210,7 @@ def test_ctrl_c_leaves_nothing_behind(
 def test_ctrl_c_while_postgres_is_being_started_leaves_nothing_behind(
     tmp_path: Path, scratch: Path
 ) -> None:
-    with demo(tmp_path, scratch) as process:
+    with demo(tmp_path, scratch, "demo") as process:
         read_until(process, "Starting PostgreSQL")
         await_that(lambda: bool(children(process.pid)), "it started nothing")
         family = children(process.pid)
@@ -184,7 +222,7 @@ def test_ctrl_c_while_postgres_is_being_started_leaves_nothing_behind(
 
 
 def test_even_kill_9_leaves_no_process_and_no_folder(tmp_path: Path, scratch: Path) -> None:
-    with demo(tmp_path, scratch) as process:
+    with demo(tmp_path, scratch, "demo") as process:
         read_until(process, "Generating scene image")
         family = children(process.pid)
         process.kill()

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psycopg
@@ -136,6 +137,28 @@ def test_its_dashboard_runs_along_and_its_link_is_printed(running: Running) -> N
         answer = client.get(link)
     assert answer.status_code == 200
     assert running.settings["SUPABASE_URL"] in answer.headers["content-security-policy"]
+
+
+def test_its_user_brings_the_assets_of_films_before_any_worker_runs(running: Running) -> None:
+    """Into the user's own folder of the bucket, what the bucket takes, and nowhere else."""
+    said = running.settings
+    token = sign_in(said).json()["access_token"]
+    mine, another = said["DEMO_USER_ID"], uuid4()
+
+    def bring(folder: object, media_type: str) -> int:
+        answer = httpx.post(
+            f"{said['SUPABASE_URL']}/storage/v1/object/film-assets/{folder}/music/warm.m4a",
+            content=b"sound",
+            headers={
+                "apikey": said["SUPABASE_ANON_KEY"], "authorization": f"Bearer {token}",
+                "content-type": media_type,
+            },
+        )  # fmt: skip
+        return int(answer.json().get("statusCode", answer.status_code))
+
+    assert bring(another, "audio/mp4") == 403
+    assert bring(mine, "video/mp4") == 415
+    assert bring(mine, "audio/mp4") == 200
 
 
 def test_a_token_is_renewed_by_address_and_id_and_for_nobody_else(

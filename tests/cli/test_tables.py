@@ -14,6 +14,7 @@ from tests.support.world import World
 
 __all__ = ["cli", "complete", "connected"]
 
+RENDERED = ("begin_rendering", "begin_rendition", "finish_rendition", "complete")
 LONG_MESSAGE = "Maintenance of the provider: video generation goes on at about four o'clock"
 
 
@@ -58,6 +59,38 @@ def test_a_list_says_how_long_a_task_still_takes_and_when_a_later_one_is_due(
     listed = "\n".join(on_a_terminal(connected, ["tasks", "list"], 80, monkeypatch))
     assert re.search("processing .*, ~45m left", listed)
     assert re.search("pending .*For later, in 2h(29|30)m", listed)
+
+
+def test_a_film_shows_its_parts_and_its_files_at_every_width(
+    connected: Cli, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand = ground.worker()
+    film = ground.cut_film(hand, *RENDERED)
+    path = hand.place_of_rendition(film, "web")["path"]
+    verbs: list[list[object]] = [
+        ["tasks", "list"], ["tasks", "show", film.id], ["tasks", "watch", film.id],
+    ]  # fmt: skip
+    for verb in verbs:
+        look(connected, verb, monkeypatch)
+    for columns in (80, 120):
+        listed = on_a_terminal(connected, ["tasks", "list"], columns, monkeypatch)
+        kinds = [line.split()[1] for line in listed if "completed" in line]
+        assert sorted(kinds) == ["film", "scene", "scene"]
+        for name in ("show", "watch"):
+            shown = on_a_terminal(connected, ["tasks", name, film.id], columns, monkeypatch)
+            assert f"web: video-files/{path}" in shown, "in one piece, to be copied"
+            said = "\n".join(shown)
+            assert re.search(r"web +video/mp4 +1280x720 +\d+\.\d\d +100\b", said)
+            assert ("Parts" in said) == (name == "show")
+
+
+def test_a_film_that_nobody_cuts_is_said_to_wait_for_a_worker_that_does(
+    connected: Cli, ground: Ground
+) -> None:
+    film = ground.film(ground.user(), outputs=["web"])
+    assert "Waits: no worker cuts films" in connected("tasks", "show", film).out
+    ground.worker()
+    assert "no worker cuts" not in connected("tasks", "show", film).out
 
 
 def test_no_table_breaks_a_word(

@@ -22,13 +22,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import av
 import httpx
 import pytest
 
 from tests.conftest import Database
+from tests.support.films import size_of
 from tests.support.projects import Served, served
 from tests.support.world import World
 from vidgen_worker.sandbox.control import RunwayControl
+from vidgen_worker.sandbox.music import music
 from vidgen_worker.sandbox.postgres.places import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -242,17 +245,61 @@ async def test_after_the_hour_the_owner_signs_again(project: Project, tmp_path: 
     await clip_of(out)
 
 
+# A film.
+
+
+async def test_a_film_of_a_scenario_comes_in_three_formats_with_music(
+    project: Project, tmp_path: Path
+) -> None:
+    words = command("film.mjs", tmp_path)
+    user = project.user()
+    scene = project.scene(user)
+    scenario = project.one("select scenario_id from video_scenes where id = %s", scene)
+    project.sql("insert into storage.buckets (id, name) values ('film-assets', 'film-assets')")
+    (tmp_path / "warm.m4a").write_bytes(music())
+    async with project.worker(VIDGEN_RENDERS="1"):
+        code, out, err = await run(
+            [*words, str(scenario["scenario_id"]), "warm.m4a"], environment(project, user), tmp_path
+        )
+    assert code == 0, (out, err)
+    await clip_of(out)
+    with av.open(str(tmp_path / "film-web.mp4")) as container:
+        assert {stream.type for stream in container.streams} >= {"video", "audio"}
+        assert float(container.duration or 0) / av.time_base == pytest.approx(2, abs=0.1)
+    sizes = {
+        name: size_of((tmp_path / f"film-{name}").read_bytes())
+        for name in ("web.mp4", "vertical.mp4", "square.mp4", "poster.jpg")
+    }
+    assert sizes == {
+        "web.mp4": "1280:720", "vertical.mp4": "720:1280", "square.mp4": "720:720",
+        "poster.jpg": "1280:720",
+    }  # fmt: skip
+
+
+async def test_the_client_of_a_film_is_told_what_is_wrong_in_its_cut(
+    project: Project, tmp_path: Path
+) -> None:
+    words = command("film.mjs", tmp_path)
+    user = project.user()
+    async with project.worker(VIDGEN_RENDERS="1"):
+        code, out, err = await run([*words, str(uuid4())], environment(project, user), tmp_path)
+    assert code == 1, (out, err)
+    assert "failed INVALID_REQUEST" in out
+    assert "/scenario" in out
+
+
 TYPED = (
     "--strict", "--noEmit", "--allowJs", "--checkJs", "--skipLibCheck",
     "--target", "es2023", "--module", "nodenext", "--types", "node",
 )  # fmt: skip
 
 
-def test_the_node_script_agrees_with_the_generated_types(
+def test_the_node_scripts_agree_with_the_generated_types(
     database: Database, tmp_path: Path
 ) -> None:
     """The documented command, on the real database, then TypeScript; a wrong name is found."""
     words = command("generate.mjs", tmp_path)
+    film = Path(shutil.copy(EXAMPLES / "film.mjs", tmp_path))
     documented = re.findall(
         r"^supabase (gen types .*)$", (ROOT / "docs/clients.md").read_text(), re.MULTILINE
     )
@@ -274,20 +321,24 @@ def test_the_node_script_agrees_with_the_generated_types(
 
     def errors() -> str:
         done = subprocess.run(
-            [tsc, *TYPED, script], cwd=tmp_path, check=False, capture_output=True, text=True
+            [tsc, *TYPED, script, film], cwd=tmp_path, check=False, capture_output=True, text=True
         )
         assert (done.returncode == 0) == (not done.stdout), done.stderr
         return done.stdout
 
     assert errors() == ""
-    script.write_text(script.read_text().replace("row.current_step", "row.current_stage"))
-    assert "current_stage" in errors()
+    for name in (script, film):
+        name.write_text(name.read_text().replace("row.current_step", "row.current_stage"))
+        assert name.name in (said := errors())
+        assert "current_stage" in said
+        shutil.copy(EXAMPLES / name.name, tmp_path)
 
 
-def test_the_node_script_is_well_formed() -> None:
+@pytest.mark.parametrize("example", ["generate.mjs", "film.mjs"])
+def test_a_node_script_is_well_formed(example: str) -> None:
     if shutil.which("node") is None:
         pytest.skip("there is no Node here")
-    subprocess.run(["node", "--check", EXAMPLES / "generate.mjs"], check=True)
+    subprocess.run(["node", "--check", EXAMPLES / example], check=True)
 
 
 OLD_CLIENT = """

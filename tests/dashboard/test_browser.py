@@ -68,6 +68,7 @@ def opened(
 def places(panel: Panel) -> list[str]:
     return [
         "/", "/tasks", f"/tasks/{panel.completed}", f"/tasks/{panel.rejected}", "/users",
+        f"/tasks/{panel.film}", f"/tasks/{panel.film}?show=poster",
         f"/users/{panel.user}", "/numbers", f"/act?action=cancel&task={panel.waiting}",
     ]  # fmt: skip
 

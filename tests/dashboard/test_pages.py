@@ -31,6 +31,7 @@ def places(panel: Panel) -> list[str]:
     return [
         "/", "/tasks", "/tasks?status=failed&since=7d", f"/tasks?user={panel.user}",
         f"/tasks/{panel.completed}", f"/tasks/{panel.rejected}", f"/tasks/{panel.waiting}",
+        f"/tasks/{panel.film}", f"/tasks/{panel.film}?show=poster",
         "/users", f"/users/{panel.user}", "/numbers", "/numbers?span=7d",
         f"/act?action=cancel&task={panel.waiting}&task={panel.rejected}",
         f"/act?action=retry&task={panel.cancelled}&task={panel.rejected}",
@@ -74,6 +75,27 @@ def test_pictures_come_from_the_store_for_an_hour(panel: Panel, browser: httpx.C
         assert panel.world.storage.keys.service_role not in answer.headers["location"]
         assert httpx.get(answer.headers["location"]).content.startswith(begins)
         assert browser.get(f"/tasks/{panel.waiting}/{kind}").status_code == 404
+
+
+def test_a_film_shows_its_parts_its_files_and_plays_one(
+    panel: Panel, browser: httpx.Client
+) -> None:
+    place = f"/tasks/{panel.film}"
+    page = browser.get(place).text
+    assert f'href="/tasks/{panel.completed}"' in page.partition('id="parts"')[2]
+    assert re.search(r"<video [^>]*src=\"[^\"]+/files/web\" poster=\"[^\"]+/files/poster\"", page)
+    assert f'href="{place}?show=poster"' in page
+    assert f'href="{place}/files/captions"' in page, "no browser shows it: it is only opened"
+    assert re.search(r"<img src=\"[^\"]+/files/poster\"", browser.get(f"{place}?show=poster").text)
+    for name, begins in (("web", b"\0\0\0"), ("poster", b"\xff\xd8"), ("captions", b"WEBVTT")):
+        answer = browser.get(f"{place}/files/{name}", follow_redirects=False)
+        assert answer.status_code == 307
+        assert httpx.get(answer.headers["location"]).content.startswith(begins)
+    assert browser.get(f"{place}/files/audio").status_code == 404, "it is not stored yet"
+    assert browser.get(f"/tasks/{panel.completed}/files/web").status_code == 404
+    page = browser.get(f"/tasks/{panel.completed}").text
+    assert f'part of the film <a class="id" href="{place}"' in page
+    assert re.search(r">film</span>", browser.get("/tasks?status=pending").text)
 
 
 def test_an_id_is_found_whatever_it_is_the_id_of(panel: Panel, browser: httpx.Client) -> None:
@@ -189,6 +211,30 @@ def test_a_preview_says_the_price_and_the_form_does_it(panel: Panel, browser: ht
     page = browser.post("/act", data=form, headers=panel.origin).text
     assert "not changed" in page
     assert "only a failed or cancelled task can be retried" in page
+
+
+def test_a_retry_of_a_film_costs_what_its_failed_parts_cost_and_a_cancel_frees_all_holds(
+    ground: Ground,
+) -> None:
+    hand = ground.worker()
+    film = ground.held_film(hand, "order_parts", "wait_for_parts", outputs=["web"])
+    part, _ = ground.parts(film.id)
+    reads = Reads(ground.database.url)
+    before, of_part = (
+        reads.fresh("consequences", task_ids=[one])[0] for one in (film.id, part["id"])
+    )
+    assert (before["stages"], before["price"]) == (None, 0), "no part of it has failed"
+    assert (before["held"], of_part["held"]) == (60, 30)
+    with ground.admin.transaction():
+        ground.sql("set local session_replication_role = replica")
+        ground.sql(
+            "update public.video_generation_tasks set status = 'cancelled', completed_at = now()"
+            " where id = %s", part["id"],
+        )  # fmt: skip
+    after = reads.fresh("consequences", task_ids=[film.id])[0]
+    assert (after["stages"], after["price"]) == ("image, video", of_part["price"])
+    assert of_part["price"] == 30
+    reads.close()
 
 
 def test_a_gate_is_closed_and_opened(panel: Panel, browser: httpx.Client) -> None:

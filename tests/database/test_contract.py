@@ -308,6 +308,10 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
         open_to.setdefault(row["role"], set()).add(row["name"])
     calls = {"cancel_video_generation_task", "retry_video_generation_task"}
     inner = {"cancel_task", "retry_task"}
+    webhooks = {
+        "create_video_webhook", "rotate_video_webhook_secret", "test_video_webhook",
+        "resend_video_deliveries", "delete_video_webhook",
+    }  # fmt: skip
     checks = {"times_can_be_read", "texts_are_at_most_40000_bytes"}
     assert open_to == {
         "anon": checks | {"our_buckets", "is_unpaid"},
@@ -315,10 +319,12 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
         | inner
         | checks
         | {"delete_video_scene", "delete_scene", "owns_scene", "signed_in_user"}
+        | webhooks
         | {"our_buckets", "is_paid", "is_unpaid"},
         "service_role": calls
         | inner
         | checks
+        | webhooks
         | {"grant_video_credits", "grant_credits", "our_buckets", "is_unpaid"},
     }
 

@@ -303,7 +303,7 @@ def test_a_scene_s_own_check_refuses_our_status_and_stops_nothing(bare_database:
         hand = ground.worker()
         held = ground.held(hand)
         (row,) = hand.about(held, "start_task")
-        assert row["verdict"] == "held"
+        assert row["funding"] == "held"
         assert row["scene_refused"].startswith("23514 ")
         assert ground.task(held.id)["progress"] == 15
         scene = ground.task(held.id)["scene_id"]

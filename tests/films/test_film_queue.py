@@ -73,7 +73,7 @@ def test_a_part_keeps_the_hold_that_its_film_has_opened(ground: Ground) -> None:
     ground.held_film(hand, "order_parts", user_id=user)
     ground.sql("update public.credit_prices set credits = 500")
     for held in hand.claim():
-        assert hand.about(held, "start_task")[0]["verdict"] == "held"
+        assert hand.about(held, "start_task")[0]["funding"] == "held"
     assert ground.credits(user) == (2 * PRICE, 2 * PRICE)
 
 

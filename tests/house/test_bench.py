@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import alone, fleet, looks, races, views
+from bench import alone, film_queue, fleet, looks, races, views
 from bench import run as bench_run
 from bench.byhand import OutputError, check_clip, check_picture, open_by_hand
 from bench.contenders import ALL, OURS, PEERS
@@ -222,6 +222,37 @@ def test_statements_are_known_by_their_block_without_their_values() -> None:
     )
     assert statement_name(bare.replace("2000", "$1").replace("500", "$2")) == "line_up"
     assert statement_name("select 1 from somewhere") == "select 1 from somewhere"
+
+
+def test_films_are_drained_once_each_whoever_is_killed(bench_ground: Ground) -> None:
+    found = film_queue.drained(bench_ground, 24, 2, 1, connections=2)
+    assert film_queue.whole(found), found
+    assert found["kills"] == 1
+    assert not film_queue.whole({**found, "ended_twice": 1})
+    took = film_queue.statements(bench_ground, 4)
+    assert min(took["order_ms"], took["cancel_ms"], took["task_ms"], took["part_ms"]) > 0
+    text = table(_found(film_queue=found, film_statements=took))
+    assert "| 24 films of 2 parts a second, no HTTP, 2 connections, 1 of them killed |" in text
+    assert "0 stuck, 0 failed, 0 twice |  |  | yes |" in text
+
+
+def test_the_table_says_how_films_come_out() -> None:
+    far = {"clip": "grain-4", "format": "mp4", "target": "good", "off": -4.0}
+    rows = {
+        "film_cpu": {
+            "scenes": 3, "seconds": {"vidgen-worker": 14.04}, "vidgen-worker": {"cpu_seconds": 9.0},
+            "ffmpeg": {"cpu_seconds": 10.0}, "moviepy": {"cpu_seconds": 36.0},
+        },
+        "film_memory": {"few_mb": 160.0, "many_mb": 200.0, "ratio": 1.25},
+        "film_sizes": {"clips": [{"clip": "film-3", "ratio": 0.6}], "ratio": 0.6},
+        "film_targets": {
+            "outputs": [{**far, "near": False, "at_bound": False}], "near": 0, "share": 0.0,
+        },
+    }  # fmt: skip
+    text = table(_found(**rows))
+    assert "| 9 s | FFmpeg's command 10 s, MoviePy 36 s | 0.90, 0.25 | yes |" in text
+    assert "1.25× (160 → 200 MB) |  |  | **no** |" in text  # noqa: RUF001 - as printed
+    assert "the farthest -4.0 (grain-4, mp4, good) |  |  | **no** |" in text
 
 
 def test_peers_are_pinned_and_ours_is_the_first() -> None:

@@ -1,5 +1,6 @@
 """The documents against the code: every command, option, path, setting, status and view exists."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ from vidgen_worker.cli import app
 from vidgen_worker.cli.verbs import Later
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.faults import FAULTS, PROVIDER_STORM
+from vidgen_worker.films import cut as cuts
+from vidgen_worker.films import reading
+from vidgen_worker.films.presets import LARGEST_SIDE
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXTS = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
@@ -45,6 +49,41 @@ def test_sql_runs(database_url: str) -> None:
     with psycopg.connect(database_url) as conn:
         for block in re.findall(r"```sql\n(.*?)```", EVERYTHING, re.DOTALL):
             conn.execute(block.encode())
+
+
+def test_every_cut_is_one_that_a_worker_reads() -> None:
+    """What is written with all its members is read back from what it was read as."""
+    blocks = re.findall(r"```json\n(.*?)```", README + TEXTS["films.md"], re.DOTALL)
+    found = [json.loads(block) for block in blocks]
+    for cut in found:
+        assert reading.read(cut).outputs, "both are about films with outputs"
+        assert reading.read(reading.written(reading.read(cut))) == reading.read(cut)
+    named = {member for cut in found for member in cut}
+    assert named == {
+        "parts", "scenario", "captions", "caption_style", "sound", "logo", "end", "outputs",
+        "on_failure",
+    }  # fmt: skip
+
+
+def test_the_limits_of_a_film_are_the_codes() -> None:
+    limits = {
+        "the cut, as text": f"{cuts.MOST_BYTES // 1024} KiB",
+        "parts": f"{cuts.MOST_PARTS} ({cuts.MOST_PARTS_OF_A_BATCH} without outputs)",
+        "outputs": str(cuts.MOST_OUTPUTS),
+        "length": f"{cuts.LONGEST_FILM} s",
+        "captions, those of parts counted":
+            f"{cuts.MOST_CAPTIONS}, each of {cuts.LONGEST_TEXT} characters",
+        "voices": str(cuts.MOST_VOICES),
+        "an asset": f"{cuts.LARGEST_ASSET // 2**20} MiB",
+        "clips and assets together": f"{cuts.LARGEST_SUM // 2**30} GiB",
+        "a side of the picture": f"{LARGEST_SIDE:,} pixels",
+    }  # fmt: skip
+    written_down = re.findall(r"^\| (.+?) \| (.+) \|$", limits_of_films(), re.MULTILINE)
+    assert dict(written_down[1:]) == limits
+
+
+def limits_of_films() -> str:
+    return TEXTS["films.md"].partition("\n## Limits\n")[2].partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -109,6 +148,7 @@ ELSEWHERE = {
     "run": "every test of a worker",
     "stats --watch": "test_operations.py",
     "enqueue --scene ID --user ID --watch": "test_cli.py",
+    "enqueue --user ID --cut FILE --watch": "cli/test_films.py",
     "tasks watch ID": "test_living_with_it.py",
     "init": "test_living_with_it.py",
     "dashboard": "test_dashboard.py",
@@ -116,6 +156,7 @@ ELSEWHERE = {
     "sandbox token USER": "test_sandbox.py; it asks a running sandbox",
     "tasks": "a group of verbs; its --help is tried",
     "credits": "a group of verbs; its --help is tried",
+    "webhooks": "a group of verbs; its --help is tried",
 }
 ASKS_FOR_YES = {
     "prune", "prune --older-than 90d", "tasks retry --code CODE --since 1d",

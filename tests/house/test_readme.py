@@ -1,5 +1,6 @@
 """The README and the whole tables in docs/ against the code: columns, commands, paths."""
 
+import html
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from vidgen_worker.cli import app
 from vidgen_worker.config import Settings, meanings
 from vidgen_worker.domain.faults import FAULTS, Disposition
 from vidgen_worker.domain.resolution import RATIOS
+from vidgen_worker.films.presets import FORMATS, PRESETS, Kind
 from vidgen_worker.settings.looks import shown
 
 ROOT = Path(__file__).parents[2]
@@ -53,14 +55,34 @@ def resolutions_table() -> str:
     return table(("resolution", "video ratio", "image ratio"), *rows)
 
 
+def outputs_table() -> str:
+    rows = [("preset", "what it is", "`format`", "at most", "`target`")]
+    for name, preset in PRESETS.items():
+        forms = [FORMATS[form] for form in preset.formats.values()]
+        named = [f"`{one}`" for one in preset.formats]
+        files = " and ".join(named[: preset.usual])
+        if rest := named[preset.usual :]:
+            files += f"; {', '.join(rest)} when it is named"
+        filmed = forms[0].kind in (Kind.FILM, Kind.STILL)
+        bounds = ["{} × {}".format(*preset.box)] if preset.box else ["as filmed"] * filmed  # noqa: RUF001 - as people write it
+        bounds += [f"{preset.most_bytes / 1e6:g} MB"] if preset.most_bytes else []
+        bounds += [f"{preset.seconds} s"] if preset.seconds else []
+        rows.append((
+            f"`{name}`", html.escape(preset.title), files, ", ".join(bounds) or shown(None),
+            f"`{preset.target}`" if preset.target else shown(None),
+        ))  # fmt: skip
+    return table(*rows)
+
+
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
         ("docs/settings.md", settings_table()),
         ("docs/faults.md", faults_table()),
         ("README.md", resolutions_table()),
+        ("docs/films.md", outputs_table()),
     ],
-    ids=["settings", "faults", "resolutions"],
+    ids=["settings", "faults", "resolutions", "outputs"],
 )
 def test_a_table_of_a_document_is_the_codes(document: str, expected: str) -> None:
     assert expected in (ROOT / document).read_text(), f"put this into {document}:\n{expected}"

@@ -574,7 +574,7 @@ async def test_a_transient_error_of_the_database_costs_nothing(world: World) -> 
         async with world.worker():
             row = await world.until(world.order(user, world.scene(user)))
     assert (row["status"], row["failures"], row["attempt"]) == ("completed", 0, 1)
-    assert [e.query for e in heard if isinstance(e, events.DatabaseTrouble)] == ["load_task"]
+    assert [e.query for e in heard if isinstance(e, events.DatabaseTrouble)] == ["start_task"]
 
 
 @acts("row_refused")
@@ -587,7 +587,7 @@ async def test_a_foreign_error_sets_the_task_aside_and_costs_nothing(world: Worl
             row = await world.until(world.order(user, world.scene(user)))
     check(world, Case(), Story(user, {**row, "attempt": 1}, heard))
     (refused,) = [event for event in heard if isinstance(event, events.RowRefused)]
-    assert (refused.statement, refused.tries, refused.became) == ("load_task", 1, "pending")
+    assert (refused.statement, refused.tries, refused.became) == ("start_task", 1, "pending")
     assert "secret words" in refused.error
 
 

@@ -26,7 +26,8 @@ def test_a_hold_reserves_the_stages_still_to_do(ground: Ground) -> None:
     user, hand = ground.user(100), ground.worker()
     held = claimed(ground, hand, user)
     (row,) = hand.about(held, "start_task")
-    assert (row["verdict"], row["prices"]) == (
+    hold = ground.one("select prices from vidgen.holds where task_id = %s", held.id)
+    assert (row["funding"], hold["prices"]) == (
         "held", {"image": IMAGE_PRICE, "video": VIDEO_PRICE},
     )  # fmt: skip
     assert ground.credits(user) == (100, BOTH)
@@ -46,7 +47,7 @@ def test_an_open_hold_is_the_same_at_every_request(ground: Ground) -> None:
     user, hand = ground.user(BOTH), ground.worker()
     held = claimed(ground, hand, user)
     for _ in range(3):
-        assert hand.about(held, "start_task")[0]["verdict"] == "held"
+        assert hand.about(held, "start_task")[0]["funding"] == "held"
     assert ground.credits(user) == (BOTH, BOTH)
     assert ground.one("select count(*) as holds from vidgen.holds")["holds"] == 1
 
@@ -57,7 +58,7 @@ def test_a_hold_outlives_the_attempt_that_opened_it(ground: Ground) -> None:
     hand("hand_back", task_ids=None)
     assert ground.credits(user) == (BOTH, BOTH)
     (again,) = hand.claim()
-    assert hand.about(again, "start_task")[0]["verdict"] == "held"
+    assert hand.about(again, "start_task")[0]["funding"] == "held"
     assert ground.credits(user) == (BOTH, BOTH)
 
 
@@ -66,7 +67,7 @@ def test_too_few_credits_make_no_hold_and_change_no_row(ground: Ground, balance:
     user, hand = ground.user(balance), ground.worker()
     held = claimed(ground, hand, user)
     before = ground.dump()
-    assert hand.about(held, "start_task")[0]["verdict"] == "refused"
+    assert hand.about(held, "start_task")[0]["funding"] == "refused"
     assert ground.dump() == before
 
 
@@ -75,17 +76,17 @@ def test_a_missing_price_fails_closed(ground: Ground) -> None:
     held = claimed(ground, hand, user)
     ground.sql("delete from public.credit_prices where action = 'generate_scene'")
     before = ground.dump()
-    assert hand.about(held, "start_task")[0]["verdict"] == "price_missing"
+    assert hand.about(held, "start_task")[0]["funding"] == "price_missing"
     assert ground.dump() == before
     ground.sql("insert into public.credit_prices values ('generate_scene', 7)")
-    assert hand.about(held, "start_task")[0]["verdict"] == "held"
+    assert hand.about(held, "start_task")[0]["funding"] == "held"
 
 
 def test_a_hold_of_zero_credits_always_succeeds(ground: Ground) -> None:
     user, hand = ground.user(0), ground.worker()
     ground.sql("update public.credit_prices set credits = 0")
     held = claimed(ground, hand, user)
-    assert hand.about(held, "start_task")[0]["verdict"] == "held"
+    assert hand.about(held, "start_task")[0]["funding"] == "held"
     hand.walk(held, *STAGE)
     assert ground.one("select amount from public.credit_entries") == {"amount": 0}
     assert ground.one("select count(*) as users from public.user_credits")["users"] == 0
@@ -102,7 +103,7 @@ def test_eight_holds_at_once_never_overdraw(ground: Ground) -> None:
     hands = [ground.hand(hand.worker_id) for _ in tasks]
 
     def hold(pair: tuple[Hand, Held]) -> str:
-        return str(pair[0].about(pair[1], "start_task")[0]["verdict"])
+        return str(pair[0].about(pair[1], "start_task")[0]["funding"])
 
     with ThreadPoolExecutor(8) as pool:
         verdicts = list(pool.map(hold, zip(hands, tasks, strict=True)))
@@ -116,10 +117,10 @@ def test_a_hold_waits_for_another_and_then_sees_the_rest_of_the_balance(ground: 
     one, two = ground.worker(), ground.worker()
     first, second = claimed(ground, one, user), claimed(ground, two, user)
     with one.holding():
-        assert one.about(first, "start_task")[0]["verdict"] == "held"
+        assert one.about(first, "start_task")[0]["funding"] == "held"
         late = two.later(lambda: two.about(second, "start_task"))
         assert ground.waits(late)
-    assert late.result()[0]["verdict"] == "refused"
+    assert late.result()[0]["funding"] == "refused"
 
 
 def test_the_balance_can_t_be_overdrawn_by_anybody(ground: Ground) -> None:
@@ -199,7 +200,7 @@ def test_prices_are_those_of_the_hold_not_those_of_today(ground: Ground) -> None
 def test_without_credits_nothing_is_held_or_charged(ground: Ground) -> None:
     hand = ground.worker()
     held = claimed(ground, hand, ground.user(0))
-    assert hand.about(held, "start_task", credits=False)[0]["verdict"] == "held"
+    assert hand.about(held, "start_task", credits=False)[0]["funding"] == "held"
     hand.walk(held, *STAGE[:3])
     hand.about(held, "finish_stage", credits=False)
     for table in ("vidgen.holds", "vidgen.charges", "public.credit_entries"):
@@ -301,7 +302,7 @@ def test_a_retry_holds_only_what_is_left_to_pay(ground: Ground) -> None:
     hand.about(held, "fail")
     ground.sql("select public.retry_video_generation_task(%s)", held.id)
     (again,) = hand.claim()
-    assert hand.about(again, "start_task")[0]["verdict"] == "held"
+    assert hand.about(again, "start_task")[0]["funding"] == "held"
     assert ground.credits(user) == (VIDEO_PRICE, VIDEO_PRICE)
     hand.walk(again, *STAGE, stage="video")
     assert ground.credits(user) == (0, 0)
@@ -458,7 +459,7 @@ def test_replaced_functions_survive_another_migrate(ground: Ground) -> None:
 
     worker = ground.worker()
     held = claimed(ground, worker, ground.user(0))
-    assert worker.about(held, "start_task")[0]["verdict"] == "held"
+    assert worker.about(held, "start_task")[0]["funding"] == "held"
 
 
 def test_charges_stay_unique_when_the_settle_is_replaced(ground: Ground) -> None:

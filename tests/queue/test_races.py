@@ -153,13 +153,13 @@ def test_race_of_a_hold_as_balance_minus_a_sum(ground: Ground) -> None:
     hands = [ground.worker() for _ in range(3)]
     tasks = [ground.held(hand, user_id=user) for hand in hands]
     with hands[0].holding():
-        assert hands[0].about(tasks[0], "start_task")[0]["verdict"] == "held"
+        assert hands[0].about(tasks[0], "start_task")[0]["funding"] == "held"
         late = [
             hand.later(lambda hand=hand, task=task: hand.about(task, "start_task"))  # type: ignore[misc]
             for hand, task in zip(hands[1:], tasks[1:], strict=True)
         ]
         assert all(ground.waits(one) for one in late)
-    assert [one.result()[0]["verdict"] for one in late] == ["refused", "refused"]
+    assert [one.result()[0]["funding"] for one in late] == ["refused", "refused"]
     assert ground.credits(user) == (PRICE + PRICE - 1, PRICE)
 
 

@@ -165,9 +165,9 @@ def test_a_price_that_has_gone_ends_no_task_that_has_its_own(ground: Ground) -> 
     hand = ground.worker()
     held = ground.held(hand, "start_task", *STAGE[:2])
     ground.sql("delete from public.credit_prices")
-    assert hand.about(held, "start_task")[0]["verdict"] == "held"
+    assert hand.about(held, "start_task")[0]["funding"] == "held"
     fresh = ground.held(hand)
-    assert hand.about(fresh, "start_task")[0]["verdict"] == "price_missing"
+    assert hand.about(fresh, "start_task")[0]["funding"] == "price_missing"
 
 
 # A whole worker: a tier of one, a deploy, and a scene that is deleted meanwhile.

@@ -102,6 +102,8 @@ def test_all_mistakes_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         ("SUPABASE_URL", "example.supabase.co", "write a full URL"),
         ("DATABASE_URL", "mysql://nope", "postgresql://"),
         ("VIDGEN_STAGE_HARD_DEADLINE", "1m", "can't be below"),
+        ("VIDGEN_FONTS", "fonts", "is no whole path"),
+        ("VIDGEN_FONTS", "/:/usr/nowhere", "there is no folder or file /usr/nowhere"),
     ],
 )
 def test_a_value_that_can_not_work_is_refused(

@@ -6,6 +6,7 @@ doubles never say such a thing. One for a module: its tests only look, or change
 
 import asyncio
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from PIL import Image
+from psycopg.types.json import Jsonb
 
 from tests.conftest import Database, PostgresServer, _database
 from tests.support.world import World
@@ -46,6 +49,8 @@ class Panel:
     rejected: UUID
     waiting: UUID
     cancelled: UUID
+    film: UUID
+    """Of the completed task; two of its files are stored, and one that no browser shows."""
 
     @property
     def url(self) -> str:
@@ -153,8 +158,55 @@ async def _made(world: World) -> dict[str, UUID]:
     world.sql("select public.cancel_video_generation_task(%s)", cancelled)
     return {
         "user": user, "completed": completed, "rejected": rejected, "waiting": waiting,
-        "cancelled": cancelled,
+        "cancelled": cancelled, "film": _film(world, user, completed),
     }  # fmt: skip
+
+
+def _film(world: World, user: UUID, part: UUID) -> UUID:
+    """Write a film that is being cut, with the files that it has so far."""
+    film = uuid4()
+    still = io.BytesIO()
+    Image.new("RGB", (1280, 720), (38, 70, 83)).save(still, "JPEG")
+    clip = httpx.get(world.task(part)["video_url"]).raise_for_status().content
+    files = (
+        ("web", "video/mp4", "mp4", clip, 1280, 720, 2.0),
+        ("poster", "image/jpeg", "jpg", still.getvalue(), 1280, 720, None),
+        ("captions", "text/vtt", "vtt", b"WEBVTT", None, None, 2.0),
+    )
+    cut = {
+        "parts": [{"scene": str(world.task(part)["scene_id"]), "caption": HOSTILE}],
+        "outputs": ["web", "poster", "captions", "audio"],
+    }
+    with world.admin() as conn, conn.transaction():
+        conn.execute("set local session_replication_role = replica")
+        conn.execute(
+            "insert into public.video_generation_tasks"
+            " (id, user_id, cut, lane, attempt, started_at, progress, message)"
+            " values (%s, %s, %s, -1, 2, now(), 80, %s)",
+            [film, user, Jsonb(cut), HOSTILE],
+        )
+        conn.execute(
+            "update public.video_generation_tasks set film_id = %s where id = %s", [film, part]
+        )
+        conn.execute(
+            "insert into vidgen.parts (film_id, position, task_id) values (%s, 1, %s)", [film, part]
+        )
+        for position, (name, kind, ending, content, *shape) in enumerate(files):
+            path = f"video-files/{user}/{film}/{name}-0123456789abcdef.{ending}"
+            conn.execute(
+                "insert into public.video_renditions (film_id, user_id, name, position, preset,"
+                " media_type, bucket, path, size, width, height, seconds, sha256)"
+                " values (%s, %s, %s, %s, %s, %s, 'video-files', %s, %s, %s, %s, %s, 'ab')",
+                [film, user, name, position, name, kind, path, len(content), *shape],
+            )
+            httpx.post(
+                f"{world.storage.url}/storage/v1/object/video-files/{path}", content=content,
+                headers={
+                    "authorization": f"Bearer {world.storage.keys.service_role}",
+                    "apikey": world.storage.keys.service_role, "content-type": kind,
+                },
+            ).raise_for_status()  # fmt: skip
+    return film
 
 
 def _be_hostile(world: World) -> None:

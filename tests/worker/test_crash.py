@@ -193,7 +193,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("query ask_limits"),
         **_both("query heartbeat", 1, 2), **_both("query line_up"), **_both("query claim"),
         **_both("query heartbeats"), **_both("query take_over"),
-        **_both("query load_task"), **_both("query start_task"),
+        **_both("query start_task"),
         **_both("query generation_times"),
     }),
     "statements of a stage": Scenario({
@@ -207,8 +207,8 @@ SCENARIOS: Mapping[str, Scenario] = {
         **_both("call storage.sign"),
     }),
     "resumed": Scenario(
-        {"event StageResumed": (1,), **_both("query resume"), "query load_task after": (1,),
-         "query start_task after": (1,), "query end_generation before": (1, 2),
+        {"event StageResumed": (1,), **_both("query resume"), "query start_task after": (1,),
+         "query end_generation before": (1, 2),
          "call provider.poll after": (1,)},
         prepare=_generation_runs,
     ),

@@ -26,7 +26,6 @@ KNOWN = {"VIDGEN_IMAGE_SLOTS": "2", "VIDGEN_VIDEO_SLOTS": "2"}
 
 # Where it falls asleep, and how many generations of the image there may be afterwards.
 ASLEEP = {
-    "query load_task before": 1,
     "query start_task before": 1,
     "query begin_submission before": 1,
     "event SubmissionBegun": 1,

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from vidgen_worker.cli.check_database import check_postgres
+from vidgen_worker.cli.check_films import check_films
 from vidgen_worker.cli.check_services import (
     check_media,
     check_runway,
@@ -33,7 +34,10 @@ def check(json: Json = False) -> None:
         columns = ("setting", "value", "meaning")[: 3 if out.width >= WIDE else 2]
         out.print(table(columns, [row[: len(columns)] for row in rows]), "")
     findings = []
-    for look in (check_postgres, check_storage, check_runway, check_scratch, check_media):
+    looks = (
+        check_postgres, check_storage, check_runway, check_scratch, check_media, check_films,
+    )  # fmt: skip
+    for look in looks:
         for finding in look(settings):
             findings.append(finding)
             if not json:

@@ -25,6 +25,7 @@ from vidgen_worker.cli.output import fail
 from vidgen_worker.client.database import Database
 from vidgen_worker.config import Settings
 from vidgen_worker.database.migrate import migrate
+from vidgen_worker.films.assets import ASSETS
 from vidgen_worker.providers import proxies
 from vidgen_worker.settings.environment import SettingsError
 from vidgen_worker.telemetry.loopback_http import reason_of
@@ -102,6 +103,8 @@ def running_sandbox(interrupts: Interrupts, place: Place | None = None) -> Itera
         # A worker that ends cuts its uploads short; the doubles would log that here at length.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         migrate(sandbox.environment()["DATABASE_URL"])
+        # A worker makes its buckets when it starts; a page may bring a film's music before that.
+        sandbox.add_bucket(ASSETS.name, max_bytes=ASSETS.max_bytes, media_types=ASSETS.media_types)
         yield sandbox
 
 

@@ -10,6 +10,15 @@ import typer
 from rich.text import Text
 
 from vidgen_worker.cli.exit_codes import ExitCode
+from vidgen_worker.cli.films import (
+    FOR_EVER,
+    is_film,
+    parts_of,
+    print_parts,
+    print_renditions,
+    renditions_of,
+    waits_of_film,
+)
 from vidgen_worker.cli.gate import name_of
 from vidgen_worker.cli.ids import check_name, find_id
 from vidgen_worker.cli.options import Json, TaskId, duration
@@ -33,8 +42,6 @@ Row = dict[str, Any]
 WIDE = 100
 """Columns of a terminal from which on a list says whose a task is, and when it was ordered."""
 URLS = ("image_url", "video_url")
-FOR_EVER = 9999
-"""The year until which a film waits whose parts have not ended."""
 LONG = 50
 """Letters of one word from which on it has a line of its own, to be copied."""
 
@@ -71,11 +78,14 @@ def list_tasks(
         return
     out = console()
     wide = out.width >= WIDE
-    columns = ("task", "status", "%", "age", "took", "step or code",
+    # Where every task is of a scene, a column that says so would take the steps' room.
+    films = any(map(is_film, rows))
+    columns = ("task", *(("kind",) if films else ()), "status", "%", "age", "took", "step or code",
                *(("user", "ordered") if wide else ()))  # fmt: skip
     lines = [
         (
-            row["id"], status_text(row), f"{row['progress']:.0f}",
+            row["id"], *(["film" if is_film(row) else "scene"] if films else []), status_text(row),
+            f"{row['progress']:.0f}",
             lasting(row["age"].total_seconds()),
             lasting(row["took"].total_seconds()) if row["took"] is not None else None,
             _step(row, clock), *([row["user_id"], row["created_at"]] if wide else []),
@@ -89,7 +99,8 @@ def _step(row: Row, now: datetime) -> str:
     """What a task does, and for how long still; what it waits for; or why it has failed."""
     if row["error_code"]:
         return str(row["error_code"])
-    if row["status"] == Status.PENDING and row["run_after"] > now:
+    for_later = row["run_after"] > now and row["run_after"].year < FOR_EVER
+    if row["status"] == Status.PENDING and for_later:
         return f"For later, in {lasting((row['run_after'] - now).total_seconds())}"
     left = "" if Status(row["status"]).terminal else TimeLeft().short(row, now)
     return ", ".join(filter(None, (row["current_step"], left)))
@@ -109,26 +120,21 @@ def show(task_id: TaskId, json: Json = False) -> None:
         story = database.rows("story_of_task", row_of)
         refusal = database.row("refusal_of_task", row_of)
         limits = database.rows("limits_of_user", {"user_id": row["user_id"]})[0]
-        parts = database.rows("parts_of_film", row_of) if row["cut"] is not None else []
+        parts, renditions = parts_of(database, row), renditions_of(database, row)
         waits = list(_waits(database, row, refusal, limits))
     if json:
         print_json({
             **row, "submissions": submissions, "checkpoints": checkpoints, "money": money,
             "story": story, "set_aside": refusal, "user_limits": limits, "waits": waits,
-            "parts": parts,
+            "parts": parts, "renditions": renditions,
         })  # fmt: skip
         return
     print_task({**row, **money})
     for reason in waits:
         console().print(f"Waits: {printable(reason)}", soft_wrap=True, style="yellow", markup=False)
     out = console()
-    if parts:
-        lines = [
-            (p["position"], p["task_id"], status_text(p) if p["status"] else "deleted",
-             p["progress"], p["error_code"] or p["current_step"])
-            for p in parts
-        ]  # fmt: skip
-        out.print(table(("part", "task", "status", "%", "step or code"), lines, "Parts"))
+    print_parts(out, parts)
+    print_renditions(out, renditions)
     stages = [
         (c["stage"], c["state"], c["generation_id"], c["size"], c["updated_at"])
         for c in checkpoints
@@ -183,10 +189,12 @@ def follow(database: Database, task_id: str, *, json: bool) -> None:
             ExitCode.INTERRUPTED,
             f"Stopped watching. The task goes on: vidgen-worker tasks watch {task_id}",
         )
+    renditions = renditions_of(database, ended)
     if json:
-        print_json(ended)
+        print_json({**ended, "renditions": renditions} if is_film(ended) else ended)
     else:
         print_task(ended)
+        print_renditions(console(), renditions)
     if ended["status"] != Status.COMPLETED:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -208,9 +216,8 @@ def _waits(database: Database, row: Row, refusal: Row | None, limits: Row) -> It
         )
     if row["status"] != Status.PENDING:
         return
-    if row["run_after"].year == FOR_EVER:
-        yield f"for its parts: {row['message']}"
-    elif row["run_after"] > row["database_now"]:
+    yield from waits_of_film(database, row)
+    if row["run_after"] > row["database_now"] and row["run_after"].year < FOR_EVER:
         why = row["message"] if row["attempt"] else "it was ordered for later"
         yield f"until {cell(row['run_after'])}: {why}"
     budget = database.row("budget_of_task", {"task_id": row["id"]})

@@ -41,7 +41,7 @@ VERBS: Mapping[str, Verb | Family] = {
     "check": Verb("Show the settings, and test each dependency.", "check.check"),
     "demo": Verb("Show all of it at work on this machine, without any account.", "demo.demo"),
     "sandbox": Verb("Keep a Supabase project running on this machine.", "sandbox.verbs"),
-    "enqueue": Verb("Order the video of a scene.", "orders.enqueue"),
+    "enqueue": Verb("Order the video of a scene, or a film.", "orders.enqueue"),
     "tasks": Family("Look at tasks, cancel them, try them again.", {
         "list": Verb("List the newest tasks.", "tasks.list_tasks"),
         "show": Verb("Show one task's whole story.", "tasks.show"),

@@ -417,20 +417,6 @@ delete from vidgen.gates
  where model = %(model)s and (%(scope)s::text is null or scope = %(scope)s)
 returning scope, reason;
 
--- find_tasks --
--- The newest tasks that match every given filter.
-select *, now() as database_now, now() - created_at as age,
-       coalesce(completed_at, now()) - started_at as took
-  from public.video_generation_tasks
- where (%(user_id)s::uuid is null or user_id = %(user_id)s)
-   and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
-   and (%(worker_id)s::uuid is null or worker_id = %(worker_id)s)
-   and (%(status)s::text is null or status = %(status)s)
-   and (%(code)s::text is null or error_code = %(code)s)
-   and (%(since)s::interval is null or created_at > now() - %(since)s::interval)
- order by created_at desc, id
- limit %(limit)s;
-
 -- fragment holds_of_task --
 -- The open hold of a task, or the one that closed in the transaction of its end, each by its index. An index
 -- by task_id would cost every claim one more page.
@@ -497,6 +483,9 @@ select at, what, stage, attempt, details
     select 7, updated_at, 'stored', stage, null,
            format('%%s bytes in bucket %%s', size, bucket)
       from vidgen.checkpoints where task_id = %(task_id)s and state = 'done'
+    union all
+    select 7, created_at, 'stored', null, null, format('%%s, %%s bytes in bucket %%s', name, size, bucket)
+      from public.video_renditions where film_id = %(task_id)s
     union all
     select 8, created_at, 'charged', stage, null, format('%%s credits', -amount)
       from (

@@ -34,6 +34,20 @@ select case
            then exists (select from auth.users where id = %(user_id)s)
        end as known;
 
+-- find_tasks --
+-- The newest tasks that match every given filter.
+select *, now() as database_now, now() - created_at as age,
+       coalesce(completed_at, now()) - started_at as took
+  from public.video_generation_tasks
+ where (%(user_id)s::uuid is null or user_id = %(user_id)s)
+   and (%(scene_id)s::uuid is null or scene_id = %(scene_id)s)
+   and (%(worker_id)s::uuid is null or worker_id = %(worker_id)s)
+   and (%(status)s::text is null or status = %(status)s)
+   and (%(code)s::text is null or error_code = %(code)s)
+   and (%(since)s::interval is null or created_at > now() - %(since)s::interval)
+ order by created_at desc, id
+ limit %(limit)s;
+
 -- tasks_to_change --
 -- Tasks that match every filter, the oldest first, with the users' price of the stages that are not done.
 select t.id, t.user_id, t.status, t.error_code, t.current_step,
@@ -136,6 +150,13 @@ select g.model, g.reason, g.scope, g.message, g.until
          )
        )
  order by g.closed_at;
+
+-- renditions_of_film --
+-- The files that a film became, in the order of its cut.
+select name, preset, media_type, bucket, path, size, width, height, seconds, sha256, quality, public_url, created_at
+  from public.video_renditions
+ where film_id = %(task_id)s
+ order by position, name;
 
 -- films_to_cut --
 -- Whether films with outputs wait for a worker, and whether one that lives cuts any.

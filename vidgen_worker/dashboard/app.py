@@ -84,6 +84,7 @@ class Dashboard:
             Mount("/static", StaticFiles(directory=STATIC)),
             Route("/find", self._guarded(self._find), methods=["GET"]),
             Route("/tasks/{id}/{kind}", self._guarded(self._picture), methods=["GET"]),
+            Route("/tasks/{id}/files/{name}", self._guarded(self._file), methods=["GET"]),
             *(
                 Route(path, self._guarded(self._page(read)), methods=["GET"])
                 for path, read in reading.items()
@@ -127,7 +128,16 @@ class Dashboard:
     async def _picture(self, request: Request) -> Response:
         """Send the browser on to the still or the clip of a task."""
         path = await run_in_threadpool(pages.picture, self._reads, request.path_params)
-        address = await self._store.sign(request.path_params["kind"], path) if path else None
+        bucket = self._store.buckets.get(request.path_params["kind"])
+        return await self._sent_on((bucket, path) if bucket and path else None)
+
+    async def _file(self, request: Request) -> Response:
+        """Send the browser on to a file of a film."""
+        place = await run_in_threadpool(pages.file, self._reads, request.path_params)
+        return await self._sent_on(place)
+
+    async def _sent_on(self, place: tuple[str, str] | None) -> Response:
+        address = await self._store.sign(*place) if place else None
         if address is None:
             return PlainTextResponse("The task has no such file.\n", HTTPStatus.NOT_FOUND)
         kept = {"cache-control": "private, max-age=600"}

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from vidgen_worker.dashboard.access import RefusedRequestError
+from vidgen_worker.dashboard.films import film_of, place_of_file
 from vidgen_worker.dashboard.reads import (
     LAST_PAGE,
     MOST_ENDED,
@@ -27,6 +28,8 @@ Asked = Mapping[str, str]
 LAST_FAILURES = 8
 MOST_CODES = 5_000
 """The codes that the filter offers are those of this many tasks that ended last."""
+FOR_EVER = 9999
+"""The year until which a film waits whose parts have not ended."""
 USERS = 100
 ALIVE = ("steady", "settling")
 ENTRIES = 50
@@ -116,6 +119,8 @@ def task(reads: Reads, asked: Asked) -> Page:
         raise not_found(f"There is no task {task_id}. It may be pruned, or the id may be a user's.")
     values = {
         "row": row,
+        "film": film_of(reads, row, asked),
+        "waits_for_parts": row["run_after"].year == FOR_EVER,
         "story": reads.rows("story_of_task", task_id=task_id),
         "submissions": reads.rows("submissions_of_task", task_id=task_id),
         "checkpoints": reads.rows("checkpoints_of_task", task_id=task_id),
@@ -133,6 +138,11 @@ def picture(reads: Reads, asked: Asked) -> str | None:
     row = reads.row("task", task_id=_id(asked["id"], "task")) or {}
     column = {"still": "image_path", "clip": "video_path"}.get(asked["kind"], "")
     return row.get(column)
+
+
+def file(reads: Reads, asked: Asked) -> tuple[str, str] | None:
+    """Return bucket and path of one of a film's files; None: it has none of this name."""
+    return place_of_file(reads, _id(asked["id"], "task"), asked["name"])
 
 
 def user_list(reads: Reads, _: Asked) -> Page:

@@ -291,32 +291,51 @@ select t.id, t.user_id, t.status, t.error_code, t.progress, coalesce(b.retries, 
  cross join vidgen.settings as s
   left join vidgen.budgets as b on b.task_id = t.id
  cross join lateral (
+   -- A film takes with it what it has ordered.
+   select array(
+            select t.id
+            union all
+            select part.id
+              from vidgen.parts as of_film
+              join public.video_generation_tasks as part on part.id = of_film.task_id
+             where of_film.film_id = t.id and part.film_id = t.id
+          ) as ids
+ ) as cancelled
+ cross join lateral (
    select coalesce(sum(h.amount), 0)::bigint as credits
-     from vidgen.holds as h where h.task_id = t.id and h.closed_at is null
+     from vidgen.holds as h where h.task_id = any(cancelled.ids) and h.closed_at is null
  ) as held
  cross join lateral (
    select count(*) as generations, coalesce(sum(coalesce(u.cost, u.estimated_cost)), 0) as cost
      from vidgen.submissions as u
-    where u.task_id = t.id and u.answer = 'generation' and u.ended_at is null
+    where u.task_id = any(cancelled.ids) and u.answer = 'generation' and u.ended_at is null
  ) as running
  cross join lateral (
-   select string_agg(st.name, ', ' order by st.place) as stages,
-          coalesce(sum(p.credits), 0)::bigint as credits,
+   -- A film has no stages: its failed and cancelled parts are tried again with it.
+   select string_agg(distinct st.name, ', ') as stages, coalesce(sum(p.credits), 0)::bigint as credits,
           -- The cost of the stage for this task before; null where it was never submitted.
           sum(
             (
               select coalesce(u.cost, u.estimated_cost)
                 from vidgen.submissions as u
-               where u.task_id = t.id and u.stage = st.name and u.answer = 'generation'
+               where u.task_id = reached.id and u.stage = st.name and u.answer = 'generation'
                order by u.sent_at desc
                limit 1
             )
           ) as cost
-     from vidgen.stages as st
+     from (
+       select t.id where t.cut is null
+       union all
+       select part.id
+         from vidgen.parts as of_film
+         join public.video_generation_tasks as part on part.id = of_film.task_id
+        where of_film.film_id = t.id and part.status in ('failed', 'cancelled')
+     ) as reached
+    cross join vidgen.stages as st
      left join public.credit_prices as p on p.action = st.action
     where not exists (
       select from vidgen.checkpoints as c
-       where c.task_id = t.id and c.stage = st.name and c.state in ('storing', 'done')
+       where c.task_id = reached.id and c.stage = st.name and c.state in ('storing', 'done')
     )
  ) as missing
  where t.id = any(%(task_ids)s::uuid[])

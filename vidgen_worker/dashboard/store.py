@@ -44,11 +44,11 @@ class Store:
         parts = urlsplit(self._url)
         return f"{parts.scheme}://{parts.netloc}"
 
-    async def sign(self, kind: str, path: str) -> str | None:
-        """Return an address for a still or a clip; None without the settings. Raises Fault."""
+    async def sign(self, bucket: str, path: str) -> str | None:
+        """Return an address for a file; None without the settings. Raises Fault."""
         if self._url is None or self._key is None:
             return None
-        place = (self.buckets[kind], path)
+        place = (bucket, path)
         signed_at, address = self._signed.get(place, (0.0, ""))
         if address and time.monotonic() - signed_at < KEPT_SECONDS:
             return address

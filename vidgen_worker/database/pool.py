@@ -54,11 +54,12 @@ CONNECTION: Mapping[str, Any] = MappingProxyType(
 
 PLANNED_ONCE: LiteralString = (
     "select set_config('plan_cache_mode', 'force_generic_plan', false),"
-    " set_config('random_page_cost', '1.1', false)"
+    " set_config('random_page_cost', '1.1', false), set_config('enable_seqscan', 'off', false)"
 )
 """A connection plans each statement once: planning takes longer than most statements. A plan may be
-made while a table has few rows: with the default cost of 4 a sequential scan then looks cheaper
-than the index, which is wrong an hour later. Waiting rows are in memory; Supabase sets 1.1 as well.
+made while a table has few rows: a sequential scan then looks cheaper than the index, which is wrong
+an hour later. So a table is read by an index wherever it has one; functions keep their plans too.
+Waiting rows are in memory; Supabase sets a random_page_cost of 1.1 as well.
 """
 
 

@@ -6,9 +6,10 @@ in a thread. It draws nothing.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from fontTools.ttLib import TTFont, TTLibError
 from fontTools.ttLib.tables.O_S_2f_2 import intersectUnicodeRanges
@@ -24,6 +25,16 @@ _BOLD = re.compile(r"(?<!semi)(?<!extra)(?<!demi)bold", re.IGNORECASE)
 _PREFERRED = ("notosans-", "notosans", "dejavusans", "")
 
 
+SCRIPTS: Mapping[str, str] = MappingProxyType(
+    {
+        "Latin": "Aß€", "Cyrillic": "Жя", "Greek": "Ωλ", "Arabic": "عربي", "Hebrew": "עברי",
+        "Hindi": "हिन्दी", "Bengali": "বাংলা", "Tamil": "தமிழ்", "Thai": "ไทย",
+        "Japanese": "かなカナ日本", "Chinese": "简体字們", "Korean": "한국어",
+    }
+)  # fmt: skip
+"""Scripts that captions are written in, each with letters that a font for it has."""
+
+
 class MissingGlyphError(Exception):
     """No font has a character."""
 
@@ -32,31 +43,32 @@ class MissingGlyphError(Exception):
         self.letter = letter
 
 
-class MissingFontsError(Exception):
-    """A place that fonts should be in is not there."""
-
-
 class Fonts:
     """The fonts in some files and folders, searched in their order; None: the system's folders.
 
-    Raises MissingFontsError for a place that does not exist.
+    A place that does not exist holds none: the settings refuse it.
     """
 
     def __init__(self, places: Sequence[Path] | None = None) -> None:
         self._places = tuple(places) if places is not None else tuple(map(Path, SYSTEM))
         self._covers: dict[Path, frozenset[int]] = {}
         self._scripts: dict[Path, frozenset[int]] = {}
-        for place in places or ():
-            if not place.exists():
-                raise MissingFontsError(
-                    f"there are no fonts in {place}: it does not exist. Correct VIDGEN_FONTS, "
-                    "or leave it out for the system's fonts"
-                )
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """All font files, the best ones for captions first in each place."""
         return tuple(file for place in self._places for file in _files(place))
+
+    def scripts(self) -> dict[str, bool]:
+        """Return for each of `SCRIPTS` whether captions can be written in it."""
+        return {name: self._draws(sample) for name, sample in SCRIPTS.items()}
+
+    def _draws(self, text: str) -> bool:
+        try:
+            self.runs(text)
+        except MissingGlyphError:
+            return False
+        return True
 
     def runs(self, text: str) -> tuple[tuple[str, str], ...]:
         """Split a text into runs, each with the font file that draws it, in reading order.
@@ -66,6 +78,8 @@ class Fonts:
         text = unicodedata.normalize("NFC", text)
         first = {letter: self._first(letter) for letter in dict.fromkeys(filter(_is_drawn, text))}
         needed = tuple(dict.fromkeys(first.values())) or self.files[:1]
+        if not needed:
+            raise MissingGlyphError(text[0])
         for file in needed:
             if all(self._has(file, letter) for letter in first):
                 return ((text, str(file)),)

@@ -14,6 +14,7 @@ from uuid import UUID
 from vidgen_worker.admission.gates import Gates
 from vidgen_worker.config import Settings
 from vidgen_worker.domain.keys import Gate
+from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import Completed, StageName, Task
 from vidgen_worker.media.outputs import Media
 from vidgen_worker.media.scratch import Scratch
@@ -43,6 +44,8 @@ class Run:
     """The paid POST in flight with its records: never cut, not even by a drain."""
     orders: Mapping[StageName, Order] = field(default_factory=dict)
     """The order of each stage, once it is known."""
+    resolution: Resolution | None = None
+    """What was looked up for the stages that have not begun; None: all have begun."""
     submitted: set[StageName] = field(default_factory=set)
     """Stages whose generation this attempt itself has submitted."""
     generations: dict[StageName, UUID] = field(default_factory=dict)

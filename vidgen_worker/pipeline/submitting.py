@@ -174,7 +174,7 @@ class Submitting:
         made_from = stage.made_from.name if stage.made_from else None
         post = Post(
             submission_id, stage.name, made_from, request, frozen, inputs, stage.generating,
-            forecast.seconds_left(self._tools, self._run, stage, (), 0.0),
+            forecast.seconds_left(self._tools, self._run, stage, (), 0.0), self._run.resolution,
         )  # fmt: skip
         sent = await self._queue.submissions.begin(self._fence, post)
         emit(SubmissionBegun(

@@ -62,7 +62,7 @@ class Pipeline:
         Raises Fault, LeaseLostError, SubmissionCapError, GateClosedError, NoSlotError or
         NotOursError.
         """
-        loaded = await self._queue.checkpoints.load(self._fence)
+        loaded = await self._queue.checkpoints.start(self._fence)
         if loaded.verdict is not None:
             # An earlier attempt reached it and could not write it: nothing is paid for again.
             return loaded.verdict
@@ -70,14 +70,14 @@ class Pipeline:
         if loaded.cancel_requested or self._run.cancel.is_set():
             return await self._cancel(loaded)
         try:
-            orders = await self._prepare(loaded)
+            orders = self._prepare(loaded)
             artifacts: dict[StageName, Artifact] = {}
             for stage in self._stages:
                 if stage.name not in loaded.checkpoints and self._scene_changed(loaded):
-                    loaded = await self._queue.checkpoints.load(self._fence)
+                    loaded = await self._queue.checkpoints.start(self._fence)
                     if loaded.cancel_requested:
                         return await self._cancel(loaded)
-                    orders = await self._prepare(loaded)
+                    orders = self._prepare(loaded)
                 checkpoint, order = loaded.checkpoints.get(stage.name), orders[stage.name]
                 artifact = checkpoint.artifact if checkpoint else None
                 if artifact is None:
@@ -118,8 +118,8 @@ class Pipeline:
                 ))  # fmt: skip
                 raise NotOursError(str(self._fence.task_id))
 
-    async def _prepare(self, loaded: Loaded) -> dict[StageName, Order]:
-        """Look everything up, check it, and hold the credits, before anything is paid.
+    def _prepare(self, loaded: Loaded) -> dict[StageName, Order]:
+        """Look everything up, and check it and that the credits are held, before anything is paid.
 
         A stage that has begun keeps its frozen request; the others read the scene afresh.
         """
@@ -150,10 +150,10 @@ class Pipeline:
                     scene, resolution, self._settings, self._tools.provider
                 )
         self._run.orders = orders
-        verdict = await self._queue.checkpoints.start(self._fence, resolution)
-        if verdict is Funding.REFUSED:
+        self._run.resolution = resolution
+        if loaded.funding is Funding.REFUSED:
             raise Fault(FaultName.INSUFFICIENT_CREDITS, details=f"user {self._task.user_id}")
-        if verdict is Funding.PRICE_MISSING:
+        if loaded.funding is Funding.PRICE_MISSING:
             raise Fault(FaultName.PRICE_MISSING, details="credit_prices lacks an action")
         return orders
 

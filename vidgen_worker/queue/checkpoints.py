@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 
-from vidgen_worker.database.pool import Row
+from vidgen_worker.database.pool import Row, Rows
 from vidgen_worker.database.trouble import (
     DatabaseUnavailableError,
     LockedError,
@@ -20,7 +20,6 @@ from vidgen_worker.database.trouble import (
     one_line,
 )
 from vidgen_worker.domain.clock import boot_time
-from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import (
     Answer,
     Artifact,
@@ -69,7 +68,10 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The data that an attempt starts from. `scene` is None when absent or another user's."""
+    """The data that an attempt starts from. `scene` is None when absent or another user's.
+
+    `funding` is None where no credits were asked for: its end is known, or its cancel was asked.
+    """
 
     cancel_requested: bool
     cancel_age: timedelta
@@ -81,6 +83,7 @@ class Loaded:
     """Stages whose checkpoint is `submitting` although its submission has ended."""
     verdict: Failed | Cancelled | None
     """The end that an earlier attempt decided and could not write."""
+    funding: Funding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,34 +122,16 @@ class Checkpoints:
 
     async def load(self, fence: Fence) -> Loaded:
         """Read scene and checkpoints. Raises LeaseLostError."""
-        rows = await self._caller.fenced("load_task", fence, **self._caller.key.names())
-        checkpoints = {StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]}
-        return Loaded(
-            cancel_requested=rows[0]["cancel_requested"],
-            cancel_age=timedelta(seconds=rows[0]["cancel_age"] or 0),
-            scene=rows[0]["scene"],
-            inputs=rows[0]["inputs"] or "",
-            checkpoints=checkpoints,
-            closed=frozenset(
-                StageName(r["stage"])
-                for r in rows
-                if r["state"] == CheckpointState.SUBMITTING
-                and (r["ended_at"] is not None or r["answer"] in (Answer.REFUSED, Answer.UNKNOWN))
-            ),
-            verdict=next((verdict_of(r["verdict"]) for r in rows if r["verdict"]), None),
-        )
+        return _loaded(await self._caller.fenced("load_task", fence, **self._caller.key.names()))
 
-    async def start(self, fence: Fence, resolution: Resolution | None) -> Funding:
-        """Hold credits for the stages that are not stored yet."""
+    async def start(self, fence: Fence) -> Loaded:
+        """Read as `load` does, and hold credits for the stages that are not stored yet."""
         rows = await self._caller.fenced(
-            "start_task", fence, resolution=resolution.resolution if resolution else None,
-            video_ratio=resolution.video_ratio if resolution else None,
-            image_ratio=resolution.image_ratio if resolution else None,
-            credits=self._caller.settings.credits,
-            scene_updates=self._caller.settings.vidgen_scene_updates,
+            "start_task", fence, credits=self._caller.settings.credits,
+            scene_updates=self._caller.settings.vidgen_scene_updates, **self._caller.key.names(),
         )  # fmt: skip
         scene_said(fence, rows[0])
-        return Funding(rows[0]["verdict"])
+        return _loaded(rows)
 
     async def finish_stage(  # noqa: PLR0913, PLR0917 - one value of the row each
         self, fence: Fence, stage: StageName, model: str, artifact: Artifact, upload_id: UUID,
@@ -221,6 +206,25 @@ class Checkpoints:
             messages=[r.message for r in reports],
             seconds_left=[r.seconds_left for r in reports],
         )  # fmt: skip
+
+
+def _loaded(rows: Rows) -> Loaded:
+    funding = rows[0].get("funding")
+    return Loaded(
+        cancel_requested=rows[0]["cancel_requested"],
+        cancel_age=timedelta(seconds=rows[0]["cancel_age"] or 0),
+        scene=rows[0]["scene"],
+        inputs=rows[0]["inputs"] or "",
+        checkpoints={StageName(r["stage"]): _checkpoint(r) for r in rows if r["stage"]},
+        closed=frozenset(
+            StageName(r["stage"])
+            for r in rows
+            if r["state"] == CheckpointState.SUBMITTING
+            and (r["ended_at"] is not None or r["answer"] in (Answer.REFUSED, Answer.UNKNOWN))
+        ),
+        verdict=next((verdict_of(r["verdict"]) for r in rows if r["verdict"]), None),
+        funding=Funding(funding) if funding else None,
+    )
 
 
 def signed(completed: Completed | None) -> dict[str, Any]:

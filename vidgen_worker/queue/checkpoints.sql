@@ -7,75 +7,73 @@
 -- table's UPDATE would be re-checked against that table only and let a zombie through.
 
 -- load_task --
--- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
--- end where that is known already.
-select t.cancel_requested_at is not null as cancel_requested,
-       extract(epoch from now() - t.cancel_requested_at)::float as cancel_age,
-       scene.found as scene, md5(scene.found::text) as inputs,
-       c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
-       c.bucket, c.path, c.media_type, c.size, c.sha256,
-       s.sent_at, s.answer, s.ended_at, s.account, now() as now,
-       coalesce(
-         case
-           when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
-         end,
-         c.verdict
-       ) as verdict,
-       -- use followed_here --
-       as followed_here
+-- How far a task has come, for its cancel: no lock of a client keeps that from what runs at the provider.
+select
+  -- use known --
+  ,
+  -- use followed_here --
+  as followed_here
   from public.video_generation_tasks as t
- -- `offset 0`: it is read once, though it is named twice.
- cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
-  left join vidgen.refusals as refusal on refusal.task_id = t.id
-  left join vidgen.checkpoints as c on c.task_id = t.id
-  left join vidgen.submissions as s on s.id = c.submission_id
+  -- use known_from --
  where
    -- use fence --
 
 -- start_task --
--- Hold the user's credits for the stages that are not stored yet (prices are read here and copied into
--- the hold), show what was looked up, and tell the scene. Nothing of it when the hold is refused.
+-- What an attempt starts from: the scene as it is, how far each stage has come, and how the task is to
+-- end where that is known already. Else, and where its owner has not asked to cancel, hold the user's credits
+-- for the stages that are not stored yet (prices are read here and copied into the hold), show the step,
+-- and tell the scene. Nothing of that when the hold is refused.
 with mine as materialized (
-  select t.id, t.user_id, t.scene_id
+  select t.id, t.user_id, t.scene_id, t.attempt, t.cancel_requested_at
     from public.video_generation_tasks as t
    where
      -- use fence --
      for no key update
 ),
+known as materialized (
+  select
+    -- use known --
+    ,
+    -- use followed_here --
+    as followed_here
+    from mine as t
+    -- use known_from --
+),
 due as materialized (
-  select d.prices, d.missing from mine cross join lateral vidgen.due_prices(mine.id) as d
+  select mine.id, mine.user_id, mine.scene_id, d.prices, d.missing
+    from mine
+   cross join lateral vidgen.due_prices(mine.id) as d
+   where not exists (select from known where known.cancel_requested or known.verdict is not null)
 ),
 hold as materialized (
-  select mine.id, mine.user_id, mine.scene_id,
+  select due.id, due.user_id, due.scene_id,
          case
            when not %(credits)s then 'held'
            -- It has its own prices: one that has gone from the table meanwhile ends no running task.
            when exists (
-             select from vidgen.holds as h where h.task_id = mine.id and h.closed_at is null
+             select from vidgen.holds as h where h.task_id = due.id and h.closed_at is null
            ) then 'held'
            when due.missing then 'price_missing'
-           when vidgen.hold_credits(mine.id, mine.user_id, due.prices) then 'held'
+           when vidgen.hold_credits(due.id, due.user_id, due.prices) then 'held'
            else 'refused'
-         end as verdict
-    from mine, due
+         end as funding
+    from due
 ),
 shown as (
   update public.video_generation_tasks as t
-     set resolution = coalesce(%(resolution)s, t.resolution),
-         video_ratio = coalesce(%(video_ratio)s, t.video_ratio),
-         image_ratio = coalesce(%(image_ratio)s, t.image_ratio),
-         progress = greatest(t.progress, 15),
+     set progress = greatest(t.progress, 15),
          current_step = 'Fetching scene configuration and prompts',
          message = 'Scene configuration loaded'
     from hold
-   where t.id = hold.id and hold.verdict = 'held'
-  returning t.id
+   where t.id = hold.id and hold.funding = 'held'
+),
+told as materialized (
+  select vidgen.write_scene(hold.scene_id, hold.user_id, 'processing', null, null) as refused
+    from hold
+   where %(scene_updates)s and hold.funding = 'held'
 )
-select hold.verdict, due.prices,
-       case when %(scene_updates)s and hold.verdict = 'held'
-         then vidgen.write_scene(hold.scene_id, hold.user_id, 'processing', null, null)
-       end as scene_refused
-  from hold, due
+select known.*, (select hold.funding from hold) as funding, (select told.refused from told) as scene_refused
+  from known
 
 -- begin_upload --
 -- Before an upload: its place in Storage, so that what is not charged after all is removed there. It is

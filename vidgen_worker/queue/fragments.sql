@@ -5,6 +5,28 @@
 t.id = %(task_id)s and t.attempt = %(attempt)s and t.worker_id = %(worker_id)s
 and t.status = 'processing'
 
+-- fragment known --
+-- How far task t has come, a row for each stage that has begun, or one without a stage.
+t.cancel_requested_at is not null as cancel_requested,
+extract(epoch from now() - t.cancel_requested_at)::float as cancel_age,
+scene.found as scene, md5(scene.found::text) as inputs,
+c.stage, c.state, c.request, c.submission_id, c.generation_id, c.generation_started_at,
+c.bucket, c.path, c.media_type, c.size, c.sha256,
+s.sent_at, s.answer, s.ended_at, s.account, now() as now,
+coalesce(
+  case
+    when refusal.attempt is null or refusal.attempt = t.attempt - 1 then refusal.verdict
+  end,
+  c.verdict
+) as verdict
+
+-- fragment known_from --
+-- `offset 0`: it is read once, though it is named twice.
+cross join lateral (select vidgen.read_scene(t.scene_id, t.user_id) as found offset 0) as scene
+left join vidgen.refusals as refusal on refusal.task_id = t.id
+left join vidgen.checkpoints as c on c.task_id = t.id
+left join vidgen.submissions as s on s.id = c.submission_id
+
 -- fragment next_due --
 -- When turn t has something due again; 'infinity': nothing waits for later. One probe per priority.
 coalesce((

@@ -16,6 +16,7 @@ from vidgen_worker.database.pool import LOCK_PATIENCE, Row
 from vidgen_worker.database.trouble import LockedError
 from vidgen_worker.domain.keys import ALL_MODELS, Gate
 from vidgen_worker.domain.polling import Ended
+from vidgen_worker.domain.resolution import Resolution
 from vidgen_worker.domain.task import Answer, Failed, Fate, Fence, GenerationEnd, StageName
 from vidgen_worker.providers.protocol import Accepted, Request
 from vidgen_worker.queue.caller import Caller, fenced_by
@@ -53,6 +54,8 @@ class Post:
     inputs: str
     step: Step
     seconds_left: float | None = None
+    resolution: Resolution | None = None
+    """What was looked up for the task's row; None: its row shows that already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Submissions:
             inputs=post.inputs, request=Jsonb(dict(post.frozen)),
             probe=self._caller.settings.vidgen_gate_probe,
             max_submissions=self._caller.settings.vidgen_max_submissions,
-            seconds_left=post.seconds_left, **shown(post.step),
+            seconds_left=post.seconds_left, **shown(post.step), **_looked_up(post.resolution),
         )  # fmt: skip
         if rows[0]["cancel"]:
             raise CancelAskedError
@@ -228,6 +231,14 @@ class Submissions:
     async def let_anyone_follow(self) -> list[Row]:
         """Release generations of accounts and keys without a worker to all workers; return them."""
         return await self._caller.once("let_anyone_follow", absence=ABSENCE)
+
+
+def _looked_up(found: Resolution | None) -> dict[str, Any]:
+    return {
+        "resolution": found.resolution if found else None,
+        "video_ratio": found.video_ratio if found else None,
+        "image_ratio": found.image_ratio if found else None,
+    }
 
 
 def _braked(row: Row) -> BrakedError:

@@ -156,10 +156,13 @@ checkpointed as (
 ),
 shown as (
   -- Not while a trouble's row is locked: an application's slow trigger on this row would keep it locked,
-  -- and other statements count by it. The next report shows the progress.
+  -- and other statements count by it. The next report shows the progress, the next stage what was looked up.
   update public.video_generation_tasks as t
      set progress = greatest(t.progress, %(progress)s), current_step = %(current_step)s,
          message = %(message)s, stage_progress = 0,
+         resolution = coalesce(%(resolution)s, t.resolution),
+         video_ratio = coalesce(%(video_ratio)s, t.video_ratio),
+         image_ratio = coalesce(%(image_ratio)s, t.image_ratio),
          expected_at = now() + %(seconds_left)s::float8 * interval '1 second'
     from admitted
    where t.id = admitted.id and not exists (select from braking)

@@ -7,7 +7,7 @@ business.
 """
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from vidgen_worker.sandbox.supabase.auth.refusals import ADDRESS_TAKEN
 from vidgen_worker.sandbox.supabase.bootstrap import bootstrap
 from vidgen_worker.sandbox.supabase.keys import StorageKeys
 from vidgen_worker.sandbox.supabase.project import PATHS, SupabaseProject
+from vidgen_worker.sandbox.supabase.storage.refusals import DUPLICATE
 from vidgen_worker.serving.stoppable import Stoppable
 
 Part = TypeVar("Part")
@@ -129,16 +130,33 @@ class Sandbox(Stoppable):
 
         Raises `httpx.HTTPError`.
         """
+        user = {"id": str(user_id), "email": email, "password": password, "email_confirm": True}
+        answer = self._as_administrator("/auth/v1/admin/users", user)
+        if answer.headers.get("x-sb-error-code") != ADDRESS_TAKEN.code:
+            answer.raise_for_status()
+
+    def add_bucket(self, name: str, *, max_bytes: int, media_types: Sequence[str]) -> None:
+        """Make a private bucket, as an administrator does; one that is there stays as it is.
+
+        Raises `httpx.HTTPError`.
+        """
+        bucket = {
+            "name": name, "public": False, "file_size_limit": max_bytes,
+            "allowed_mime_types": list(media_types),
+        }  # fmt: skip
+        answer = self._as_administrator("/storage/v1/bucket", bucket)
+        if answer.is_error and answer.json().get("error") != DUPLICATE.error:
+            answer.raise_for_status()
+
+    def _as_administrator(self, path: str, body: Mapping[str, object]) -> httpx.Response:
         key = self.keys.service_role
-        answer = httpx.post(
-            f"{self.url}/auth/v1/admin/users",
-            json={"id": str(user_id), "email": email, "password": password, "email_confirm": True},
+        return httpx.post(
+            f"{self.url}{path}",
+            json=body,
             headers={"apikey": key, "authorization": f"Bearer {key}"},
             timeout=REQUEST_SECONDS,
             trust_env=False,
         )
-        if answer.headers.get("x-sb-error-code") != ADDRESS_TAKEN.code:
-            answer.raise_for_status()
 
     def keep(self, state: State) -> None:
         """Remember a state; over restarts, where the sandbox has a folder of its own."""

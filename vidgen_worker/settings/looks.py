@@ -1,12 +1,13 @@
 """The checks of each setting's text, and the way in which a setting is shown.
 
 Each check returns the second half of a sentence, with the remedy, and repeats no secret. Nothing
-here reads a setting.
+here reads a setting, or looks at anything else of the machine but whether a folder of fonts exists.
 """
 
 import base64
 import binascii
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -176,6 +177,18 @@ def _look_at_account(text: str) -> str | None:
     return None
 
 
+def _look_at_fonts(text: str) -> str | None:
+    for place in text.split(":"):
+        if not place.startswith("/"):
+            return f"{quoted(place)} is no whole path; write /folder/of/fonts:/a/single/font.ttf"
+        if not os.path.exists(place):  # noqa: PTH110 - which never raises
+            return (
+                f"there is no folder or file {printable(place, 200)}; correct it, or leave it out "
+                "for the system's fonts"
+            )
+    return None
+
+
 LOOKS: Mapping[str, Callable[[str], str | None]] = {
     "database_url": _look_at_database_url,
     "supabase_url": _look_at_supabase_url,
@@ -185,6 +198,7 @@ LOOKS: Mapping[str, Callable[[str], str | None]] = {
     "storage_bucket_images": _look_at_bucket,
     "storage_bucket_videos": _look_at_bucket,
     "vidgen_account": _look_at_account,
+    "vidgen_fonts": _look_at_fonts,
 }
 """The check of each setting, beyond its type."""
 

@@ -44,7 +44,7 @@ def build_worker(settings: Settings, stages: tuple[Stage, ...] = PIPELINE) -> Wo
         from vidgen_worker.films import checking, cutting  # noqa: F401, PLC0415 - loaded at the start
         from vidgen_worker.films.fonts import Fonts  # noqa: PLC0415
 
-        worker.process.fonts = Fonts()
+        worker.process.fonts = Fonts(settings.fonts)
     return worker
 
 

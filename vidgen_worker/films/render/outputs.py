@@ -11,18 +11,24 @@ from vidgen_worker.films.job import Job
 from vidgen_worker.films.presets import FORMATS, Kind
 from vidgen_worker.films.render.files import Encoding, Tell, Writer, webvtt, write_gif
 from vidgen_worker.films.render.joining import join, joinable
+from vidgen_worker.films.render.likeness import SMALLEST
 from vidgen_worker.films.render.look import check
 from vidgen_worker.films.render.overlays import overlaid
 from vidgen_worker.films.render.quality import (
+    CORRECTIONS,
     NEAR,
     SHORTEST,
+    TARGETS,
     Guess,
+    Quality,
     Scale,
     bounded,
     guess,
+    measured,
     samples,
     scale_of,
-    xpsnr,
+    slope_of,
+    steps,
 )  # fmt: skip
 from vidgen_worker.films.render.scenes import film
 from vidgen_worker.films.render.sound import sound
@@ -86,7 +92,7 @@ def _film(job: Job, folder: Path, file: Path, tell: Tell) -> dict[str, float] | 
 
 
 class _Encoder:
-    """Encodes a film until it is as good and as small as it has to be: twice, or three times."""
+    """Encodes a film until it is as good and as small as it has to be: four times at the most."""
 
     def __init__(self, job: Job, folder: Path, file: Path, tell: Tell) -> None:
         self.job, self.folder, self.file, self.tell = job, folder, file, tell
@@ -99,30 +105,34 @@ class _Encoder:
             self._write(None)
             return None
         target = self.job.target
-        if target is None or self.job.frames / self.job.fps < SHORTEST or self._is_picture():
+        if target is None or self._is_too_little():
             crf = scale.usual[target or USUAL]
             self._write(crf)
             self._shrink(crf)
             return {"crf": crf}
-        threshold = scale.thresholds[target]
-        found = guess(samples(self._pictures(), self.job), self.job, scale, threshold)
-        return self._corrected(scale, found, threshold)
+        found = guess(samples(self._pictures(), self.job), self.job, scale, TARGETS[target])
+        return self._corrected(scale, found, TARGETS[target])
 
-    def _corrected(self, scale: Scale, found: Guess, threshold: float) -> dict[str, float]:
-        """Encode with a rate factor; once more with another one if the result is off."""
-        crf = found.crf
+    def _corrected(self, scale: Scale, found: Guess, target: float) -> dict[str, float]:
+        """Encode with a rate factor; with other ones as long as the result is off."""
+        crf, slope = found.crf, found.slope
         self._write(crf)
-        measured = self._measured()
-        off = measured - threshold
-        better = bounded(scale, crf + off / found.slope)
-        # Where the bits were too few, a lower rate factor changes nothing.
-        if abs(off) > NEAR and better != crf and not (off < 0 and self._is_full()):
+        made = self._measured()
+        for _ in range(CORRECTIONS):
+            off = made.estimate.vmaf - target
+            better = bounded(scale, crf + steps(made.estimate, target, slope))
+            # Where the bits were too few, a lower rate factor changes nothing.
+            if abs(off) <= NEAR or better == crf or (off < 0 and self._is_full()):
+                break
+            before = made
+            self._write(better)
+            made = self._measured()
+            slope = slope_of(before.estimate, made.estimate, better - crf)
             crf = better
-            self._write(crf)
-            measured = self._measured()
         if self._shrink(crf):
-            measured = self._measured()
-        return {"xpsnr": round(measured, 2), "crf": crf}
+            made = self._measured()
+        vmaf, xpsnr = round(made.estimate.vmaf, 1), round(made.xpsnr, 2)
+        return {"vmaf": vmaf, "xpsnr": xpsnr, "crf": crf}
 
     def _write(self, crf: int | None) -> None:
         job = self.job
@@ -142,14 +152,19 @@ class _Encoder:
     def _pictures(self) -> Iterator[VideoFrame]:
         return pictures(self.job, self.folder)
 
-    def _measured(self) -> float:
+    def _measured(self) -> Quality:
         with opened("mov", self.file) as container:
             stream = video_stream(container, 2)
-            return xpsnr(self._pictures(), container.decode(stream), self.job)
+            return measured(self._pictures(), container.decode(stream), self.job)
 
-    def _is_picture(self) -> bool:
-        """Whether it is an image that moves: too short and small to be worth a try."""
-        return FORMATS[self.job.format].media_type.startswith("image/")
+    def _is_too_little(self) -> bool:
+        """Whether it is an image that moves, or too short or small to be worth a try."""
+        job = self.job
+        return (
+            FORMATS[job.format].media_type.startswith("image/")
+            or job.frames / job.fps < SHORTEST
+            or min(job.width, job.height) < SMALLEST
+        )
 
     def _is_full(self) -> bool:
         seconds = float(self.job.frames / self.job.fps)

@@ -1,8 +1,8 @@
 """Compression by measured quality: which rate factor makes a film as good as it is meant to be.
 
-XPSNR is comparable within one encoder only, so each has its own thresholds. They stand for VMAF 96,
-93 and 86 of one film clip in 720p, on lines through a few measured points: the wheel has no VMAF to
-measure with, and other clips miss these by some points. It writes no file.
+A target is a VMAF, which is estimated (see `likeness`): no XPSNR stands for one, whatever the
+encoder. XPSNR, which compares every frame, says whether two films show the same at all. It writes
+no file.
 """
 
 import math
@@ -21,47 +21,50 @@ from av.video.frame import VideoFrame
 from vidgen_worker.films.job import Job
 from vidgen_worker.films.presets import FORMATS
 from vidgen_worker.films.render.files import ENCODERS
-from vidgen_worker.films.render.planes import PIXELS
+from vidgen_worker.films.render.likeness import Estimate, Features, estimated, features
+from vidgen_worker.films.render.planes import PIXELS, planes_of
 from vidgen_worker.media.libav import THREADS
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
+Pair = tuple[VideoFrame, VideoFrame]
 SHORTEST = 3
 """Seconds: a shorter film costs less to encode than to try out."""
 SAMPLES, SAMPLE_FRAMES = 3, 24
 """How many samples are tried, and their length: these frames alone are kept in memory."""
 MISALIGNED = 25.0
 """dB: less means that other frames were compared, and not that they look bad."""
-NEAR = 0.4
-"""dB that a result may miss its threshold by."""
+TARGETS = {"best": 96.0, "good": 93.0, "small": 86.0}
+"""The VMAF that each target asks for."""
+NEAR = 0.6
+"""How much VMAF a result may miss its target by before it is made once more."""
+CORRECTIONS = 2
+"""How often a result that is off is made again."""
+FLATTEST = 0.02
+"""The least that one more of a rate factor is taken to add to the logarithm of what is lost."""
+EVERY, MOST_LOOKS = 6, 60
+"""Every sixth frame is looked at closely; of a long film no more than so many."""
 FLAWLESS = 99.0
 """dB at most, also of two films that are the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """An encoder's rate factors and what XPSNR a target asks of it.
-
-    `usual` are the rate factors of films that are not tried out, `tried` the two that are tried.
-    `thresholds` are the XPSNR of the brightness, in dB.
-    """
+    """An encoder's rate factors: of films that are not tried out, bounds, the two to try."""
 
     decoder: str
     usual: dict[str, int]
     bounds: tuple[int, int]
     tried: tuple[int, int]
-    thresholds: dict[str, float]
 
 
 SCALES = {
     "libx264": Scale(
-        "h264", {"best": 18, "good": 21, "small": 28}, (14, 36), (20, 28),
-        {"best": 39.9, "good": 37.8, "small": 33.9},
+        "h264", {"best": 18, "good": 21, "small": 28}, (14, 38), (18, 27)
     ),
     "libsvtav1": Scale(
-        "libdav1d", {"best": 26, "good": 37, "small": 50}, (18, 58), (30, 46),
-        {"best": 38.4, "good": 36.3, "small": 33.0},
+        "libdav1d", {"best": 26, "good": 37, "small": 50}, (16, 61), (28, 48)
     ),
 }  # fmt: skip
 
@@ -71,8 +74,16 @@ class MisalignedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Quality:
+    """How good a film came out: its estimate, and XPSNR in dB."""
+
+    estimate: Estimate
+    xpsnr: float
+
+
+@dataclass(frozen=True, slots=True)
 class Guess:
-    """A rate factor, and how many dB one more of it costs."""
+    """A rate factor, and how much one more of it adds to the logarithm of what is lost."""
 
     crf: int
     slope: float
@@ -95,15 +106,28 @@ def samples(frames: Iterator[VideoFrame], job: Job) -> list[list[VideoFrame]]:
     return taken
 
 
-def guess(taken: list[list[VideoFrame]], job: Job, scale: Scale, threshold: float) -> Guess:
+def guess(taken: list[list[VideoFrame]], job: Job, scale: Scale, target: float) -> Guess:
     """Try two rate factors on samples of a film, and choose between or beside them."""
+    tries = []
+    for crf in scale.tried:
+        found: list[Features] = []
+        for sample in taken:
+            for _ in looked_at(sample, _tried(sample, job, scale, crf), EVERY, found):
+                pass
+        tries.append(estimated(found))
     low, high = scale.tried
-    best, worst = (
-        mean(xpsnr(sample, _tried(sample, job, scale, crf), job) for sample in taken)
-        for crf in scale.tried
-    )
-    slope = max((best - worst) / (high - low), 0.05)
-    return Guess(bounded(scale, low + (best - threshold) / slope), slope)
+    slope = slope_of(tries[0], tries[1], high - low)
+    return Guess(bounded(scale, low + steps(tries[0], target, slope)), slope)
+
+
+def slope_of(one: Estimate, other: Estimate, further: int) -> float:
+    """Return how much a rate factor adds to the logarithm of what is lost, by two results."""
+    return max(math.log(other.lost / one.lost) / further, FLATTEST)
+
+
+def steps(found: Estimate, target: float, slope: float) -> float:
+    """Return how much higher the rate factor may be for a target."""
+    return math.log(found.to_lose(target) / found.lost) / slope
 
 
 def bounded(scale: Scale, crf: float) -> int:
@@ -135,11 +159,38 @@ def _tried(frames: list[VideoFrame], job: Job, scale: Scale, crf: int) -> Iterat
     yield from decoder.decode(None)
 
 
-def xpsnr(originals: Iterable[VideoFrame], made: Iterable[VideoFrame], job: Job) -> float:
-    """Compare two films frame by frame; return the XPSNR of their brightness in dB.
+def looked_at(
+    originals: Iterable[VideoFrame], made: Iterable[VideoFrame], every: int, found: list[Features]
+) -> Iterator[Pair]:
+    """Yield the frames of two films that should show the same, and measure some of them.
 
-    Raises MisalignedError where they don't have the same frames.
+    Raises MisalignedError where one of the two has more.
     """
+    trail: list[Pair] = []
+    try:
+        for number, pair in enumerate(zip(originals, made, strict=True)):
+            trail = [*trail[-2:], pair]
+            if number % every == every - 2:
+                (before, _), (one, other), (after, _) = trail
+                near = [planes_of(frame)[0] for frame in (before, after)]
+                found.append(features(planes_of(one)[0], planes_of(other)[0], near))
+            yield pair
+    except ValueError as error:
+        raise MisalignedError("one of two films has more frames than the other") from error
+
+
+def measured(originals: Iterable[VideoFrame], made: Iterable[VideoFrame], job: Job) -> Quality:
+    """Compare two films that should show the same. Raises MisalignedError where they don't."""
+    found: list[Features] = []
+    every = max(EVERY, job.frames // MOST_LOOKS)
+    value = xpsnr(looked_at(originals, made, every, found), job)
+    if value < MISALIGNED:
+        raise MisalignedError(f"{job.name}: {value:.1f} dB, other frames were compared")
+    return Quality(estimated(found), value)
+
+
+def xpsnr(pairs: Iterable[Pair], job: Job) -> float:
+    """Compare two films frame by frame; return the XPSNR of their brightness in dB."""
     graph = Graph()
     buffers = [
         graph.add_buffer(
@@ -153,20 +204,14 @@ def xpsnr(originals: Iterable[VideoFrame], made: Iterable[VideoFrame], job: Job)
     compare.link_to(sink)
     graph.configure()
     found: list[float] = []
-    try:
-        for number, pair in enumerate(zip(originals, made, strict=True)):
-            for buffer, frame in zip(buffers, pair, strict=True):
-                frame.pts, frame.time_base = number, 1 / job.fps
-                buffer.push(frame)
-            found += _values(sink)
-    except ValueError as error:
-        raise MisalignedError(f"{job.name}: one of two films has more frames") from error
+    for number, pair in enumerate(pairs):
+        for buffer, frame in zip(buffers, pair, strict=True):
+            frame.pts, frame.time_base = number, 1 / job.fps
+            buffer.push(frame)
+        found += _values(sink)
     for buffer in buffers:
         buffer.push(None)
-    whole = mean([*found, *_values(sink)])
-    if whole < MISALIGNED:
-        raise MisalignedError(f"{job.name}: {whole:.1f} dB, other frames were compared")
-    return whole
+    return mean([*found, *_values(sink)])
 
 
 def _values(sink: FilterContext) -> Iterator[float]:
