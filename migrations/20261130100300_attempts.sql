@@ -281,6 +281,8 @@ begin
            or (in_film <> '' and path = 'video-files/' || owner || '/' || name || '/' || in_film)
          )
          and length(name) between 1 and 100 and length(in_film) <= 100
+         -- Storage may take `..` for the folder above: an application's own files are there.
+         and not starts_with(name, '.') and not starts_with(in_film, '.')
          and translate(
            name || in_film, '-_.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz', ''
          ) = '';

@@ -165,6 +165,13 @@ begin
       'scene_id', new.scene_id, 'film_id', new.film_id, 'user_id', new.user_id,
       'reference', new.reference, 'error_code', new.error_code, 'video_path', new.video_path,
       'image_path', new.image_path,
+      'renditions', (
+        select coalesce(jsonb_agg(jsonb_build_object(
+                 'name', r.name, 'path', r.path, 'media_type', r.media_type, 'size', r.size
+               ) order by r.position), '[]')
+          from public.video_renditions as r
+         where r.film_id = new.id
+      ),
       'credits', (
         -- All charges of a task come after its first claim.
         select coalesce(-sum(e.amount), 0)
@@ -218,11 +225,12 @@ create trigger tell_of_gates
 -- Take deliveries that are due: webhooks by turns, two under way of one webhook, each leased. The turn is
 -- locked before the count, which a statement of its own then reads: two workers can't both find room. A
 -- webhook whose turn another worker holds is passed over. What is taken counts as tried: a worker that dies
--- while it sends can't send for ever.
+-- while it sends can't send for ever. `at` is the time of the request, in seconds: receivers refuse one that is
+-- minutes away, and a worker's clock may be.
 create function vidgen.take_deliveries(for_worker uuid, places integer, lease interval)
 returns table (
   webhook_id uuid, id uuid, try smallint, event text, url text, body text, secrets bytea[],
-  waited double precision
+  waited double precision, at bigint
 )
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 -- The plan is kept: it may be made while the table is empty.
@@ -300,6 +308,7 @@ begin
                 extract(epoch from clock_timestamp() - first.was_due)
     loop
       url := hook.url;
+      at := extract(epoch from clock_timestamp());
       secrets := array(
         select s.secret
           from vidgen.webhook_secrets as s

@@ -201,7 +201,7 @@ def test_a_priority_has_its_range(ground: Ground, priority: int) -> None:
 
 # The rights of each role.
 
-CLIENT_SETS = {"id", "cut", "scene_id", "user_id", "priority", "run_after"}
+CLIENT_SETS = {"id", "cut", "scene_id", "user_id", "priority", "run_after", "reference"}
 
 
 def test_a_client_sets_its_columns_and_no_other(ground: Ground) -> None:
@@ -312,13 +312,13 @@ def test_no_function_is_open_to_more_than_it_is_meant_for(ground: Ground) -> Non
         "create_video_webhook", "rotate_video_webhook_secret", "test_video_webhook",
         "resend_video_deliveries", "delete_video_webhook",
     }  # fmt: skip
-    checks = {"times_can_be_read", "texts_are_at_most_40000_bytes"}
+    checks = {"times_can_be_read", "texts_are_at_most_40000_bytes", "signed_in_user"}
     assert open_to == {
         "anon": checks | {"our_buckets", "is_unpaid"},
         "authenticated": calls
         | inner
         | checks
-        | {"delete_video_scene", "delete_scene", "owns_scene", "signed_in_user"}
+        | {"delete_video_scene", "delete_scene", "owns_scene"}
         | webhooks
         | {"our_buckets", "is_paid", "is_unpaid"},
         "service_role": calls

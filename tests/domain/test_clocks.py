@@ -131,8 +131,7 @@ async def test_workers_with_heartbeats_an_hour_old_by_the_clock_are_alive(world:
 
 
 def test_nothing_that_writes_or_shows_a_time_reads_the_calendar_of_its_machine() -> None:
-    """`check` compares it with the database's; a `Retry-After` names a time of the one who answers;
-    a webhook's signature says when it was made, for a receiver that looks at a clock of its own."""
+    """`check` compares it with the database's; a `Retry-After` names a time of its sender's."""
     calendar = re.compile(r"datetime\.(now|utcnow|today)\(|time\.time\(|date\.today\(")
     readers = {
         str(path.relative_to(PACKAGE))
@@ -141,7 +140,6 @@ def test_nothing_that_writes_or_shows_a_time_reads_the_calendar_of_its_machine()
     }
     assert readers == {
         "cli/check_database.py", "providers/runway/answers.py", "webhooks/sender.py",
-        "worker/delivering.py",
     }  # fmt: skip
 
 

@@ -269,6 +269,28 @@ async def test_a_clip_that_was_changed_or_is_gone_fails_its_film_alone(world: Wo
     assert world.credits(user)[1] == 0
 
 
+async def test_a_cut_whose_child_crashes_twice_fails_alone_and_costs_nothing_more(
+    world: World,
+) -> None:
+    user = world.user()
+    async with world.worker():
+        part = await clip_of(world, user)
+        poison = order(world, user, [part], [SLOW])
+        await until_true_of_the_film(world, poison)
+        crashed: frozenset[int] = frozenset()
+        while len(crashed) < 2:
+            pid = await until_there_is_a_child(without=crashed)
+            os.kill(pid, signal.SIGSEGV)
+            crashed |= {pid}
+        row = await world.until(poison)
+        assert row["error_code"] == "RENDER_FAILED"
+        fine = order(world, user, [part], [SHORT])
+        assert (await world.until(fine))["status"] == "completed"
+    assert world.task(UUID(part["task"]))["status"] == "completed"
+    assert reasons(world) == []
+    assert world.credits(user)[1] == 0
+
+
 @contextmanager
 def small_files(most: int) -> Iterator[None]:
     """Let this process write no file above so many bytes, as where its disk is full."""
@@ -378,7 +400,9 @@ async def test_two_films_are_cut_at_once_beside_paid_work(world: World) -> None:
         assert "Bucket film-assets" in checked.stdout
     async with world.worker(VIDGEN_RENDERS="2", VIDGEN_CONCURRENCY="1"):
         first = await until_there_is_a_child()
-        await until_there_is_a_child(without=frozenset({first}))
+        second = await until_there_is_a_child(without=frozenset({first}))
+        for child in (first, second):  # stopped, they still hold their places
+            os.kill(child, signal.SIGSTOP)
         assert (await world.until(world.order(user, world.scene(user))))["status"] == "completed"
         assert len(children()) == 2
         for film, owner in zip(films, (user, other), strict=True):

@@ -718,6 +718,10 @@ def test_no_verb_prints_what_acts_on_a_terminal(
         " values (gen_random_uuid(), 'h', 1, 'v', 'runway', 'k', 'default', '{*}', 1,"
         "         interval '1 h')"
     )
+    (made,) = world.sql(
+        "select public.create_video_webhook('https://example.com', array['video.*']) ->> 'id' as id"
+    )
+    webhook = made["id"]
     capsys.readouterr()
     taken = made_hostile(world.database.admin_url)
     assert {"public.video_generation_tasks.message", "vidgen.gates.message"} <= taken
@@ -741,6 +745,13 @@ def test_no_verb_prints_what_acts_on_a_terminal(
         "limits list": [[]],
         "limits show": [[user], ["\u202e"]],
         "limits lift": [[user, "--yes"]],
+        "webhooks list": [[]],
+        "webhooks add": [[HOSTILE], ["https://example.com", "--event", HOSTILE]],
+        "webhooks test": [[webhook], ["\u202e"]],
+        "webhooks rotate": [[webhook, "--yes"]],
+        "webhooks resend": [[webhook, "--yes"], [webhook, "--since", HOSTILE]],
+        "webhooks deliveries": [[], ["--webhook", HOSTILE]],
+        "webhooks remove": [[webhook, "--yes"]],
         "gate list": [[]],
         "gate close": [[HOSTILE, "--yes"]],
         "gate open": [["*", "--scope", HOSTILE, "--yes"], [HOSTILE, "--yes"]],

@@ -776,8 +776,8 @@ async def test_a_task_under_which_workers_die_ends_as_lost(world: World) -> None
     silent_about_the_provider(row)
 
 
-OF_FILMS = {"cut_invalid", "part_failed"}
-"""Their cases are in tests/films/test_batch.py."""
+OF_FILMS = {"cut_invalid", "part_failed", "part_unusable", "render_failed"}
+"""Their cases are in tests/films/, in test_batch.py and test_render_lane.py."""
 
 
 def test_every_row_of_the_table_has_a_case() -> None:

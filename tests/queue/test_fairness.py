@@ -138,7 +138,8 @@ class Line:
             # Autovacuum gives way after a second.
             ground.sql("set local lock_timeout = '10s'")
             ground.sql(
-                f"truncate {TASKS}, vidgen.films, vidgen.parts, vidgen.endings,"
+                f"truncate {TASKS}, public.video_renditions, vidgen.films, vidgen.parts,"
+                " vidgen.endings,"
                 " vidgen.submissions, vidgen.turns, vidgen.arrivals,"
                 " vidgen.resumes, vidgen.budgets, vidgen.checkpoints, vidgen.events, vidgen.holds,"
                 " vidgen.charges"

@@ -87,7 +87,7 @@ LEAVES_NOTHING = {"complete", "finish_stage", "try_rows"}
 """The first two write with or after the last stage, the third takes back what it writes."""
 FUNCTIONS = {
     "vidgen.cancel_locked", "vidgen.cancel_task", "vidgen.complete_task", "vidgen.end_refused",
-    "vidgen.retry_refused",
+    "vidgen.fail_task", "vidgen.retry_refused",
     "vidgen.set_aside_task", "vidgen.take_over_task", "vidgen.try_row",
 }  # fmt: skip
 

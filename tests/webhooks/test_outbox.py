@@ -80,10 +80,27 @@ def test_an_end_is_told_in_its_own_transaction(ground: Ground) -> None:
     assert told["body"]["data"] | {"updated_at": 0, "scene_id": 0, "user_id": 0} == {
         "task_id": str(task.id), "kind": "video", "status": "failed", "attempt": 1,
         "film_id": None, "reference": "order 7", "error_code": "ASSET_INVALID",
-        "video_path": None, "image_path": None, "credits": 0,
+        "video_path": None, "image_path": None, "credits": 0, "renditions": [],
         "updated_at": 0, "scene_id": 0, "user_id": 0,
     }  # fmt: skip
     assert len(str(told["body"])) < 2048
+
+
+def test_the_end_of_a_film_names_its_files(ground: Ground) -> None:
+    webhook(ground, "film.*")
+    hand = ground.worker()
+    film = ground.cut_film(hand, "begin_rendering")
+    for name, kind in (("web", "video/mp4"), ("poster", "image/jpeg")):
+        hand.about(film, "begin_rendition", rendition=name)
+        hand.about(film, "finish_rendition", rendition=name, media_type=kind)
+    hand.walk(film, "complete")
+    (told,) = deliveries(ground)
+    files = told["body"]["data"]["renditions"]
+    assert told["event"] == "film.completed"
+    assert {one["name"]: one["media_type"] for one in files} == {
+        "web": "video/mp4", "poster": "image/jpeg",
+    }  # fmt: skip
+    assert told["body"]["data"]["video_path"] in {one["path"] for one in files}
 
 
 def test_each_webhook_is_told_what_it_asked_for_of_its_own_user(ground: Ground) -> None:

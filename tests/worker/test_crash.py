@@ -379,6 +379,7 @@ WITHOUT_A_CASE: Mapping[str, str] = {
     "query note_audit": "likewise",
     "query read_audit": "for the metrics: a SELECT",
     "event BooksDisagree": "the janitor's: said again at the next audit",
+    "query load_task": "for a cancel alone: a SELECT",
     "query take_deliveries": "tests/webhooks kills in between: a lease brings it back",
     "query book_delivery": "likewise",
     "query return_deliveries": "a drain's: without it the lease runs out",

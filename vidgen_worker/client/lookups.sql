@@ -108,6 +108,13 @@ select p.position, p.task_id, t.scene_id, t.status, t.progress, t.current_step, 
  where p.film_id = %(task_id)s
  order by p.position;
 
+-- renditions_of_film --
+-- The files that a film became, in the order of its cut.
+select name, preset, media_type, bucket, path, size, width, height, seconds, sha256, quality, public_url, created_at
+  from public.video_renditions
+ where film_id = %(task_id)s
+ order by position, name;
+
 -- gates_of_task --
 -- The closed gates that a task may meet: in a scope of a living worker, and of all models or of the model of a
 -- stage that it has still to submit. That is the model of the task's own submission, else of the last one of this
@@ -150,13 +157,6 @@ select g.model, g.reason, g.scope, g.message, g.until
          )
        )
  order by g.closed_at;
-
--- renditions_of_film --
--- The files that a film became, in the order of its cut.
-select name, preset, media_type, bucket, path, size, width, height, seconds, sha256, quality, public_url, created_at
-  from public.video_renditions
- where film_id = %(task_id)s
- order by position, name;
 
 -- films_to_cut --
 -- Whether films with outputs wait for a worker, and whether one that lives cuts any.

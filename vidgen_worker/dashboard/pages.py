@@ -26,10 +26,10 @@ from vidgen_worker.domain.task import Status
 Asked = Mapping[str, str]
 
 LAST_FAILURES = 8
-MOST_CODES = 5_000
-"""The codes that the filter offers are those of this many tasks that ended last."""
 FOR_EVER = 9999
 """The year until which a film waits whose parts have not ended."""
+MOST_CODES = 5_000
+"""The codes that the filter offers are those of this many tasks that ended last."""
 USERS = 100
 ALIVE = ("steady", "settling")
 ENTRIES = 50

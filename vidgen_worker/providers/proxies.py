@@ -16,6 +16,8 @@ from vidgen_worker.domain.foreign_text import printable
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _SCHEMES = ("http", "https", "socks5", "socks5h")
+_HOST = re.compile(r"[\w.:-]+")
+"""Letters of any alphabet, and what an address of IPv6 is written with."""
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
@@ -63,7 +65,7 @@ def wrong_with(value: str) -> str | None:
         port, host = parts.port, parts.hostname
     except ValueError:
         return "it is no URL of a proxy; write http://host:port"
-    if parts.scheme not in _SCHEMES or not host or port == 0:
+    if parts.scheme not in _SCHEMES or not _HOST.fullmatch(host or "") or port == 0:
         return "it is no URL of a proxy; write http://host:port"
     if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         return "a SOCKS proxy needs the package socksio (pip install socksio)"

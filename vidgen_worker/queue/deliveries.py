@@ -10,7 +10,10 @@ from vidgen_worker.queue.caller import Caller
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One try to tell a webhook of an event. `try_number` counts from 1; `waited` is in seconds."""
+    """One try to tell a webhook of an event. `try_number` counts from 1; `waited` is in seconds.
+
+    `at` is the time of the request by the database's clock, in seconds since 1970.
+    """
 
     webhook_id: UUID
     id: UUID
@@ -21,6 +24,7 @@ class Delivery:
     secrets: tuple[bytes, ...]
     """The newest first."""
     waited: float
+    at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,7 @@ class Deliveries:
             Delivery(
                 webhook_id=row["webhook_id"], id=row["id"], try_number=row["try"],
                 event=row["event"], url=row["url"], body=row["body"],
-                secrets=tuple(map(bytes, row["secrets"])), waited=row["waited"],
+                secrets=tuple(map(bytes, row["secrets"])), waited=row["waited"], at=row["at"],
             )
             for row in rows
         ]  # fmt: skip

@@ -3,7 +3,7 @@
 -- take_deliveries --
 -- Take what is due, webhooks by turns; each row is leased to this worker (see the function). It is sent once:
 -- what a lost answer has taken comes back after its lease.
-select webhook_id, id, try, event, url, body, secrets, waited
+select webhook_id, id, try, event, url, body, secrets, waited, at
   from vidgen.take_deliveries(%(worker_id)s, %(places)s, %(lease)s)
 
 -- book_delivery --

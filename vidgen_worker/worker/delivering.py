@@ -6,7 +6,6 @@ due, in which turn, and what follows is decided in PostgreSQL.
 
 import asyncio
 import contextlib
-import time
 from datetime import timedelta
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError
@@ -79,7 +78,7 @@ class Delivering:
             body = delivery.body.encode()
             answer = await self._sender.send(
                 delivery.url,
-                headers(delivery.id, int(time.time()), body, delivery.secrets),
+                headers(delivery.id, delivery.at, body, delivery.secrets),
                 body,
             )
             pause = None if answer.arrived else pause_after(delivery.try_number, answer.wish)
