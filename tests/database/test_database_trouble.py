@@ -63,7 +63,7 @@ async def test_away_while_50_tasks_end(world: World, how: str) -> None:
     """Away for five leases while they end: 50 written once, 0 twice, 0 stuck."""
     watch(world)
     world.runway.set(concurrency=50)
-    tasks = many(world, 50, "[[slow 1500ms]] ")
+    tasks = many(world, 50, "[[slow 4s]] ")
     async with proxy(world.database.url) as between:  # noqa: SIM117 - one needs the other
         async with world.worker(**QUICK, DATABASE_URL=between.url) as worker:
             await until_true(
