@@ -42,10 +42,14 @@ Deno.serve(async (request) => {
   } catch {
     return new Response(null, { status: 401 })
   }
-  const { error } = await supabase.from('handled_events').insert({ id: headers['webhook-id'] })
-  if (error?.code === '23505') return new Response(null, { status: 204 }) // it was handled before
+  const id = headers['webhook-id']
+  const handled = supabase.from('handled_events')
+  const { data, error } = await handled.select('id').eq('id', id).maybeSingle()
   if (error) return new Response(null, { status: 503 }) // it is sent again later
+  if (data) return new Response(null, { status: 204 }) // it was handled before
   const { reference, task_id, status, error_code } = event.data
   console.log(event.type, reference ?? task_id, status, error_code ?? '')
+  // After the work: an event whose handling broke off comes again.
+  await supabase.from('handled_events').insert({ id })
   return new Response(null, { status: 204 })
 })

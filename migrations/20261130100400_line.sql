@@ -120,6 +120,8 @@ begin
     select w.task_id as id, w.tries
       from vidgen.wanted_films as w
      where w.due_at <= now()
+       -- Else they would wait among their owners' unfinished tasks, up to the limit of those.
+       and exists (select from vidgen.workers as alive where alive.dead_at is null and alive.renders > 0)
      order by w.due_at
      limit batch
        for update skip locked
@@ -146,7 +148,7 @@ begin
           update vidgen.wanted_films as w
              set tries = wanted.tries + 1,
                  due_at = clock_timestamp()
-                          + least(limits.refusal_pause * 2 ^ wanted.tries, interval '10 minutes')
+                          + least(limits.refusal_pause * 2 ^ least(wanted.tries, 20), interval '10 minutes')
            where w.task_id = wanted.id;
         end if;
         return next;

@@ -56,7 +56,7 @@ alter table public.video_webhooks enable row level security;
 create policy "owners see their webhooks" on public.video_webhooks
   for select to authenticated using ((select vidgen.signed_in_user()) = user_id);
 
--- Two rows where a secret was changed less than a day ago: a request carries a signature of each.
+-- More rows where a secret was changed less than a day ago: a request carries a signature of each.
 create table vidgen.webhook_secrets (
   webhook_id uuid not null references public.video_webhooks (id) on delete cascade,
   secret bytea not null,
@@ -136,7 +136,11 @@ begin
            'data', said
          )
     from public.video_webhooks as w
-   where w.enabled and (w.user_id is null or w.user_id = owner)
+   where w.enabled
+     and (
+       w.user_id is null
+       or w.user_id = owner and (select s.user_webhooks from vidgen.settings as s)
+     )
      and w.events && array[what, split_part(what, '.', 1) || '.*']
       on conflict do nothing;
   if found then
@@ -431,6 +435,8 @@ as $$
          or not exists (select from public.video_webhooks as w where w.id = d.webhook_id)
        )
      limit batch
+       -- One that is sent again meanwhile is kept.
+       for update skip locked
   ),
   gone as (
     delete from vidgen.deliveries as d
@@ -481,6 +487,9 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
 begin
+  if not vidgen.acts_for_all() and not (select s.user_webhooks from vidgen.settings as s) then
+    raise exception 'webhooks of users are not offered here' using errcode = 'PT403';
+  end if;
   -- Whose it is never changes: a stranger's call doesn't wait for the lock, nor hold it.
   perform
      from public.video_webhooks as w
@@ -533,10 +542,9 @@ as $$
 #variable_conflict use_variable
 begin
   perform vidgen.lock_webhook(webhook);
-  delete from vidgen.webhook_secrets as s where s.webhook_id = webhook and s.until is not null;
   update vidgen.webhook_secrets as s
      set until = clock_timestamp() + interval '24 hours'
-   where s.webhook_id = webhook;
+   where s.webhook_id = webhook and s.until is null;
   return jsonb_build_object('secret', vidgen.new_webhook_secret(webhook));
 end
 $$;

@@ -93,6 +93,16 @@ def test_what_only_the_clips_tell_is_refused_by_its_pointer(
     assert (refused.value.pointer, wrong in refused.value.wrong) == (pointer, True), refused.value
 
 
+def test_music_of_a_moment_and_one_file_as_two_things_are_refused() -> None:
+    """It would be opened thousands of times; and each use is looked at."""
+    made = cut(1, sound={"music": {"asset": "a"}})
+    with pytest.raises(CutError, match="/sound/music/asset: it is shorter than 1 s"):
+        plan(film(made, a=Source("a", seconds=0.01, sound=True)), FONTS)
+    made = cut(1, logo={"asset": "a"}, sound={"music": {"asset": "a"}})
+    with pytest.raises(CutError, match="/sound/music/asset: there is no sound in it"):
+        plan(film(made, a=Source("a", 10, 10)), FONTS)
+
+
 def test_an_asset_has_to_be_what_it_is_used_as() -> None:
     made = cut(1, logo={"asset": "a"}, sound={"music": {"asset": "b"}})
     sound, picture = Source("a", seconds=2.0, sound=True), Source("b", 10, 10)

@@ -307,6 +307,11 @@ def test_a_rotated_secret_signs_for_a_day_beside_the_new_one(ground: Ground) -> 
     assert len(row["secrets"]) == 2
     assert row["secrets"][1] == first["secret"] != row["secrets"][0]
     assert said["secret"].startswith("whsec_")
+    # A second change takes nothing from a receiver that knows the first secret.
+    ground.sql("select public.rotate_video_webhook_secret(%s)", hook)
+    hand("return_deliveries", ids=[row["id"]])
+    (row,) = take(hand)
+    assert first["secret"] in row["secrets"]
     ground.sql("update vidgen.webhook_secrets set until = now() where until is not null")
     hand("return_deliveries", ids=[row["id"]])
     (row,) = take(hand)
@@ -366,6 +371,18 @@ def test_users_have_webhooks_only_where_an_operator_allows_it(ground: Ground) ->
     with pytest.raises(psycopg.Error) as not_theirs:
         as_user(ground, uuid4(), "select public.create_video_webhook(%s, array['gate.*'])", URL)
     assert "gates_concern_the_operator_only" in str(not_theirs.value)
+
+
+def test_an_operator_stops_the_webhooks_of_all_users(ground: Ground) -> None:
+    owner = uuid4()
+    hook = webhook(ground, user_id=owner)
+    ground.sql("update vidgen.settings set user_webhooks = false")
+    with ground.worker() as hand:
+        hand.about(ground.held(hand, user_id=owner), "fail", code="ASSET_INVALID")
+    assert deliveries(ground) == []
+    with pytest.raises(psycopg.Error) as refused:
+        as_user(ground, owner, "select public.test_video_webhook(%s)", hook)
+    assert refused.value.sqlstate == "PT403"
 
 
 @pytest.mark.parametrize("url", [

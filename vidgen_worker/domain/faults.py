@@ -222,20 +222,20 @@ _IN, _WAIT, _RETRY, _FAIL, _GATE = (
 _RULES = (
     FaultRule(
         FaultName.SCENE_NOT_FOUND, "scene", "absent, or owned by another user",
-        "SCENE_NOT_FOUND", _FAIL, Hold.NONE,
+        "SCENE_NOT_FOUND", _FAIL, Hold.RELEASE,
         "The scene of this video was deleted, or is not yours. Order a video of another scene.",
         unbraked="about the scene; nothing is paid",
     ),
     FaultRule(
         FaultName.SCENE_INVALID, "scene", "bad prompt, duration, reference URL",
-        "INVALID_REQUEST", _FAIL, Hold.NONE,
+        "INVALID_REQUEST", _FAIL, Hold.RELEASE,
         "The scene can't be generated as it is. Correct the field that is named, then retry.",
         "names the field",
         unbraked="about the scene; nothing is paid",
     ),
     FaultRule(
         FaultName.RESOLUTION_UNSUPPORTED, "scene", "unknown resolution",
-        "RESOLUTION_UNSUPPORTED", _FAIL, Hold.NONE,
+        "RESOLUTION_UNSUPPORTED", _FAIL, Hold.RELEASE,
         "The scenario's resolution is not supported. Choose one of the listed ones, then retry.",
         unbraked="about the scene; nothing is paid",
     ),

@@ -207,7 +207,17 @@ class Cut:
 
     @property
     def assets(self) -> dict[str, str]:
-        """Each asset's path in the owner's folder, and where in the cut it is named."""
+        """Each asset's path in the owner's folder, and a place in the cut that names it."""
+        return dict(reversed(self.uses))
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether captions are drawn."""
+        return bool(self.captions) or any(part.caption for part in self.parts)
+
+    @property
+    def uses(self) -> list[tuple[str, str]]:
+        """Each use of an asset: its path in the owner's folder, and its place in the cut."""
         named: list[tuple[str, str]] = []
         if self.sound is not None:
             voices = [(v.asset, f"/sound/voice/{n}/asset") for n, v in enumerate(self.sound.voice)]
@@ -218,4 +228,4 @@ class Cut:
             named.append((self.logo.asset, "/logo/asset"))
         if self.end is not None:
             named.append((self.end.asset, "/end/asset"))
-        return dict(named)
+        return named

@@ -23,6 +23,8 @@ RENDERER = 1
 MOST_FPS, USUAL_FPS = 60, 24
 STAND_IN = (1280, 720)
 """Width and height of a clip that is not there yet: no refusal depends on them."""
+SHORTEST_MUSIC = 1
+"""Seconds. It is opened anew each time that it begins again: a click would be so all the time."""
 Runs = tuple[tuple[str, str], ...]
 """A text in pieces, each with the file of its font."""
 
@@ -88,7 +90,7 @@ def frame_rate(film: Film) -> Fraction:
 
 
 def _check_assets(film: Film) -> None:
-    for path, pointer in film.cut.assets.items():
+    for path, pointer in film.cut.uses:
         asset = film.assets.get(path)
         if asset is None:
             raise CutError(pointer, f"there is no {path!r} in your folder of the bucket",
@@ -99,6 +101,9 @@ def _check_assets(film: Film) -> None:
         heard = pointer.startswith("/sound")
         if heard and not asset.sound:
             raise CutError(pointer, "there is no sound in it", "Name a sound file")
+        if pointer == "/sound/music/asset" and (asset.seconds or 0) < SHORTEST_MUSIC:
+            raise CutError(pointer, f"it is shorter than {SHORTEST_MUSIC} s, and begins again at "
+                           "its end", "Name a longer one")  # fmt: skip
         if not heard and (not asset.width or asset.seconds):
             raise CutError(pointer, "it is no picture", "Name a PNG, JPEG or WebP")
     size = sum(source.size for source in (*film.clips, *film.assets.values()) if source)

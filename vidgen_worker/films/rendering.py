@@ -5,6 +5,7 @@ opens a file from outside itself.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -98,7 +99,8 @@ async def render(job: Job, folder: Path, tell: Tell) -> Made | Failed:
     Cancelled, it ends the child and leaves no file.
     """
     form = FORMATS[job.format]
-    file = folder / f"{job.name}.{form.extension}"
+    # No name of a clip or an asset begins so: an output may have any name.
+    file = folder / f"output-{job.name}.{form.extension}"
     asked = {
         "render": to_json(job), "file": file.name, "fonts": job.fonts,
         "limits": _limits(_memory(job), LARGEST_OUTPUT, _cpu(job)),
@@ -184,7 +186,8 @@ async def _asked(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, 
     except OSError as error:
         return {"short": f"no process can be started: {error.strerror}"}
     # Here and not in the child: its imports alone take a good part of a second.
-    os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    with contextlib.suppress(ProcessLookupError):  # it has died already: see below
+        os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
     try:
         async with asyncio.timeout(WALL_FOR_CPU * job["limits"]["cpu"]):
             return await _talk(process, json.dumps(asked).encode() + b"\n", tell)

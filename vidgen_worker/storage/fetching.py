@@ -71,9 +71,10 @@ async def _answer(connection: Connection, bucket: str, path: str) -> AsyncIterat
         try:
             checked(response)
         except StorageApiError as error:
-            # A gateway that knows no Storage at all says 404, too.
-            routed = not str(error.message).startswith("Route ")
-            if status_of(error) == codes.NOT_FOUND and routed:
+            # A gateway, a paused project and a missing bucket say 404, too: no verdict on the file.
+            said = str(error.message)
+            of_file = error.code != "InternalError" and not said.startswith(("Route ", "Bucket "))
+            if status_of(error) == codes.NOT_FOUND and of_file:
                 raise AbsentError(f"{bucket}/{path}") from error
             raise
         raise ValueError(f"answered {response.status_code} in place of a file")

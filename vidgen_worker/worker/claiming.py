@@ -256,12 +256,14 @@ class Claiming:
             ))  # fmt: skip
 
     async def _become_idle(self) -> None:
-        """Give back what is only polled, which may take hours: a suspect waits for an idle worker.
+        """Give back what is polled or cut, for hours perhaps: a suspect waits for an idle worker.
 
         Now and then only: without a slot for the suspect, this worker takes them again.
         """
         process = self._process
-        polled = [held for held in process.held.tasks.values() if held[0].polling]
+        polled = [
+            held for held in process.held.tasks.values() if held[0].polling or held[0].task.renders
+        ]
         if not polled or boot_time() < self._become_idle_due:
             return
         self._become_idle_due = boot_time() + BECOME_IDLE_EVERY

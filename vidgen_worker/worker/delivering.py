@@ -1,7 +1,7 @@
 """The loop that sends deliveries: taken when somebody is woken, and at intervals.
 
-A receiver that is slow or dead keeps two of its own deliveries waiting, and nothing else. What is
-due, in which turn, and what follows is decided in PostgreSQL.
+A receiver that is slow or dead takes two of the places, and no more. What is due, in which turn,
+and what follows is decided in PostgreSQL.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import contextlib
 from datetime import timedelta
 
 from vidgen_worker.database.trouble import DatabaseUnavailableError
-from vidgen_worker.queue.deliveries import Delivery, Result
+from vidgen_worker.queue.deliveries import Deliveries, Delivery, Result
 from vidgen_worker.telemetry.bus import emit
 from vidgen_worker.telemetry.events import DeliveryFailed, DeliverySent, WebhookDisabled
 from vidgen_worker.webhooks.schedule import pause_after
@@ -38,7 +38,8 @@ class Delivering:
             allow_loopback=settings.vidgen_webhook_allow_loopback,
             proxy=proxy.get_secret_value() if proxy else None,
         )
-        self._sending: dict[asyncio.Task[None], Delivery] = {}
+        self._sending: dict[asyncio.Task[None], tuple[Delivery, Deliveries]] = {}
+        """Each request under way, with the life that took it: no other one may book it."""
 
     async def loop(self) -> None:
         """Take what is due as long as there is room, then wait to be woken."""
@@ -54,26 +55,28 @@ class Delivering:
 
     async def end(self) -> None:
         """Cut off what is under way: it is due again at once, for another worker."""
-        cut = [delivery.id for delivery in self._sending.values()]
+        cut = list(self._sending.values())
         await end_all(set(self._sending), LOOPS_END)
-        if cut:
+        for deliveries in {taken_by for _, taken_by in cut}:
+            ids = [delivery.id for delivery, taken_by in cut if taken_by is deliveries]
             with contextlib.suppress(DatabaseUnavailableError):  # then their leases run out
-                await self._process.life.queue.deliveries.give_back(cut)
+                await deliveries.give_back(ids)
         await self._sender.aclose()
 
     async def _take(self) -> None:
-        for delivery in await self._process.life.queue.deliveries.take(
-            MOST - len(self._sending), LEASE
-        ):
-            sending = asyncio.create_task(self._send(delivery), name=f"deliver {delivery.id}")
-            self._sending[sending] = delivery
+        deliveries = self._process.life.queue.deliveries
+        for delivery in await deliveries.take(MOST - len(self._sending), LEASE):
+            sending = asyncio.create_task(
+                self._send(delivery, deliveries), name=f"deliver {delivery.id}"
+            )
+            self._sending[sending] = delivery, deliveries
             sending.add_done_callback(self._sent)
 
     def _sent(self, sending: asyncio.Task[None]) -> None:
         del self._sending[sending]
         self._process.wakes.deliveries.set()
 
-    async def _send(self, delivery: Delivery) -> None:
+    async def _send(self, delivery: Delivery, deliveries: Deliveries) -> None:
         async with guarded("deliver", self._process):
             body = delivery.body.encode()
             answer = await self._sender.send(
@@ -87,7 +90,7 @@ class Delivering:
                 error=answer.trouble.value if answer.trouble else None, pause=pause,
                 gone=answer.gone,
             )  # fmt: skip
-            follows = await self._process.life.queue.deliveries.book(delivery, result)
+            follows = await deliveries.book(delivery, result)
             self._tell(delivery, answer.status, answer.trouble, follows)
             if follows == "again" and pause is not None and pause <= LOOK_EVERY * 2:
                 asyncio.get_running_loop().call_later(
