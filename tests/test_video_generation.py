@@ -1,5 +1,6 @@
 """The whole pipeline: a row goes in, a video comes out, or a clear reason why not."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from tests.support.films import size_of
-from tests.support.world import World, recorded
+from tests.support.world import World, hearing, recorded
 from vidgen_worker.domain.resolution import RATIOS
 from vidgen_worker.telemetry import bus, events
 
@@ -289,11 +290,10 @@ async def test_a_scene_table_that_refuses_our_status_does_not_stop_a_paid_task(
     """An application's own CHECK fails in a savepoint; it is logged."""
     world.sql("alter table video_scenes add constraint own check (status <> 'completed')")
     user = world.user()
-    with recorded() as heard:
-        async with world.worker():
-            row = await world.until(world.order(user, world.scene(user)))
+    async with hearing(events.SceneWriteRefused) as refused, world.worker():
+        row = await world.until(world.order(user, world.scene(user)))
+        await asyncio.wait_for(refused.wait(), 60)  # said after the row is written
     assert row["status"] == "completed"
-    assert any(isinstance(e, events.SceneWriteRefused) for e in heard)
 
 
 async def test_rejected_content_is_never_submitted_again(world: World) -> None:
