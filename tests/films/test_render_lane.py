@@ -34,7 +34,7 @@ STATUS = f"select status = '{{}}' from {TASKS} where id = %s"
 SHORT = {"preset": "preview", "format": "mp4"}
 """An output that takes no second."""
 SLOW = {"preset": "av1", "target": "best"}
-"""One that takes many."""
+"""One that takes many; of twelve parts it is at work for longer than a test looks."""
 
 
 @pytest.fixture(autouse=True)
@@ -275,7 +275,7 @@ async def test_a_cut_whose_child_crashes_twice_fails_alone_and_costs_nothing_mor
     user = world.user()
     async with world.worker():
         part = await clip_of(world, user)
-        poison = order(world, user, [part], [SLOW])
+        poison = order(world, user, [part] * 12, [SLOW])
         await until_true_of_the_film(world, poison)
         crashed: frozenset[int] = frozenset()
         while len(crashed) < 2:
@@ -316,7 +316,7 @@ async def test_a_film_waits_for_a_machine_without_room_or_memory_and_closes_no_g
         assert (await world.until(film))["status"] == "completed"
 
         killed: frozenset[int] = frozenset()
-        second = order(world, user, [part], [SLOW])
+        second = order(world, user, [part] * 12, [SLOW])
         while len(killed) < 2:
             pid = await until_there_is_a_child(without=killed)
             os.kill(pid, signal.SIGKILL)
@@ -334,12 +334,12 @@ async def test_a_cancel_and_a_drain_end_the_render_at_once(world: World) -> None
     user = world.user()
     async with world.worker():
         part = await clip_of(world, user)
-        film = order(world, user, [part], [SLOW])
+        film = order(world, user, [part] * 12, [SLOW])
         await until_true_of_the_film(world, film)
         cancel(world, user, film)
         assert (await world.until(film))["status"] == "cancelled"
         assert children() == []
-        film = order(world, user, [part], [SHORT, SLOW])
+        film = order(world, user, [part] * 12, [SHORT, SLOW])
         async with hearing(events.RenditionStored) as stored:
             await stored.wait()
         await until_there_is_a_child()
@@ -389,7 +389,10 @@ async def test_two_films_are_cut_at_once_beside_paid_work(world: World) -> None:
     user, other = world.user(), world.user()
     async with world.worker(VIDGEN_RENDERS="0"):
         part, theirs = await clip_of(world, user), await clip_of(world, other)
-        films = [order(world, user, [part], [SLOW]), order(world, other, [theirs], [SLOW])]
+        films = [
+            order(world, user, [part] * 12, [SLOW]),
+            order(world, other, [theirs] * 12, [SLOW]),
+        ]
         await world.until(world.order(user, world.scene(user)))
         assert {world.task(film)["attempt"] for film in films} == {0}
         assert world.task(films[0])["message"] == "Waiting for a worker that cuts films"
