@@ -34,7 +34,9 @@ def _letters() -> Finding:
     """Look at what shapes letters and orders them from right to left."""
     from PIL import features  # noqa: PLC0415 - the extra's
 
-    if features.check("raqm") and features.check("fribidi"):
+    from vidgen_worker.films.fonts import shapes_letters  # noqa: PLC0415 - likewise
+
+    if shapes_letters():
         return Finding("Captions", State.OK, f"FriBidi {features.version('fribidi')}")
     said = "FriBidi is not installed: films with captions wait for a machine that has it"
     return Finding("Captions", State.NOTE, said, FRIBIDI)

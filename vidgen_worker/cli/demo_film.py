@@ -38,11 +38,9 @@ def need_films() -> None:
     """End the process where this machine can't draw the film's captions, with the remedy."""
     if not can_render():
         fail(ExitCode.CONFIGURATION, "Films need the extra `films`.", EXTRA)
-    from PIL import features  # noqa: PLC0415 - the extra's
+    from vidgen_worker.films.fonts import Fonts, shapes_letters  # noqa: PLC0415 - the extra's
 
-    from vidgen_worker.films.fonts import Fonts  # noqa: PLC0415 - likewise
-
-    if not features.check("fribidi"):
+    if not shapes_letters():
         fail(ExitCode.CONFIGURATION, "The film's captions need FriBidi.", FRIBIDI)
     if not Fonts().files:
         fail(ExitCode.CONFIGURATION, "The film's captions need a font.", FONTS)

@@ -12,14 +12,8 @@ from vidgen_worker.domain.faults import Fault, FaultName
 from vidgen_worker.films import plan
 from vidgen_worker.films.bringing import bring_assets
 from vidgen_worker.films.cut import Cut
+from vidgen_worker.films.fonts import shapes_letters
 from vidgen_worker.films.studio import Studio
-
-
-def _shapes_letters() -> bool:
-    """Whether captions can be drawn on this machine. Pillow is asked only where there are some."""
-    from PIL import features  # noqa: PLC0415 - 20 MB that films without captions do without
-
-    return bool(features.check("raqm") and features.check("fribidi"))
 
 
 async def check(studio: Studio, owner: UUID, cut: Cut, lengths: Sequence[float | None]) -> None:
@@ -30,12 +24,12 @@ async def check(studio: Studio, owner: UUID, cut: Cut, lengths: Sequence[float |
     """
     fonts = studio.fonts
     assert fonts is not None  # noqa: S101 - films are claimed where they are cut only
-    async with studio.folder() as folder:
-        brought = await bring_assets(studio, folder, owner, cut)
-    if cut.has_texts and not await asyncio.to_thread(_shapes_letters):
+    if cut.has_texts and not await asyncio.to_thread(shapes_letters):
         # Before anything is paid: another machine may have what this one lacks.
         raise Fault(
             FaultName.SCRATCH_UNAVAILABLE,
             details="captions need FriBidi, which is missing here: apt-get install libfribidi0",
         )
+    async with studio.folder() as folder:
+        brought = await bring_assets(studio, folder, owner, cut)
     await asyncio.to_thread(plan.check, cut, lengths, brought.assets, fonts)

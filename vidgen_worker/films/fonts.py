@@ -35,6 +35,13 @@ SCRIPTS: Mapping[str, str] = MappingProxyType(
 """Scripts that captions are written in, each with letters that a font for it has."""
 
 
+def shapes_letters() -> bool:
+    """Whether this machine has what shapes letters and orders them: no caption is drawn without."""
+    from PIL import features  # noqa: PLC0415 - 20 MB that films without captions do without
+
+    return bool(features.check("raqm") and features.check("fribidi"))
+
+
 class MissingGlyphError(Exception):
     """No font has a character."""
 

@@ -256,19 +256,21 @@ class Claiming:
             ))  # fmt: skip
 
     async def _become_idle(self) -> None:
-        """Give back what is polled or cut, for hours perhaps: a suspect waits for an idle worker.
+        """Give back what is lasting or cut, for hours perhaps: a suspect waits for an idle worker.
 
         Now and then only: without a slot for the suspect, this worker takes them again.
         """
         process = self._process
-        polled = [
+        lasting = [
             held for held in process.held.tasks.values() if held[0].polling or held[0].task.renders
         ]
-        if not polled or boot_time() < self._become_idle_due:
+        if not lasting or boot_time() < self._become_idle_due:
             return
         self._become_idle_due = boot_time() + BECOME_IDLE_EVERY
         async with self.lock:
-            await end_all({working for _, working in polled}, LOOPS_END)
-            given = await process.life.queue.leases.hand_back([run.task.fence for run, _ in polled])
+            await end_all({working for _, working in lasting}, LOOPS_END)
+            given = await process.life.queue.leases.hand_back(
+                [run.task.fence for run, _ in lasting]
+            )
         for fence in given:
             emit(TaskHandedBack(fence=fence))

@@ -2,8 +2,8 @@
 
 VMAF (Netflix, model 0.6.1) is a regression over what a viewer misses in each frame: detail that is
 gone (ADM), information that is left (VIF), and how much moves. The three are computed here by
-Pillow: ADM whole, VIF at an eighth of the size only. The
-weights are fitted by `bench/calibration.py`; docs/benchmark.md says how well. No frame is kept.
+Pillow: ADM whole, VIF at an eighth of the size only. The weights are fitted by
+`bench/calibration.py`; docs/benchmark.md says how well. No frame is kept.
 """
 
 import math
