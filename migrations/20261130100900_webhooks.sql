@@ -120,6 +120,17 @@ as $$
            placing '8' from 13) placing 'a' from 17)::uuid
 $$;
 
+-- What a receiver reads of an event of this transaction.
+create function vidgen.delivery_body(what text, said jsonb) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+           'type', what,
+           'timestamp', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+           'data', said
+         )
+$$;
+
 -- Write the deliveries of one event. Only a disabled webhook gets none: what has happened meanwhile is in
 -- the tables.
 create function vidgen.deliver(
@@ -130,11 +141,7 @@ as $$
 #variable_conflict use_variable
 begin
   insert into vidgen.deliveries (webhook_id, id, task_id, event, body)
-  select w.id, vidgen.delivery_id(w.id, happened), of_task, what, jsonb_build_object(
-           'type', what,
-           'timestamp', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-           'data', said
-         )
+  select w.id, vidgen.delivery_id(w.id, happened), of_task, what, vidgen.delivery_body(what, said)
     from public.video_webhooks as w
    where w.enabled
      and (
@@ -460,11 +467,8 @@ as $$
 begin
   insert into vidgen.deliveries (webhook_id, id, event, body)
   values (
-    of_webhook, gen_random_uuid(), 'webhook.test', jsonb_build_object(
-      'type', 'webhook.test',
-      'timestamp', to_char(now() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      'data', jsonb_build_object('webhook_id', of_webhook)
-    )
+    of_webhook, gen_random_uuid(), 'webhook.test',
+    vidgen.delivery_body('webhook.test', jsonb_build_object('webhook_id', of_webhook))
   );
   perform vidgen.wake('vidgen_tasks', 'webhook');
 end
@@ -626,6 +630,7 @@ create policy "the worker sees all webhooks" on public.video_webhooks
 
 revoke all on function
   vidgen.are_webhook_events(text[]), vidgen.delivery_id(uuid, text),
+  vidgen.delivery_body(text, jsonb),
   vidgen.deliver(text, uuid, uuid, text, jsonb), vidgen.tell_webhooks(), vidgen.tell_of_gates(),
   vidgen.take_deliveries(uuid, integer, interval), vidgen.hold_deliveries(uuid),
   vidgen.book_delivery(uuid, uuid, smallint, uuid, boolean, smallint, text, interval, boolean),

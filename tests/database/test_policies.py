@@ -294,6 +294,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "vidgen.forget_deliveries(integer)": WORKER,
     "vidgen.are_webhook_events(text[])": NONE,
     "vidgen.delivery_id(uuid,text)": NONE,
+    "vidgen.delivery_body(text,jsonb)": NONE,
     "vidgen.deliver(text,uuid,uuid,text,jsonb)": NONE,
     "vidgen.tell_webhooks()": NONE,
     "vidgen.tell_of_gates()": NONE,
